@@ -1,0 +1,59 @@
+//! Storage keeps: the logs of all shards, what the replicas remember, and what clients stored.
+//!
+//! One engine per node, with three families of keys over **one** write-ahead log, so that a batch over several families is atomic
+//! and one fsync makes it durable:
+//!
+//! | family | key | value |
+//! |---|---|---|
+//! | `log` | shard ‖ index | checksum ‖ format ‖ entry |
+//! | `state` | shard ‖ tag; for the node 0 ‖ tag | checksum ‖ format ‖ hard state, truncated position, descriptor, replica, tombstone, install marker; identity, founding mark, routes |
+//! | `data` | `2` ‖ user key, `3` ‖ the meta shard's key; `1` ‖ shard for the shard's applied state | format ‖ revision ‖ expiry ‖ value |
+//!
+//! The keys are told byte by byte in [`keys`], the records in [`records`].
+//!
+//! Two writers, in the order in which a node does things. [`log::append`] writes what the shards of a pass must remember, synced
+//! where it must be durable before it counts. The [`Applier`] turns committed entries into data, unsynced: the log still holds
+//! what a crash takes away. [`recover()`] puts the two together again.
+//!
+//! **Invariants.**
+//! - Data, applied state and descriptor of a shard change in one batch; nothing is applied twice, and nothing is left out.
+//! - A log holds exactly the entries above its truncated position, and truncated ≤ applied ≤ last, commit ≤ last.
+//! - Every stored record has a format byte; those of `log` and `state` a checksum over key and record. A corrupt record stops the
+//!   process with shard and index named; it is never skipped.
+//! - A failed write or fsync ends the process (`fatal`); it is never retried.
+//! - The ranges of a node's shards are disjoint, so keys carry no shard. The core alone judges overlap; nothing here does.
+//!
+//! **Rooms.** [`engine`] is the contract; [`memory`] keeps it without a disk and forgets in a crash what a disk would, `rocks` (with
+//! the feature `rocksdb`) is the real one, and `open` locks a directory and binds it to a node. [`bootstrap`](mod@bootstrap) founds, [`log`] and
+//! [`apply`] write, [`read`] looks, [`snapshot`] and [`manifest`] move a shard as a whole, [`recover`](mod@recover) starts again. [`work`] are the
+//! plain data that the core speaks. Without the feature the crate depends on no RocksDB, no file system and no thread: that is
+//! what the pure core and its simulator are built with.
+//!
+//! **Tests** stand beside what they test. The contract's suite, run on both engines, is in `engine/tests.rs`; crashes at every
+//! unsynced prefix in `apply/tests.rs`, restarts after every step of an install in `snapshot/tests.rs`.
+
+pub mod apply;
+pub mod bootstrap;
+pub mod engine;
+pub mod error;
+pub mod keys;
+pub mod log;
+pub mod manifest;
+pub mod memory;
+pub mod read;
+pub mod records;
+pub mod recover;
+pub mod snapshot;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod work;
+
+pub use apply::Applier;
+pub use bootstrap::{bootstrap, is_bootstrapped, routes, save_routes};
+pub use engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
+pub use error::StorageError;
+pub use log::append;
+pub use memory::MemoryEngine;
+pub use read::StateHash;
+pub use recover::{recover, tombstones};
+pub use work::*;

@@ -1,0 +1,217 @@
+//! Snapshots of one shard: built from a view, verified where they arrive, installed so that a restart can finish the job.
+//!
+//! **Build.** The view was pinned in apply order, and everything is read from it: descriptor, applied state and data. So the
+//! manifest's index and the files agree, whatever is applied meanwhile.
+//!
+//! **Install**, each step durable before the next begins:
+//!
+//! 1. *verify*: every file is there, with its length and checksum. Nothing was changed so far.
+//! 2. *mark*: the install marker says what is being installed, from where. From here on the shard's records mean nothing.
+//! 3. *clear*: the shard's data and its log are deleted.
+//! 4. *ingest*: the files' records are taken in. The files themselves stay.
+//! 5. *finish*: one batch with applied state, truncated position, hard state, descriptor and replica, which removes the marker.
+//! 6. *tidy*: the files are removed.
+//!
+//! A restart that finds the marker begins again at step 3: each step may be done twice. If the files are gone while the marker
+//! stands, the shard can't be completed, and [`recover`](crate::recover()) says so. The caller keeps the applier away from the
+//! shard meanwhile, and tells it [`installed`](crate::Applier::installed) afterwards. After recovery nothing refers to any folder
+//! of snapshots any more: the node empties it.
+
+use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
+use crate::error::StorageError;
+use crate::keys::{self, StateTag};
+use crate::records::{self, AppliedRecord};
+use crate::work::{HardState, SnapshotManifest};
+use bytes::{BufMut, Bytes};
+use flotilla_router::codec::{Put, Reader};
+use flotilla_router::{DecodeError, ReplicaId, ShardId};
+use std::path::{Path, PathBuf};
+
+/// A file of a snapshot ends at about this size: small enough to be sent and taken in piece by piece.
+pub const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Writes the shard, as `view` shows it, into files in `folder`, which is emptied first.
+pub fn build<E: Engine>(engine: &E, view: &E::View, shard: ShardId, folder: &Path) -> Result<SnapshotManifest, StorageError> {
+    build_with(engine, view, shard, folder, FILE_BYTES_MAX)
+}
+
+/// [`build`] with files of another size.
+pub fn build_with<E: Engine>(
+    engine: &E,
+    view: &E::View,
+    shard: ShardId,
+    folder: &Path,
+    file_bytes_max: u64,
+) -> Result<SnapshotManifest, StorageError> {
+    let key = keys::state(shard, StateTag::Descriptor);
+    let Some(record) = view.get(Family::State, &key)? else {
+        return Err(StorageError::snapshot(shard, "this node has no replica of the shard"));
+    };
+    let descriptor = records::decode_descriptor(&key, &record).map_err(|e| StorageError::record(shard, e))?;
+    let applied = crate::read::applied_record(view, shard)?;
+    let (start, end) = keys::data_range(shard.is_meta(), &descriptor.range);
+    let files = engine.export(view, &start, &end, folder, file_bytes_max)?;
+    Ok(SnapshotManifest { descriptor, at: applied.at, revision: applied.revision, files })
+}
+
+/// Whether `folder` holds exactly what the manifest says.
+pub fn verify<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path) -> Result<(), StorageError> {
+    let shard = manifest.descriptor.id;
+    for file in &manifest.files {
+        if !crate::manifest::is_plain_name(&file.name) {
+            return Err(StorageError::snapshot(shard, format!("the file name {:?}", file.name)));
+        }
+        engine.check_file(folder, file).map_err(|e| StorageError::snapshot(shard, e))?;
+    }
+    Ok(())
+}
+
+/// Replaces the shard by a verified snapshot, as `replica`. The hard state is stored with it; its term and commit are raised to
+/// the snapshot's where they lie below. An error before the marker was written is a [`StorageError::Snapshot`] and changed
+/// nothing; any other is fatal.
+pub fn install<E: Engine>(
+    engine: &E,
+    manifest: &SnapshotManifest,
+    folder: &Path,
+    replica: ReplicaId,
+    hard_state: HardState,
+) -> Result<(), StorageError> {
+    verify(engine, manifest, folder)?;
+    let install = Install::new(manifest.clone(), folder.to_owned(), replica, hard_state)?;
+    install.mark(engine)?;
+    install.complete(engine)
+}
+
+/// Completes every install whose marker stands. The first thing to do at start.
+pub(crate) fn complete_installs<E: Engine>(engine: &E) -> Result<(), StorageError> {
+    for install in Install::marked(engine)? {
+        verify(engine, &install.manifest, &install.folder).map_err(|e| {
+            let why =
+                format!("its install was cut short and can't be completed: {e}; remove this replica and let it be made anew");
+            StorageError::snapshot(install.shard(), why)
+        })?;
+        install.complete(engine)?;
+    }
+    Ok(())
+}
+
+/// An install under way: what its marker says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Install {
+    manifest: SnapshotManifest,
+    folder: PathBuf,
+    replica: ReplicaId,
+    hard_state: HardState,
+}
+
+impl Install {
+    fn new(
+        manifest: SnapshotManifest,
+        folder: PathBuf,
+        replica: ReplicaId,
+        mut hard_state: HardState,
+    ) -> Result<Self, StorageError> {
+        if folder.to_str().is_none() {
+            return Err(StorageError::snapshot(manifest.descriptor.id, "the path of its folder is not UTF-8"));
+        }
+        if hard_state.term < manifest.at.term {
+            hard_state = HardState { term: manifest.at.term, vote: 0, ..hard_state };
+        }
+        // The log below the snapshot is gone and the one above does not exist.
+        hard_state.commit = manifest.at.index;
+        Ok(Self { manifest, folder, replica, hard_state })
+    }
+
+    fn shard(&self) -> ShardId {
+        self.manifest.descriptor.id
+    }
+
+    /// Step 2.
+    fn mark<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
+        let key = keys::state(self.shard(), StateTag::Install);
+        let (mut batch, mut record) = (engine.batch(), Vec::new());
+        records::seal(&mut record, &key, |out| {
+            out.put_bytes_prefixed(&self.manifest.encode());
+            out.put_bytes_prefixed(self.folder.to_string_lossy().as_bytes());
+            out.put_u64(self.replica.0);
+            records::put_hard_state(out, self.hard_state);
+        });
+        batch.put(Family::State, &key, &record);
+        engine.write(batch, true)
+    }
+
+    /// Steps 3 to 6.
+    fn complete<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
+        self.clear(engine)?;
+        self.ingest(engine)?;
+        self.finish(engine)?;
+        engine.remove_folder(&self.folder)
+    }
+
+    /// Step 3.
+    fn clear<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
+        let shard = self.shard();
+        let (start, end) = keys::data_range(shard.is_meta(), &self.manifest.descriptor.range);
+        let mut batch = engine.batch();
+        batch.delete_range(Family::Data, &start, &end);
+        batch.delete_range(Family::Log, &keys::log_entry(shard, 0), &keys::log_end(shard));
+        engine.write(batch, true)
+    }
+
+    /// Step 4.
+    fn ingest<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
+        engine.ingest(&self.folder, &self.manifest.files)
+    }
+
+    /// Step 5.
+    fn finish<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
+        let (shard, at) = (self.shard(), self.manifest.at);
+        let (mut batch, mut record) = (engine.batch(), Vec::new());
+        let applied = AppliedRecord { at, revision: self.manifest.revision };
+        batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(applied));
+        let key = keys::state(shard, StateTag::Truncated);
+        records::encode_truncated(&mut record, &key, at);
+        batch.put(Family::State, &key, &record);
+        let key = keys::state(shard, StateTag::HardState);
+        records::encode_hard_state(&mut record, &key, self.hard_state);
+        batch.put(Family::State, &key, &record);
+        let key = keys::state(shard, StateTag::Descriptor);
+        records::encode_descriptor(&mut record, &key, &self.manifest.descriptor);
+        batch.put(Family::State, &key, &record);
+        let key = keys::state(shard, StateTag::Replica);
+        records::encode_replica(&mut record, &key, self.replica);
+        batch.put(Family::State, &key, &record);
+        batch.delete(Family::State, &keys::state(shard, StateTag::Install));
+        engine.write(batch, true)
+    }
+
+    /// The installs whose markers stand.
+    fn marked<R: Read>(read: &R) -> Result<Vec<Self>, StorageError> {
+        let mut cursor = read.cursor(Family::State, &keys::state_start(), None, Order::Forward);
+        let mut installs = Vec::new();
+        while let Some((key, record)) = cursor.next()? {
+            let Some((shard, _)) = keys::parse_state(key).filter(|(_, tag)| *tag == StateTag::Install as u8) else { continue };
+            let install = Self::decode(key, record).map_err(|e| StorageError::record(shard, e))?;
+            if install.shard() != shard {
+                let why = format!("the marker of shard {} stands here", install.shard());
+                return Err(StorageError::record(shard, DecodeError::new("install marker", why)));
+            }
+            installs.push(install);
+        }
+        Ok(installs)
+    }
+
+    fn decode(key: &[u8], record: &[u8]) -> Result<Self, DecodeError> {
+        let body = records::unseal("install marker", key, record)?;
+        let mut reader = Reader::new("install marker", Bytes::copy_from_slice(body));
+        let manifest = SnapshotManifest::decode(reader.bytes()?)?;
+        let folder = PathBuf::from(reader.string()?);
+        let replica = ReplicaId(reader.u64()?);
+        let hard_state = records::read_hard_state(&mut reader)?;
+        reader.end()?;
+        Ok(Self { manifest, folder, replica, hard_state })
+    }
+}
+
+#[cfg(test)]
+mod tests;
