@@ -1,0 +1,215 @@
+//! What is asked of a node, and what it answers: the same whether the question came by HTTP or from another node.
+//!
+//! Every question names a key (or the start of a range) and so a shard. A question about a range is answered by **one** shard,
+//! for the part of the range that it owns; the answer says where to go on.
+
+use crate::codec::DecodeError;
+use crate::command::Command;
+use crate::ids::{NodeId, Revision, ShardId};
+use crate::range::KeyRange;
+use crate::refusal::Refusal;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::time::Duration;
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Consistency {
+    /// It sees every write that was acknowledged before it began: confirmed by a quorum.
+    Linearizable,
+    /// The same, vouched for by the leader's clock instead of a quorum. Linearizable where leases are off or void.
+    Lease,
+    /// What any one replica has, no older than this where it is given.
+    Stale {
+        /// The greatest age that is accepted; without it any age is.
+        age_max: Option<Duration>,
+    },
+}
+
+/// A look at the keys of a range, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scan {
+    /// The keys to look at.
+    pub range: KeyRange,
+    /// From the end backwards.
+    pub reverse: bool,
+    /// At most so many items.
+    pub limit: u32,
+    /// At most so many bytes of keys and values, but always at least one item.
+    pub bytes_max: u32,
+    /// Leaves the values out.
+    pub keys_only: bool,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// One key.
+    Get {
+        /// 1 to 4096 bytes.
+        key: Bytes,
+        /// How fresh.
+        consistency: Consistency,
+    },
+    /// The part of a range that one shard owns: the one with the range's first key, or, in reverse, with its last.
+    Scan {
+        /// Which keys, in which order, how many.
+        scan: Scan,
+        /// How fresh.
+        consistency: Consistency,
+    },
+    /// A write, durable on a quorum and applied when it is answered. A range is cut to what one shard owns.
+    Write(Command),
+    /// An admin question or order, in JSON between ops and node; routing is the asker's business.
+    Admin(Bytes),
+}
+
+/// One key as a scan shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Item {
+    /// The key.
+    pub key: Bytes,
+    /// Its value; empty where only keys were asked for.
+    pub value: Bytes,
+    /// Its revision.
+    pub revision: Revision,
+}
+
+/// What one shard shows of a range.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScanPage {
+    /// In the order that was asked for.
+    pub items: Vec<Item>,
+    /// The part of the range not yet looked at (in this shard or in its neighbours); `None` when all of it was.
+    pub rest: Option<KeyRange>,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The key is there.
+    Value {
+        /// Its value.
+        value: Bytes,
+        /// Its revision.
+        revision: Revision,
+    },
+    /// There is no such key.
+    Missing,
+    /// The key was set.
+    Written {
+        /// Its new revision.
+        revision: Revision,
+    },
+    /// The key is not there (any more).
+    Deleted,
+    /// A part of the range was removed.
+    DeletedRange {
+        /// How many keys there were.
+        count: u64,
+        /// The part of the range that other shards own; `None` when all of it was removed.
+        rest: Option<KeyRange>,
+    },
+    /// The condition did not hold, and nothing was written.
+    ConditionFailed {
+        /// The revision that the key is at; `None` when there is no such key.
+        current: Option<Revision>,
+    },
+    /// A part of a scan.
+    Page(ScanPage),
+    /// An admin answer, in JSON between ops and node.
+    Admin(Bytes),
+}
+
+/// An answer and who gave it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The shard that answered.
+    pub shard: ShardId,
+    /// The node whose replica answered.
+    pub node: NodeId,
+    /// The answer.
+    pub answer: Answer,
+    /// For a stale read: the applied index that it saw, and how old that is at most.
+    pub staleness: Option<Staleness>,
+}
+
+/// How old a stale read's data may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staleness {
+    /// The replica's applied index.
+    pub applied: u64,
+    /// The time since the replica last knew that it had applied all that was committed; `None` when it never did.
+    pub age: Option<Duration>,
+}
+
+/// A question on its way from node to node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// What is asked.
+    pub ask: Ask,
+    /// How often it was handed on, this time included. At most two.
+    pub hops: u8,
+    /// How much of its time is left.
+    pub time_left: Duration,
+}
+
+/// What a node says to a forwarded question.
+pub type Response = Result<Reply, Refusal>;
+
+/// The bytes of a [`Forwarded`] or a [`Response`].
+pub fn encode<T: Serialize>(value: &T) -> Bytes {
+    postcard::to_stdvec(value).expect("encoding to memory can't fail for these types").into()
+}
+
+/// Reads what [`encode`] wrote.
+pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, DecodeError> {
+    match postcard::take_from_bytes(bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(DecodeError::new(what, format!("{} bytes too many", rest.len()))),
+        Err(error) => Err(DecodeError::new(what, error.to_string())),
+    }
+}
+
+impl Ask {
+    /// The key by which the question finds its shard; `None` for admin questions, and for "from the end" of an open range.
+    pub fn routing_key(&self) -> Option<&Bytes> {
+        match self {
+            Self::Get { key, .. } => Some(key),
+            Self::Scan { scan, .. } if scan.reverse => None,
+            Self::Scan { scan, .. } => Some(&scan.range.start),
+            Self::Write(command) => Some(command.routing_key()),
+            Self::Admin(_) => None,
+        }
+    }
+
+    /// Whether asking twice can do harm.
+    pub fn is_write(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Admin(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Condition, Op};
+
+    #[test]
+    fn a_forwarded_question_survives_the_wire() {
+        let question = Forwarded {
+            ask: Ask::Write(Command {
+                op: Op::Put { key: "k".into(), value: vec![0, 255].into() },
+                condition: Condition::At(Revision(3)),
+            }),
+            hops: 1,
+            time_left: Duration::from_millis(1500),
+        };
+        let bytes = encode(&question);
+        assert_eq!(decode::<Forwarded>("request", &bytes), Ok(question));
+        for n in 0..bytes.len() {
+            assert!(decode::<Forwarded>("request", &bytes[..n]).is_err());
+        }
+        let refusal: Response = Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
+        assert_eq!(decode::<Response>("response", &encode(&refusal)), Ok(refusal));
+    }
+}

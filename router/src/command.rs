@@ -1,0 +1,284 @@
+//! What a log entry carries: the commands of one shard that waited together, byte by byte.
+//!
+//! ```text
+//! payload  := format (1) ‖ range epoch (8) ‖ command*
+//! command  := length (4) ‖ op (1) ‖ condition ‖ fields
+//! put      := 1 ‖ condition ‖ key (4 + n) ‖ value (rest)
+//! delete   := 2 ‖ condition ‖ key (rest)
+//! range    := 3 ‖ condition ‖ key range
+//! condition:= 0 | 1 | 2 | 3 ‖ revision (8)        always, absent, present, at this revision
+//! ```
+//!
+//! A command is encoded once, where the request came in, and travels as the same bytes through forwarding, log and apply.
+//! The range epoch is the one that the leader saw when it proposed; apply compares it again.
+
+use crate::codec::{DecodeError, Put, Reader};
+use crate::ids::Revision;
+use crate::range::KeyRange;
+use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+/// The first byte of a payload.
+const FORMAT: u8 = 1;
+/// Bytes of a payload before its first command.
+pub const PAYLOAD_HEADER_BYTES: usize = 9;
+
+/// What must hold of a key for a command to take effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// Nothing.
+    #[default]
+    Always,
+    /// There is no such key (`If-None-Match: *`).
+    Absent,
+    /// There is such a key (`If-Match: *`).
+    Present,
+    /// The key is at exactly this revision (`If-Match: "<revision>"`).
+    At(Revision),
+}
+
+impl Condition {
+    /// Whether the condition holds of a key at `current`; `None` when there is no such key.
+    pub fn holds(self, current: Option<Revision>) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Absent => current.is_none(),
+            Self::Present => current.is_some(),
+            Self::At(revision) => current == Some(revision),
+        }
+    }
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// Sets a key.
+    Put {
+        /// 1 to 4096 bytes.
+        key: Bytes,
+        /// 0 bytes to 1 MiB.
+        value: Bytes,
+    },
+    /// Removes a key, whether it is there or not.
+    Delete {
+        /// 1 to 4096 bytes.
+        key: Bytes,
+    },
+    /// Removes every key of a range, and answers how many there were. The range lies within the shard.
+    DeleteRange {
+        /// The keys to remove.
+        range: KeyRange,
+    },
+}
+
+/// One client's write.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// What it does.
+    pub op: Op,
+    /// When it does so. `Always` for a range.
+    pub condition: Condition,
+}
+
+impl Command {
+    /// The key by which the command finds its shard.
+    pub fn routing_key(&self) -> &Bytes {
+        match &self.op {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+            Op::DeleteRange { range } => &range.start,
+        }
+    }
+
+    /// The keys that the command touches.
+    pub fn touches(&self, range: &KeyRange) -> bool {
+        match &self.op {
+            Op::Put { key, .. } | Op::Delete { key } => range.contains(key),
+            Op::DeleteRange { range: deleted } => range.intersect(deleted) == *deleted,
+        }
+    }
+
+    /// How many bytes [`Self::encode`] appends.
+    pub fn encoded_bytes(&self) -> usize {
+        let condition = if matches!(self.condition, Condition::At(_)) { 9 } else { 1 };
+        5 + condition
+            + match &self.op {
+                Op::Put { key, value } => 4 + key.len() + value.len(),
+                Op::Delete { key } => key.len(),
+                Op::DeleteRange { range } => 5 + range.start.len() + range.end.as_ref().map_or(0, |end| 4 + end.len()),
+            }
+    }
+
+    /// Appends the command, with its length in front.
+    pub fn encode(&self, out: &mut BytesMut) {
+        out.put_u32(u32::try_from(self.encoded_bytes() - 4).expect("limits keep a command below 4 GiB"));
+        out.put_u8(match self.op {
+            Op::Put { .. } => 1,
+            Op::Delete { .. } => 2,
+            Op::DeleteRange { .. } => 3,
+        });
+        match self.condition {
+            Condition::Always => out.put_u8(0),
+            Condition::Absent => out.put_u8(1),
+            Condition::Present => out.put_u8(2),
+            Condition::At(revision) => {
+                out.put_u8(3);
+                out.put_u64(revision.0);
+            }
+        }
+        match &self.op {
+            Op::Put { key, value } => {
+                out.put_bytes_prefixed(key);
+                out.put_slice(value);
+            }
+            Op::Delete { key } => out.put_slice(key),
+            Op::DeleteRange { range } => range.encode(out),
+        }
+    }
+
+    /// Reads what [`Self::encode`] wrote; key and value share the buffer.
+    pub fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("command", reader.bytes()?);
+        let op = reader.u8()?;
+        let condition = match reader.u8()? {
+            0 => Condition::Always,
+            1 => Condition::Absent,
+            2 => Condition::Present,
+            3 => Condition::At(Revision(reader.u64()?)),
+            other => return Err(reader.error(format!("condition {other}"))),
+        };
+        let op = match op {
+            1 => {
+                let key = reader.bytes()?;
+                let value = reader.take(reader.remaining())?;
+                Op::Put { key, value }
+            }
+            2 => Op::Delete { key: reader.take(reader.remaining())? },
+            3 => Op::DeleteRange { range: KeyRange::decode(&mut reader)? },
+            other => return Err(reader.error(format!("op {other}"))),
+        };
+        reader.end()?;
+        Ok(Self { op, condition })
+    }
+}
+
+/// Gathers the commands that become one log entry.
+pub struct PayloadBuilder {
+    out: BytesMut,
+}
+
+impl PayloadBuilder {
+    /// An entry proposed at this range epoch, with room for `bytes` of commands.
+    pub fn new(range_epoch: u64, bytes: usize) -> Self {
+        let mut out = BytesMut::with_capacity(PAYLOAD_HEADER_BYTES + bytes);
+        out.put_u8(FORMAT);
+        out.put_u64(range_epoch);
+        Self { out }
+    }
+
+    /// Adds one more command.
+    pub fn push(&mut self, command: &Command) {
+        command.encode(&mut self.out);
+    }
+
+    /// The entry's data.
+    pub fn finish(self) -> Bytes {
+        self.out.freeze()
+    }
+}
+
+/// A log entry's data, read back.
+pub struct Payload {
+    /// The range epoch at which the leader proposed it.
+    pub range_epoch: u64,
+    commands: Reader,
+}
+
+impl Payload {
+    /// Reads the header; the commands follow from the iterator, each with its own verdict.
+    pub fn decode(data: Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("log entry payload", data);
+        let format = reader.u8()?;
+        if format != FORMAT {
+            return Err(reader.error(format!("format {format}; this binary reads {FORMAT}")));
+        }
+        Ok(Self { range_epoch: reader.u64()?, commands: reader })
+    }
+}
+
+impl Iterator for Payload {
+    type Item = Result<Command, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.commands.is_empty() {
+            return None;
+        }
+        let command = Command::decode(&mut self.commands);
+        if command.is_err() {
+            // Nothing behind a malformed command can be trusted.
+            let rest = self.commands.remaining();
+            let _ = self.commands.take(rest);
+        }
+        Some(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_command() -> impl Strategy<Value = Command> {
+        let key = || proptest::collection::vec(any::<u8>(), 1..20).prop_map(Bytes::from);
+        let op = prop_oneof![
+            (key(), proptest::collection::vec(any::<u8>(), 0..50)).prop_map(|(key, value)| Op::Put { key, value: value.into() }),
+            key().prop_map(|key| Op::Delete { key }),
+            (key(), proptest::option::of(key())).prop_map(|(start, end)| Op::DeleteRange { range: KeyRange { start, end } }),
+        ];
+        let condition = prop_oneof![
+            Just(Condition::Always),
+            Just(Condition::Absent),
+            Just(Condition::Present),
+            any::<u64>().prop_map(|r| Condition::At(Revision(r))),
+        ];
+        (op, condition).prop_map(|(op, condition)| Command { op, condition })
+    }
+
+    proptest! {
+        #[test]
+        fn a_payload_survives_its_encoding(epoch in any::<u64>(), commands in proptest::collection::vec(any_command(), 0..8)) {
+            let mut builder = PayloadBuilder::new(epoch, 0);
+            for command in &commands {
+                builder.push(command);
+                let mut one = BytesMut::new();
+                command.encode(&mut one);
+                prop_assert_eq!(one.len(), command.encoded_bytes());
+            }
+            let payload = Payload::decode(builder.finish()).unwrap();
+            prop_assert_eq!(payload.range_epoch, epoch);
+            prop_assert_eq!(payload.collect::<Result<Vec<_>, _>>().unwrap(), commands);
+        }
+
+        #[test]
+        fn bytes_that_are_no_payload_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(payload) = Payload::decode(bytes.into()) {
+                let _ = payload.count();
+            }
+        }
+    }
+
+    #[test]
+    fn conditions_hold_as_http_says() {
+        let (none, five) = (None, Some(Revision(5)));
+        let table = [
+            (Condition::Always, true, true),
+            (Condition::Absent, true, false),
+            (Condition::Present, false, true),
+            (Condition::At(Revision(5)), false, true),
+            (Condition::At(Revision(4)), false, false),
+        ];
+        for (condition, absent, at_five) in table {
+            assert_eq!(condition.holds(none), absent, "{condition:?} of an absent key");
+            assert_eq!(condition.holds(five), at_five, "{condition:?} of a key at 5");
+        }
+    }
+}

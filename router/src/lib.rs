@@ -1,0 +1,31 @@
+//! The nouns that every room of Flotilla speaks, and the map from keys to shards.
+//!
+//! Router names, storage keeps, transport carries, ops shows, node decides. This crate is the first word of that sentence:
+//!
+//! - [`ids`]: a newtype for every id, so that a shard is never mistaken for a node.
+//! - [`range`]: half-open key ranges, and the boundaries that a new cluster starts with.
+//! - [`descriptor`]: what a shard is: id, range, epoch, replicas.
+//! - [`command`]: what a log entry carries, byte by byte.
+//! - [`call`]: what is asked of a node and what it answers; the same whether the question came by HTTP or from another node.
+//! - [`refusal`]: every way a node says no, each with its outcome and its cure.
+//! - [`routes`]: key to shard on an immutable snapshot that is swapped whole, and what changes per shard (the leader's hint).
+//!
+//! Pure look-up and pure encoding: **no IO, no clock, no thread**, and no import of a sibling crate.
+
+pub mod call;
+pub mod codec;
+pub mod command;
+pub mod descriptor;
+pub mod ids;
+pub mod range;
+pub mod refusal;
+pub mod routes;
+
+pub use call::{Answer, Ask, Consistency, Item, Reply, Scan, ScanPage};
+pub use codec::DecodeError;
+pub use command::{Command, Condition, Op};
+pub use descriptor::{Descriptor, Epoch, Replica, Role};
+pub use ids::{ClusterId, Incarnation, NodeId, ReplicaId, Revision, ShardId};
+pub use range::KeyRange;
+pub use refusal::{Outcome, Refusal};
+pub use routes::Routes;

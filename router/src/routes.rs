@@ -1,0 +1,179 @@
+//! Key to shard, and shard to the node that probably leads it.
+//!
+//! Two structures, because they change at different rates. Which shard owns a key changes with a split or a merge: an immutable
+//! ordered snapshot, swapped whole, so that a look-up takes no lock and sees one consistent cut of the key space. Who leads a
+//! shard changes with every election: a `DashMap` of hints, each possibly wrong; whoever follows one is told better.
+//!
+//! **Invariants.** The ranges of a snapshot are disjoint. A descriptor is replaced only by one with a higher epoch. No
+//! `DashMap` reference leaves this file, so none is ever held across an await.
+
+use crate::descriptor::Descriptor;
+use crate::ids::{NodeId, ShardId};
+use crate::range::KeyRange;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use dashmap::DashMap;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+/// The map from keys to shards. Cheap to look into from any thread.
+#[derive(Default)]
+pub struct Routes {
+    table: ArcSwap<Table>,
+    leaders: DashMap<ShardId, NodeId>,
+    /// Held while a new table is made of the old one, so that no two makers lose each other's change.
+    writing: Mutex<()>,
+}
+
+/// One consistent cut of the key space.
+#[derive(Clone, Default)]
+pub struct Table {
+    by_start: BTreeMap<Bytes, Arc<Descriptor>>,
+    by_id: BTreeMap<ShardId, Arc<Descriptor>>,
+}
+
+impl Table {
+    /// The shard that owns `key`.
+    pub fn owner(&self, key: &[u8]) -> Option<&Arc<Descriptor>> {
+        let (_, descriptor) = self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        descriptor.range.contains(key).then_some(descriptor)
+    }
+
+    /// The shard that owns the last key below `end` (of all keys, where `end` is `None`).
+    pub fn owner_before(&self, end: Option<&Bytes>) -> Option<&Arc<Descriptor>> {
+        match end {
+            Some(end) => self.by_start.range::<Bytes, _>(..end).next_back().map(|(_, d)| d),
+            None => self.by_start.last_key_value().map(|(_, d)| d),
+        }
+    }
+
+    /// The shard with this id, the meta shard included.
+    pub fn shard(&self, id: ShardId) -> Option<&Arc<Descriptor>> {
+        self.by_id.get(&id)
+    }
+
+    /// Every shard in the order of ids, the meta shard included.
+    pub fn shards(&self) -> impl Iterator<Item = &Arc<Descriptor>> {
+        self.by_id.values()
+    }
+
+    /// Every user shard that owns a key of `range`, in key order.
+    pub fn overlapping<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a Arc<Descriptor>> {
+        self.by_start.values().filter(move |d| d.range.overlaps(range))
+    }
+
+    /// Takes a descriptor in, unless a newer one about the same keys is known.
+    fn learn(&mut self, descriptor: Arc<Descriptor>) {
+        if let Some(known) = self.by_id.get(&descriptor.id) {
+            if known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch {
+                return;
+            }
+        }
+        if !descriptor.id.is_meta() {
+            let overlapping: Vec<_> = self.overlapping(&descriptor.range).cloned().collect();
+            if overlapping.iter().any(|d| d.id != descriptor.id && d.epoch.range >= descriptor.epoch.range) {
+                return;
+            }
+            for old in overlapping {
+                self.by_start.remove(&old.range.start);
+                self.by_id.remove(&old.id);
+            }
+            if let Some(old) = self.by_id.get(&descriptor.id) {
+                self.by_start.remove(&old.range.start);
+            }
+            self.by_start.insert(descriptor.range.start.clone(), descriptor.clone());
+        }
+        self.by_id.insert(descriptor.id, descriptor);
+    }
+}
+
+impl Routes {
+    /// The table as it is now. Hold it for one request, not longer.
+    pub fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    /// The shard that owns `key`.
+    pub fn owner(&self, key: &[u8]) -> Option<Arc<Descriptor>> {
+        self.table.load().owner(key).cloned()
+    }
+
+    /// Takes in what was learnt about shards; older news is ignored.
+    pub fn learn(&self, descriptors: impl IntoIterator<Item = Descriptor>) {
+        let _writing = self.writing.lock().expect("no maker of a table panics");
+        let mut table = Table::clone(&self.table.load());
+        for descriptor in descriptors {
+            table.learn(Arc::new(descriptor));
+        }
+        self.table.store(Arc::new(table));
+    }
+
+    /// Who leads `shard`, as far as is known here.
+    pub fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        self.leaders.get(&shard).map(|hint| *hint)
+    }
+
+    /// Notes who leads `shard`.
+    pub fn set_leader(&self, shard: ShardId, leader: Option<NodeId>) {
+        match leader {
+            Some(node) => {
+                self.leaders.insert(shard, node);
+            }
+            None => {
+                self.leaders.remove(&shard);
+            }
+        }
+    }
+
+    /// Forgets that `node` leads `shard`, because it said otherwise; a newer hint stays.
+    pub fn not_leader(&self, shard: ShardId, node: NodeId) {
+        self.leaders.remove_if(&shard, |_, hint| *hint == node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::descriptor::Epoch;
+
+    fn shard(id: u64, start: &'static str, end: Option<&'static str>, range_epoch: u64) -> Descriptor {
+        Descriptor {
+            id: ShardId(id),
+            range: KeyRange::new(start, end.map(Bytes::from)),
+            epoch: Epoch { membership: 1, range: range_epoch },
+            replicas: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_key_has_one_owner() {
+        let routes = Routes::default();
+        routes.learn([shard(2, "", Some("g"), 1), shard(3, "g", Some("p"), 1), shard(4, "p", None, 1)]);
+        for (key, id) in [("", 2), ("a", 2), ("fzz", 2), ("g", 3), ("p", 4), ("zzz", 4)] {
+            assert_eq!(routes.owner(key.as_bytes()).unwrap().id, ShardId(id), "{key:?}");
+        }
+        let table = routes.table();
+        for (end, id) in [(Some("g"), 2), (Some("ga"), 3), (None, 4)] {
+            assert_eq!(table.owner_before(end.map(Bytes::from).as_ref()).unwrap().id, ShardId(id), "before {end:?}");
+        }
+    }
+
+    #[test]
+    fn a_split_replaces_its_parent_and_old_news_is_ignored() {
+        let routes = Routes::default();
+        let parent = shard(2, "", None, 1);
+        routes.learn([parent.clone()]);
+        routes.learn([shard(2, "", Some("m"), 2), shard(3, "m", None, 2)]);
+        routes.learn([parent]);
+        assert_eq!(routes.owner(b"a").unwrap().id, ShardId(2));
+        assert_eq!(routes.owner(b"x").unwrap().id, ShardId(3));
+    }
+
+    #[test]
+    fn the_meta_shard_owns_no_user_key() {
+        let routes = Routes::default();
+        routes.learn([shard(1, "", None, 1), shard(2, "", None, 1)]);
+        assert_eq!(routes.owner(b"a").unwrap().id, ShardId(2));
+        assert!(routes.table().shard(ShardId::META).is_some());
+    }
+}
