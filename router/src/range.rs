@@ -150,8 +150,7 @@ mod tests {
 
     #[test]
     fn a_prefix_ends_where_the_next_begins() {
-        let cases: [(&[u8], Option<&[u8]>); 4] =
-            [(b"a", Some(b"b")), (b"a\xff", Some(b"b")), (b"\xff\xff", None), (b"", None)];
+        let cases: [(&[u8], Option<&[u8]>); 4] = [(b"a", Some(b"b")), (b"a\xff", Some(b"b")), (b"\xff\xff", None), (b"", None)];
         for (prefix, end) in cases {
             assert_eq!(KeyRange::prefix(prefix.to_vec()).end.as_deref(), end, "{}", prefix.escape_ascii());
         }
@@ -175,7 +174,8 @@ mod tests {
     fn eight_initial_shards_share_words_and_numbers() {
         let ranges = initial_ranges(8);
         let hit = |key: &str| ranges.iter().position(|r| r.contains(key.as_bytes())).unwrap();
-        let used: std::collections::BTreeSet<_> = ('0'..='9').chain('a'..='z').chain('A'..='Z').map(|c| hit(&format!("{c}x"))).collect();
+        let used: std::collections::BTreeSet<_> =
+            ('0'..='9').chain('a'..='z').chain('A'..='Z').map(|c| hit(&format!("{c}x"))).collect();
         assert!(used.len() >= 7, "only {used:?} are hit by letters and digits: {ranges:?}");
     }
 

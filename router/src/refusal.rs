@@ -166,9 +166,11 @@ impl Refusal {
             | Self::ShuttingDown
             | Self::Expired { .. }
             | Self::DiskFull { .. } => true,
-            Self::Unknown { .. } | Self::NotFound { .. } | Self::Conflict { .. } | Self::Invalid { .. } | Self::Internal { .. } => {
-                false
-            }
+            Self::Unknown { .. }
+            | Self::NotFound { .. }
+            | Self::Conflict { .. }
+            | Self::Invalid { .. }
+            | Self::Internal { .. } => false,
         }
     }
 

@@ -35,7 +35,8 @@ pub struct Table {
 impl Table {
     /// The shard that owns `key`.
     pub fn owner(&self, key: &[u8]) -> Option<&Arc<Descriptor>> {
-        let (_, descriptor) = self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let (_, descriptor) =
+            self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
         descriptor.range.contains(key).then_some(descriptor)
     }
 
@@ -64,10 +65,10 @@ impl Table {
 
     /// Takes a descriptor in, unless a newer one about the same keys is known.
     fn learn(&mut self, descriptor: Arc<Descriptor>) {
-        if let Some(known) = self.by_id.get(&descriptor.id) {
-            if known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch {
-                return;
-            }
+        if let Some(known) = self.by_id.get(&descriptor.id)
+            && (known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch)
+        {
+            return;
         }
         if !descriptor.id.is_meta() {
             let overlapping: Vec<_> = self.overlapping(&descriptor.range).cloned().collect();

@@ -1,0 +1,155 @@
+//! What stands between a peer and `step`: raft-rs trusts its input, and ends the process on much that a peer could send.
+//!
+//! Each check names the trap of raft-rs 0.7 that it closes. A message that fails is counted and dropped. One that shows that
+//! this replica forgot what it had promised (a heartbeat that commits beyond the log, an entry that contradicts a committed one)
+//! sets the shard aside, never the process.
+
+use super::config::CoreConfig;
+use super::replica::Replica;
+use super::wire::Envelope;
+use flotilla_router::{NodeId, ReplicaId};
+use raft::eraftpb::MessageType::{self, *};
+
+/// Above this an index or a term is not honest, and sums of it could overflow.
+const NUMBER_MAX: u64 = 1 << 56;
+/// Entries of one message, in bytes: `max_size_per_msg` and one more entry of the largest size, generously.
+const ENTRIES_BYTES_MAX: u64 = 16 << 20;
+
+/// What is to be done with a message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Step it.
+    Step,
+    /// It is honest, and not wanted now.
+    Drop,
+    /// It is not honest.
+    Refuse(&'static str),
+    /// Stepping it would break a promise.
+    Quarantine(String),
+}
+
+/// What the check needs to know beyond the replica.
+pub(super) struct Context<'a> {
+    /// Apply is so far behind that no more entries are taken in.
+    pub(super) unapplied_full: bool,
+    /// Ticks since the node started.
+    pub(super) ticks: u64,
+    /// The options.
+    pub(super) config: &'a CoreConfig,
+}
+
+/// Judges one message from the node that the certificate names.
+pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, context: &Context<'_>) -> Verdict {
+    use Verdict::{Drop, Refuse, Step};
+    let message = &envelope.message;
+    let kind = message.get_msg_type();
+    let raft = &replica.raw.raft;
+    if replica.quarantined.is_some() {
+        return Drop;
+    }
+    // raft-rs trusts `from`: without this, one node could vote for all.
+    if replica.descriptor.replica(ReplicaId(message.from)).is_none_or(|r| r.node != from) {
+        return Refuse("its sender is not that node's replica");
+    }
+    if message.to != replica.id.0 {
+        return Refuse("it is for another replica");
+    }
+    // `MsgReadIndex` without entries panics, an empty `MsgPropose` is fatal, proposals and reads are never forwarded here.
+    if !is_allowed(kind) {
+        return Refuse("a type that never comes from a peer");
+    }
+    // Term 0 marks a local message and skips the term check; a term near the end would end all elections.
+    if message.term == 0 || message.term > NUMBER_MAX {
+        return Refuse("its term");
+    }
+    if [message.index, message.commit, message.log_term, message.reject_hint, message.commit_term, message.request_snapshot]
+        .iter()
+        .any(|&n| n > NUMBER_MAX)
+    {
+        return Refuse("an index or term out of reach");
+    }
+    if !message.entries.is_empty() && kind != MsgAppend {
+        return Refuse("entries in a message that has none");
+    }
+    if message.has_snapshot() && kind != MsgSnapshot {
+        return Refuse("a snapshot in a message that has none");
+    }
+    if replica.snapshots.is_installing() {
+        // The log is about to start over; whatever comes now comes again.
+        return Drop;
+    }
+    match kind {
+        MsgAppend => check_append(replica, envelope, context),
+        // Snapshots come by their own stream, with what they announce.
+        MsgSnapshot => Refuse("a snapshot outside its stream"),
+        // Committing beyond the log is fatal in raft-rs. An honest leader never asks for it, unless this log lost its end.
+        MsgHeartbeat if message.commit > raft.raft_log.last_index() && message.term >= raft.term => Verdict::Quarantine(format!(
+            "the leader knows this replica to hold entry {}, and its log ends at {}: its disk has lost synced data; \
+             take the node out and let it join with an empty directory under a new id",
+            message.commit,
+            raft.raft_log.last_index()
+        )),
+        MsgAppendResponse if !message.reject && message.index > raft.raft_log.last_index() && message.term == raft.term => {
+            Refuse("it acknowledges entries that do not exist")
+        }
+        // A lease rests on followers that stand by their leader. One that has just started does not know whom it stood by.
+        MsgRequestVote | MsgRequestPreVote
+            if context.config.reads.lease && context.ticks < context.config.raft.election_ticks as u64 =>
+        {
+            Drop
+        }
+        _ => Step,
+    }
+}
+
+fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -> Verdict {
+    let message = &envelope.message;
+    let log = &replica.raw.raft.raft_log;
+    let mut bytes = 0;
+    for (offset, entry) in message.entries.iter().enumerate() {
+        if entry.index != message.index + 1 + offset as u64 || entry.term == 0 || entry.term > message.term {
+            return Verdict::Refuse("entries that do not follow one another");
+        }
+        bytes += super::log::entry_bytes(entry);
+        // raft-rs ends the process where a committed entry would be overwritten.
+        if entry.index <= log.committed
+            && entry.index > log.first_index()
+            && message.term >= replica.raw.raft.term
+            && let Ok(term) = log.term(entry.index)
+            && term != entry.term
+            && term != 0
+        {
+            return Verdict::Quarantine(format!(
+                "the leader of term {} has an entry of term {} at index {}, where this replica has committed one of term {term}",
+                message.term, entry.term, entry.index
+            ));
+        }
+    }
+    if message.log_term > message.term {
+        return Verdict::Refuse("a log term above its term");
+    }
+    if bytes > ENTRIES_BYTES_MAX {
+        return Verdict::Refuse("more entries than fit in a message");
+    }
+    if !message.entries.is_empty() && context.unapplied_full {
+        // Bounds memory when apply can't keep up. The leader sends it again.
+        return Verdict::Drop;
+    }
+    Verdict::Step
+}
+
+fn is_allowed(kind: MessageType) -> bool {
+    matches!(
+        kind,
+        MsgAppend
+            | MsgAppendResponse
+            | MsgRequestVote
+            | MsgRequestVoteResponse
+            | MsgRequestPreVote
+            | MsgRequestPreVoteResponse
+            | MsgHeartbeat
+            | MsgHeartbeatResponse
+            | MsgSnapshot
+            | MsgTimeoutNow
+    )
+}

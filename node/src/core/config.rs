@@ -1,0 +1,225 @@
+//! The core's options: every knob of etcd's raft and of raft-rs that an operator may want, with production defaults.
+//!
+//! Ticks are the core's only clock for elections; how long a tick lasts is the shell's business (`raft.tick`).
+
+use serde::{Deserialize, Serialize};
+
+/// The `[raft]` table: how groups elect, replicate and bound what is in flight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftConfig {
+    /// Ticks without a word from the leader after which a follower may call an election; the actual timeout is spread over
+    /// one to two times this. More than `heartbeat_ticks`.
+    pub election_ticks: usize,
+    /// Ticks between a leader's heartbeats. At least 1.
+    pub heartbeat_ticks: usize,
+    /// A candidate asks first whether it could win, so that a node that comes back from a partition does not depose a leader.
+    pub pre_vote: bool,
+    /// A leader that hears from no quorum for an election timeout steps down.
+    pub check_quorum: bool,
+    /// Bytes of entries in one append message. 0 would mean one entry per message, and is refused.
+    pub max_size_per_msg_bytes: u64,
+    /// Bytes of committed entries handed to apply at once, per group and pass.
+    pub max_committed_size_per_ready_bytes: u64,
+    /// Bytes of entries that a leader may have proposed and not yet committed, per group. Further commands wait.
+    pub max_uncommitted_size_bytes: u64,
+    /// Append messages in flight to one follower of one group.
+    pub max_inflight_msgs: usize,
+    /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable.
+    pub max_inflight_bytes: u64,
+    /// Bytes of commands that become one log entry. A larger single command still becomes one.
+    pub max_entry_size_bytes: u64,
+    /// Writes to the log that may be under way at once; commands gather while all are.
+    pub max_inflight_writes: usize,
+    /// Bytes of commands that may wait to be proposed on this node; beyond, they are refused as too much in flight.
+    pub max_waiting_bytes: u64,
+    /// Moves leadership to nodes that lead clearly fewer shards.
+    pub balance_leaders: bool,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self {
+            election_ticks: 12,
+            heartbeat_ticks: 3,
+            pre_vote: true,
+            check_quorum: true,
+            max_size_per_msg_bytes: 1 << 20,
+            max_committed_size_per_ready_bytes: 4 << 20,
+            max_uncommitted_size_bytes: 64 << 20,
+            max_inflight_msgs: 256,
+            max_inflight_bytes: 64 << 20,
+            max_entry_size_bytes: 256 << 10,
+            max_inflight_writes: 1,
+            max_waiting_bytes: 256 << 20,
+            balance_leaders: true,
+        }
+    }
+}
+
+/// How a read that does not say otherwise is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReadMode {
+    /// Confirmed by a quorum.
+    #[default]
+    Linearizable,
+    /// Vouched for by the leader's clock, where leases are on.
+    Lease,
+    /// What the nearest replica has.
+    Stale,
+}
+
+/// The `[reads]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadsConfig {
+    /// What a request without `consistency=` gets.
+    pub default_consistency: ReadMode,
+    /// Whether leaders hold leases. Without, `consistency=lease` is answered through a quorum.
+    pub lease: bool,
+    /// How much faster another node's clock may run than this one's, in percent. A lease is shorter by as much.
+    pub clock_drift_max_percent: u32,
+}
+
+impl Default for ReadsConfig {
+    fn default() -> Self {
+        Self { default_consistency: ReadMode::Linearizable, lease: false, clock_drift_max_percent: 10 }
+    }
+}
+
+/// The `[log]` table: how much log is kept on disk and in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// Bytes of log that one shard keeps before its front is truncated; a follower that needs more gets a snapshot.
+    pub bytes_per_shard_max: u64,
+    /// Bytes of log that all shards of the node keep together; with many shards each keeps less than the above.
+    pub bytes_max: u64,
+    /// Bytes of entries kept in memory over all shards, beyond those that are not yet applied.
+    pub cache_bytes_max: u64,
+    /// Bytes of entries that are not yet applied, over all shards; beyond, appends from leaders are turned away for a while.
+    pub unapplied_bytes_max: u64,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { bytes_per_shard_max: 64 << 20, bytes_max: 4 << 30, cache_bytes_max: 128 << 20, unapplied_bytes_max: 512 << 20 }
+    }
+}
+
+/// Everything that the core is told at its start.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CoreConfig {
+    /// The `[raft]` table.
+    pub raft: RaftConfig,
+    /// The `[reads]` table.
+    pub reads: ReadsConfig,
+    /// The `[log]` table.
+    pub log: LogConfig,
+    /// How long a tick lasts, for leases and deadlines only.
+    pub tick: super::Time,
+    /// What all of the core's randomness is made of.
+    pub seed: u64,
+}
+
+impl CoreConfig {
+    /// Checks what types can't: each complaint names the key, the value and what is allowed.
+    pub fn validate(&self) -> Result<(), String> {
+        let raft = &self.raft;
+        if raft.heartbeat_ticks == 0 {
+            return Err("raft.heartbeat_ticks is 0; it must be at least 1".into());
+        }
+        if raft.election_ticks <= raft.heartbeat_ticks {
+            return Err(format!(
+                "raft.election_ticks is {}; it must be more than raft.heartbeat_ticks ({}), ten times as much is usual",
+                raft.election_ticks, raft.heartbeat_ticks
+            ));
+        }
+        for (name, bytes, least) in [
+            ("raft.max_size_per_msg_bytes", raft.max_size_per_msg_bytes, 1),
+            ("raft.max_committed_size_per_ready_bytes", raft.max_committed_size_per_ready_bytes, 1),
+            ("raft.max_uncommitted_size_bytes", raft.max_uncommitted_size_bytes, raft.max_size_per_msg_bytes),
+            ("raft.max_inflight_bytes", raft.max_inflight_bytes, raft.max_size_per_msg_bytes),
+            ("raft.max_entry_size_bytes", raft.max_entry_size_bytes, 1),
+            ("raft.max_waiting_bytes", raft.max_waiting_bytes, raft.max_entry_size_bytes),
+            ("log.bytes_per_shard_max", self.log.bytes_per_shard_max, 1 << 16),
+            ("log.bytes_max", self.log.bytes_max, self.log.bytes_per_shard_max),
+            ("log.unapplied_bytes_max", self.log.unapplied_bytes_max, raft.max_size_per_msg_bytes),
+        ] {
+            if bytes < least {
+                return Err(format!("{name} is {bytes}; it must be at least {least}"));
+            }
+        }
+        for (name, count) in
+            [("raft.max_inflight_msgs", raft.max_inflight_msgs), ("raft.max_inflight_writes", raft.max_inflight_writes)]
+        {
+            if count == 0 {
+                return Err(format!("{name} is 0; it must be at least 1"));
+            }
+        }
+        if self.reads.lease && !raft.check_quorum {
+            return Err(
+                "reads.lease is on and raft.check_quorum is off; a lease rests on followers that stand by their leader".into()
+            );
+        }
+        if self.reads.clock_drift_max_percent > 50 {
+            return Err(format!("reads.clock_drift_max_percent is {}; at most 50", self.reads.clock_drift_max_percent));
+        }
+        Ok(())
+    }
+
+    /// How long a leader's lease lasts from the moment at which the heartbeats that renew it were sent; `None` where leases are
+    /// off. Followers stand by their leader for at least `election_ticks - 1` ticks after they heard it.
+    pub(super) fn lease(&self) -> Option<super::Time> {
+        let ticks = u32::try_from(self.raft.election_ticks.saturating_sub(2)).unwrap_or(0);
+        self.reads.lease.then(|| self.tick * ticks * (100 - self.reads.clock_drift_max_percent.min(100)) / 100)
+    }
+
+    /// raft-rs's own configuration for one replica.
+    pub(super) fn raft(&self, replica: flotilla_router::ReplicaId, applied: u64) -> raft::Config {
+        raft::Config {
+            id: replica.0,
+            election_tick: self.raft.election_ticks,
+            heartbeat_tick: self.raft.heartbeat_ticks,
+            applied,
+            max_size_per_msg: self.raft.max_size_per_msg_bytes,
+            max_inflight_msgs: self.raft.max_inflight_msgs,
+            check_quorum: self.raft.check_quorum,
+            pre_vote: self.raft.pre_vote,
+            max_uncommitted_size: self.raft.max_uncommitted_size_bytes,
+            max_committed_size_per_ready: self.raft.max_committed_size_per_ready_bytes,
+            // Leases are ours: raft-rs's lease mode checks no clock.
+            read_only_option: raft::ReadOnlyOption::Safe,
+            batch_append: true,
+            ..raft::Config::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_each_bad_value_is_named() {
+        CoreConfig::default().validate().unwrap();
+        type Spoil = fn(&mut CoreConfig);
+        let bad: [(&str, Spoil); 6] = [
+            ("raft.heartbeat_ticks", |c| c.raft.heartbeat_ticks = 0),
+            ("raft.election_ticks", |c| c.raft.election_ticks = c.raft.heartbeat_ticks),
+            ("raft.max_size_per_msg_bytes", |c| c.raft.max_size_per_msg_bytes = 0),
+            ("raft.max_inflight_msgs", |c| c.raft.max_inflight_msgs = 0),
+            ("raft.max_uncommitted_size_bytes", |c| c.raft.max_uncommitted_size_bytes = 1),
+            ("reads.lease", |c| {
+                c.reads.lease = true;
+                c.raft.check_quorum = false;
+            }),
+        ];
+        for (name, spoil) in bad {
+            let mut config = CoreConfig::default();
+            spoil(&mut config);
+            assert!(config.validate().unwrap_err().contains(name), "{name}");
+        }
+    }
+}

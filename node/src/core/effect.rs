@@ -1,0 +1,142 @@
+//! Everything that the core can ask for: a closed list. The shell carries effects out in the order in which they come.
+
+use super::event::{Beat, SnapshotId, Ticket};
+use super::inspect::ShardReport;
+use super::wire::Envelope;
+use flotilla_router::call::Staleness;
+use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
+use flotilla_storage::{ApplyWork, HardState, LogBatch, LogPosition, WriteResult};
+use std::sync::Arc;
+
+/// One output.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Send to one node: one frame per lane for all messages of the pass. May be lost.
+    Send {
+        /// The node.
+        to: NodeId,
+        /// Raft messages, of all shards.
+        messages: Vec<Envelope>,
+        /// A sign of life that goes along.
+        beat: Option<Beat>,
+    },
+    /// Write all shards' entries and hard states as one batch; answer with `Persisted`. In order.
+    Persist {
+        /// Its number.
+        write: u64,
+        /// What to write.
+        batch: LogBatch,
+    },
+    /// Apply committed entries; answer with `Applied`. In order.
+    Apply {
+        /// What to apply, each shard at most once.
+        work: Vec<ApplyWork>,
+    },
+    /// The reads may look now: at the state as of this moment, which holds all that was applied so far.
+    Read {
+        /// Who waits.
+        tickets: Vec<Ticket>,
+        /// What the shard is at this moment; a key outside its range belongs to another.
+        descriptor: Arc<Descriptor>,
+        /// For stale reads, how old that state may be.
+        staleness: Option<Staleness>,
+    },
+    /// Read entries that are no longer in memory; answer with `EntriesFetched`.
+    FetchEntries {
+        /// Its number.
+        fetch: u64,
+        /// The shard.
+        shard: ShardId,
+        /// The first index.
+        low: u64,
+        /// The index behind the last.
+        high: u64,
+        /// At most so many bytes, but at least one entry.
+        bytes_max: u64,
+    },
+    /// Build a snapshot of the shard as of now, in apply order; answer with `SnapshotBuilt`.
+    BuildSnapshot {
+        /// The shard.
+        shard: ShardId,
+        /// What to call it.
+        snapshot: SnapshotId,
+    },
+    /// The snapshot is no longer needed.
+    DropSnapshot {
+        /// Which.
+        snapshot: SnapshotId,
+    },
+    /// Stream a built snapshot to a node; answer with `SnapshotSent`, always.
+    SendSnapshot {
+        /// The node.
+        to: NodeId,
+        /// The replica that it is for.
+        replica: ReplicaId,
+        /// Which.
+        snapshot: SnapshotId,
+        /// The raft message that announces it.
+        envelope: Envelope,
+    },
+    /// Make a staged snapshot the shard's data and log; answer with `SnapshotInstalled`.
+    InstallSnapshot {
+        /// The shard.
+        shard: ShardId,
+        /// This node's member of it.
+        replica: ReplicaId,
+        /// Which.
+        staged: SnapshotId,
+        /// The hard state that goes with it.
+        hard_state: HardState,
+        /// Where in the log it stands.
+        at: LogPosition,
+    },
+    /// The staged snapshot was not wanted after all.
+    DiscardStaged {
+        /// Which.
+        staged: SnapshotId,
+    },
+    /// Tell the router who leads.
+    PublishLeader {
+        /// The shard.
+        shard: ShardId,
+        /// The leader's node, as far as this replica knows.
+        leader: Option<NodeId>,
+    },
+    /// Tell the router what a shard is now.
+    PublishDescriptor {
+        /// The descriptor.
+        descriptor: Arc<Descriptor>,
+    },
+    /// A command's results, or one refusal for a command or read.
+    Reply {
+        /// Who waits.
+        ticket: Ticket,
+        /// The shard that answered.
+        shard: ShardId,
+        /// What became of it.
+        result: Result<WriteResult, Refusal>,
+    },
+    /// The answer to a transfer.
+    TransferDone {
+        /// Who waits.
+        ticket: Ticket,
+        /// The shard's descriptor, once the other node leads.
+        result: Result<Arc<Descriptor>, Refusal>,
+    },
+    /// The answer to an inspection.
+    Report {
+        /// Who waits.
+        ticket: Ticket,
+        /// The shards that were asked for, in the order of ids.
+        shards: Vec<ShardReport>,
+    },
+    /// After `Drain`: no shard is led here any more that could be handed over.
+    Drained,
+    /// A shard is set aside, because going on would break a promise; a person must look.
+    Quarantined {
+        /// The shard.
+        shard: ShardId,
+        /// What is wrong.
+        why: String,
+    },
+}

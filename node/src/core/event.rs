@@ -1,0 +1,172 @@
+//! Everything that can happen to the core: a closed list.
+
+use super::Time;
+use super::wire::Envelope;
+use flotilla_router::{Command, Consistency, Incarnation, NodeId, ReplicaId, Revision, ShardId};
+use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
+
+/// Stands for somebody who waits for an answer. The shell draws it, the core hands it back exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// One input.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A pass begins: what the monotonic clock showed **after** the pass's events were taken from the mailbox. Leases and
+    /// deadlines are measured on it, elections are not.
+    Clock {
+        /// Never goes back.
+        now: Time,
+    },
+    /// One tick of the election clock. The shell never gives two closer together than the tick's length.
+    Tick,
+    /// A raft message from a peer, parsed and not yet checked.
+    Message {
+        /// The node that the connection's certificate names.
+        from: NodeId,
+        /// The message, with its shard and epoch.
+        envelope: Envelope,
+    },
+    /// A peer's sign of life.
+    Beat {
+        /// The node that the connection's certificate names.
+        from: NodeId,
+        /// What it says of itself.
+        beat: Beat,
+    },
+    /// A write.
+    Command {
+        /// Who waits.
+        ticket: Ticket,
+        /// The shard that the router chose.
+        shard: ShardId,
+        /// What to write.
+        command: Command,
+        /// When its sender stops waiting.
+        deadline: Time,
+    },
+    /// A read: of a key or of many, the core does not look.
+    Read {
+        /// Who waits.
+        ticket: Ticket,
+        /// The shard that the router chose.
+        shard: ShardId,
+        /// How fresh it must be.
+        consistency: Consistency,
+        /// When its sender stops waiting.
+        deadline: Time,
+    },
+    /// An order to hand a shard's leadership over.
+    Transfer {
+        /// Who waits.
+        ticket: Ticket,
+        /// The shard.
+        shard: ShardId,
+        /// The node that shall lead it.
+        to: NodeId,
+    },
+    /// A question about the state of shards.
+    Inspect {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which shards: those with ids above `after`, at most `limit`.
+        after: ShardId,
+        /// At most so many.
+        limit: usize,
+    },
+    /// A write to the log is durable, with all before it.
+    Persisted {
+        /// The number that its effect carried.
+        write: u64,
+    },
+    /// Committed entries were applied.
+    Applied {
+        /// What it came to, per shard.
+        applied: Vec<Applied>,
+    },
+    /// Entries that were no longer in memory.
+    EntriesFetched {
+        /// The number that its effect carried.
+        fetch: u64,
+        /// The shard.
+        shard: ShardId,
+        /// The entries; empty when they could not be read, because the log was truncated meanwhile.
+        entries: Vec<LogEntry>,
+    },
+    /// A snapshot for followers that fell behind is ready to be sent, or could not be built.
+    SnapshotBuilt {
+        /// The shard.
+        shard: ShardId,
+        /// Which build.
+        snapshot: SnapshotId,
+        /// Where in the log it stands; `None` when it failed.
+        at: Option<LogPosition>,
+    },
+    /// A snapshot stream has ended, well or not. Comes for every `SendSnapshot`, always.
+    SnapshotSent {
+        /// The shard.
+        shard: ShardId,
+        /// The replica that it was for.
+        to: ReplicaId,
+        /// Whether the other side has it, verified.
+        delivered: bool,
+    },
+    /// A snapshot from a peer lies verified on disk.
+    SnapshotStaged {
+        /// The node that the connection's certificate names.
+        from: NodeId,
+        /// Where the shell keeps it.
+        staged: SnapshotId,
+        /// The raft message that announced it.
+        envelope: Envelope,
+        /// What it holds.
+        manifest: SnapshotManifest,
+    },
+    /// A staged snapshot has become the shard's data and log.
+    SnapshotInstalled {
+        /// The shard.
+        shard: ShardId,
+        /// Where in the log it stands.
+        at: LogPosition,
+        /// Its highest revision.
+        revision: Revision,
+    },
+    /// A node can be reached (again).
+    NodeReachable {
+        /// The node.
+        node: NodeId,
+        /// Its present incarnation.
+        incarnation: Incarnation,
+    },
+    /// Messages to a node were lost.
+    NodeUnreachable {
+        /// The node.
+        node: NodeId,
+    },
+    /// The disk is nearly full, or has room again.
+    Disk {
+        /// Bytes free.
+        free_bytes: u64,
+        /// Below this, puts are refused; 0 for never.
+        reserve_bytes: u64,
+    },
+    /// The process is about to end: hand all leadership over.
+    Drain,
+}
+
+/// Names a snapshot that the shell keeps on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapshotId(pub u64);
+
+/// What a node says of itself to every other node, instead of a heartbeat per shard being made to say it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// Shards that it leads.
+    pub leaders: u32,
+    /// Replicas that it holds.
+    pub replicas: u32,
+    /// It is going down and takes no leadership.
+    pub draining: bool,
+    /// Its disk is nearly full.
+    pub disk_full: bool,
+}

@@ -1,0 +1,418 @@
+//! The core: every Raft group of a process, driven by one pure state machine.
+//!
+//! ```text
+//!      Event ──▶ handle ──▶ RawNodes step ──┐
+//!      Event ──▶ handle ──▶ …               ├──▶ finish_pass ──▶ Effects, in order
+//!      Event ──▶ handle ──▶ …               ┘    (Ready of every dirty group, merged)
+//! ```
+//!
+//! The shell drains its mailbox, feeds every event to [`Node::handle`], and ends the pass with [`Node::finish_pass`], which
+//! collects the `Ready` of every group that was touched and merges them: commands of a shard that wait together become one
+//! entry, entries of all groups become one write, messages to one node become one effect, reads of a shard share one context.
+//!
+//! **What the core does not have**, so that a seed replays it byte by byte: no clock (time is an event), no thread, no lock,
+//! no socket, no file, no async, no map with a random seed. raft-rs draws election timeouts from a thread's random numbers, so
+//! [`elections`] overwrites them after every call that may have drawn one.
+//!
+//! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field:
+//! [`proposals`], [`reads`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is
+//! handled; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys replicas;
+//! [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
+//!
+//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed.
+//! A proposal that was lost is called *not applied* only when another entry was committed in its place. Nothing that a peer
+//! sends can panic.
+
+pub mod config;
+pub mod effect;
+pub mod event;
+pub mod inspect;
+pub mod wire;
+
+mod balance;
+mod check;
+mod compaction;
+mod elections;
+mod log;
+mod proposals;
+mod reads;
+mod ready;
+mod registry;
+mod replica;
+mod snapshots;
+
+pub use config::{CoreConfig, LogConfig, RaftConfig, ReadMode, ReadsConfig};
+pub use effect::Effect;
+pub use event::{Beat, Event, SnapshotId, Ticket};
+pub use wire::Envelope;
+
+use elections::Elections;
+use flotilla_router::{Incarnation, NodeId, Refusal, ReplicaId, ShardId};
+use flotilla_storage::{ApplyWork, LogBatch, LogWrite, Recovered};
+use registry::Registry;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// A moment, or a span, on the shell's monotonic clock.
+pub type Time = Duration;
+
+/// Who this node is.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The node.
+    pub node: NodeId,
+    /// Its present life. Part of every read context, so that none is ever used twice.
+    pub incarnation: Incarnation,
+}
+
+/// What the core counts; the shell reads it for metrics after each pass.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counters {
+    /// Commands taken in.
+    pub commands: u64,
+    /// Log entries proposed.
+    pub proposals: u64,
+    /// Elections that a replica here has called.
+    pub elections: u64,
+    /// Read contexts sent.
+    pub read_contexts: u64,
+    /// Reads served by a lease.
+    pub lease_reads: u64,
+    /// Messages from peers that were refused before `step`.
+    pub messages_refused: u64,
+    /// Shards led here.
+    pub leaders: u64,
+    /// Replicas held here.
+    pub replicas: u64,
+    /// Replicas set aside.
+    pub quarantined: u64,
+    /// Bytes of log bodies in memory.
+    pub cache_bytes: u64,
+}
+
+/// A peer, seen from here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    /// Its last sign of life.
+    beat: Beat,
+    /// Ticks since then.
+    silent_ticks: usize,
+    /// Whether it ever gave one in this life of ours.
+    heard: bool,
+}
+
+/// What leaves at the end of the pass.
+#[derive(Default)]
+struct Outbox {
+    /// In the order in which they must be carried out.
+    effects: Vec<Effect>,
+    /// Messages that may leave now, by node.
+    messages: BTreeMap<NodeId, Vec<Envelope>>,
+    /// Entries and hard states that wait for the next write.
+    writes: BTreeMap<ShardId, LogWrite>,
+    /// Whether that write must be synced.
+    sync: bool,
+    /// The Readys that the next write completes: shard, replica, number.
+    readies: Vec<(ShardId, ReplicaId, u64)>,
+    /// Committed entries that wait to be applied.
+    apply: BTreeMap<ShardId, ApplyWork>,
+}
+
+/// A write to the log that is under way.
+struct Writing {
+    number: u64,
+    /// The Readys that it completes: shard, replica, number.
+    readies: Vec<(ShardId, ReplicaId, u64)>,
+    /// Every shard that it writes to, be it only to truncate.
+    shards: Vec<ShardId>,
+}
+
+/// All Raft groups of one process.
+pub struct Node {
+    config: CoreConfig,
+    identity: Identity,
+    logger: slog::Logger,
+    now: Time,
+    ticks: u64,
+    registry: Registry,
+    peers: BTreeMap<NodeId, Peer>,
+    outbox: Outbox,
+    /// Groups that were touched in this pass.
+    dirty: BTreeSet<ShardId>,
+    /// Groups whose commands wait for a write to finish.
+    gathering: BTreeSet<ShardId>,
+    /// Writes under way, oldest first.
+    writing: VecDeque<Writing>,
+    next_write: u64,
+    /// Whether apply has work; more gathers meanwhile.
+    applying: bool,
+    fetches: BTreeMap<u64, ready::Fetch>,
+    next_fetch: u64,
+    next_snapshot: u64,
+    next_read: u64,
+    waiting_bytes: u64,
+    /// Bytes of log bodies in memory, over all replicas.
+    cache_bytes: u64,
+    /// Free and reserved bytes, while the disk is nearly full.
+    disk_full: Option<(u64, u64)>,
+    draining: bool,
+    drained: bool,
+    /// The tick of the last sign of life, and whether one is due at once.
+    last_beat: u64,
+    beat_now: bool,
+    counters: Counters,
+}
+
+impl Node {
+    /// A node with the replicas that were found on disk.
+    pub fn new(config: CoreConfig, identity: Identity, recovered: Vec<Recovered>, logger: slog::Logger) -> Self {
+        let mut node = Self {
+            registry: Registry::default(),
+            config,
+            identity,
+            logger,
+            now: Time::ZERO,
+            ticks: 0,
+            peers: BTreeMap::new(),
+            outbox: Outbox::default(),
+            dirty: BTreeSet::new(),
+            gathering: BTreeSet::new(),
+            writing: VecDeque::new(),
+            next_write: 1,
+            applying: false,
+            fetches: BTreeMap::new(),
+            next_fetch: 1,
+            next_snapshot: 1,
+            next_read: 1,
+            waiting_bytes: 0,
+            cache_bytes: 0,
+            disk_full: None,
+            draining: false,
+            drained: false,
+            last_beat: 0,
+            beat_now: false,
+            counters: Counters::default(),
+        };
+        for recovered in recovered {
+            node.registry.create(&node.config, &node.logger, recovered);
+        }
+        let shards: Vec<_> = node.registry.shards().collect();
+        for shard in shards {
+            let replica = node.registry.get_mut(shard).expect("created just now");
+            node.cache_bytes += replica.raw.store().cache_bytes();
+            node.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
+            for member in replica.descriptor.replicas.iter().filter(|r| r.node != identity.node) {
+                node.peers.entry(member.node).or_default();
+            }
+            node.touch(shard);
+        }
+        node
+    }
+
+    /// Takes one event in.
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Clock { now } => self.now = self.now.max(now),
+            Event::Tick => self.tick(),
+            Event::Message { from, envelope } => self.message(from, envelope),
+            Event::Beat { from, beat } => {
+                self.peers.insert(from, Peer { beat, silent_ticks: 0, heard: true });
+            }
+            Event::Command { ticket, shard, command, deadline } => self.command(ticket, shard, command, deadline),
+            Event::Read { ticket, shard, consistency, deadline } => self.read(ticket, shard, consistency, deadline),
+            Event::Transfer { ticket, shard, to } => self.transfer(ticket, shard, to),
+            Event::Inspect { ticket, after, limit } => {
+                let shards = self.inspect(after, limit);
+                self.outbox.effects.push(Effect::Report { ticket, shards });
+            }
+            Event::Persisted { write } => self.persisted(write),
+            Event::Applied { applied } => self.applied(applied),
+            Event::EntriesFetched { fetch, shard, entries } => self.entries_fetched(fetch, shard, entries),
+            Event::SnapshotBuilt { shard, snapshot, at } => self.snapshot_built(shard, snapshot, at),
+            Event::SnapshotSent { shard, to, delivered } => self.snapshot_sent(shard, to, delivered),
+            Event::SnapshotStaged { from, staged, envelope, manifest } => self.snapshot_staged(from, staged, envelope, manifest),
+            Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
+            Event::NodeReachable { node, .. } => self.peers.entry(node).or_default().silent_ticks = 0,
+            Event::NodeUnreachable { node } => self.node_unreachable(node),
+            Event::Disk { free_bytes, reserve_bytes } => {
+                self.disk_full = (free_bytes < reserve_bytes).then_some((free_bytes, reserve_bytes));
+            }
+            Event::Drain => self.drain(),
+        }
+    }
+
+    /// Ends the pass: everything that it came to, in the order in which it must be carried out.
+    pub fn finish_pass(&mut self) -> Vec<Effect> {
+        self.propose_gathered();
+        // Handling one group's Ready can dirty it again (a proposal that waited, entries fetched); each round strictly uses
+        // up what raft-rs had ready, and the bound catches a group that would spin.
+        for round in 0.. {
+            assert!(round < 64, "groups {:?} never come to rest", self.dirty);
+            let dirty = std::mem::take(&mut self.dirty);
+            if dirty.is_empty() {
+                break;
+            }
+            for shard in dirty {
+                self.advance(shard);
+            }
+        }
+        self.emit_writes();
+        self.emit_apply();
+        if self.draining && !self.drained && self.nothing_left_to_hand_over() {
+            self.drained = true;
+            self.outbox.effects.push(Effect::Drained);
+        }
+        self.emit_messages();
+        std::mem::take(&mut self.outbox.effects)
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.counters;
+        counters.replicas = self.registry.len() as u64;
+        (counters.leaders, counters.quarantined) = (self.registry.leaders(), self.registry.quarantined());
+        counters.cache_bytes = self.cache_bytes;
+        counters
+    }
+
+    /// Whether anything waits that another pass, without a new event, would move on. Never true after [`Self::finish_pass`].
+    #[cfg(test)]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.dirty.is_empty()
+    }
+
+    /// Marks a group to be looked at before the pass ends.
+    fn touch(&mut self, shard: ShardId) {
+        self.dirty.insert(shard);
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        for peer in self.peers.values_mut() {
+            peer.silent_ticks = peer.silent_ticks.saturating_add(1);
+        }
+        let shards: Vec<_> = self.registry.shards().collect();
+        for shard in shards {
+            self.tick_replica(shard);
+        }
+        if self.ticks.is_multiple_of(self.config.raft.heartbeat_ticks as u64 * 2) {
+            self.balance_leaders();
+        }
+        self.evict_caches();
+    }
+
+    fn tick_replica(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        if replica.quarantined.is_some() {
+            return;
+        }
+        let context = elections::Context { config: &self.config, ticks: self.ticks, counters: &mut self.counters };
+        if Elections::tick(replica, context) {
+            self.dirty.insert(shard);
+        }
+        if replica.waits_for_something() {
+            self.expire_commands(shard);
+            self.tick_reads(shard);
+            self.tick_transfer(shard);
+            self.tick_snapshots(shard);
+        }
+    }
+
+    /// A message from a peer: checked, then stepped.
+    fn message(&mut self, from: NodeId, envelope: Envelope) {
+        let shard = envelope.shard;
+        let context = check::Context {
+            unapplied_full: self.cache_bytes > self.config.log.cache_bytes_max + self.config.log.unapplied_bytes_max,
+            ticks: self.ticks,
+            config: &self.config,
+        };
+        let Some(replica) = self.registry.get_mut(shard) else {
+            self.counters.messages_refused += 1;
+            return;
+        };
+        match check::check(replica, from, &envelope, &context) {
+            check::Verdict::Step => {
+                self.note_freshness(shard, &envelope);
+                let replica = self.registry.get_mut(shard).expect("looked up just now");
+                // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do about it.
+                let _ = replica.raw.step(envelope.message);
+                self.touch(shard);
+            }
+            check::Verdict::Drop => {}
+            check::Verdict::Refuse(_) => self.counters.messages_refused += 1,
+            check::Verdict::Quarantine(why) => self.quarantine(shard, why),
+        }
+    }
+
+    /// Sets one shard aside: it neither votes, nor leads, nor applies, until a person has looked.
+    fn quarantine(&mut self, shard: ShardId, why: String) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        replica.quarantined = Some(why.clone());
+        self.waiting_bytes -= replica.proposals.waiting_bytes();
+        let tickets = replica.take_waiting_tickets();
+        self.outbox.effects.push(Effect::Quarantined { shard, why });
+        self.outbox.effects.push(Effect::PublishLeader { shard, leader: None });
+        for (ticket, proposed) in tickets {
+            let refusal = if proposed { Refusal::Unknown { shard } } else { Refusal::NotLeader { shard, leader: None } };
+            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+        }
+    }
+
+    fn node_unreachable(&mut self, node: NodeId) {
+        let shards: Vec<_> = self.registry.shards().collect();
+        for shard in shards {
+            let replica = self.registry.get_mut(shard).expect("listed just now");
+            if let (true, Some(member)) = (replica.leads(), replica.descriptor.on_node(node)) {
+                replica.raw.report_unreachable(member.id.0);
+                self.dirty.insert(shard);
+            }
+        }
+    }
+
+    /// Hands the gathered writes out, unless as many as allowed are under way.
+    fn emit_writes(&mut self) {
+        let outbox = &mut self.outbox;
+        if !outbox.sync || self.writing.len() >= self.config.raft.max_inflight_writes {
+            return;
+        }
+        let write = self.next_write;
+        self.next_write += 1;
+        let shards = outbox.writes.keys().copied().collect();
+        let batch = LogBatch { writes: std::mem::take(&mut outbox.writes).into_values().collect(), sync: true };
+        outbox.sync = false;
+        outbox.effects.push(Effect::Persist { write, batch });
+        self.writing.push_back(Writing { number: write, readies: std::mem::take(&mut outbox.readies), shards });
+    }
+
+    fn emit_apply(&mut self) {
+        if self.applying || self.outbox.apply.is_empty() {
+            return;
+        }
+        self.applying = true;
+        let work = std::mem::take(&mut self.outbox.apply).into_values().collect();
+        self.outbox.effects.push(Effect::Apply { work });
+    }
+
+    /// One effect per node. Messages leave before anything of the same pass is written: a leader does not wait for its own
+    /// fsync; what must wait for it was held back by [`ready`].
+    fn emit_messages(&mut self) {
+        let beat = self.beat_is_due().then(|| self.beat());
+        let mut messages = std::mem::take(&mut self.outbox.messages);
+        let mut sends = Vec::new();
+        if beat.is_some() {
+            for node in self.peers.keys() {
+                messages.entry(*node).or_default();
+            }
+        }
+        for (to, messages) in messages {
+            sends.push(Effect::Send { to, messages, beat });
+        }
+        if !sends.is_empty() {
+            sends.append(&mut self.outbox.effects);
+            self.outbox.effects = sends;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

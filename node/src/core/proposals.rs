@@ -1,0 +1,266 @@
+//! Writes: from a client's command to the entry that carries it, and from the applied entry back to the client.
+//!
+//! *Propose*: commands of a shard wait in line; when no write to the log is under way (or fewer than allowed), all that wait
+//! become one entry, up to a size. While a write is under way the next ones gather: self-clocking, no timer.
+//! *Apply*: [`flotilla_storage::apply`] finds a result for each command.
+//! *On result*: the results are matched with those who wait, by the entry's index **and term**.
+//!
+//! What is known of a command that was not applied:
+//!
+//! | it was | and then | answer |
+//! |---|---|---|
+//! | waiting | leadership was lost, or the time was up | not applied |
+//! | proposed | another entry was committed at its index | not applied |
+//! | proposed | the time was up, or a snapshot passed over its index | unknown |
+
+use super::effect::Effect;
+use super::event::Ticket;
+use super::{Node, Time};
+use bytes::Bytes;
+use flotilla_router::command::{PAYLOAD_HEADER_BYTES, PayloadBuilder};
+use flotilla_router::{Command, Op, Refusal, ShardId};
+use flotilla_storage::{LogPosition, WriteResult};
+use raft::eraftpb::{Entry, Message, MessageType};
+use std::collections::VecDeque;
+
+/// The writes of one shard.
+#[derive(Default)]
+pub(super) struct Proposals {
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: u64,
+    in_flight: VecDeque<Proposed>,
+    /// How many commands are in flight.
+    in_flight_commands: usize,
+}
+
+struct Waiting {
+    ticket: Ticket,
+    command: Command,
+    deadline: Time,
+}
+
+/// An entry that was proposed.
+struct Proposed {
+    at: LogPosition,
+    /// Who waits for each command of the entry; nobody any more, where its time was up.
+    tickets: Vec<(Option<Ticket>, Time)>,
+}
+
+impl Proposals {
+    /// How many commands wait or are in flight.
+    pub(super) fn pending(&self) -> usize {
+        self.waiting.len() + self.in_flight_commands
+    }
+
+    /// Takes the next commands that fit into one entry, oldest first; at least one if any wait.
+    fn take_entry(&mut self, bytes_max: u64, range_epoch: u64) -> Option<(Bytes, Vec<(Option<Ticket>, Time)>)> {
+        let mut bytes = 0;
+        let mut count = 0;
+        for waiting in &self.waiting {
+            let more = waiting.command.encoded_bytes() as u64;
+            if count > 0 && bytes + more > bytes_max {
+                break;
+            }
+            bytes += more;
+            count += 1;
+        }
+        if count == 0 {
+            return None;
+        }
+        let mut payload = PayloadBuilder::new(range_epoch, PAYLOAD_HEADER_BYTES + bytes as usize);
+        let mut tickets = Vec::with_capacity(count);
+        for waiting in self.waiting.drain(..count) {
+            payload.push(&waiting.command);
+            tickets.push((Some(waiting.ticket), waiting.deadline));
+        }
+        self.waiting_bytes -= bytes;
+        Some((payload.finish(), tickets))
+    }
+
+    /// Whether the entry committed at `at` is one of ours. Whoever waits for an entry that lost its place to it is `lost`.
+    pub(super) fn is_committed(&mut self, at: LogPosition, lost: &mut Vec<Ticket>) -> bool {
+        while let Some(first) = self.in_flight.front() {
+            if first.at == at {
+                return true;
+            }
+            if first.at.index > at.index {
+                return false;
+            }
+            assert!(first.at.index == at.index, "entry {} was committed without a word about our {:?}", at.index, first.at);
+            let first = self.in_flight.pop_front().expect("looked at just now");
+            self.in_flight_commands -= first.tickets.len();
+            lost.extend(first.tickets.into_iter().filter_map(|(ticket, _)| ticket));
+        }
+        false
+    }
+
+    /// Pairs results with those who wait for them.
+    pub(super) fn settle(&mut self, results: Vec<(u64, Vec<WriteResult>)>) -> Vec<(Ticket, WriteResult)> {
+        let mut settled = Vec::new();
+        for (index, results) in results {
+            let Some(proposed) = self.in_flight.front().filter(|p| p.at.index == index) else { continue };
+            assert_eq!(proposed.tickets.len(), results.len(), "entry {index} has another number of commands than it was given");
+            let proposed = self.in_flight.pop_front().expect("looked at just now");
+            self.in_flight_commands -= results.len();
+            settled.extend(proposed.tickets.into_iter().zip(results).filter_map(|((ticket, _), result)| Some((ticket?, result))));
+        }
+        settled
+    }
+
+    /// Takes everything that waits to be proposed: who, and how many bytes.
+    pub(super) fn take_waiting(&mut self) -> (Vec<Ticket>, u64) {
+        (self.waiting.drain(..).map(|w| w.ticket).collect(), std::mem::take(&mut self.waiting_bytes))
+    }
+
+    /// Takes everything, with whether it was proposed. Its bytes must not count any more, either.
+    pub(super) fn take_all(&mut self) -> Vec<(Ticket, bool)> {
+        let (waiting, _) = self.take_waiting();
+        let mut all: Vec<_> = waiting.into_iter().map(|ticket| (ticket, false)).collect();
+        all.extend(self.take_passed_over(u64::MAX).into_iter().map(|ticket| (ticket, true)));
+        all
+    }
+
+    /// Takes those whose entries a snapshot up to `index` passed over: nobody here will ever see what became of them.
+    pub(super) fn take_passed_over(&mut self, index: u64) -> Vec<Ticket> {
+        let mut tickets = Vec::new();
+        while self.in_flight.front().is_some_and(|p| p.at.index <= index) {
+            let first = self.in_flight.pop_front().expect("looked at just now");
+            self.in_flight_commands -= first.tickets.len();
+            tickets.extend(first.tickets.into_iter().filter_map(|(ticket, _)| ticket));
+        }
+        tickets
+    }
+
+    /// Bytes that wait to be proposed.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
+    /// Takes those whose time is up: first those that were not proposed, with their bytes, then those that were.
+    fn take_expired(&mut self, now: Time) -> (Vec<Ticket>, u64, Vec<Ticket>) {
+        let mut unproposed = Vec::new();
+        let mut bytes = 0;
+        self.waiting.retain(|w| {
+            let expired = w.deadline <= now;
+            if expired {
+                unproposed.push(w.ticket);
+                bytes += w.command.encoded_bytes() as u64;
+            }
+            !expired
+        });
+        self.waiting_bytes -= bytes;
+        let expired = |(ticket, deadline): &mut (Option<Ticket>, Time)| if *deadline <= now { ticket.take() } else { None };
+        let proposed = self.in_flight.iter_mut().flat_map(|p| p.tickets.iter_mut().filter_map(expired)).collect();
+        (unproposed, bytes, proposed)
+    }
+}
+
+impl Node {
+    /// A client's write: refused at once, or in line.
+    pub(super) fn command(&mut self, ticket: Ticket, shard: ShardId, command: Command, deadline: Time) {
+        self.counters.commands += 1;
+        let result = self.admit(shard, &command);
+        if let Err(refusal) = result {
+            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+            return;
+        }
+        let bytes = command.encoded_bytes() as u64;
+        let replica = self.registry.get_mut(shard).expect("admitted");
+        replica.proposals.waiting_bytes += bytes;
+        replica.proposals.waiting.push_back(Waiting { ticket, command, deadline });
+        self.waiting_bytes += bytes;
+        self.gathering.insert(shard);
+    }
+
+    fn admit(&mut self, shard: ShardId, command: &Command) -> Result<(), Refusal> {
+        let replica = self.registry.get_mut(shard).ok_or(Refusal::NotHosted { shard })?;
+        if !replica.leads() {
+            return Err(Refusal::NotLeader { shard, leader: replica.leader_node() });
+        }
+        if !command.touches(&replica.descriptor.range) {
+            return Err(Refusal::WrongShard { shard, descriptors: vec![(&*replica.descriptor).into()] });
+        }
+        if self.waiting_bytes >= self.config.raft.max_waiting_bytes {
+            let what = "raft.max_waiting_bytes".into();
+            return Err(Refusal::Overloaded { what, limit: self.config.raft.max_waiting_bytes });
+        }
+        if matches!(command.op, Op::Put { .. }) {
+            if let Some((free_bytes, reserve_bytes)) = self.disk_full {
+                return Err(Refusal::DiskFull { free_bytes, reserve_bytes });
+            }
+            // A voter without room would stop taking entries, or stop altogether.
+            let full = |r: &flotilla_router::Replica| self.peers.get(&r.node).is_some_and(|p| p.heard && p.beat.disk_full);
+            if replica.descriptor.replicas.iter().any(full) {
+                return Err(Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings us here again.
+    pub(super) fn propose_gathered(&mut self) {
+        if self.writing.len() >= self.config.raft.max_inflight_writes {
+            return;
+        }
+        for shard in std::mem::take(&mut self.gathering) {
+            self.propose(shard);
+        }
+    }
+
+    fn propose(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        if !replica.leads() {
+            return;
+        }
+        let raft = &replica.raw.raft;
+        let uncommitted_full = raft.uncommitted_size() as u64 >= self.config.raft.max_uncommitted_size_bytes / 2;
+        let apply_lags = raft.raft_log.committed.saturating_sub(replica.applied.index) > 4096;
+        if raft.lead_transferee.is_some() || uncommitted_full || apply_lags {
+            // They go on waiting; a tick looks again.
+            self.gathering.insert(shard);
+            return;
+        }
+        let range_epoch = replica.descriptor.epoch.range;
+        while let Some((data, tickets)) = replica.proposals.take_entry(self.config.raft.max_entry_size_bytes, range_epoch) {
+            let bytes: u64 = (data.len() - PAYLOAD_HEADER_BYTES) as u64;
+            self.waiting_bytes -= bytes;
+            let mut message = Message::default();
+            message.set_msg_type(MessageType::MsgPropose);
+            message.from = replica.id.0;
+            message.set_entries(vec![Entry { data, ..Entry::default() }].into());
+            match replica.raw.step(message) {
+                Ok(()) => {
+                    let raft = &replica.raw.raft;
+                    let at = LogPosition { index: raft.raft_log.last_index(), term: raft.term };
+                    replica.proposals.in_flight_commands += tickets.len();
+                    replica.proposals.in_flight.push_back(Proposed { at, tickets });
+                    self.counters.proposals += 1;
+                }
+                // raft-rs appended nothing, so nothing of it can ever be committed.
+                Err(_) => {
+                    for (ticket, _) in tickets {
+                        let Some(ticket) = ticket else { continue };
+                        let limit = self.config.raft.max_uncommitted_size_bytes;
+                        let refusal = Refusal::Overloaded { what: "raft.max_uncommitted_size_bytes".into(), limit };
+                        self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+                    }
+                }
+            }
+        }
+        self.touch(shard);
+    }
+
+    /// Answers those whose time is up, as honestly as is known.
+    pub(super) fn expire_commands(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        let (unproposed, bytes, proposed) = replica.proposals.take_expired(self.now);
+        self.waiting_bytes -= bytes;
+        let answers = unproposed
+            .into_iter()
+            .map(|ticket| (ticket, Refusal::Expired { shard }))
+            .chain(proposed.into_iter().map(|ticket| (ticket, Refusal::Unknown { shard })));
+        for (ticket, refusal) in answers {
+            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+        }
+    }
+}

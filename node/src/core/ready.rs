@@ -1,0 +1,351 @@
+//! How a `Ready` is handled, in the order that raft-rs demands (its thesis: §10.2.1; its traps: `docs/raft-rs.md`).
+//!
+//! For each group that was touched, until it has nothing more:
+//!
+//! 1. A snapshot that waits to be installed is taken up only once every entry handed out is applied and no Ready is
+//!    unpersisted; until then the group rests. Otherwise an older conf change could be applied on top of a newer snapshot.
+//! 2. `ready()`. From here to `advance_append_async` nothing else is called on the group.
+//! 3. A leader's messages leave at once, before its own fsync. Read states and committed entries are queued.
+//! 4. Entries are put where raft-rs can read them, and with the hard state into the write that all groups of the pass share.
+//! 5. A follower's messages wait for that write. A Ready that needs no sync waits for nothing, but never overtakes one that does.
+//! 6. After the fsync: `on_persist_ready` with the highest number, then the messages that waited.
+//! 7. After apply: conf changes first, then `advance_apply_to`.
+//!
+//! A hard state in which only the commit index changed is not written on its own: it goes along with the group's next write.
+//! Should it be lost, the leader tells it again, and recovery raises it to what was applied.
+
+use super::Node;
+use super::effect::Effect;
+use super::event::SnapshotId;
+use super::log::{from_stored, to_stored};
+use super::replica::Replica;
+use super::wire::Envelope;
+use super::{Outbox, elections};
+use flotilla_router::{ReplicaId, ShardId};
+use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
+use protobuf::Message as _;
+use raft::GetEntriesContext;
+use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType, Message, MessageType};
+use std::collections::VecDeque;
+
+/// Readys of one group that are not yet persisted.
+pub(super) struct ReadyQueue {
+    waiting: VecDeque<Waiting>,
+    /// The newest hard state, and whether it was handed out to be written.
+    hard_state: HardState,
+    hard_state_written: bool,
+    /// The highest index that may stand in the log on disk.
+    disk_last: u64,
+    /// Conf changes handed out to be applied: index, and change.
+    conf_changes: VecDeque<(u64, ConfChangeV2)>,
+}
+
+/// One Ready that is not yet persisted.
+struct Waiting {
+    number: u64,
+    /// Whether it is part of a write. One that is not waits only for those before it.
+    in_write: bool,
+    messages: Vec<Message>,
+}
+
+/// Entries on their way from disk.
+pub(super) struct Fetch {
+    shard: ShardId,
+    context: GetEntriesContext,
+}
+
+impl ReadyQueue {
+    /// Nothing waits; this hard state and a log up to `disk_last` were found on disk.
+    pub(super) fn new(hard_state: HardState, disk_last: u64) -> Self {
+        Self { waiting: VecDeque::new(), hard_state, hard_state_written: true, disk_last, conf_changes: VecDeque::new() }
+    }
+
+    /// Whether every Ready is persisted.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// The newest hard state.
+    pub(super) fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// The log on disk starts over.
+    pub(super) fn reset(&mut self, disk_last: u64) {
+        self.disk_last = disk_last;
+        self.hard_state_written = true;
+    }
+
+    /// Takes what `number` completes: the highest number that counts as persisted now, and the messages that may leave.
+    fn complete(&mut self, number: u64) -> Option<(u64, Vec<Message>)> {
+        let mut done = None;
+        let mut messages = Vec::new();
+        while self.waiting.front().is_some_and(|w| w.number <= number || !w.in_write) {
+            let first = self.waiting.pop_front().expect("looked at just now");
+            messages.extend(first.messages);
+            done = Some(first.number);
+        }
+        done.map(|number| (number, messages))
+    }
+}
+
+impl Node {
+    /// Handles everything that one group has ready, and what it asked for on the way.
+    pub(super) fn advance(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        if replica.quarantined.is_some() {
+            return;
+        }
+        let cached_before = replica.raw.store().cache_bytes();
+        self.send_read_contexts(shard);
+        while self.take_ready(shard) {}
+        let replica = self.registry.get_mut(shard).expect("nothing removes a replica while it is handled");
+        elections::set_timeout(replica, &self.config);
+        let cached = replica.raw.store().cache_bytes();
+        self.cache_bytes = self.cache_bytes + cached - cached_before;
+        self.note_roles(shard);
+        self.serve_confirmed_reads(shard);
+        self.take_asked(shard);
+    }
+
+    /// Handles one Ready; whether there was one.
+    fn take_ready(&mut self, shard: ShardId) -> bool {
+        let Some(replica) = self.registry.get_mut(shard) else { return false };
+        if !replica.raw.has_ready() {
+            return false;
+        }
+        let snapshot_waits = replica.raw.snap().is_some_and(|s| !s.is_empty());
+        if snapshot_waits {
+            // A write under way may be about the old log, even if only to truncate it: it must not land on the new one.
+            let at_rest = replica.ready.is_empty() && replica.applied.index == replica.handed_out;
+            if !at_rest || self.writing.iter().any(|w| w.shards.contains(&shard)) {
+                return false;
+            }
+        }
+        let mut ready = replica.raw.ready();
+        for message in ready.take_messages() {
+            send(&mut self.outbox, replica, message);
+        }
+        for state in ready.take_read_states() {
+            replica.reads.confirm(&state.request_ctx, state.index, self.config.lease());
+        }
+        if let Some(hs) = ready.hs() {
+            replica.ready.hard_state = HardState { term: hs.term, vote: hs.vote, commit: hs.commit };
+            replica.ready.hard_state_written = false;
+        }
+        let number = ready.number();
+        let messages = ready.take_persisted_messages();
+        let committed = ready.take_committed_entries();
+        if !ready.snapshot().is_empty() {
+            let metadata = ready.snapshot().get_metadata();
+            let at = LogPosition { index: metadata.index, term: metadata.term };
+            replica.raw.mut_store().reset(at, metadata.get_conf_state().clone());
+            replica.ready.waiting.push_back(Waiting { number, in_write: true, messages });
+            replica.raw.advance_append_async(ready);
+            self.install_snapshot(shard, at, number);
+            return true;
+        }
+        let entries = ready.take_entries();
+        let must_sync = ready.must_sync();
+        if must_sync {
+            replica.raw.mut_store().append(&entries);
+            replica.compaction.appended(&entries);
+            stage(&mut self.outbox, replica, &entries);
+            self.outbox.readies.push((shard, replica.id, number));
+            self.outbox.sync = true;
+        }
+        if must_sync || !replica.ready.is_empty() {
+            replica.ready.waiting.push_back(Waiting { number, in_write: must_sync, messages });
+            replica.raw.advance_append_async(ready);
+        } else {
+            replica.raw.advance_append_async(ready);
+            replica.raw.on_persist_ready(number);
+            for message in messages {
+                send(&mut self.outbox, replica, message);
+            }
+        }
+        if !committed.is_empty() {
+            self.hand_out(shard, &committed);
+        }
+        true
+    }
+
+    /// Queues committed entries to be applied, and settles proposals that were overruled.
+    fn hand_out(&mut self, shard: ShardId, committed: &[Entry]) {
+        let replica = self.registry.get_mut(shard).expect("the caller holds it");
+        let work = self.outbox.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
+        let mut lost = Vec::new();
+        for entry in committed {
+            assert_eq!(entry.index, replica.handed_out + 1, "committed entries have a gap");
+            replica.handed_out = entry.index;
+            match conf_change(entry) {
+                Ok(Some(change)) => replica.ready.conf_changes.push_back((entry.index, change)),
+                Ok(None) => {}
+                Err(why) => {
+                    // Committed, so equal on every replica: all of them stop here rather than diverge.
+                    return self.quarantine(shard, format!("the conf change at index {} can't be read: {why}", entry.index));
+                }
+            }
+            let at = LogPosition { index: entry.index, term: entry.term };
+            let wants_results = replica.proposals.is_committed(at, &mut lost);
+            work.entries.push(ApplyEntry { entry: to_stored(entry), wants_results });
+        }
+        let leader = replica.leader_node();
+        for ticket in lost {
+            let refusal = flotilla_router::Refusal::NotLeader { shard, leader };
+            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+        }
+    }
+
+    /// A write is durable.
+    pub(super) fn persisted(&mut self, write: u64) {
+        let done = self.writing.pop_front().expect("a write was reported that was not under way");
+        assert_eq!(done.number, write, "writes were reported out of order");
+        for (shard, id, number) in done.readies {
+            self.ready_persisted(shard, id, number);
+        }
+        for shard in done.shards {
+            self.touch(shard);
+        }
+    }
+
+    /// One group's Readys up to `number` are persisted.
+    pub(super) fn ready_persisted(&mut self, shard: ShardId, id: ReplicaId, number: u64) {
+        let Some(replica) = self.registry.get_mut(shard).filter(|r| r.id == id) else { return };
+        if let Some((number, messages)) = replica.ready.complete(number) {
+            replica.raw.on_persist_ready(number);
+            for message in messages {
+                send(&mut self.outbox, replica, message);
+            }
+        }
+        self.touch(shard);
+    }
+
+    /// Entries were applied.
+    pub(super) fn applied(&mut self, applied: Vec<Applied>) {
+        self.applying = false;
+        for Applied { shard, at, results, descriptor } in applied {
+            let Some(replica) = self.registry.get_mut(shard) else { continue };
+            assert!(at.index > replica.applied.index && at.index <= replica.handed_out, "applied what was not handed out");
+            replica.applied = at;
+            if let Some(descriptor) = descriptor {
+                replica.descriptor = std::sync::Arc::new(descriptor);
+                self.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
+            }
+            while replica.ready.conf_changes.front().is_some_and(|(index, _)| *index <= at.index) {
+                let (_, change) = replica.ready.conf_changes.pop_front().expect("looked at just now");
+                // raft-rs refuses a change that does not fit the membership; every replica sees the same refusal.
+                if let Ok(conf_state) = replica.raw.apply_conf_change(&change) {
+                    replica.raw.mut_store().set_conf_state(conf_state);
+                }
+            }
+            replica.raw.advance_apply_to(at.index);
+            for (ticket, result) in replica.proposals.settle(results) {
+                self.outbox.effects.push(Effect::Reply { ticket, shard, result: Ok(result) });
+            }
+            self.note_applied(shard);
+            self.truncate_log(shard);
+            self.touch(shard);
+        }
+    }
+
+    /// Acts on what raft-rs asked of the log while it was not looking: entries on disk, a snapshot.
+    fn take_asked(&mut self, shard: ShardId) {
+        let replica = self.registry.get_mut(shard).expect("the caller holds it");
+        replica.raw.mut_store().drop_fetched();
+        let (wanted, snapshot) = replica.raw.mut_store().take_asked();
+        for wanted in wanted {
+            let fetch = self.next_fetch;
+            self.next_fetch += 1;
+            let (low, high, bytes_max) = (wanted.low, wanted.high, wanted.bytes_max.min(4 << 20));
+            self.outbox.effects.push(Effect::FetchEntries { fetch, shard, low, high, bytes_max });
+            self.fetches.insert(fetch, Fetch { shard, context: wanted.context });
+        }
+        if snapshot {
+            self.want_snapshot(shard);
+        }
+    }
+
+    /// Entries have come from disk: raft-rs sends them on, if the follower still needs them.
+    pub(super) fn entries_fetched(&mut self, fetch: u64, shard: ShardId, entries: Vec<LogEntry>) {
+        let Some(Fetch { shard: asked, context }) = self.fetches.remove(&fetch) else { return };
+        assert_eq!(asked, shard, "entries of another shard were fetched");
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        if entries.is_empty() || replica.quarantined.is_some() {
+            return;
+        }
+        // The log may have been truncated or overwritten since; only what it still says is held.
+        let view = replica.raw.mut_store();
+        if entries.iter().all(|e| view.term_at(e.at.index) == Some(e.at.term)) {
+            view.hold_fetched(entries.into_iter().map(from_stored).collect());
+            replica.raw.on_entries_fetched(context);
+            self.touch(shard);
+        }
+    }
+}
+
+/// Puts entries and the newest hard state into the write that the pass shares.
+fn stage(outbox: &mut Outbox, replica: &mut Replica, entries: &[Entry]) {
+    let shard = replica.shard;
+    let write = outbox.writes.entry(shard).or_insert_with(|| LogWrite { shard, ..LogWrite::default() });
+    if let (Some(first), Some(last)) = (entries.first(), entries.last()) {
+        if replica.ready.disk_last > last.index {
+            let (low, high) = write.delete.unwrap_or((last.index + 1, replica.ready.disk_last));
+            write.delete = Some((low.min(last.index + 1), high.max(replica.ready.disk_last)));
+        }
+        while write.entries.last().is_some_and(|e| e.at.index >= first.index) {
+            write.entries.pop();
+        }
+        write.entries.extend(entries.iter().map(to_stored));
+        replica.ready.disk_last = last.index;
+    }
+    if !replica.ready.hard_state_written {
+        write.hard_state = Some(replica.ready.hard_state);
+        replica.ready.hard_state_written = true;
+    }
+}
+
+/// Queues a message for its node; a snapshot takes its own way.
+fn send(outbox: &mut Outbox, replica: &mut Replica, message: Message) {
+    let Some(to) = replica.descriptor.replica(ReplicaId(message.to)) else { return };
+    let envelope = Envelope {
+        shard: replica.shard,
+        epoch: replica.descriptor.epoch,
+        committed: replica.raw.raft.raft_log.committed,
+        message,
+    };
+    if envelope.message.get_msg_type() == MessageType::MsgSnapshot {
+        let snapshot = SnapshotId(snapshot_number(&envelope.message));
+        replica.snapshots.sending(to.id, snapshot);
+        outbox.effects.push(Effect::SendSnapshot { to: to.node, replica: to.id, snapshot, envelope });
+    } else {
+        outbox.messages.entry(to.node).or_default().push(envelope);
+    }
+}
+
+/// The snapshot's number, which the core put into its data when it offered it.
+fn snapshot_number(message: &Message) -> u64 {
+    let bytes = message.get_snapshot().get_data();
+    u64::from_be_bytes(bytes.try_into().expect("the core itself wrote eight bytes"))
+}
+
+/// The membership change that an entry carries. The type is looked at before the data: leaving joint consensus has none.
+fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, protobuf::ProtobufError> {
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => Ok(None),
+        EntryType::EntryConfChange => {
+            let mut change = ConfChange::default();
+            change.merge_from_bytes(&entry.data)?;
+            let mut single = ConfChangeSingle { node_id: change.node_id, ..ConfChangeSingle::default() };
+            single.set_change_type(change.get_change_type());
+            let mut change_v2 = ConfChangeV2::default();
+            change_v2.set_changes(vec![single].into());
+            Ok(Some(change_v2))
+        }
+        EntryType::EntryConfChangeV2 => {
+            let mut change = ConfChangeV2::default();
+            change.merge_from_bytes(&entry.data)?;
+            Ok(Some(change))
+        }
+    }
+}

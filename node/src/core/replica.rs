@@ -1,0 +1,78 @@
+//! One replica: a RawNode, and one field per operation that concerns it.
+
+use super::compaction::Compaction;
+use super::elections::Elections;
+use super::event::Ticket;
+use super::log::LogView;
+use super::proposals::Proposals;
+use super::reads::Reads;
+use super::ready::ReadyQueue;
+use super::snapshots::Snapshots;
+use flotilla_router::{Descriptor, NodeId, ReplicaId, Role, ShardId};
+use flotilla_storage::LogPosition;
+use raft::eraftpb::ConfState;
+use raft::{RawNode, StateRole};
+use std::sync::Arc;
+
+/// One member of one shard's group, on this node.
+pub(super) struct Replica {
+    /// The shard.
+    pub(super) shard: ShardId,
+    /// The Raft id.
+    pub(super) id: ReplicaId,
+    /// What the shard is, as of `applied`.
+    pub(super) descriptor: Arc<Descriptor>,
+    /// The group, as raft-rs sees it.
+    pub(super) raw: RawNode<LogView>,
+    /// Up to where the data are applied.
+    pub(super) applied: LogPosition,
+    /// Up to where entries were handed out to be applied.
+    pub(super) handed_out: u64,
+    /// Readys that are not yet persisted, and the messages that wait for them.
+    pub(super) ready: ReadyQueue,
+    /// Writes that wait, and writes in flight.
+    pub(super) proposals: Proposals,
+    /// Reads that wait.
+    pub(super) reads: Reads,
+    /// Election timeouts, transfers.
+    pub(super) elections: Elections,
+    /// Snapshots under way, out and in.
+    pub(super) snapshots: Snapshots,
+    /// The size of the log, and where it can be cut.
+    pub(super) compaction: Compaction,
+    /// Why the replica was set aside, if it was.
+    pub(super) quarantined: Option<String>,
+}
+
+impl Replica {
+    /// Whether this replica leads, as far as it knows.
+    pub(super) fn leads(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.quarantined.is_none()
+    }
+
+    /// The node of the leader, as far as this replica knows.
+    pub(super) fn leader_node(&self) -> Option<NodeId> {
+        self.descriptor.replica(ReplicaId(self.raw.raft.leader_id)).map(|r| r.node)
+    }
+
+    /// Whether a tick concerns more than elections and heartbeats.
+    pub(super) fn waits_for_something(&self) -> bool {
+        self.proposals.pending() > 0 || !self.reads.is_empty() || self.elections.transfer.is_some() || self.snapshots.is_busy()
+    }
+
+    /// Everybody who waits, and whether what they wait for was proposed.
+    pub(super) fn take_waiting_tickets(&mut self) -> Vec<(Ticket, bool)> {
+        let mut tickets = self.proposals.take_all();
+        tickets.extend(self.reads.take_all().into_iter().map(|ticket| (ticket, false)));
+        tickets
+    }
+}
+
+/// The membership as raft-rs writes it.
+pub(super) fn conf_state(descriptor: &Descriptor) -> ConfState {
+    let ids = |role| descriptor.replicas.iter().filter(|r| r.role == role).map(|r| r.id.0).collect::<Vec<_>>();
+    let mut conf_state = ConfState::default();
+    conf_state.set_voters(ids(Role::Voter));
+    conf_state.set_learners(ids(Role::Learner));
+    conf_state
+}

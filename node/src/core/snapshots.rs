@@ -1,0 +1,219 @@
+//! Snapshots: how a follower that fell behind the truncated log gets the shard as a whole.
+//!
+//! ```text
+//! leader    raft-rs finds no entries ─▶ want ─▶ BuildSnapshot ─▶ built, offered ─▶ raft-rs: MsgSnapshot ─▶ SendSnapshot
+//!           ─▶ SnapshotSent ─▶ raft-rs hears of it, well or not, always
+//! follower  SnapshotStaged (files verified on disk) ─▶ judged ─▶ step ─▶ raft-rs wants it? ─▶ gate 1 of `ready`
+//!           ─▶ InstallSnapshot ─▶ SnapshotInstalled ─▶ applied, acknowledged
+//! ```
+//!
+//! **Invariants.** While a snapshot is on its way, the log is not truncated above it, or it would be useless on arrival. While
+//! one is being installed, the group takes no message and no tick. Every staged snapshot is installed or discarded.
+
+use super::Node;
+use super::effect::Effect;
+use super::event::SnapshotId;
+use super::replica::conf_state;
+use super::wire::Envelope;
+use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
+use flotilla_storage::{LogPosition, SnapshotManifest};
+use raft::SnapshotStatus;
+use raft::eraftpb::{MessageType, Snapshot};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Ticks for which a built snapshot is kept for another follower.
+const KEEP_TICKS: usize = 200;
+
+/// The snapshots of one shard.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    outgoing: Option<Outgoing>,
+    /// Who is being sent which.
+    sending: BTreeMap<ReplicaId, SnapshotId>,
+    incoming: Option<Incoming>,
+}
+
+/// A snapshot for followers.
+struct Outgoing {
+    id: SnapshotId,
+    /// Where it stands, once it is built.
+    at: Option<LogPosition>,
+    idle_ticks: usize,
+}
+
+/// A snapshot from the leader.
+struct Incoming {
+    staged: SnapshotId,
+    at: LogPosition,
+    /// What the shard is at that index.
+    descriptor: Arc<Descriptor>,
+    /// The Ready that it completes, once it is being installed.
+    ready: Option<u64>,
+}
+
+impl Snapshots {
+    /// Whether a snapshot is becoming this replica's state.
+    pub(super) fn is_installing(&self) -> bool {
+        self.incoming.is_some()
+    }
+
+    /// Whether ticks matter.
+    pub(super) fn is_busy(&self) -> bool {
+        self.outgoing.is_some()
+    }
+
+    /// The index above which the log must stay, for the sake of a snapshot on its way.
+    pub(super) fn pins(&self) -> Option<u64> {
+        self.outgoing.as_ref().and_then(|o| o.at).map(|at| at.index)
+    }
+
+    /// A snapshot leaves for a follower.
+    pub(super) fn sending(&mut self, to: ReplicaId, snapshot: SnapshotId) {
+        self.sending.insert(to, snapshot);
+    }
+}
+
+impl Node {
+    /// raft-rs has a follower that needs a snapshot, and none to send.
+    pub(super) fn want_snapshot(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        match &replica.snapshots.outgoing {
+            // Under way.
+            Some(outgoing) if outgoing.at.is_none() => return,
+            // There is one, and raft-rs did not like it: too old.
+            Some(outgoing) => self.outbox.effects.push(Effect::DropSnapshot { snapshot: outgoing.id }),
+            None => {}
+        }
+        let id = SnapshotId(self.next_snapshot);
+        self.next_snapshot += 1;
+        replica.snapshots.outgoing = Some(Outgoing { id, at: None, idle_ticks: 0 });
+        replica.raw.mut_store().offer_snapshot(None);
+        self.outbox.effects.push(Effect::BuildSnapshot { shard, snapshot: id });
+    }
+
+    /// A snapshot is ready to be sent, or could not be built; then raft-rs will ask again.
+    pub(super) fn snapshot_built(&mut self, shard: ShardId, snapshot: SnapshotId, at: Option<LogPosition>) {
+        let wanted = self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot));
+        let (Some(replica), Some(at)) = (wanted, at) else {
+            if let Some(replica) =
+                self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot))
+            {
+                replica.snapshots.outgoing = None;
+            }
+            self.outbox.effects.push(Effect::DropSnapshot { snapshot });
+            return;
+        };
+        let mut offered = Snapshot::default();
+        offered.set_data(snapshot.0.to_be_bytes().to_vec().into());
+        let metadata = offered.mut_metadata();
+        metadata.index = at.index;
+        metadata.term = at.term;
+        metadata.set_conf_state(conf_state(&replica.descriptor));
+        replica.raw.mut_store().offer_snapshot(Some(offered));
+        replica.snapshots.outgoing = Some(Outgoing { id: snapshot, at: Some(at), idle_ticks: 0 });
+    }
+
+    /// A snapshot stream has ended.
+    pub(super) fn snapshot_sent(&mut self, shard: ShardId, to: ReplicaId, delivered: bool) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        replica.snapshots.sending.remove(&to);
+        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        replica.raw.report_snapshot(to.0, status);
+        self.touch(shard);
+    }
+
+    /// Drops a built snapshot that nobody has needed for a while.
+    pub(super) fn tick_snapshots(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        let idle = replica.snapshots.sending.is_empty();
+        let Some(outgoing) = &mut replica.snapshots.outgoing else { return };
+        if outgoing.at.is_none() {
+            return;
+        }
+        outgoing.idle_ticks = if idle { outgoing.idle_ticks + 1 } else { 0 };
+        if outgoing.idle_ticks >= KEEP_TICKS {
+            self.outbox.effects.push(Effect::DropSnapshot { snapshot: outgoing.id });
+            replica.snapshots.outgoing = None;
+            replica.raw.mut_store().offer_snapshot(None);
+        }
+    }
+
+    /// A snapshot from a peer lies verified on disk: judge it, and let raft-rs say whether it wants it.
+    pub(super) fn snapshot_staged(&mut self, from: NodeId, staged: SnapshotId, envelope: Envelope, manifest: SnapshotManifest) {
+        let shard = envelope.shard;
+        if self.accept_snapshot(from, staged, envelope, &manifest) {
+            self.touch(shard);
+        } else {
+            self.outbox.effects.push(Effect::DiscardStaged { staged });
+        }
+    }
+
+    fn accept_snapshot(&mut self, from: NodeId, staged: SnapshotId, envelope: Envelope, manifest: &SnapshotManifest) -> bool {
+        let shard = envelope.shard;
+        let message = &envelope.message;
+        let others_overlap = self.registry.overlapping(shard, &manifest.descriptor.range).is_some();
+        let Some(replica) = self.registry.get_mut(shard) else { return false };
+        let metadata = message.get_snapshot().get_metadata();
+        let at = LogPosition { index: metadata.index, term: metadata.term };
+        // An invalid conf state is fatal in raft-rs, so it is compared with the descriptor, which was decoded and checked.
+        let honest = message.get_msg_type() == MessageType::MsgSnapshot
+            && message.to == replica.id.0
+            && message.term > 0
+            && replica.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from)
+            && manifest.descriptor.id == shard
+            && manifest.at == at
+            && at.term <= message.term
+            && *metadata.get_conf_state() == conf_state(&manifest.descriptor)
+            && manifest.descriptor.replica(replica.id).is_some();
+        if !honest || others_overlap || replica.quarantined.is_some() || replica.snapshots.is_installing() {
+            self.counters.messages_refused += u64::from(!honest);
+            return false;
+        }
+        let _ = replica.raw.step(envelope.message);
+        let wanted = replica.raw.snap().is_some_and(|s| s.get_metadata().index == at.index);
+        if wanted {
+            let descriptor = Arc::new(manifest.descriptor.clone());
+            replica.snapshots.incoming = Some(Incoming { staged, at, descriptor, ready: None });
+        } else {
+            self.touch(shard);
+        }
+        wanted
+    }
+
+    /// raft-rs has taken the snapshot up: hand it to the shell.
+    pub(super) fn install_snapshot(&mut self, shard: ShardId, at: LogPosition, ready: u64) {
+        let replica = self.registry.get_mut(shard).expect("the caller holds it");
+        let hard_state = replica.ready.hard_state();
+        let incoming = replica.snapshots.incoming.as_mut().expect("raft-rs restores only what was accepted");
+        assert_eq!(incoming.at, at, "raft-rs restores another snapshot than the one that was accepted");
+        incoming.ready = Some(ready);
+        let staged = incoming.staged;
+        replica.compaction.reset(at.index);
+        // Whatever was staged for the old log would be written over the new one.
+        self.outbox.writes.remove(&shard);
+        self.outbox.effects.push(Effect::InstallSnapshot { shard, replica: replica.id, staged, hard_state, at });
+    }
+
+    /// The snapshot is this replica's state now.
+    pub(super) fn snapshot_installed(&mut self, shard: ShardId, at: LogPosition) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        let incoming = replica.snapshots.incoming.take().expect("an installation was reported that was not under way");
+        let ready = incoming.ready.expect("it was handed out with its Ready");
+        replica.applied = at;
+        replica.descriptor = incoming.descriptor;
+        replica.handed_out = at.index;
+        replica.ready.reset(at.index);
+        let passed_over = replica.proposals.take_passed_over(at.index);
+        self.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
+        let id = replica.id;
+        self.ready_persisted(shard, id, ready);
+        let replica = self.registry.get_mut(shard).expect("looked up just now");
+        replica.raw.advance_apply_to(at.index);
+        for ticket in passed_over {
+            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(Refusal::Unknown { shard }) });
+        }
+        self.note_applied(shard);
+        self.touch(shard);
+    }
+}

@@ -1,0 +1,11 @@
+//! The decisions of a Flotilla node.
+//!
+//! - [`core`]: every Raft group of the process as one pure state machine. It builds, and its tests run, without tokio, hyper,
+//!   RocksDB and quinn (`--no-default-features`).
+//! - `shell` (feature `shell`): the threads that feed the core and carry out what it asks.
+//!
+//! `main.rs` is the binary `flotilla`.
+
+pub mod core;
+#[cfg(feature = "shell")]
+pub mod shell;
