@@ -10,12 +10,14 @@
 //! - [`admin`]: what the admin API shows, as it stands in JSON.
 //! - [`limits`]: the limits in force, which `GET /v1/limits` shows.
 //! - [`metrics`]: every metric of a node, in one struct with public fields.
+//! - [`cli`]: the command-line client, which speaks HTTP to any node.
 //! - [`logging`]: how logs are set up. Keys and values are never logged.
 //!
 //! **Invariants.** No sibling crate but `router` is imported. An unknown outcome is never shown as a failure or a success. Memory
 //! that a client can make us hold is bounded by [`Limits`].
 
 pub mod admin;
+pub mod cli;
 pub mod http;
 pub mod limits;
 pub mod logging;

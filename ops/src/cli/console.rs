@@ -1,0 +1,89 @@
+//! The terminal: where data, messages and input go and come from. In tests all three are buffers.
+
+use super::failure::Failure;
+use comfy_table::{ContentArrangement, Table, presets};
+use std::io::{self, BufRead, BufWriter, IsTerminal, Write};
+
+/// Standard output, standard error and standard input of one command.
+pub(super) struct Console {
+    /// Where data goes.
+    out: Box<dyn Write + Send>,
+    /// Where messages go.
+    err: Box<dyn Write + Send>,
+    /// Where data comes from, until somebody takes it.
+    input: Option<Box<dyn BufRead + Send>>,
+    /// Whether data goes to a person.
+    pub(super) out_is_terminal: bool,
+    /// Whether messages go to a person, who likes to see progress.
+    pub(super) err_is_terminal: bool,
+    /// Whether everything printed is JSON.
+    pub(super) json: bool,
+}
+
+impl Console {
+    /// That of the process.
+    pub(super) fn terminal() -> Self {
+        Self {
+            out: Box::new(BufWriter::new(io::stdout())),
+            err: Box::new(io::stderr()),
+            input: Some(Box::new(io::BufReader::new(io::stdin()))),
+            out_is_terminal: io::stdout().is_terminal(),
+            err_is_terminal: io::stderr().is_terminal(),
+            json: false,
+        }
+    }
+
+    /// One that is no terminal, made of these.
+    #[cfg(test)]
+    pub(super) fn of(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>, input: Box<dyn BufRead + Send>) -> Self {
+        Self { out, err, input: Some(input), out_is_terminal: false, err_is_terminal: false, json: false }
+    }
+
+    /// Prints bytes as they are.
+    pub(super) fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.out.write_all(bytes).map_err(Failure::Output)
+    }
+
+    /// Prints a line of data.
+    pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
+        self.data(line.as_bytes())?;
+        self.data(b"\n")
+    }
+
+    /// Prints a JSON value on a line of its own.
+    pub(super) fn value(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
+        self.line(&value.to_string())
+    }
+
+    /// Prints a table: a row of names, then the others.
+    pub(super) fn table(&mut self, names: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING).set_header(names.to_vec());
+        if self.out_is_terminal {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+        }
+        for row in rows {
+            table.add_row(row);
+        }
+        for line in table.to_string().lines() {
+            // The empty border and the padding of the last column are of no use to anybody.
+            self.line(line.strip_prefix(' ').unwrap_or(line).trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Says something that is not data. Where that fails there is nobody left to tell.
+    pub(super) fn say(&mut self, message: &str) {
+        let _ = writeln!(self.err, "{message}");
+    }
+
+    /// Takes standard input. Only one reader can have it.
+    pub(super) fn take_input(&mut self) -> Result<Box<dyn BufRead + Send>, Failure> {
+        self.input.take().ok_or_else(|| Failure::Usage("standard input can be read only once".into()))
+    }
+
+    /// Hands on what is buffered.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        self.out.flush().map_err(Failure::Output)
+    }
+}

@@ -1,0 +1,93 @@
+//! `flotilla kv export`: every key of a range as NDJSON, in key order.
+//!
+//! The lines are the server's own; behind them stands `{"complete":true,"count":n}`, so that an import notices a file that was cut off.
+//! A file is written beside its name and moved there once it is whole: an export that fails leaves what was there before.
+
+use super::client::Client;
+use super::console::Console;
+use super::failure::Failure;
+use super::kv::{Freshness, RangeArgs};
+use super::scan::Stream;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// `flotilla kv export`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Export {
+    /// The file to write; - or nothing for standard output
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    range: RangeArgs,
+    #[command(flatten)]
+    freshness: Freshness,
+    /// %XX in keys stands for any byte
+    #[arg(long)]
+    escaped: bool,
+}
+
+/// Carries it out.
+pub(super) async fn run(export: Export, client: &Client, console: &mut Console) -> Result<(), Failure> {
+    let mut stream = Stream::new(client, export.range.query(export.escaped)?, export.freshness.query(), None);
+    let bar = spinner(console);
+    let count = match export.file.as_deref().filter(|file| *file != Path::new("-")) {
+        None => {
+            let count = copy(&mut stream, &bar, |bytes| console.data(bytes)).await?;
+            console.flush()?;
+            count
+        }
+        Some(file) => {
+            let mut partial = file.as_os_str().to_owned();
+            partial.push(".partial");
+            let partial = PathBuf::from(partial);
+            let outcome = to_file(&mut stream, &bar, &partial, file).await;
+            if outcome.is_err() {
+                // It is of no use to anybody; that it may not be there at all does not matter.
+                let _ = std::fs::remove_file(&partial);
+            }
+            outcome?
+        }
+    };
+    bar.finish_and_clear();
+    console.say(&if console.json { json!({ "exported": count }).to_string() } else { format!("{count} keys exported") });
+    Ok(())
+}
+
+async fn to_file(stream: &mut Stream<'_>, bar: &ProgressBar, partial: &Path, file: &Path) -> Result<u64, Failure> {
+    let failed = |error| Failure::file("write", partial, &error);
+    let mut out = BufWriter::new(File::create(partial).map_err(failed)?);
+    let count = copy(stream, bar, |bytes| out.write_all(bytes).map_err(failed)).await?;
+    out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
+    std::fs::rename(partial, file).map_err(|error| Failure::file("write", file, &error))?;
+    Ok(count)
+}
+
+/// Hands every line to `write`, and the one that ends them.
+async fn copy(
+    stream: &mut Stream<'_>,
+    bar: &ProgressBar,
+    mut write: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<u64, Failure> {
+    let mut count = 0;
+    while let Some((_, raw)) = stream.next().await? {
+        write(&raw)?;
+        write(b"\n")?;
+        count += 1;
+        bar.set_position(count);
+    }
+    write(format!("{}\n", json!({ "complete": true, "count": count })).as_bytes())?;
+    Ok(count)
+}
+
+/// Shows a count that grows, where somebody looks.
+pub(super) fn spinner(console: &Console) -> ProgressBar {
+    if !console.err_is_terminal {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{spinner} {human_pos} keys, {per_sec}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
+    ProgressBar::new_spinner().with_style(style)
+}

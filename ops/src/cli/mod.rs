@@ -1,0 +1,152 @@
+//! The command-line client: `flotilla kv`, `flotilla shard`, `flotilla node`, over HTTP to any node.
+//!
+//! The binary mounts [`Command`] among its own subcommands and hands it to [`main`]. One file per story: [`client`] finds a node that
+//! answers and never sends a write twice, [`failure`] says what went wrong and what to do, [`key`] turns arguments into keys and
+//! back, [`console`] is the terminal (or, in tests, a buffer). Then the commands: [`kv`] for one key, [`scan`] for many,
+//! [`import`] and [`export`] for all, [`admin`] for shards and nodes.
+//!
+//! **Invariants.** Data goes to standard output, everything else (progress, counts, errors) to standard error. With `--json` what is
+//! printed is JSON, lists one object per line, errors as the problem that the server sent. Exit codes: see [`Exit`]. A write that may
+//! have reached a node is never sent again; that its outcome is unknown is said.
+
+mod admin;
+mod client;
+mod console;
+mod export;
+mod failure;
+mod import;
+mod item;
+mod key;
+mod kv;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use client::{Client, Endpoint};
+use console::Console;
+use std::time::Duration;
+
+/// How a command ended, as its exit code says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 0: it is done.
+    Done,
+    /// 1: the cluster said no.
+    Refused,
+    /// 2: it was asked for in a way that makes no sense, or a local file is in the way.
+    Usage,
+    /// 3: no node could be reached, or the connection was lost before the answer came.
+    Unreachable,
+}
+
+impl Exit {
+    /// The exit code.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Refused => 1,
+            Self::Usage => 2,
+            Self::Unreachable => 3,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+/// What every command of the client takes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Global {
+    /// A node's HTTP address; repeat it, or list several with commas. Any node will do: one that can't be reached is passed over
+    #[arg(
+        short,
+        long = "endpoint",
+        global = true,
+        env = "FLOTILLA_ENDPOINTS",
+        value_name = "URL",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7001"
+    )]
+    endpoints: Vec<Endpoint>,
+    /// Prints JSON: lists one object per line, errors as the problem that the server sent
+    #[arg(long, global = true)]
+    json: bool,
+    /// How long to wait for an answer (of a stream: for each part of it)
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+/// The client's commands. The binary mounts them with `#[command(flatten)]`.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Reads and writes keys
+    #[command(after_help = "Example:\n  flotilla kv put greeting hello && flotilla kv get greeting")]
+    Kv {
+        /// What every command takes.
+        #[command(flatten)]
+        global: Global,
+        /// What to do.
+        #[command(subcommand)]
+        command: kv::Command,
+    },
+    /// Shows shards, and gives orders about them
+    #[command(after_help = "Example:\n  flotilla shard list")]
+    Shard {
+        /// What every command takes.
+        #[command(flatten)]
+        global: Global,
+        /// What to do.
+        #[command(subcommand)]
+        command: admin::ShardCommand,
+    },
+    /// Shows nodes, and gives orders about them
+    #[command(after_help = "Example:\n  flotilla node list")]
+    Node {
+        /// What every command takes.
+        #[command(flatten)]
+        global: Global,
+        /// What to do.
+        #[command(subcommand)]
+        command: admin::NodeCommand,
+    },
+}
+
+/// The client as the binary calls it: [`run`] on a runtime of its own.
+pub fn main(command: Command) -> std::process::ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(run(command)).into(),
+        Err(error) => {
+            eprintln!("error: can't start: {error}");
+            Exit::Usage.into()
+        }
+    }
+}
+
+/// Carries a command out on this process's terminal, and says how it ended. Runs on a tokio runtime.
+pub async fn run(command: Command) -> Exit {
+    run_on(command, &mut Console::terminal()).await
+}
+
+/// [`run`] on any console.
+async fn run_on(command: Command, console: &mut Console) -> Exit {
+    let (Command::Kv { global, .. } | Command::Shard { global, .. } | Command::Node { global, .. }) = &command;
+    console.json = global.json;
+    let client = Client::new(global.endpoints.clone(), global.timeout);
+    let outcome = match command {
+        Command::Kv { command, .. } => kv::run(command, &client, console).await,
+        Command::Shard { command, .. } => admin::run_shard(command, &client, console).await,
+        Command::Node { command, .. } => admin::run_node(command, &client, console).await,
+    };
+    let outcome = outcome.and_then(|()| console.flush());
+    match outcome {
+        Ok(()) => Exit::Done,
+        Err(failure) => {
+            let exit = failure.exit();
+            failure.show(console);
+            exit
+        }
+    }
+}

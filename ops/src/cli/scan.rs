@@ -1,0 +1,175 @@
+//! `flotilla kv scan`: keys and values in order, as they come from the server's stream.
+//!
+//! On a terminal a table; into a pipe one line per key, `key TAB value` (the key alone with `--keys-only`), where control characters
+//! show as `%XX`; with `--json` the server's own lines. [`Stream`] is shared with exports: it follows the cursor where a stream stopped
+//! early, and says honestly when it can't go on.
+
+use super::client::{Client, Lines, Request};
+use super::console::Console;
+use super::failure::Failure;
+use super::item::Line;
+use super::key;
+use super::kv::{Freshness, RangeArgs, with_query};
+use bytes::Bytes;
+use http::header::ACCEPT;
+use std::time::Duration;
+
+/// How often a stream that stopped without a step forward is taken up again.
+const TRIES_MAX: u32 = 5;
+/// How long to wait before that, at first.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// `flotilla kv scan`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Scan {
+    #[command(flatten)]
+    range: RangeArgs,
+    /// At most so many keys; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    limit: u64,
+    /// From the end backwards
+    #[arg(long)]
+    reverse: bool,
+    /// Without values
+    #[arg(long)]
+    keys_only: bool,
+    #[command(flatten)]
+    freshness: Freshness,
+    /// %XX stands for any byte, in arguments and in what is printed
+    #[arg(long)]
+    escaped: bool,
+}
+
+/// Carries it out.
+pub(super) async fn run(scan: Scan, client: &Client, console: &mut Console) -> Result<(), Failure> {
+    let mut query = scan.range.query(scan.escaped)?;
+    query.extend(scan.reverse.then(|| ("reverse", "true".into())));
+    query.extend(scan.keys_only.then(|| ("keys_only", "true".into())));
+    let limit = (scan.limit > 0).then_some(scan.limit);
+    let mut stream = Stream::new(client, query, scan.freshness.query(), limit);
+    let mut rows = Vec::new();
+    let outcome = loop {
+        let (line, raw) = match stream.next().await {
+            Ok(Some(item)) => item,
+            Ok(None) => break Ok(()),
+            Err(failure) => break Err(failure),
+        };
+        if console.json {
+            console.data(&raw)?;
+            console.data(b"\n")?;
+            continue;
+        }
+        let shown = key::show(&line.key_bytes()?, scan.escaped);
+        let value = line.value_bytes()?.map(|value| key::show(&value, scan.escaped));
+        if console.out_is_terminal {
+            let mut row = vec![shown, line.revision.map_or_else(String::new, |revision| revision.to_string())];
+            row.extend(value);
+            rows.push(row);
+        } else {
+            console.line(&value.map_or_else(|| shown.clone(), |value| format!("{shown}\t{value}")))?;
+        }
+    };
+    if !rows.is_empty() {
+        let names: &[&str] = if scan.keys_only { &["KEY", "REVISION"] } else { &["KEY", "REVISION", "VALUE"] };
+        console.table(names, rows)?;
+    }
+    if outcome.is_ok() && stream.more {
+        console.flush()?;
+        console.say(&format!("there are more keys: --limit {} was reached; --limit 0 shows all", scan.limit));
+    }
+    outcome
+}
+
+/// The items of a range, over as many streams as it takes.
+pub(super) struct Stream<'a> {
+    client: &'a Client,
+    /// What goes along only at the beginning: a cursor knows it.
+    range: Vec<(&'static str, String)>,
+    /// What goes along every time.
+    freshness: Vec<(&'static str, String)>,
+    /// How many items may still come.
+    left: Option<u64>,
+    cursor: Option<String>,
+    lines: Option<Lines>,
+    /// Failures since the last item.
+    tries: u32,
+    /// Whether something is left that the limit kept back.
+    pub(super) more: bool,
+    done: bool,
+}
+
+impl<'a> Stream<'a> {
+    /// At most `limit` items of what the query names.
+    pub(super) fn new(
+        client: &'a Client,
+        range: Vec<(&'static str, String)>,
+        freshness: Vec<(&'static str, String)>,
+        limit: Option<u64>,
+    ) -> Self {
+        Self { client, range, freshness, left: limit, cursor: None, lines: None, tries: 0, more: false, done: false }
+    }
+
+    /// The next item, and the line that it came as; `None` when there are no more, or no more are wanted.
+    pub(super) async fn next(&mut self) -> Result<Option<(Line, Bytes)>, Failure> {
+        loop {
+            if self.done {
+                return Ok(None);
+            }
+            if self.lines.is_none() {
+                let request = Request::get(self.target()).header(ACCEPT, "application/x-ndjson")?;
+                match self.client.lines(request).await {
+                    Ok(lines) => self.lines = Some(lines),
+                    Err(failure) if failure.is_worth_another_try() => self.pause(failure).await?,
+                    Err(failure) => return Err(failure),
+                }
+                continue;
+            }
+            let Some(lines) = &mut self.lines else { continue };
+            let Some(raw) = lines.next().await? else {
+                return Err(Failure::unreadable("whole scan", "its last line is missing", false));
+            };
+            let line = Line::parse(&raw).map_err(|why| Failure::unreadable("item of a scan", why, false))?;
+            if !line.is_last() {
+                self.tries = 0;
+                self.left = self.left.map(|left| left.saturating_sub(1));
+                return Ok(Some((line, raw)));
+            }
+            self.lines = None;
+            self.cursor = line.cursor.or(self.cursor.take());
+            match (line.complete, line.problem) {
+                (Some(true), _) => self.done = true,
+                _ if self.left == Some(0) => (self.done, self.more) = (true, true),
+                (_, Some(problem)) => {
+                    let status = problem.get("status").and_then(|status| status.as_u64()).and_then(|n| u16::try_from(n).ok());
+                    let failure = Failure::of_body(problem, status.unwrap_or(500), false);
+                    if !failure.is_worth_another_try() || self.cursor.is_none() {
+                        return Err(failure);
+                    }
+                    self.pause(failure).await?;
+                }
+                _ if self.cursor.is_some() => {}
+                _ => return Err(Failure::unreadable("whole scan", "it stopped without a cursor", false)),
+            }
+        }
+    }
+
+    fn target(&self) -> String {
+        let mut query = match &self.cursor {
+            Some(cursor) => vec![("cursor", key::encode(cursor.as_bytes()))],
+            None => self.range.clone(),
+        };
+        query.extend(self.left.map(|left| ("limit", left.to_string())));
+        query.extend(self.freshness.iter().cloned());
+        with_query("/v1/kv", &query)
+    }
+
+    /// Waits before the next try, or gives up.
+    async fn pause(&mut self, failure: Failure) -> Result<(), Failure> {
+        self.tries += 1;
+        if self.tries >= TRIES_MAX {
+            return Err(failure);
+        }
+        tokio::time::sleep(PAUSE * self.tries).await;
+        Ok(())
+    }
+}
