@@ -1,0 +1,205 @@
+//! Who speaks: after TLS, each end says its identity, and the other checks it against the certificate and what it knows.
+//!
+//! The dialling end opens the first stream and sends a [`Hello`]; the other answers with its own, or closes the connection with
+//! a [`Refusal`] as the reason, in words that say what to do. Both ends log it. What is refused:
+//!
+//! - another protocol version, another cluster;
+//! - a node that is not the one its certificate names, or not the one that was dialled, or that claims to be this node;
+//! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy of a data directory.
+
+use crate::certs::NodeName;
+use bytes::{BufMut, Bytes, BytesMut};
+use flotilla_router::codec::Reader;
+use flotilla_router::{ClusterId, DecodeError, Incarnation, NodeId};
+
+/// Rises with every change of what is said on these connections.
+pub(crate) const PROTOCOL_VERSION: u16 = 1;
+const MAGIC: &[u8; 8] = b"flotilla";
+/// The longest handshake that is read, of any version.
+pub(crate) const HELLO_BYTES_MAX: usize = 1024;
+
+/// Who a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its node.
+    pub node: NodeId,
+    /// How often that node has started.
+    pub incarnation: Incarnation,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Lanes and requests.
+    Lanes,
+    /// One snapshot.
+    Snapshot,
+}
+
+/// The first thing that either end says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    /// The protocol that it speaks.
+    pub(crate) version: u16,
+    /// Who it is.
+    pub(crate) identity: Identity,
+    /// What the connection is for; the answer repeats it.
+    pub(crate) purpose: Purpose,
+}
+
+/// Why a connection is refused, in words for the person who has to mend it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("{0}")]
+    Malformed(#[from] DecodeError),
+    #[error("{0} speaks transport protocol {1}, the other end {PROTOCOL_VERSION}: run releases of flotilla that fit each other")]
+    Version(NodeId, u16),
+    #[error(
+        "node {node} belongs to cluster {theirs}, not to {ours}: check its `peers` and its data directory; a node talks only to \
+         its own cluster"
+    )]
+    Cluster { node: NodeId, theirs: ClusterId, ours: ClusterId },
+    #[error(
+        "the process says that it is node {said}, but its certificate is for node {named}: give it the certificate of its own, \
+         made by `flotilla cert node`"
+    )]
+    Certificate { said: NodeId, named: NodeId },
+    #[error("the certificate {0}")]
+    NoName(String),
+    #[error("node {found} answers where node {dialled} was dialled: check the address of node {dialled} in `peers`")]
+    WrongNode { dialled: NodeId, found: NodeId },
+    #[error("both ends say that they are node {0}: give each process its own node id, data directory and certificate")]
+    SameNode(NodeId),
+    #[error(
+        "incarnation {theirs} of node {node} is older than {seen}, which was seen already: two processes run as node {node}, or \
+         its data directory was put back to an old state; stop one of them, or let it join as a new node"
+    )]
+    Incarnation { node: NodeId, theirs: Incarnation, seen: Incarnation },
+}
+
+impl Hello {
+    /// What `identity` says.
+    pub(crate) fn new(identity: Identity, purpose: Purpose) -> Self {
+        Self { version: PROTOCOL_VERSION, identity, purpose }
+    }
+
+    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ purpose (1). Magic, version and node stay where they
+    /// are in all versions, so that the complaint about a version can say whose it is.
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::with_capacity(64);
+        bytes.put_slice(MAGIC);
+        bytes.put_u16(self.version);
+        bytes.put_u64(self.identity.node.0);
+        bytes.put_u64(self.identity.cluster.0);
+        bytes.put_u64(self.identity.incarnation.0);
+        bytes.put_u8(match self.purpose {
+            Purpose::Lanes => 0,
+            Purpose::Snapshot => 1,
+        });
+        bytes.freeze()
+    }
+
+    /// Reads what [`Hello::encode`] wrote.
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, Refusal> {
+        let mut reader = Reader::new("handshake", bytes);
+        if reader.take(MAGIC.len())? != MAGIC[..] {
+            return Err(reader.error("this is no flotilla node").into());
+        }
+        let version = u16::from_be_bytes([reader.u8()?, reader.u8()?]);
+        let node = NodeId(reader.u64()?);
+        if version != PROTOCOL_VERSION {
+            return Err(Refusal::Version(node, version));
+        }
+        let identity = Identity { node, cluster: ClusterId(reader.u64()?), incarnation: Incarnation(reader.u64()?) };
+        let purpose = match reader.u8()? {
+            0 => Purpose::Lanes,
+            1 => Purpose::Snapshot,
+            other => return Err(reader.error(format!("unknown purpose {other}")).into()),
+        };
+        reader.end()?;
+        Ok(Self { version, identity, purpose })
+    }
+
+    /// Checks who speaks, except for the incarnation: `named` is what the certificate says, `dialled` the node that was dialled
+    /// (`None` at the end that was dialled).
+    pub(crate) fn check(&self, ours: Identity, named: NodeName, dialled: Option<NodeId>) -> Result<(), Refusal> {
+        let theirs = self.identity;
+        for cluster in [theirs.cluster, named.cluster] {
+            if cluster != ours.cluster {
+                return Err(Refusal::Cluster { node: theirs.node, theirs: cluster, ours: ours.cluster });
+            }
+        }
+        if theirs.node != named.node {
+            return Err(Refusal::Certificate { said: theirs.node, named: named.node });
+        }
+        if let Some(dialled) = dialled.filter(|dialled| *dialled != theirs.node) {
+            return Err(Refusal::WrongNode { dialled, found: theirs.node });
+        }
+        if theirs.node == ours.node {
+            return Err(Refusal::SameNode(ours.node));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const OURS: Identity = Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1) };
+
+    fn hello(cluster: u64, node: u64) -> Hello {
+        let identity = Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation: Incarnation(9) };
+        Hello::new(identity, Purpose::Lanes)
+    }
+
+    fn named(cluster: u64, node: u64) -> NodeName {
+        NodeName { node: NodeId(node), cluster: ClusterId(cluster) }
+    }
+
+    #[test]
+    fn a_handshake_survives_the_wire() {
+        for purpose in [Purpose::Lanes, Purpose::Snapshot] {
+            let hello = Hello { purpose, ..hello(1, 2) };
+            assert_eq!(Hello::decode(hello.encode()), Ok(hello));
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused_even_if_it_is_longer() {
+        let mut bytes = BytesMut::from(&Hello { version: 2, ..hello(1, 2) }.encode()[..]);
+        bytes.put_slice(b"more");
+        assert_eq!(Hello::decode(bytes.freeze()), Err(Refusal::Version(NodeId(2), 2)));
+    }
+
+    #[test]
+    fn each_mismatch_is_refused_with_its_cure() {
+        assert_eq!(hello(1, 2).check(OURS, named(1, 2), None), Ok(()));
+        assert_eq!(hello(1, 2).check(OURS, named(1, 2), Some(NodeId(2))), Ok(()));
+        for (hello, named, dialled, expected) in [
+            (hello(5, 2), named(1, 2), None, "belongs to cluster 0000000000000005, not to 0000000000000001"),
+            (hello(1, 2), named(5, 2), None, "belongs to cluster 0000000000000005, not to 0000000000000001"),
+            (hello(1, 2), named(1, 3), None, "says that it is node 2, but its certificate is for node 3"),
+            (hello(1, 3), named(1, 3), Some(NodeId(2)), "node 3 answers where node 2 was dialled"),
+            (hello(1, 1), named(1, 1), None, "both ends say that they are node 1"),
+        ] {
+            let message = hello.check(OURS, named, dialled).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Hello::decode(bytes.into());
+        }
+
+        #[test]
+        fn a_cut_handshake_is_refused(n in 0usize..35) {
+            prop_assert!(Hello::decode(hello(1, 2).encode().slice(..n)).is_err());
+        }
+    }
+}
