@@ -1,0 +1,97 @@
+# What ops/up and ops/test share: a machine that has what the build needs, and one target folder outside of the clone.
+# shellcheck shell=bash
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+say() { printf '==> %s\n' "$*" >&2; }
+die() {
+    printf 'error: %s\n' "$*" >&2
+    exit 1
+}
+
+# RocksDB is C++, and its bindings are generated with libclang.
+have_libclang() {
+    local file
+    for file in "${LIBCLANG_PATH:-}"/libclang*.so* /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so*; do
+        [ -e "$file" ] && return 0
+    done
+    return 1
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "this needs root and there is no sudo; run as root: $*"
+    fi
+}
+
+apt_install() {
+    if ! command -v apt-get >/dev/null; then
+        die "this machine lacks $*; there is no apt-get here, so install them (or what they are called here) and run this again"
+    fi
+    say "installing what this machine lacks: $*"
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+install_packages() {
+    local missing=()
+    command -v c++ >/dev/null || missing+=(g++)
+    # The linker needs the C library's headers and start files as well.
+    [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+    have_libclang || missing+=(libclang-dev)
+    command -v curl >/dev/null || missing+=(curl ca-certificates)
+    if [ "${#missing[@]}" -gt 0 ]; then apt_install "${missing[@]}"; fi
+}
+
+install_rust() {
+    local wanted found
+    wanted="$(sed -n 's/^channel *= *"\(.*\)"/\1/p' "$ROOT/rust-toolchain.toml")"
+    if ! command -v cargo >/dev/null && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+        export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    fi
+    if ! command -v cargo >/dev/null; then
+        if [ -n "$(apt-cache policy rustup 2>/dev/null | sed -n 's/^ *Candidate: *\([^(].*\)/\1/p')" ]; then
+            apt_install rustup
+        else
+            die "there is no cargo, and this distribution has no package rustup. Install Rust's own, then run this again:
+       curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain none"
+        fi
+    fi
+    if command -v rustup >/dev/null; then
+        if ! rustup toolchain list 2>/dev/null | grep -q "^$wanted-"; then
+            say "installing Rust $wanted, as rust-toolchain.toml says"
+            rustup toolchain install "$wanted" --profile minimal --component clippy --component rustfmt >&2
+        fi
+        return
+    fi
+    found="$(cargo --version | awk '{ print $2 }')"
+    if [ "$(printf '%s\n%s\n' "$wanted" "$found" | sort -V | head -n 1)" != "$wanted" ]; then
+        die "cargo is $found, and $wanted is needed; install rustup, which reads rust-toolchain.toml"
+    fi
+}
+
+# A folder that outlives the clone: RocksDB is compiled once, however often the repository is cloned anew.
+use_target() {
+    export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/flotilla/target}"
+    mkdir -p "$CARGO_TARGET_DIR"
+    CARGO_TARGET_DIR="$(cd "$CARGO_TARGET_DIR" && pwd)"
+    local link="$ROOT/target"
+    if [ ! -e "$link" ] && [ ! -L "$link" ]; then
+        ln -s "$CARGO_TARGET_DIR" "$link"
+    elif [ ! "$link" -ef "$CARGO_TARGET_DIR" ]; then
+        say "target/ is not $CARGO_TARGET_DIR, where this builds; left as it is"
+    fi
+    if [ ! -e "$CARGO_TARGET_DIR/release/flotilla" ]; then
+        say "the first build takes about ten minutes, because of RocksDB; later ones don't"
+    fi
+}
+
+prepare() {
+    install_packages
+    install_rust
+    use_target
+}
