@@ -1,1 +1,67 @@
-fn main() {}
+//! The binary `flotilla`: reads the command line, and hands over.
+//!
+//! Exit codes: 0 done, 1 the cluster said no or the node can't run, 2 bad usage, 3 unreachable.
+
+mod commands;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use flotilla_ops::cli;
+use std::process::ExitCode;
+
+/// A sharded, strongly consistent key-value store in one binary.
+#[derive(Parser)]
+#[command(name = "flotilla", version, max_term_width = 100, after_help = "Try it:  flotilla dev")]
+struct Flotilla {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A real cluster on this machine: one process per node.
+    Dev(commands::dev::Dev),
+    /// Runs one node.
+    Start(commands::start::Start),
+    /// Makes certificates.
+    #[command(subcommand)]
+    Cert(commands::cert::Cert),
+    #[command(flatten)]
+    Client(cli::Command),
+}
+
+fn main() -> ExitCode {
+    // Every key of the configuration is a flag of `start`.
+    let command = Flotilla::command().mut_subcommand("start", commands::start::add_flags);
+    let matches = command.get_matches();
+    let flotilla = match Flotilla::from_arg_matches(&matches) {
+        Ok(flotilla) => flotilla,
+        Err(error) => error.exit(),
+    };
+    let done = match flotilla.command {
+        Command::Dev(dev) => commands::dev::run(&dev),
+        Command::Start(start) => {
+            let flags = matches.subcommand_matches("start").map(commands::start::flags).unwrap_or_default();
+            commands::start::run(&start, &flags)
+        }
+        Command::Cert(cert) => commands::cert::run(&cert),
+        Command::Client(command) => return client(command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flotilla: {error:#}");
+            ExitCode::from(if error.is::<flotilla_node::shell::config::ConfigError>() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Runs a command that is a client of the HTTP API.
+fn client(command: cli::Command) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli::run(command)).into(),
+        Err(error) => {
+            eprintln!("flotilla: start the runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

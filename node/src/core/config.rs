@@ -1,6 +1,6 @@
 //! The core's options: every knob of etcd's raft and of raft-rs that an operator may want, with production defaults.
 //!
-//! Ticks are the core's only clock for elections; how long a tick lasts is the shell's business (`raft.tick`).
+//! Ticks are the core's only clock for elections; the shell gives them, `raft.tick_ms` apart.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
+    /// Milliseconds of a tick, the clock of elections and heartbeats.
+    pub tick_ms: u64,
     /// Ticks without a word from the leader after which a follower may call an election; the actual timeout is spread over
     /// one to two times this. More than `heartbeat_ticks`.
     pub election_ticks: usize,
@@ -40,6 +42,7 @@ pub struct RaftConfig {
 impl Default for RaftConfig {
     fn default() -> Self {
         Self {
+            tick_ms: 50,
             election_ticks: 12,
             heartbeat_ticks: 3,
             pre_vote: true,
@@ -117,8 +120,6 @@ pub struct CoreConfig {
     pub reads: ReadsConfig,
     /// The `[log]` table.
     pub log: LogConfig,
-    /// How long a tick lasts, for leases and deadlines only.
-    pub tick: super::Time,
     /// What all of the core's randomness is made of.
     pub seed: u64,
 }
@@ -127,6 +128,9 @@ impl CoreConfig {
     /// Checks what types can't: each complaint names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), String> {
         let raft = &self.raft;
+        if !(5..=10_000).contains(&raft.tick_ms) {
+            return Err(format!("raft.tick_ms is {}; 5 to 10000 are allowed", raft.tick_ms));
+        }
         if raft.heartbeat_ticks == 0 {
             return Err("raft.heartbeat_ticks is 0; it must be at least 1".into());
         }
@@ -169,11 +173,16 @@ impl CoreConfig {
         Ok(())
     }
 
+    /// How long a tick lasts.
+    pub fn tick(&self) -> super::Time {
+        super::Time::from_millis(self.raft.tick_ms)
+    }
+
     /// How long a leader's lease lasts from the moment at which the heartbeats that renew it were sent; `None` where leases are
     /// off. Followers stand by their leader for at least `election_ticks - 1` ticks after they heard it.
     pub(super) fn lease(&self) -> Option<super::Time> {
         let ticks = u32::try_from(self.raft.election_ticks.saturating_sub(2)).unwrap_or(0);
-        self.reads.lease.then(|| self.tick * ticks * (100 - self.reads.clock_drift_max_percent.min(100)) / 100)
+        self.reads.lease.then(|| self.tick() * ticks * (100 - self.reads.clock_drift_max_percent.min(100)) / 100)
     }
 
     /// raft-rs's own configuration for one replica.

@@ -42,9 +42,11 @@ struct Waiting {
 /// An entry that was proposed.
 struct Proposed {
     at: LogPosition,
-    /// Who waits for each command of the entry; nobody any more, where its time was up.
-    tickets: Vec<(Option<Ticket>, Time)>,
+    tickets: Tickets,
 }
+
+/// Who waits for each command of an entry, and until when; nobody any more, where its time was up.
+type Tickets = Vec<(Option<Ticket>, Time)>;
 
 impl Proposals {
     /// How many commands wait or are in flight.
@@ -53,7 +55,7 @@ impl Proposals {
     }
 
     /// Takes the next commands that fit into one entry, oldest first; at least one if any wait.
-    fn take_entry(&mut self, bytes_max: u64, range_epoch: u64) -> Option<(Bytes, Vec<(Option<Ticket>, Time)>)> {
+    fn take_entry(&mut self, bytes_max: u64, range_epoch: u64) -> Option<(Bytes, Tickets)> {
         let mut bytes = 0;
         let mut count = 0;
         for waiting in &self.waiting {

@@ -39,7 +39,7 @@ pub struct Envelope {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Item {
     /// A raft message.
-    Message(Envelope),
+    Message(Box<Envelope>),
     /// A sign of life.
     Beat(Beat),
 }
@@ -112,7 +112,7 @@ pub fn decode_frame(frame: Bytes, mut item: impl FnMut(Item)) -> Result<(), Deco
     }
     while !reader.is_empty() {
         item(match reader.u8()? {
-            ITEM_MESSAGE => Item::Message(Envelope::decode(&mut reader)?),
+            ITEM_MESSAGE => Item::Message(Box::new(Envelope::decode(&mut reader)?)),
             ITEM_BEAT => {
                 let (leaders, replicas, flags) = (reader.u32()?, reader.u32()?, reader.u8()?);
                 Item::Beat(Beat { leaders, replicas, draining: flags & 1 != 0, disk_full: flags & 2 != 0 })

@@ -1,1 +1,36 @@
-//! shell
+//! The shell: the threads that feed the core and carry out what it asks.
+//!
+//! ```text
+//!   HTTP, QUIC (tokio) ──▶ mailbox ──▶ loop thread: core.handle… core.finish_pass ──▶ effects
+//!                             ▲                                                        │
+//!          Persisted ── writer thread ◀── one batch of log entries, one fsync ─────────┤
+//!          Applied ──── applier thread ◀── committed entries, in order ────────────────┤
+//!          …Built, …Installed, …Fetched ── blocking pool ◀── files and cold entries ───┘
+//! ```
+//!
+//! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with.
+//! - [`mailbox`]: the loop's input. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
+//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded.
+//! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
+//!
+//! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what is committed and who is told
+//! what are the core's to say. A storage error or a panic of any thread ends the process.
+
+pub mod admin;
+pub mod applier;
+pub mod config;
+pub mod driver;
+pub mod founding;
+pub mod health;
+pub mod logger;
+pub mod mailbox;
+pub mod peers;
+pub mod service;
+pub mod snapshots;
+pub mod start;
+pub mod writer;
+
+/// The engine that the shell runs on.
+pub type Engine = flotilla_storage::RocksEngine;
+/// Its pinned views.
+pub type View = <Engine as flotilla_storage::Engine>::View;

@@ -1,0 +1,90 @@
+//! `flotilla start`: one node, in the foreground, until it is told to stop.
+
+use anyhow::Context as _;
+use clap::{Arg, ArgMatches, Args};
+use flotilla_node::shell::config::Config;
+use flotilla_node::shell::start;
+use std::path::PathBuf;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs one node, in the foreground. SIGTERM and Ctrl-C end it in good order: leadership is handed over first.
+#[derive(Args)]
+#[command(
+    after_help = "Example:  flotilla start --config n1/flotilla.toml --raft-election-ticks 20\n\nEvery key of the file is also a flag, which wins; the value is written as in TOML. `flotilla dev` makes files to start from."
+)]
+pub(crate) struct Start {
+    /// The configuration file.
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Shows the configuration in force, and ends.
+    #[arg(long)]
+    print_config: bool,
+    /// Ends when the process that started it does.
+    #[arg(long, hide = true)]
+    with_parent: bool,
+}
+
+fn flag_of(key: &str) -> String {
+    key.replace(['.', '_'], "-")
+}
+
+/// Adds a flag for every key of the configuration.
+pub(crate) fn add_flags(mut command: clap::Command) -> clap::Command {
+    for (key, default) in Config::keys() {
+        let long = flag_of(&key);
+        let help = format!("{key} (default {default})");
+        command = command.arg(Arg::new(key).long(long).value_name("VALUE").help(help).help_heading("Configuration"));
+    }
+    command
+}
+
+/// The flags that were given: dotted key, and value.
+pub(crate) fn flags(matches: &ArgMatches) -> Vec<(String, String)> {
+    Config::keys().into_iter().filter_map(|(key, _)| matches.get_one::<String>(&key).cloned().map(|value| (key, value))).collect()
+}
+
+/// Runs the node.
+pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()> {
+    let config = Config::load(args.config.as_deref(), flags)?;
+    if args.print_config {
+        print!("{}", config.to_toml());
+        return Ok(());
+    }
+    flotilla_ops::logging::init(config.logging.format, &config.logging.filter)?;
+    if args.with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).context("follow the parent")?;
+    }
+    // A thread that panics leaves the others in a state that nobody thought through. A restart is what the disk is for.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        tracing::error!("a thread panicked, the process ends: {info}");
+        std::process::abort();
+    }));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.threads).enable_all().build()?;
+    runtime.block_on(serve(&config))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let node = start::start(config).await?;
+    let pid_file = &config.pid_file;
+    if !pid_file.as_os_str().is_empty() {
+        std::fs::write(pid_file, format!("{}\n", std::process::id())).with_context(|| format!("write {}", pid_file.display()))?;
+    }
+    tracing::info!(node = %config.node, http = %node.http(), quic = %config.quic, "serving");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: handing leadership over");
+    let ended = tokio::select! {
+        ended = node.shutdown() => ended,
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    };
+    if !pid_file.as_os_str().is_empty() {
+        let _ = std::fs::remove_file(pid_file);
+    }
+    ended
+}

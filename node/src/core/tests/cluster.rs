@@ -1,0 +1,543 @@
+//! A whole cluster in one thread: real cores, real raft-rs, real log, apply, recovery and snapshots, on engines in memory.
+//!
+//! Nothing happens by itself. Time moves by [`Cluster::tick`]; packets arrive by [`Cluster::deliver`], storage works by
+//! [`Cluster::work`], and [`Cluster::settle`] does all of both that is not held, until nothing is left. Clients hold
+//! [`Ticket`]s; every ticket is answered exactly once, or lost with its node, and the cluster checks that.
+//!
+//! Everything that leaves a core is written down in words ([`trace`](super::trace)): golden scripts compare it with what is in
+//! their file, and two runs of the same steps must give the same words.
+
+use super::member::{Job, Lane, Member, Running};
+use super::network::{Link, Network, Packet};
+use super::trace;
+use crate::core::replica::Replica;
+use crate::core::wire::{self, Envelope, Item};
+use crate::core::{CoreConfig, Effect, Event, Ticket, Time};
+use bytes::{Bytes, BytesMut};
+use flotilla_router::call::Staleness;
+use flotilla_router::{
+    Command, Condition, Consistency, Descriptor, Epoch, NodeId, Op, Refusal, ReplicaId, Revision, Role, ShardId,
+};
+use flotilla_storage::{Applied, WriteResult, read};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a tick lasts.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+/// A deadline that no test reaches.
+pub(super) const FOREVER: Time = Duration::from_secs(1 << 30);
+/// The first user shard.
+pub(super) const SHARD: ShardId = ShardId(2);
+
+/// What became of a client's question.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Answer {
+    /// A write was applied, or its condition did not hold.
+    Written(WriteResult),
+    /// A read looked.
+    Read {
+        /// What stood under the key.
+        found: Option<(Revision, Bytes)>,
+        /// For stale reads.
+        staleness: Option<Staleness>,
+    },
+    /// A hand-over ended well.
+    Transferred,
+    /// The node said no.
+    Refused(Refusal),
+    /// The node went down before it answered.
+    Lost,
+}
+
+/// Somebody who waits, or waited.
+#[derive(Clone, Debug)]
+struct Client {
+    node: NodeId,
+    /// What a read wants to see.
+    key: Bytes,
+    answer: Option<Answer>,
+}
+
+/// The cluster.
+pub(super) struct Cluster {
+    /// What every core is told.
+    pub(super) config: CoreConfig,
+    /// The shards at their founding.
+    pub(super) shards: Vec<Descriptor>,
+    members: BTreeMap<NodeId, Member>,
+    /// What connects them.
+    pub(super) network: Network,
+    clients: BTreeMap<Ticket, Client>,
+    next_ticket: u64,
+    /// What happened, in words, since it was last taken.
+    trace: Vec<String>,
+    /// Whether anything is written down.
+    tracing: bool,
+    /// A running hash over all effects' debug output.
+    pub(super) fingerprint: u64,
+    /// What was applied since it was last taken.
+    applied: Vec<(NodeId, Applied)>,
+}
+
+/// `n` shards of neighbouring ranges, the first voter of each on another node.
+fn descriptors(nodes: u64, shards: u64) -> Vec<Descriptor> {
+    let ranges = flotilla_router::range::initial_ranges(shards as usize);
+    ranges
+        .into_iter()
+        .zip(SHARD.0..)
+        .map(|(range, id)| {
+            let node = |place| NodeId((id - SHARD.0 + place) % nodes + 1);
+            let replica = |node: NodeId| flotilla_router::Replica { id: ReplicaId(id * 10 + node.0), node, role: Role::Voter };
+            let replicas = (0..nodes).map(|place| replica(node(place))).collect();
+            Descriptor { id: ShardId(id), range, epoch: Epoch { membership: 1, range: 1 }, replicas }
+        })
+        .collect()
+}
+
+/// The configuration of most tests: production defaults, and leaders that stay where they are.
+pub(super) fn config() -> CoreConfig {
+    let mut config = CoreConfig { tick: TICK, seed: 7, ..CoreConfig::default() };
+    config.raft.balance_leaders = false;
+    config
+}
+
+impl Cluster {
+    /// Founds and starts a cluster in which every node holds every shard.
+    pub(super) fn new(nodes: u64, shards: u64, config: CoreConfig) -> Self {
+        config.validate().unwrap();
+        let shards = descriptors(nodes, shards);
+        let members = (1..=nodes).map(|id| (NodeId(id), Member::found(NodeId(id), &shards))).collect();
+        let mut cluster = Self {
+            config,
+            shards,
+            members,
+            network: Network::default(),
+            clients: BTreeMap::new(),
+            next_ticket: 1,
+            trace: Vec::new(),
+            tracing: true,
+            fingerprint: 0,
+            applied: Vec::new(),
+        };
+        for id in cluster.nodes() {
+            cluster.start(id);
+        }
+        cluster
+    }
+
+    /// A cluster of three with one shard, led by node 1.
+    pub(super) fn led() -> Self {
+        Self::led_with(config())
+    }
+
+    /// The same with another configuration.
+    pub(super) fn led_with(config: CoreConfig) -> Self {
+        let mut cluster = Self::new(3, 1, config);
+        cluster.run(8);
+        assert_eq!(cluster.leader(SHARD), Some(NodeId(1)));
+        cluster.take_trace();
+        cluster
+    }
+
+    /// Every node's id.
+    pub(super) fn nodes(&self) -> Vec<NodeId> {
+        self.members.keys().copied().collect()
+    }
+
+    /// Every shard's id.
+    pub(super) fn shard_ids(&self) -> Vec<ShardId> {
+        self.shards.iter().map(|d| d.id).collect()
+    }
+
+    /// A node.
+    pub(super) fn member(&self, id: NodeId) -> &Member {
+        &self.members[&id]
+    }
+
+    /// A node, to change.
+    pub(super) fn member_mut(&mut self, id: NodeId) -> &mut Member {
+        self.members.get_mut(&id).unwrap_or_else(|| panic!("there is no node {id}"))
+    }
+
+    /// What runs on a node.
+    pub(super) fn running_mut(&mut self, id: NodeId) -> &mut Running {
+        self.member_mut(id).running.as_mut().unwrap_or_else(|| panic!("node {id} is down"))
+    }
+
+    /// Whether a node runs.
+    pub(super) fn is_up(&self, id: NodeId) -> bool {
+        self.members[&id].running.is_some()
+    }
+
+    /// A replica, where its node runs.
+    pub(super) fn replica(&self, id: NodeId, shard: ShardId) -> Option<&Replica> {
+        self.members[&id].running.as_ref()?.core.registry.range(shard..=shard).next()
+    }
+
+    /// The node that leads in the highest term.
+    pub(super) fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        let leaders = self.nodes().into_iter().filter_map(|id| {
+            let replica = self.replica(id, shard)?;
+            replica.leads().then_some((replica.raw.raft.term, id))
+        });
+        leaders.max().map(|(_, id)| id)
+    }
+
+    /// Starts a node that is down.
+    pub(super) fn start(&mut self, id: NodeId) {
+        let config = self.config.clone();
+        self.member_mut(id).start(&config);
+        self.pass(id);
+    }
+
+    /// Takes a node's power: what was not synced is gone, but for the first `kept` unsynced writes; so is what was on the wire,
+    /// and who waited there.
+    pub(super) fn crash(&mut self, id: NodeId, kept: usize) {
+        self.member_mut(id).crash(kept);
+        for (link, packet) in self.network.lose(id) {
+            self.lost(link, packet);
+        }
+        for client in self.clients.values_mut().filter(|c| c.node == id && c.answer.is_none()) {
+            client.answer = Some(Answer::Lost);
+        }
+    }
+
+    /// Puts an event into a node's mailbox; the next pass handles it.
+    pub(super) fn post(&mut self, id: NodeId, event: Event) {
+        self.running_mut(id).mailbox.push_back(event);
+    }
+
+    /// One pass of a node's loop: the clock, everything in the mailbox, and what comes of it. Returns the effects' number.
+    pub(super) fn pass(&mut self, id: NodeId) -> usize {
+        let member = self.member_mut(id);
+        let now = member.now;
+        let running = member.running.as_mut().unwrap_or_else(|| panic!("node {id} is down"));
+        running.core.handle(Event::Clock { now });
+        for event in std::mem::take(&mut running.mailbox) {
+            running.core.handle(event);
+        }
+        let effects = running.core.finish_pass();
+        assert!(running.core.is_at_rest(), "node {id} left work behind");
+        let n = effects.len();
+        for effect in effects {
+            self.carry_out(id, effect);
+        }
+        n
+    }
+
+    /// Gives a node ticks, each with its share of time and a pass of its own.
+    pub(super) fn tick(&mut self, id: NodeId, ticks: u64) {
+        for _ in 0..ticks {
+            self.member_mut(id).now += TICK;
+            self.post(id, Event::Tick);
+            self.pass(id);
+        }
+    }
+
+    /// Time passes on a node, and it does not notice: a paused process, a stopped virtual machine.
+    pub(super) fn pause(&mut self, id: NodeId, time: Duration) {
+        self.member_mut(id).now += time;
+    }
+
+    /// Ticks all nodes that run, and lets everything settle, again and again.
+    pub(super) fn run(&mut self, ticks: u64) {
+        for _ in 0..ticks {
+            for id in self.nodes() {
+                if self.is_up(id) {
+                    self.tick(id, 1);
+                }
+            }
+            self.settle();
+        }
+    }
+
+    /// Delivers and works until nothing is left that is not held.
+    pub(super) fn settle(&mut self) {
+        for round in 0.. {
+            assert!(round < 100_000, "the cluster never settles");
+            let mut moved = false;
+            for id in self.nodes() {
+                let Some(running) = &self.members[&id].running else { continue };
+                for lane in running.workable() {
+                    self.work(id, lane);
+                    moved = true;
+                }
+                if !self.running_mut(id).mailbox.is_empty() {
+                    self.pass(id);
+                    moved = true;
+                }
+            }
+            for link in self.network.deliverable() {
+                self.deliver(link, 0);
+                moved = true;
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    /// Carries out the oldest job of a lane, held or not; its outcome waits in the mailbox. Whether there was one.
+    pub(super) fn work(&mut self, id: NodeId, lane: Lane) -> bool {
+        let Some(applied) = self.member_mut(id).work(lane) else { return false };
+        self.applied.extend(applied.into_iter().map(|applied| (id, applied)));
+        true
+    }
+
+    /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was one.
+    pub(super) fn deliver(&mut self, link: Link, place: usize) -> bool {
+        let Some(packet) = self.network.take(link, place) else { return false };
+        if !self.is_up(link.1) {
+            self.lost(link, packet);
+            return true;
+        }
+        match packet {
+            Packet::Frame(frame) => {
+                let from = link.0;
+                let mailbox = &mut self.running_mut(link.1).mailbox;
+                wire::decode_frame(frame, |item| {
+                    mailbox.push_back(match item {
+                        Item::Message(envelope) => Event::Message { from, envelope },
+                        Item::Beat(beat) => Event::Beat { from, beat },
+                    });
+                })
+                .expect("a core wrote this frame");
+            }
+            Packet::Snapshot { shard, replica, announcement, manifest, files } => {
+                let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
+                self.member_mut(link.1).stage(link.0, envelope, manifest, files);
+                self.snapshot_sent(link.0, shard, replica, true);
+            }
+        }
+        true
+    }
+
+    /// Loses one packet of a link. Whether there was one.
+    pub(super) fn drop_packet(&mut self, link: Link, place: usize) -> bool {
+        let Some(packet) = self.network.take(link, place) else { return false };
+        self.lost(link, packet);
+        true
+    }
+
+    /// Cuts the links from every node of one side to every node of the other, and back.
+    pub(super) fn partition(&mut self, side: &[NodeId], other: &[NodeId]) {
+        for a in side {
+            for b in other {
+                self.cut((*a, *b));
+                self.cut((*b, *a));
+            }
+        }
+    }
+
+    /// Cuts one direction.
+    pub(super) fn cut(&mut self, link: Link) {
+        for packet in self.network.cut(link) {
+            self.lost(link, packet);
+        }
+    }
+
+    /// A packet will not arrive. Senders of snapshots are told, always.
+    fn lost(&mut self, link: Link, packet: Packet) {
+        if let Packet::Snapshot { shard, replica, .. } = packet {
+            self.snapshot_sent(link.0, shard, replica, false);
+        }
+    }
+
+    fn snapshot_sent(&mut self, id: NodeId, shard: ShardId, to: ReplicaId, delivered: bool) {
+        if self.is_up(id) {
+            self.post(id, Event::SnapshotSent { shard, to, delivered });
+        }
+    }
+
+    /// A new client at a node, which will ask about `key`.
+    pub(super) fn ticket(&mut self, node: NodeId, key: &[u8]) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.clients.insert(ticket, Client { node, key: Bytes::copy_from_slice(key), answer: None });
+        ticket
+    }
+
+    /// Posts a put; the next pass takes it in.
+    pub(super) fn post_put(&mut self, node: NodeId, key: &str, value: &str, deadline: Time) -> Ticket {
+        let op = Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()) };
+        self.post_command(node, Command { op, condition: Condition::Always }, deadline)
+    }
+
+    /// Posts a write to the shard that owns its key.
+    pub(super) fn post_command(&mut self, node: NodeId, command: Command, deadline: Time) -> Ticket {
+        let key = command.routing_key().clone();
+        let shard = self.owner(&key);
+        let ticket = self.ticket(node, &key);
+        self.post(node, Event::Command { ticket, shard, command, deadline });
+        ticket
+    }
+
+    /// Posts a read.
+    pub(super) fn post_get(&mut self, node: NodeId, key: &str, consistency: Consistency, deadline: Time) -> Ticket {
+        let ticket = self.ticket(node, key.as_bytes());
+        let shard = self.owner(key.as_bytes());
+        self.post(node, Event::Read { ticket, shard, consistency, deadline });
+        ticket
+    }
+
+    /// Posts an order to hand a shard over.
+    pub(super) fn post_transfer(&mut self, node: NodeId, shard: ShardId, to: NodeId) -> Ticket {
+        let ticket = self.ticket(node, b"");
+        self.post(node, Event::Transfer { ticket, shard, to });
+        ticket
+    }
+
+    /// Puts, settles, and returns the answer, if there is one by then.
+    pub(super) fn put(&mut self, node: NodeId, key: &str, value: &str) -> Option<Answer> {
+        let ticket = self.post_put(node, key, value, FOREVER);
+        self.settle();
+        self.answer(ticket).cloned()
+    }
+
+    /// Gets, settles, and returns the answer, if there is one by then.
+    pub(super) fn get(&mut self, node: NodeId, key: &str, consistency: Consistency) -> Option<Answer> {
+        let ticket = self.post_get(node, key, consistency, FOREVER);
+        self.settle();
+        self.answer(ticket).cloned()
+    }
+
+    /// What a client was told so far.
+    pub(super) fn answer(&self, ticket: Ticket) -> Option<&Answer> {
+        self.clients[&ticket].answer.as_ref()
+    }
+
+    /// The clients that still wait, and where.
+    pub(super) fn open_tickets(&self) -> Vec<(Ticket, NodeId)> {
+        self.clients.iter().filter(|(_, c)| c.answer.is_none()).map(|(ticket, c)| (*ticket, c.node)).collect()
+    }
+
+    /// The shard that owns a key.
+    pub(super) fn owner(&self, key: &[u8]) -> ShardId {
+        self.shards.iter().find(|d| d.range.contains(key)).expect("the shards cover the key space").id
+    }
+
+    /// What stands under a key on a node, whatever is committed.
+    pub(super) fn look(&self, node: NodeId, key: &str) -> Option<(Revision, Bytes)> {
+        read::get(&self.members[&node].engine, false, key.as_bytes()).unwrap()
+    }
+
+    /// The hash of a shard's data on a node that runs.
+    pub(super) fn hash(&self, node: NodeId, shard: ShardId) -> Option<flotilla_storage::StateHash> {
+        let descriptor = &self.replica(node, shard)?.descriptor;
+        Some(read::hash(&self.members[&node].engine, descriptor).unwrap())
+    }
+
+    /// A message of [`SHARD`] as one node could write it to another, in the receiver's term, with `change` made to it.
+    pub(super) fn forge(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut raft::eraftpb::Message)) -> Envelope {
+        let replica = self.replica(to, SHARD).expect("the receiver runs");
+        let mut message = raft::eraftpb::Message::default();
+        message.from = replica.descriptor.on_node(from).expect("it holds a replica").id.0;
+        message.to = replica.id.0;
+        message.term = replica.raw.raft.term;
+        change(&mut message);
+        Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: 0, message }
+    }
+
+    /// Whether the trace is written.
+    pub(super) fn set_tracing(&mut self, tracing: bool) {
+        self.tracing = tracing;
+    }
+
+    /// What happened since the last call, in words.
+    pub(super) fn take_trace(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.trace)
+    }
+
+    /// What was applied since the last call.
+    pub(super) fn take_applied(&mut self) -> Vec<(NodeId, Applied)> {
+        std::mem::take(&mut self.applied)
+    }
+
+    fn carry_out(&mut self, id: NodeId, effect: Effect) {
+        let debug = format!("{id} {effect:?}");
+        let chained = [self.fingerprint.to_be_bytes().as_slice(), debug.as_bytes()].concat();
+        self.fingerprint = fnv(&chained);
+        if self.tracing {
+            trace::effect(id, &effect, &mut self.trace);
+        }
+        match effect {
+            Effect::Send { to, messages, beat } => self.send(id, to, messages, beat),
+            Effect::Persist { write, batch } => self.running_mut(id).push(Lane::Persist, Job::Persist { write, batch }),
+            Effect::Apply { work } => self.running_mut(id).push(Lane::Apply, Job::Apply { work }),
+            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
+                self.running_mut(id).push(Lane::Apply, Job::Install { shard, replica, staged, hard_state });
+            }
+            Effect::BuildSnapshot { shard, snapshot } => {
+                self.running_mut(id).push(Lane::Build, Job::Build { shard, snapshot });
+            }
+            Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
+                self.running_mut(id).push(Lane::Fetch, Job::Fetch { fetch, shard, low, high, bytes_max });
+            }
+            Effect::DropSnapshot { snapshot } => self.member_mut(id).drop_built(snapshot),
+            Effect::SendSnapshot { to, replica, snapshot, envelope } => self.send_snapshot(id, to, replica, snapshot, &envelope),
+            Effect::DiscardStaged { staged } => self.member_mut(id).discard_staged(staged),
+            Effect::Read { tickets, descriptor, staleness } => {
+                for ticket in tickets {
+                    let key = self.clients[&ticket].key.clone();
+                    assert!(descriptor.range.contains(&key), "a read looks outside of its shard");
+                    let found = read::get(&self.members[&id].engine, false, &key).unwrap();
+                    self.settle_ticket(id, ticket, Answer::Read { found, staleness });
+                }
+            }
+            Effect::Reply { ticket, result: Ok(result), .. } => self.settle_ticket(id, ticket, Answer::Written(result)),
+            Effect::Reply { ticket, result: Err(refusal), .. } => self.settle_ticket(id, ticket, Answer::Refused(refusal)),
+            Effect::TransferDone { ticket, result } => {
+                let answer = result.map_or_else(Answer::Refused, |_| Answer::Transferred);
+                self.settle_ticket(id, ticket, answer);
+            }
+            Effect::PublishLeader { .. }
+            | Effect::PublishDescriptor { .. }
+            | Effect::Report { .. }
+            | Effect::Drained
+            | Effect::Quarantined { .. } => {}
+        }
+    }
+
+    fn send(&mut self, from: NodeId, to: NodeId, messages: Vec<Envelope>, beat: Option<crate::core::Beat>) {
+        let mut frame = wire::start_frame();
+        for envelope in &messages {
+            envelope.encode(&mut frame);
+        }
+        if let Some(beat) = beat {
+            wire::encode_beat(beat, &mut frame);
+        }
+        let _ = self.network.send((from, to), Packet::Frame(frame.freeze()));
+    }
+
+    fn send_snapshot(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        replica: ReplicaId,
+        snapshot: crate::core::SnapshotId,
+        envelope: &Envelope,
+    ) {
+        let shard = envelope.shard;
+        let Some((manifest, files)) = self.members[&from].snapshot_files(snapshot) else {
+            panic!("node {from} sends {snapshot:?}, which it has dropped");
+        };
+        let mut announcement = BytesMut::new();
+        envelope.encode(&mut announcement);
+        let packet = Packet::Snapshot { shard, replica, announcement: announcement.freeze(), manifest, files };
+        if let Err(packet) = self.network.send((from, to), packet) {
+            self.lost((from, to), packet);
+        }
+    }
+
+    fn settle_ticket(&mut self, node: NodeId, ticket: Ticket, answer: Answer) {
+        let client = self.clients.get_mut(&ticket).unwrap_or_else(|| panic!("{ticket:?} was never given out"));
+        assert_eq!(client.node, node, "{ticket:?} is answered by another node than the one that was asked");
+        assert!(client.answer.is_none(), "{ticket:?} is answered twice: {:?}, then {answer:?}", client.answer);
+        client.answer = Some(answer);
+    }
+}
+
+/// A hash that is the same on every machine.
+fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}

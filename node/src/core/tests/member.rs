@@ -1,0 +1,254 @@
+//! One node of a [`Cluster`](super::cluster::Cluster): the core, and around it what the shell would be, on an engine in memory.
+//!
+//! What the core asks of storage becomes a [`Job`] in one of a few [`Lane`]s, each carried out in order, each of which a test
+//! can hold: so it sees what leaves before an fsync, and what only after. A crash forgets jobs, events and unsynced writes.
+
+use crate::core::wire::Envelope;
+use crate::core::{CoreConfig, Event, Identity, Node, SnapshotId, Time};
+use flotilla_router::{Descriptor, Incarnation, NodeId, ReplicaId, ShardId};
+use flotilla_storage::{
+    Applied, Applier, ApplyWork, HardState, LogBatch, MemoryEngine, SnapshotManifest, append, bootstrap, log, recover, snapshot,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+
+/// Which of a node's storage workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Writes to the log.
+    Persist,
+    /// Applies entries, and installs snapshots.
+    Apply,
+    /// Builds snapshots.
+    Build,
+    /// Reads entries from disk.
+    Fetch,
+}
+
+impl Lane {
+    /// All of them.
+    pub(super) const ALL: [Self; 4] = [Self::Persist, Self::Apply, Self::Build, Self::Fetch];
+
+    /// By name, as scripts write it.
+    pub(super) fn parse(name: &str) -> Self {
+        match name {
+            "persist" => Self::Persist,
+            "apply" => Self::Apply,
+            "build" => Self::Build,
+            "fetch" => Self::Fetch,
+            other => panic!("no lane {other:?}; there are persist, apply, build, fetch"),
+        }
+    }
+}
+
+/// Something that the core asked of storage.
+pub(super) enum Job {
+    /// Write to the log, synced.
+    Persist { write: u64, batch: LogBatch },
+    /// Apply entries, unsynced.
+    Apply { work: Vec<ApplyWork> },
+    /// Install a staged snapshot.
+    Install { shard: ShardId, replica: ReplicaId, staged: SnapshotId, hard_state: HardState },
+    /// Build a snapshot.
+    Build { shard: ShardId, snapshot: SnapshotId },
+    /// Read entries.
+    Fetch { fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64 },
+}
+
+/// A node, up or down.
+pub(super) struct Member {
+    /// Which.
+    pub(super) id: NodeId,
+    /// Its disk.
+    pub(super) engine: MemoryEngine,
+    /// How often it was started.
+    pub(super) incarnation: u64,
+    /// Its own monotonic clock.
+    pub(super) now: Time,
+    /// What runs; nothing while it is down.
+    pub(super) running: Option<Running>,
+}
+
+/// What a crash takes away.
+pub(super) struct Running {
+    /// The core.
+    pub(super) core: Node,
+    applier: Applier,
+    /// Events that the next pass handles.
+    pub(super) mailbox: VecDeque<Event>,
+    jobs: BTreeMap<Lane, VecDeque<Job>>,
+    held: BTreeSet<Lane>,
+    /// Snapshots that were built and not dropped.
+    pub(super) built: BTreeMap<SnapshotId, SnapshotManifest>,
+    /// Snapshots that arrived and were neither installed nor discarded.
+    pub(super) staged: BTreeMap<SnapshotId, SnapshotManifest>,
+    next_staged: u64,
+}
+
+impl Member {
+    /// A founder of the cluster that consists of these shards; down.
+    pub(super) fn found(id: NodeId, shards: &[Descriptor]) -> Self {
+        let engine = MemoryEngine::new();
+        assert!(bootstrap(&engine, shards, id, &[]).unwrap());
+        Self { id, engine, incarnation: 0, now: Time::ZERO, running: None }
+    }
+
+    /// Starts through recovery, as a new incarnation.
+    pub(super) fn start(&mut self, config: &CoreConfig) {
+        assert!(self.running.is_none(), "node {} runs already", self.id);
+        self.incarnation += 1;
+        let recovered = recover(&self.engine).unwrap_or_else(|e| panic!("node {} does not recover: {e}", self.id));
+        let applier = Applier::new(&self.engine, &recovered).unwrap();
+        let identity = Identity { node: self.id, incarnation: Incarnation(self.incarnation) };
+        let core = Node::new(config.clone(), identity, recovered, slog::Logger::root(slog::Discard, slog::o!()));
+        self.running = Some(Running {
+            core,
+            applier,
+            mailbox: VecDeque::new(),
+            jobs: BTreeMap::new(),
+            held: BTreeSet::new(),
+            built: BTreeMap::new(),
+            staged: BTreeMap::new(),
+            next_staged: 1,
+        });
+    }
+
+    /// Loses power; of the writes behind the last synced one the first `kept` survive.
+    pub(super) fn crash(&mut self, kept: usize) {
+        assert!(self.running.take().is_some(), "node {} is down already", self.id);
+        self.engine.crash_keeping(kept);
+    }
+
+    /// Where a snapshot that this node built lies.
+    fn built_folder(snapshot: SnapshotId) -> PathBuf {
+        format!("built-{}", snapshot.0).into()
+    }
+
+    /// Where a snapshot that came to this life of the node lies. Installs that a restart completes look there again.
+    fn staged_folder(&self, staged: SnapshotId) -> PathBuf {
+        format!("staged-{}-{}", self.incarnation, staged.0).into()
+    }
+
+    /// The files of a built snapshot.
+    pub(super) fn snapshot_files(&self, snapshot: SnapshotId) -> Option<(SnapshotManifest, Vec<(String, bytes::Bytes)>)> {
+        let manifest = self.running.as_ref()?.built.get(&snapshot)?.clone();
+        let folder = Self::built_folder(snapshot);
+        let files = manifest.files.iter().map(|f| (f.name.clone(), self.engine.file(&folder, &f.name).unwrap())).collect();
+        Some((manifest, files))
+    }
+
+    /// A snapshot has arrived whole.
+    pub(super) fn stage(
+        &mut self,
+        from: NodeId,
+        envelope: Envelope,
+        manifest: SnapshotManifest,
+        files: Vec<(String, bytes::Bytes)>,
+    ) {
+        let running = self.running.as_mut().expect("packets reach only nodes that run");
+        let staged = SnapshotId(running.next_staged);
+        running.next_staged += 1;
+        running.staged.insert(staged, manifest.clone());
+        running.mailbox.push_back(Event::SnapshotStaged { from, staged, envelope, manifest });
+        let folder = self.staged_folder(staged);
+        for (name, contents) in files {
+            self.engine.put_file(&folder, &name, contents);
+        }
+    }
+
+    /// Forgets a snapshot that this node built.
+    pub(super) fn drop_built(&mut self, snapshot: SnapshotId) {
+        self.running_mut().built.remove(&snapshot);
+    }
+
+    /// Forgets a snapshot that came.
+    pub(super) fn discard_staged(&mut self, staged: SnapshotId) {
+        let gone = self.running_mut().staged.remove(&staged);
+        assert!(gone.is_some(), "node {} discards {staged:?}, which it doesn't have", self.id);
+    }
+
+    fn running_mut(&mut self) -> &mut Running {
+        self.running.as_mut().expect("the node runs")
+    }
+
+    /// Carries out the oldest job of a lane; says what was applied. `None` where there is no job.
+    pub(super) fn work(&mut self, lane: Lane) -> Option<Vec<Applied>> {
+        let job = self.running.as_mut()?.jobs.get_mut(&lane)?.pop_front()?;
+        let mut report = Vec::new();
+        let event = match job {
+            Job::Persist { write, batch } => {
+                append(&self.engine, &batch).unwrap();
+                Event::Persisted { write }
+            }
+            Job::Apply { work } => {
+                let running = self.running.as_mut().expect("a job was taken from it");
+                let applied = running.applier.apply(&self.engine, work).unwrap();
+                report.clone_from(&applied);
+                Event::Applied { applied }
+            }
+            Job::Install { shard, replica, staged, hard_state } => {
+                let folder = self.staged_folder(staged);
+                let running = self.running.as_mut().expect("a job was taken from it");
+                let manifest = running.staged.remove(&staged).expect("what is installed was staged");
+                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state).unwrap();
+                running.applier.installed(&manifest);
+                Event::SnapshotInstalled { shard, at: manifest.at, revision: manifest.revision }
+            }
+            Job::Build { shard, snapshot: id } => {
+                use flotilla_storage::Engine as _;
+                let manifest = snapshot::build(&self.engine, &self.engine.view(), shard, &Self::built_folder(id)).unwrap();
+                let at = Some(manifest.at);
+                self.running_mut().built.insert(id, manifest);
+                Event::SnapshotBuilt { shard, snapshot: id, at }
+            }
+            Job::Fetch { fetch, shard, low, high, bytes_max } => {
+                // Every entry must be there, unless the log was truncated since the core asked.
+                let entries = match log::entries(&self.engine, shard, low, high, bytes_max) {
+                    Ok(entries) => entries,
+                    Err(_) if self.truncated_index(shard) >= low => Vec::new(),
+                    Err(e) => panic!("node {} was asked for entries that are not on its disk: {e}", self.id),
+                };
+                Event::EntriesFetched { fetch, shard, entries }
+            }
+        };
+        self.running_mut().mailbox.push_back(event);
+        Some(report)
+    }
+
+    fn truncated_index(&self, shard: ShardId) -> u64 {
+        let recovered = recover(&self.engine).unwrap();
+        recovered.iter().find(|r| r.descriptor.id == shard).map_or(0, |r| r.truncated.index)
+    }
+
+    /// What a restart would find.
+    pub(super) fn on_disk(&self, shard: ShardId) -> flotilla_storage::Recovered {
+        recover(&self.engine).unwrap().into_iter().find(|r| r.descriptor.id == shard).expect("the node holds the shard")
+    }
+}
+
+impl Running {
+    /// Adds a job.
+    pub(super) fn push(&mut self, lane: Lane, job: Job) {
+        self.jobs.entry(lane).or_default().push_back(job);
+    }
+
+    /// From here on a lane's jobs wait.
+    pub(super) fn hold(&mut self, lane: Lane) {
+        self.held.insert(lane);
+    }
+
+    /// A lane's jobs may be done again.
+    pub(super) fn release(&mut self, lane: Lane) {
+        self.held.remove(&lane);
+    }
+
+    /// How many jobs of a lane wait.
+    pub(super) fn waiting(&self, lane: Lane) -> usize {
+        self.jobs.get(&lane).map_or(0, VecDeque::len)
+    }
+
+    /// The lanes that have something to do and are not held.
+    pub(super) fn workable(&self) -> Vec<Lane> {
+        Lane::ALL.into_iter().filter(|lane| !self.held.contains(lane) && self.waiting(*lane) > 0).collect()
+    }
+}

@@ -1,0 +1,417 @@
+//! The configuration of a node: one TOML file, every key also a flag, unknown keys refused.
+//!
+//! `raft.election_ticks = 12` in the file is `--raft-election-ticks 12` on the command line, which wins. `flotilla start
+//! --print-config` shows what is in force, as a file that can be used again. Relative paths are relative to the file's folder.
+
+use crate::core::{CoreConfig, LogConfig, RaftConfig, ReadsConfig};
+use flotilla_ops::Limits;
+use flotilla_ops::logging::Format;
+use flotilla_router::{ClusterId, NodeId};
+use flotilla_storage::RocksOptions;
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Everything that a node is told.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This node's id: 1 or more, its own for ever.
+    pub node: NodeId,
+    /// The cluster's id, as `flotilla cert ca` printed it.
+    pub cluster: ClusterId,
+    /// The folder of its data.
+    pub data: PathBuf,
+    /// Where it serves HTTP.
+    pub http: SocketAddr,
+    /// Where other nodes reach it, over QUIC.
+    pub quic: SocketAddr,
+    /// A file to keep the process id in; none where empty.
+    #[serde(default)]
+    pub pid_file: PathBuf,
+    /// Threads for HTTP and QUIC.
+    #[serde(default = "default_threads")]
+    pub threads: usize,
+    /// How long a shutdown may take: leadership handed over, requests in flight answered.
+    #[serde(default = "default_grace", with = "humantime_serde")]
+    pub shutdown_grace: Duration,
+    /// The certificates.
+    pub tls: TlsConfig,
+    /// Every node of the cluster, this one included.
+    pub peers: Vec<PeerConfig>,
+    /// What a new cluster starts with. The same on every founder; ignored once the data folder is in use.
+    #[serde(default)]
+    pub founding: FoundingConfig,
+    /// Elections, replication, and what may be in flight.
+    #[serde(default)]
+    pub raft: RaftConfig,
+    /// How reads are done.
+    #[serde(default)]
+    pub reads: ReadsConfig,
+    /// How much log is kept.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// Disk and memory.
+    #[serde(default)]
+    pub storage: StorageConfig,
+    /// The connections between nodes.
+    #[serde(default)]
+    pub transport: TransportConfig,
+    /// What one client, and all together, may ask for.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is logged.
+    #[serde(default)]
+    pub logging: LoggingConfig,
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8))
+}
+
+fn default_grace() -> Duration {
+    Duration::from_secs(10)
+}
+
+/// The `[tls]` table. `flotilla cert` makes all three files.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The cluster's certificate authority.
+    pub ca: PathBuf,
+    /// This node's certificate.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// One `[[peers]]` table: a node of the cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it is reached over QUIC: host and port.
+    pub quic: String,
+    /// Where it serves HTTP, for people who look at the list of nodes.
+    #[serde(default)]
+    pub http: Option<String>,
+}
+
+/// The `[founding]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FoundingConfig {
+    /// How many shards the key space is cut into.
+    pub shards: usize,
+    /// On how many nodes each is kept.
+    pub replicas: usize,
+}
+
+impl Default for FoundingConfig {
+    fn default() -> Self {
+        Self { shards: 8, replicas: 3 }
+    }
+}
+
+/// The `[storage]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StorageConfig {
+    /// Memory for blocks read from files.
+    pub block_cache_bytes: usize,
+    /// Size at which a memtable of the log is flushed.
+    pub log_memtable_bytes: usize,
+    /// Size at which a memtable of the data is flushed.
+    pub data_memtable_bytes: usize,
+    /// Memtables of one family, the ones being flushed included.
+    pub memtables_max: i32,
+    /// Size of the write-ahead log beyond which what holds it back is flushed.
+    pub wal_bytes_max: u64,
+    /// Files kept open.
+    pub open_files_max: i32,
+    /// Threads for flushes and compactions.
+    pub background_jobs: i32,
+    /// Bytes that stay free on the disk: below, puts are refused and deletes taken. 0 for a tenth of the disk, 64 MiB to 1 GiB.
+    pub reserve_bytes: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        let rocks = RocksOptions::default();
+        Self {
+            block_cache_bytes: rocks.block_cache_bytes,
+            log_memtable_bytes: rocks.log_memtable_bytes,
+            data_memtable_bytes: rocks.data_memtable_bytes,
+            memtables_max: rocks.memtables_max,
+            wal_bytes_max: rocks.wal_bytes_max,
+            open_files_max: rocks.open_files_max,
+            background_jobs: rocks.background_jobs,
+            reserve_bytes: 0,
+        }
+    }
+}
+
+/// The `[transport]` table. `raft.max_inflight_bytes` bounds each lane's outbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TransportConfig {
+    /// Streams for the log to each node.
+    pub append_lanes: u8,
+    /// How often a quiet connection says that it is alive.
+    #[serde(with = "humantime_serde")]
+    pub keep_alive: Duration,
+    /// After how long a silence a node counts as lost.
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    /// How fast snapshots leave and come in.
+    pub snapshot_bytes_per_second: u64,
+    /// Snapshots that may come in at a time.
+    pub snapshots_at_once: usize,
+}
+
+impl Default for TransportConfig {
+    fn default() -> Self {
+        let transport = flotilla_transport::Config::default();
+        Self {
+            append_lanes: transport.append_lanes,
+            keep_alive: transport.keep_alive,
+            idle_timeout: transport.idle_timeout,
+            snapshot_bytes_per_second: transport.snapshot_bytes_per_second,
+            snapshots_at_once: transport.snapshots_at_once,
+        }
+    }
+}
+
+/// The `[logging]` table.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoggingConfig {
+    /// `text` or `json`.
+    pub format: Format,
+    /// What is logged, such as `info` or `warn,flotilla_node=debug`. The environment variable FLOTILLA_LOG wins.
+    pub filter: String,
+}
+
+impl Default for LoggingConfig {
+    fn default() -> Self {
+        Self { format: Format::Text, filter: "info".into() }
+    }
+}
+
+/// A complaint about the configuration: which part, and what is allowed.
+#[derive(Debug, thiserror::Error)]
+#[error("configuration: {0}")]
+pub struct ConfigError(String);
+
+impl Config {
+    /// Reads the file, if there is one, and puts flags over it: pairs of a dotted key and a value as it stands in TOML, or bare.
+    pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, ConfigError> {
+        let mut table = match file {
+            Some(path) => {
+                let text = std::fs::read_to_string(path).map_err(|e| {
+                    ConfigError(format!("read {}: {e}; `flotilla dev` makes one to start from, under n1/", path.display()))
+                })?;
+                text.parse::<toml::Table>().map_err(|e| ConfigError(format!("{}: {e}", path.display())))?
+            }
+            None => toml::Table::new(),
+        };
+        for (key, value) in flags {
+            put(&mut table, key, parse_value(value)).map_err(ConfigError)?;
+        }
+        let source = file.map_or_else(|| "flags".to_owned(), |f| f.display().to_string());
+        let mut config: Self =
+            table.try_into().map_err(|e: toml::de::Error| ConfigError(format!("{source}: {}", e.message())))?;
+        if let Some(folder) = file.and_then(Path::parent) {
+            config.resolve_paths(folder);
+        }
+        config.validate().map_err(|why| ConfigError(format!("{source}: {why}")))?;
+        Ok(config)
+    }
+
+    fn resolve_paths(&mut self, folder: &Path) {
+        for path in [&mut self.data, &mut self.tls.ca, &mut self.tls.cert, &mut self.tls.key, &mut self.pid_file] {
+            if !path.as_os_str().is_empty() && path.is_relative() {
+                *path = folder.join(&*path);
+            }
+        }
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        if self.node.0 == 0 {
+            return Err("node is 0; ids start with 1".into());
+        }
+        let mut ids: Vec<_> = self.peers.iter().map(|p| p.id).collect();
+        ids.sort();
+        if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids.first().is_some_and(|id| id.0 == 0) {
+            return Err(format!("peers: ids must differ, and start with 1: {ids:?}"));
+        }
+        if !ids.contains(&self.node) {
+            return Err(format!("peers: node {} itself is not among them: {ids:?}", self.node));
+        }
+        if self.founding.shards == 0 || self.founding.shards > 100_000 {
+            return Err(format!("founding.shards is {}; 1 to 100000 are allowed", self.founding.shards));
+        }
+        if self.founding.replicas == 0 {
+            return Err("founding.replicas is 0; at least 1, and 3 to survive a loss".into());
+        }
+        if !(1..=256).contains(&self.threads) {
+            return Err(format!("threads is {}; 1 to 256 are allowed", self.threads));
+        }
+        self.limits.check().map_err(|why| format!("limits.{why}"))?;
+        self.core().validate()
+    }
+
+    /// What the core is told.
+    pub fn core(&self) -> CoreConfig {
+        CoreConfig { raft: self.raft.clone(), reads: self.reads.clone(), log: self.log.clone(), seed: self.cluster.0 }
+    }
+
+    /// What the storage engine is told.
+    pub fn rocks(&self) -> RocksOptions {
+        let StorageConfig { block_cache_bytes, log_memtable_bytes, data_memtable_bytes, .. } = self.storage;
+        RocksOptions {
+            block_cache_bytes,
+            log_memtable_bytes,
+            data_memtable_bytes,
+            memtables_max: self.storage.memtables_max,
+            wal_bytes_max: self.storage.wal_bytes_max,
+            open_files_max: self.storage.open_files_max,
+            background_jobs: self.storage.background_jobs,
+            ..RocksOptions::default()
+        }
+    }
+
+    /// What the transport is told.
+    pub fn transport(&self) -> flotilla_transport::Config {
+        flotilla_transport::Config {
+            listen: self.quic,
+            peers: self.peers.iter().filter(|p| p.id != self.node).map(|p| (p.id, p.quic.clone())).collect(),
+            append_lanes: self.transport.append_lanes,
+            outbox_bytes_max: self.raft.max_inflight_bytes as usize,
+            keep_alive: self.transport.keep_alive,
+            idle_timeout: self.transport.idle_timeout,
+            snapshot_bytes_per_second: self.transport.snapshot_bytes_per_second,
+            snapshots_at_once: self.transport.snapshots_at_once,
+            ..flotilla_transport::Config::default()
+        }
+    }
+
+    /// A complete configuration as a file.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every field has a form in TOML")
+    }
+
+    /// A configuration of node `i` of a cluster on this machine, with defaults for all else. What the sample file and the list
+    /// of flags are made of.
+    pub fn sample() -> Self {
+        let http = SocketAddr::from(([127, 0, 0, 1], 7001));
+        let quic = SocketAddr::from(([127, 0, 0, 1], 7101));
+        Self {
+            node: NodeId(1),
+            cluster: ClusterId(1),
+            data: "data".into(),
+            http,
+            quic,
+            pid_file: "flotilla.pid".into(),
+            threads: 2,
+            shutdown_grace: default_grace(),
+            tls: TlsConfig { ca: "ca.pem".into(), cert: "node.pem".into(), key: "node.key".into() },
+            peers: vec![PeerConfig { id: NodeId(1), quic: quic.to_string(), http: Some(http.to_string()) }],
+            founding: FoundingConfig::default(),
+            raft: RaftConfig::default(),
+            reads: ReadsConfig::default(),
+            log: LogConfig::default(),
+            storage: StorageConfig::default(),
+            transport: TransportConfig::default(),
+            limits: Limits::default(),
+            logging: LoggingConfig::default(),
+        }
+    }
+
+    /// Every key of the configuration, dotted, with its default as it stands in TOML.
+    pub fn keys() -> Vec<(String, String)> {
+        fn walk(prefix: &str, table: &toml::Table, keys: &mut Vec<(String, String)>) {
+            for (name, value) in table {
+                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                match value {
+                    toml::Value::Table(inner) => walk(&key, inner, keys),
+                    other => keys.push((key, other.to_string())),
+                }
+            }
+        }
+        let mut keys = Vec::new();
+        let table = toml::Table::try_from(Self::sample()).expect("every field has a form in TOML");
+        walk("", &table, &mut keys);
+        keys
+    }
+}
+
+/// A flag's value: as TOML where it is TOML, otherwise as the text that it is.
+fn parse_value(text: &str) -> toml::Value {
+    format!("v = {text}")
+        .parse::<toml::Table>()
+        .ok()
+        .and_then(|mut table| table.remove("v"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
+}
+
+/// Sets a dotted key.
+fn put(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+            Ok(())
+        }
+        Some((outer, inner)) => match table.entry(outer).or_insert_with(|| toml::Value::Table(toml::Table::new())) {
+            toml::Value::Table(table) => put(table, inner, value),
+            _ => Err(format!("{outer} is not a table")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_printed_can_be_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flotilla.toml");
+        let mut config = Config::sample();
+        std::fs::write(&file, config.to_toml()).unwrap();
+        let read = Config::load(Some(&file), &[]).unwrap();
+        config.resolve_paths(dir.path());
+        assert_eq!(read, config);
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_keys_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("flotilla.toml");
+        std::fs::write(&file, Config::sample().to_toml()).unwrap();
+        let load = |key: &str, value: &str| Config::load(Some(&file), &[(key.to_owned(), value.to_owned())]);
+        assert_eq!(load("raft.election_ticks", "20").unwrap().raft.election_ticks, 20);
+        assert_eq!(load("data", "/elsewhere").unwrap().data, Path::new("/elsewhere"));
+        assert_eq!(load("limits.request_timeout", "7s").unwrap().limits.request_timeout, Duration::from_secs(7));
+        for (key, value, complaint) in [
+            ("raft.electon_ticks", "20", "electon_ticks"),
+            ("raft.election_ticks", "1", "raft.election_ticks is 1"),
+            ("raft.election_ticks", "many", "invalid type"),
+            ("node", "9", "node 9 itself"),
+            ("cluster", "xyz", "16 hexadecimal digits"),
+        ] {
+            let error = load(key, value).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{key} = {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn every_key_is_listed_with_its_default() {
+        let keys = Config::keys();
+        for key in ["node", "raft.pre_vote", "raft.max_inflight_bytes", "reads.default_consistency", "limits.value_bytes_max"] {
+            assert!(keys.iter().any(|(k, _)| k == key), "{key} is not among {keys:?}");
+        }
+    }
+}

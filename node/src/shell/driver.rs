@@ -1,0 +1,286 @@
+//! The loop: takes what waits in the mailbox, feeds the core, carries out what it asks.
+//!
+//! It owns the core, and nothing else touches it. It never waits for anything but its mailbox and the next tick: disk, network
+//! and clients each have a thread or queue of their own. Ticks are never closer together than the tick's length, so that a pause
+//! does not make a follower count time that did not pass since it heard its leader; leases rest on that.
+
+use super::applier;
+use super::mailbox::{Grant, Mail, Mailbox};
+use super::snapshots::Snapshots;
+use super::{Engine, writer};
+use crate::core::inspect::ShardReport;
+use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
+use bytes::BytesMut;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use flotilla_ops::Metrics;
+use flotilla_router::{Descriptor, NodeId, Refusal, Routes, ShardId};
+use flotilla_storage::{Engine as _, WriteResult};
+use flotilla_transport::{Lane, Transport};
+use raft::eraftpb::MessageType;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Inputs taken in one pass at most, so that a flood does not hold back what the pass has to send.
+const PASS_EVENTS_MAX: usize = 4096;
+/// A frame is cut here; what follows goes into the next.
+const FRAME_BYTES: usize = 1 << 20;
+
+/// What the loop shares with the rest of the process.
+#[derive(Default)]
+pub struct LoopState {
+    /// When the last pass ended, in milliseconds of the mailbox's clock.
+    pub last_pass_ms: AtomicU64,
+    /// Set when the process is going down.
+    pub draining: std::sync::atomic::AtomicBool,
+    /// Reads and writes per shard since the last look, for the busiest few.
+    pub requests: std::sync::Mutex<HashMap<ShardId, (u64, u64)>>,
+}
+
+/// The loop's hands.
+pub struct Hands {
+    /// Log writes.
+    pub writer: Sender<writer::Work>,
+    /// Apply work.
+    pub applier: Sender<applier::Work>,
+    /// Snapshot and cold-entry work.
+    pub snapshots: Arc<Snapshots>,
+    /// The other nodes.
+    pub transport: Arc<Transport>,
+    /// Where who leads is published.
+    pub routes: Arc<Routes>,
+    /// Where reads look.
+    pub engine: Arc<Engine>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What the rest of the process sees of the loop.
+    pub state: Arc<LoopState>,
+}
+
+/// Who waits for a ticket.
+enum Waiter {
+    Command(oneshot::Sender<Result<WriteResult, Refusal>>),
+    Read(oneshot::Sender<Result<Grant, Refusal>>),
+    Transfer(oneshot::Sender<Result<Arc<Descriptor>, Refusal>>),
+    Inspect(oneshot::Sender<Vec<ShardReport>>),
+}
+
+/// The loop.
+pub struct Driver {
+    core: Node,
+    hands: Hands,
+    mailbox: Mailbox,
+    waiters: HashMap<Ticket, Waiter>,
+    next_ticket: u64,
+    drained: Vec<oneshot::Sender<()>>,
+    counted: Counters,
+    requests: HashMap<ShardId, (u64, u64)>,
+}
+
+impl Driver {
+    /// A loop around `core`.
+    pub fn new(core: Node, hands: Hands, mailbox: Mailbox) -> Self {
+        Self {
+            core,
+            hands,
+            mailbox,
+            waiters: HashMap::new(),
+            next_ticket: 1,
+            drained: Vec::new(),
+            counted: Counters::default(),
+            requests: HashMap::new(),
+        }
+    }
+
+    /// Turns until it is told to stop.
+    pub fn run(mut self, receiver: &Receiver<Mail>, tick: Duration) {
+        let mut next_tick = Instant::now() + tick;
+        loop {
+            let first = match receiver.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(mail) => Some(mail),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let mails: Vec<_> = first.into_iter().chain(receiver.try_iter().take(PASS_EVENTS_MAX)).collect();
+            // After the mailbox was emptied: what is vouched for at this moment is vouched for to everybody who asked before.
+            let started = Instant::now();
+            self.core.handle(Event::Clock { now: self.mailbox.time(started) });
+            if started >= next_tick {
+                next_tick = started + tick;
+                self.core.handle(Event::Tick);
+                self.count();
+            }
+            let events = mails.len();
+            for mail in mails {
+                if matches!(mail, Mail::Stop) {
+                    return;
+                }
+                self.take_in(mail);
+            }
+            for effect in self.core.finish_pass() {
+                self.carry_out(effect);
+            }
+            let now = self.mailbox.time(Instant::now());
+            self.hands.state.last_pass_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+            self.hands.metrics.loop_pass_seconds.observe(started.elapsed().as_secs_f64());
+            self.hands.metrics.loop_events.observe(events as f64);
+        }
+    }
+
+    fn ticket(&mut self, waiter: Waiter) -> Ticket {
+        let ticket = Ticket(self.next_ticket);
+        self.next_ticket += 1;
+        self.waiters.insert(ticket, waiter);
+        ticket
+    }
+
+    fn take_in(&mut self, mail: Mail) {
+        let event = match mail {
+            Mail::Event(event) => event,
+            Mail::Events(events) => return events.into_iter().for_each(|event| self.core.handle(event)),
+            Mail::Command { shard, command, deadline, reply } => {
+                self.requests.entry(shard).or_default().1 += 1;
+                let ticket = self.ticket(Waiter::Command(reply));
+                Event::Command { ticket, shard, command, deadline }
+            }
+            Mail::Read { shard, consistency, deadline, reply } => {
+                self.requests.entry(shard).or_default().0 += 1;
+                let ticket = self.ticket(Waiter::Read(reply));
+                Event::Read { ticket, shard, consistency, deadline }
+            }
+            Mail::Transfer { shard, to, reply } => {
+                let ticket = self.ticket(Waiter::Transfer(reply));
+                Event::Transfer { ticket, shard, to }
+            }
+            Mail::Inspect { after, limit, reply } => {
+                let ticket = self.ticket(Waiter::Inspect(reply));
+                Event::Inspect { ticket, after, limit }
+            }
+            Mail::Drain { reply } => {
+                self.hands.state.draining.store(true, Ordering::Relaxed);
+                self.drained.push(reply);
+                Event::Drain
+            }
+            Mail::Stop => return,
+        };
+        self.core.handle(event);
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Send { to, messages, beat } => self.send(to, &messages, beat),
+            // A hand that is gone has aborted the process, or the process is ending: nobody waits for it.
+            Effect::Persist { write, batch } => drop(self.hands.writer.send((write, batch))),
+            Effect::Apply { work } => drop(self.hands.applier.send(applier::Work::Apply(work))),
+            Effect::Read { tickets, descriptor, staleness } => {
+                let view = Arc::new(self.hands.engine.view());
+                for ticket in tickets {
+                    if let Some(Waiter::Read(reply)) = self.waiters.remove(&ticket) {
+                        let grant = Grant { view: view.clone(), descriptor: descriptor.clone(), staleness };
+                        let _ = reply.send(Ok(grant));
+                    }
+                }
+            }
+            Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
+                self.hands.metrics.entry_fetches.inc();
+                self.hands.snapshots.fetch_entries(fetch, shard, low, high, bytes_max);
+            }
+            Effect::BuildSnapshot { shard, snapshot } => {
+                drop(self.hands.applier.send(applier::Work::Pin { shard, snapshot }));
+            }
+            Effect::DropSnapshot { snapshot } => self.hands.snapshots.drop_built(snapshot),
+            Effect::SendSnapshot { to, replica, snapshot, envelope } => {
+                self.hands.snapshots.send(&self.hands.transport, to, replica, snapshot, &envelope);
+            }
+            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
+                self.hands.snapshots.install(shard, replica, staged, hard_state, self.hands.applier.clone());
+            }
+            Effect::DiscardStaged { staged } => self.hands.snapshots.discard(staged),
+            Effect::PublishLeader { shard, leader } => self.hands.routes.set_leader(shard, leader),
+            Effect::PublishDescriptor { descriptor } => self.hands.routes.learn([Descriptor::clone(&descriptor)]),
+            Effect::Reply { ticket, shard: _, result } => match (self.waiters.remove(&ticket), result) {
+                (Some(Waiter::Command(reply)), result) => drop(reply.send(result)),
+                (Some(Waiter::Read(reply)), Err(refusal)) => drop(reply.send(Err(refusal))),
+                _ => {}
+            },
+            Effect::TransferDone { ticket, result } => {
+                if let Some(Waiter::Transfer(reply)) = self.waiters.remove(&ticket) {
+                    self.hands.metrics.leader_transfers.inc_by(result.is_ok().into());
+                    let _ = reply.send(result);
+                }
+            }
+            Effect::Report { ticket, shards } => {
+                if let Some(Waiter::Inspect(reply)) = self.waiters.remove(&ticket) {
+                    let _ = reply.send(shards);
+                }
+            }
+            Effect::Drained => self.drained.drain(..).for_each(|reply| {
+                let _ = reply.send(());
+            }),
+            Effect::Quarantined { shard, why } => {
+                tracing::error!(%shard, why, "shard set aside on this node; its other replicas go on");
+            }
+        }
+    }
+
+    /// One frame per lane, unless it grows too large.
+    fn send(&self, to: NodeId, messages: &[wire::Envelope], beat: Option<crate::core::Beat>) {
+        let transport = &self.hands.transport;
+        let lanes = transport.append_lanes();
+        let mut frames: BTreeMap<Lane, BytesMut> = BTreeMap::new();
+        if let Some(beat) = beat {
+            wire::encode_beat(beat, frames.entry(Lane::Control).or_insert_with(wire::start_frame));
+        }
+        for envelope in messages {
+            let lane = match envelope.message.get_msg_type() {
+                MessageType::MsgAppend | MessageType::MsgAppendResponse => Lane::append_for(envelope.shard, lanes),
+                _ => Lane::Control,
+            };
+            let frame = frames.entry(lane).or_insert_with(wire::start_frame);
+            envelope.encode(frame);
+            if frame.len() >= FRAME_BYTES {
+                let full = std::mem::replace(frame, wire::start_frame());
+                transport.send(to, lane, full.freeze());
+            }
+        }
+        for (lane, frame) in frames {
+            if frame.len() > 1 {
+                transport.send(to, lane, frame.freeze());
+            }
+        }
+    }
+
+    /// Once per tick: what the core counted, into the metrics.
+    fn count(&mut self) {
+        let (now, before, metrics) = (self.core.counters(), self.counted, &self.hands.metrics);
+        metrics.proposals.inc_by(now.commands - before.commands);
+        metrics.entries.inc_by(now.proposals - before.proposals);
+        if now.proposals > before.proposals {
+            let per_entry = (now.commands - before.commands) as f64 / (now.proposals - before.proposals) as f64;
+            metrics.commands_per_entry.observe(per_entry);
+        }
+        metrics.elections.inc_by(now.elections - before.elections);
+        metrics.read_contexts.inc_by(now.read_contexts - before.read_contexts);
+        metrics.malformed_messages.inc_by(now.messages_refused - before.messages_refused);
+        metrics.leaders.set(now.leaders as i64);
+        metrics.replicas.set(now.replicas as i64);
+        metrics.replicas_awake.set(now.replicas as i64);
+        metrics.entry_cache_bytes.set(now.cache_bytes as i64);
+        metrics.mailbox_events.set(self.mailbox.waiting() as i64);
+        self.counted = now;
+        if !self.requests.is_empty() {
+            let mut shared = self.hands.state.requests.lock().expect("nothing panics while it holds the counts");
+            for (shard, (reads, writes)) in self.requests.drain() {
+                let counts = shared.entry(shard).or_default();
+                *counts = (counts.0 + reads, counts.1 + writes);
+            }
+        }
+    }
+}
+
+/// The core's time in milliseconds.
+pub fn millis(time: Time) -> u64 {
+    time.as_millis() as u64
+}

@@ -1,0 +1,174 @@
+//! Whether the process is alive, whether it should be sent requests, and the gauges that nobody else keeps up to date.
+
+use super::Engine;
+use super::driver::{LoopState, millis};
+use super::mailbox::Mailbox;
+use flotilla_ops::metrics::BusyShard;
+use flotilla_ops::{Check, Inspect, Metrics, Readiness};
+use flotilla_router::{NodeId, Routes};
+use flotilla_storage::Engine as _;
+use flotilla_transport::Transport;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+/// A loop that has not turned for so long is stuck.
+const STUCK_MS: u64 = 5_000;
+/// Shards that get a label of their own in the metrics.
+const BUSIEST: usize = 8;
+
+/// Looks at the node from outside the loop.
+pub struct Health {
+    /// This node.
+    pub node: NodeId,
+    /// The clock.
+    pub mailbox: Mailbox,
+    /// What the loop shows.
+    pub state: Arc<LoopState>,
+    /// Who leads what.
+    pub routes: Arc<Routes>,
+    /// The other nodes.
+    pub transport: Arc<Transport>,
+    /// The disk.
+    pub engine: Arc<Engine>,
+    /// The folder of the data.
+    pub data: PathBuf,
+    /// Bytes that must stay free.
+    pub reserve_bytes: u64,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// When the busiest shards were last worked out, and what was counted of the transport by then.
+    pub last: Mutex<Last>,
+}
+
+/// What the last collection saw; counters of other rooms only ever grow, so the difference is added.
+pub struct Last {
+    at: Instant,
+    transport: [u64; 16],
+}
+
+impl Default for Last {
+    fn default() -> Self {
+        Self { at: Instant::now(), transport: [0; 16] }
+    }
+}
+
+/// What a file system holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Disk {
+    /// Bytes free to this user.
+    pub free_bytes: u64,
+    /// Bytes in all.
+    pub capacity_bytes: u64,
+}
+
+/// Looks at the file system of a folder.
+pub fn disk(folder: &std::path::Path) -> std::io::Result<Disk> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(Disk { free_bytes: stat.f_bavail * stat.f_frsize, capacity_bytes: stat.f_blocks * stat.f_frsize })
+}
+
+/// The bytes that stay free, where the configuration leaves it to us: a tenth of the disk, 64 MiB to 1 GiB.
+pub fn reserve_bytes(configured: u64, capacity_bytes: u64) -> u64 {
+    if configured == 0 { (capacity_bytes / 10).clamp(64 << 20, 1 << 30) } else { configured }
+}
+
+impl Inspect for Health {
+    fn node(&self) -> NodeId {
+        self.node
+    }
+
+    fn live(&self) -> Result<(), String> {
+        let now = millis(self.mailbox.time(Instant::now()));
+        let silent = now.saturating_sub(self.state.last_pass_ms.load(Ordering::Relaxed));
+        if silent < STUCK_MS { Ok(()) } else { Err(format!("the loop has not turned for {silent} ms")) }
+    }
+
+    fn ready(&self) -> Readiness {
+        let check = |name: &str, ok, detail: String| Check { name: name.into(), ok, detail };
+        let peers = self.transport.peers();
+        let reachable = peers.iter().filter(|p| self.transport.reachable(**p)).count();
+        let quorum = peers.len().div_ceil(2);
+        let table = self.routes.table();
+        let mine = table.shards().filter(|s| s.on_node(self.node).is_some());
+        let leaderless = mine.filter(|s| self.routes.leader(s.id).is_none()).count();
+        let draining = self.state.draining.load(Ordering::Relaxed);
+        let disk_check = match disk(&self.data) {
+            Ok(disk) => {
+                let ok = disk.free_bytes >= self.reserve_bytes;
+                check("disk", ok, format!("{} bytes free, {} reserved", disk.free_bytes, self.reserve_bytes))
+            }
+            Err(error) => check("disk", false, error.to_string()),
+        };
+        let checks = vec![
+            check("loop", self.live().is_ok(), self.live().err().unwrap_or_default()),
+            check("joined", reachable >= quorum, format!("{reachable} of {} other nodes connected", peers.len())),
+            check("leaders", leaderless == 0, format!("{leaderless} shards of this node without a leader")),
+            disk_check,
+            check("staying", !draining, if draining { "shutting down".into() } else { String::new() }),
+        ];
+        Readiness { ready: checks.iter().all(|c| c.ok), checks }
+    }
+
+    fn collect(&self) {
+        let metrics = &self.metrics;
+        if let Ok(disk) = disk(&self.data) {
+            metrics.disk_free_bytes.set(disk.free_bytes as i64);
+            metrics.disk_capacity_bytes.set(disk.capacity_bytes as i64);
+        }
+        let statistics = self.engine.statistics();
+        metrics.disk_used_bytes.set((statistics.sst_bytes + statistics.wal_bytes) as i64);
+        metrics.rocksdb_stopped.set(statistics.writes_stopped.into());
+        metrics.rocksdb_delayed_bytes_per_second.set(statistics.writes_slowed.into());
+        metrics.rocksdb_wal_bytes.set(statistics.wal_bytes as i64);
+        metrics.rocksdb_memtable_bytes.set(statistics.memtable_bytes as i64);
+        metrics.rocksdb_pending_compaction_bytes.set(statistics.compaction_pending_bytes as i64);
+        let table = self.routes.table();
+        let mine = table.shards().filter(|s| s.on_node(self.node).is_some());
+        metrics.shards_without_leader.set(mine.filter(|s| self.routes.leader(s.id).is_none()).count() as i64);
+        let connected = self.transport.peers().iter().filter(|p| self.transport.reachable(**p)).count();
+        metrics.peers_connected.set(connected as i64);
+        let mut last = self.last.lock().expect("nothing panics while it holds it");
+        self.collect_transport(&mut last);
+        self.collect_busiest(&mut last);
+    }
+}
+
+impl Health {
+    fn collect_transport(&self, last: &mut Last) {
+        let (stats, metrics) = (self.transport.stats(), &self.metrics);
+        let (control, append, requests) = (metrics.lane("control"), metrics.lane("append"), metrics.lane("requests"));
+        let mut counters = Vec::with_capacity(16);
+        for (lane, stats) in [(&control, &stats.control), (&append, &stats.append), (&requests, &stats.requests)] {
+            counters.push((stats.frames_sent.get(), &lane.sent));
+            counters.push((stats.bytes_sent.get(), &lane.sent_bytes));
+            counters.push((stats.frames_received.get(), &lane.received));
+            counters.push((stats.bytes_received.get(), &lane.received_bytes));
+            counters.push((stats.frames_dropped.get(), &lane.dropped));
+        }
+        counters.push((stats.snapshot_bytes_sent.get(), &metrics.snapshot_bytes_sent));
+        for ((now, counter), before) in counters.into_iter().zip(&mut last.transport) {
+            counter.inc_by(now.saturating_sub(*before));
+            *before = now;
+        }
+    }
+
+    fn collect_busiest(&self, last: &mut Last) {
+        let seconds = last.at.elapsed().as_secs_f64().max(0.001);
+        last.at = Instant::now();
+        let counts = std::mem::take(&mut *self.state.requests.lock().expect("nothing panics while it holds the counts"));
+        let mut busy: Vec<_> = counts.into_iter().collect();
+        busy.sort_by_key(|(shard, (reads, writes))| (std::cmp::Reverse(reads + writes), *shard));
+        let busiest: Vec<_> = busy
+            .into_iter()
+            .take(BUSIEST)
+            .map(|(shard, (reads, writes))| BusyShard {
+                shard,
+                requests_per_second: ((reads + writes) as f64 / seconds) as i64,
+                size_bytes: 0,
+            })
+            .collect();
+        self.metrics.set_busiest(&busiest);
+    }
+}

@@ -1,0 +1,126 @@
+//! The loop's input: events of the core, and questions whose askers wait on a channel.
+//!
+//! What the loop's own hands report (persisted, applied, …) is always taken, because it is bounded by the work that was handed
+//! out. What comes from outside is turned away when too much waits: a frame is dropped, as the network may do, and a question
+//! is refused.
+
+use super::View;
+use crate::core::inspect::ShardReport;
+use crate::core::{Event, Time};
+use crossbeam_channel::{Receiver, Sender};
+use flotilla_router::call::Staleness;
+use flotilla_router::{Command, Consistency, Descriptor, NodeId, Refusal, ShardId};
+use flotilla_storage::WriteResult;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::oneshot;
+
+/// Above this many waiting inputs, those from outside are turned away.
+const WAITING_MAX: usize = 100_000;
+
+/// What a read may look at.
+#[derive(Clone)]
+pub struct Grant {
+    /// The state at a moment that its consistency allows. Shared by all reads of the pass.
+    pub view: Arc<View>,
+    /// What the shard was at that moment.
+    pub descriptor: Arc<Descriptor>,
+    /// For stale reads, how old that state may be.
+    pub staleness: Option<Staleness>,
+}
+
+/// One input.
+#[allow(clippy::large_enum_variant, reason = "a box per event would cost more than the copy")]
+pub enum Mail {
+    /// An event as the core knows it.
+    Event(Event),
+    /// Events that came in one frame.
+    Events(Vec<Event>),
+    /// A write.
+    Command {
+        /// The shard.
+        shard: ShardId,
+        /// What to write.
+        command: Command,
+        /// When its sender stops waiting.
+        deadline: Time,
+        /// Who waits.
+        reply: oneshot::Sender<Result<WriteResult, Refusal>>,
+    },
+    /// A read.
+    Read {
+        /// The shard.
+        shard: ShardId,
+        /// How fresh.
+        consistency: Consistency,
+        /// When its sender stops waiting.
+        deadline: Time,
+        /// Who waits.
+        reply: oneshot::Sender<Result<Grant, Refusal>>,
+    },
+    /// An order to hand leadership over.
+    Transfer {
+        /// The shard.
+        shard: ShardId,
+        /// Who shall lead.
+        to: NodeId,
+        /// Who waits.
+        reply: oneshot::Sender<Result<Arc<Descriptor>, Refusal>>,
+    },
+    /// A question about shards.
+    Inspect {
+        /// Those above this id.
+        after: ShardId,
+        /// At most so many.
+        limit: usize,
+        /// Who waits.
+        reply: oneshot::Sender<Vec<ShardReport>>,
+    },
+    /// Hand over what is led here; answered when that is done.
+    Drain {
+        /// Who waits.
+        reply: oneshot::Sender<()>,
+    },
+    /// End the loop.
+    Stop,
+}
+
+/// The sending end; cheap to clone.
+#[derive(Clone)]
+pub struct Mailbox {
+    sender: Sender<Mail>,
+    started: Instant,
+}
+
+impl Mailbox {
+    /// A mailbox, and the end that the loop reads.
+    pub fn new() -> (Self, Receiver<Mail>) {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        (Self { sender, started: Instant::now() }, receiver)
+    }
+
+    /// The core's time at `instant`.
+    pub fn time(&self, instant: Instant) -> Time {
+        instant.saturating_duration_since(self.started)
+    }
+
+    /// Reports what the loop waits for. Always taken; when the loop has ended nobody listens any more.
+    pub fn report(&self, event: Event) {
+        let _ = self.sender.send(Mail::Event(event));
+    }
+
+    /// Hands in what came from outside; `false` when too much waits, or the loop has ended.
+    pub fn offer(&self, mail: Mail) -> bool {
+        self.sender.len() < WAITING_MAX && self.sender.send(mail).is_ok()
+    }
+
+    /// How much waits.
+    pub fn waiting(&self) -> usize {
+        self.sender.len()
+    }
+}
+
+/// The refusal of what [`Mailbox::offer`] turned away.
+pub fn overloaded() -> Refusal {
+    Refusal::Overloaded { what: "requests waiting for the node's loop".into(), limit: WAITING_MAX as u64 }
+}

@@ -1,0 +1,91 @@
+//! What comes from other nodes: frames for the core, forwarded requests, snapshots.
+
+use super::mailbox::{Mail, Mailbox};
+use super::service::Service;
+use super::snapshots::Snapshots;
+use crate::core::Event;
+use crate::core::wire::{self, Item};
+use bytes::Bytes;
+use flotilla_ops::Metrics;
+use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::{Incarnation, NodeId, Refusal};
+use flotilla_transport::{Handler, Lane, Responder};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// Takes what peers send.
+pub struct Peers {
+    /// The loop.
+    pub mailbox: Mailbox,
+    /// Staging.
+    pub snapshots: Arc<Snapshots>,
+    /// Who answers forwarded requests; set once the node is complete.
+    pub service: OnceLock<Arc<Service>>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where requests run.
+    pub runtime: Handle,
+}
+
+impl Handler for Peers {
+    fn frame(&self, from: NodeId, _lane: Lane, frame: Bytes) {
+        let mut events = Vec::new();
+        let decoded = wire::decode_frame(frame, |item| {
+            events.push(match item {
+                Item::Message(envelope) => Event::Message { from, envelope: *envelope },
+                Item::Beat(beat) => Event::Beat { from, beat },
+            });
+        });
+        if let Err(error) = decoded {
+            self.metrics.malformed_messages.inc();
+            tracing::warn!(%from, %error, "a frame from a peer makes no sense");
+        }
+        // Dropped when too much waits, as the network may do.
+        self.mailbox.offer(Mail::Events(events));
+    }
+
+    fn request(&self, from: NodeId, request: Bytes, responder: Responder) {
+        self.metrics.forwarded_received.inc();
+        let forwarded: Forwarded = match call::decode("forwarded request", &request) {
+            Ok(forwarded) => forwarded,
+            Err(error) => {
+                tracing::warn!(%from, %error, "a request from a peer makes no sense");
+                self.metrics.malformed_messages.inc();
+                let refusal: Response = Err(Refusal::Invalid { why: error.to_string() });
+                return responder.respond(call::encode(&refusal));
+            }
+        };
+        let Some(service) = self.service.get().cloned() else {
+            let refusal: Response = Err(Refusal::ShuttingDown);
+            return responder.respond(call::encode(&refusal));
+        };
+        self.runtime.spawn(async move {
+            let response = service.answer_forwarded(forwarded).await;
+            responder.respond(call::encode(&response));
+        });
+    }
+
+    fn reachable(&self, node: NodeId, incarnation: Incarnation) {
+        self.mailbox.report(Event::NodeReachable { node, incarnation });
+    }
+
+    fn unreachable(&self, node: NodeId) {
+        self.mailbox.report(Event::NodeUnreachable { node });
+    }
+
+    fn stage_snapshot(&self, _from: NodeId, _header: &Bytes) -> Result<PathBuf, String> {
+        Ok(self.snapshots.stage())
+    }
+
+    fn snapshot_staged(&self, from: NodeId, header: Bytes, dir: PathBuf, done: oneshot::Sender<Result<(), String>>) {
+        self.snapshots.staged(from, header, dir, done);
+    }
+
+    fn snapshot_failed(&self, from: NodeId, _header: Bytes, dir: PathBuf) {
+        self.metrics.snapshots_failed.inc();
+        tracing::info!(%from, "a snapshot from a peer broke off");
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}

@@ -1,0 +1,297 @@
+//! Requests about keys: resolved, answered here, or handed to the node that can.
+//!
+//! A request is tried until its deadline. It is tried **again** only where it is certain that it was not applied: a node said so
+//! ([`Refusal::outcome`]), or not a byte of it left this node. What was sent and not answered is *unknown* for a write, and tried
+//! elsewhere for a read.
+
+use super::admin::Admin;
+use super::mailbox::{Grant, Mail, Mailbox, overloaded};
+use flotilla_ops::Metrics;
+use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::{Answer, Ask, Command, Consistency, Descriptor, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId};
+use flotilla_storage::{StorageError, WriteResult, read};
+use flotilla_transport::{RequestError, Transport};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// The first pause before a request is tried again; each further one is longer.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// The longest such pause.
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+/// How often a request may be handed on.
+const HOPS_MAX: u8 = 2;
+
+/// Answers requests.
+pub struct Service {
+    /// This node.
+    pub node: NodeId,
+    /// The map from keys to shards.
+    pub routes: Arc<Routes>,
+    /// The loop.
+    pub mailbox: Mailbox,
+    /// The other nodes.
+    pub transport: Arc<Transport>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Answers admin questions from other nodes; set once the node is complete.
+    pub admin: OnceLock<Arc<Admin>>,
+}
+
+impl flotilla_ops::Kv for Service {
+    async fn call(&self, ask: Ask, deadline: Instant) -> Response {
+        let mut pause = RETRY_PAUSE_MIN;
+        let mut refusal = None;
+        loop {
+            let Some(shard) = self.resolve(&ask) else {
+                return Err(Refusal::NotFound { what: "shard for that key on this node's map".into() });
+            };
+            match self.attempt(&shard, &ask, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(no) if is_worth_another_try(&no) => {
+                    self.learn_from(&no);
+                    let hinted = matches!(no, Refusal::NotLeader { leader: Some(_), .. } | Refusal::WrongShard { .. });
+                    let first = refusal.is_none();
+                    refusal = Some(no);
+                    if first && hinted {
+                        continue;
+                    }
+                }
+                Err(no) => return Err(no),
+            }
+            if Instant::now() + pause >= deadline {
+                return Err(match refusal {
+                    Some(Refusal::Expired { shard }) => Refusal::Expired { shard },
+                    _ => Refusal::NoLeader { shard: shard.id },
+                });
+            }
+            self.metrics.forward_retries.inc();
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+}
+
+/// Whether another node, or the same a little later, may say yes, and nothing was applied.
+fn is_worth_another_try(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::NotLeader { .. }
+            | Refusal::NotHosted { .. }
+            | Refusal::WrongShard { .. }
+            | Refusal::NoLeader { .. }
+            | Refusal::ShuttingDown
+    )
+}
+
+impl Service {
+    fn resolve(&self, ask: &Ask) -> Option<Arc<Descriptor>> {
+        match ask {
+            Ask::Scan { scan, .. } if scan.reverse => {
+                let table = self.routes.table();
+                table.owner_before(scan.range.end.as_ref()).cloned()
+            }
+            _ => self.routes.owner(ask.routing_key()?),
+        }
+    }
+
+    fn learn_from(&self, refusal: &Refusal) {
+        match refusal {
+            Refusal::NotLeader { shard, leader: Some(leader) } => self.routes.set_leader(*shard, Some(*leader)),
+            Refusal::WrongShard { descriptors, .. } => {
+                self.routes.learn(descriptors.iter().filter_map(|d| Descriptor::decode(d.0.clone()).ok()));
+            }
+            _ => {}
+        }
+    }
+
+    /// One try, on the node that is most likely to be able to answer.
+    async fn attempt(&self, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
+        let here = shard.on_node(self.node).is_some();
+        let stale = matches!(
+            ask,
+            Ask::Get { consistency: Consistency::Stale { .. }, .. } | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
+        );
+        if here && stale {
+            return self.answer(shard, ask, deadline).await;
+        }
+        match self.routes.leader(shard.id) {
+            Some(leader) if leader == self.node => self.answer(shard, ask, deadline).await,
+            Some(leader) => self.forward(leader, shard.id, ask, deadline).await,
+            // Its own replica would know, if anybody led.
+            None if here => Err(Refusal::NoLeader { shard: shard.id }),
+            None => {
+                let Some(any) = shard.replicas.iter().map(|r| r.node).find(|n| self.transport.reachable(*n)) else {
+                    return Err(Refusal::NoLeader { shard: shard.id });
+                };
+                self.forward(any, shard.id, ask, deadline).await
+            }
+        }
+    }
+
+    /// Hands a request to another node.
+    pub(super) async fn forward(&self, to: NodeId, shard: ShardId, ask: &Ask, deadline: Instant) -> Response {
+        self.forward_hop(to, shard, ask, 1, deadline).await
+    }
+
+    async fn forward_hop(&self, to: NodeId, shard: ShardId, ask: &Ask, hops: u8, deadline: Instant) -> Response {
+        let time_left = deadline.saturating_duration_since(Instant::now());
+        let request = call::encode(&Forwarded { ask: ask.clone(), hops, time_left });
+        self.metrics.forwarded_sent.inc();
+        match self.transport.request(to, request, deadline).await {
+            Ok(response) => call::decode::<Response>("forwarded response", &response).unwrap_or_else(|error| {
+                let outcome =
+                    if ask.is_write() { flotilla_router::Outcome::Unknown } else { flotilla_router::Outcome::NotApplied };
+                Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
+            }),
+            Err(RequestError::NotSent(_)) => {
+                // Whoever led from there can't be reached from here. A replica of our own knows better soon.
+                self.routes.not_leader(shard, to);
+                self.metrics.forward_failures.inc();
+                Err(Refusal::NoLeader { shard })
+            }
+            Err(RequestError::Lost | RequestError::Expired) if ask.is_write() => {
+                self.metrics.forward_failures.inc();
+                Err(Refusal::Unknown { shard })
+            }
+            Err(RequestError::Lost) => {
+                self.metrics.forward_failures.inc();
+                Err(Refusal::NoLeader { shard })
+            }
+            Err(RequestError::Expired) => {
+                self.metrics.forward_failures.inc();
+                Err(Refusal::Expired { shard })
+            }
+        }
+    }
+
+    /// Answers a request that another node handed on.
+    pub(super) async fn answer_forwarded(&self, forwarded: Forwarded) -> Response {
+        let Forwarded { ask, hops, time_left } = forwarded;
+        // Its own way back takes time, too; the asker counts for itself.
+        let deadline = Instant::now() + time_left;
+        if let Ask::Admin(question) = &ask {
+            let Some(admin) = self.admin.get() else { return Err(Refusal::ShuttingDown) };
+            return admin.answer_peer(question, deadline).await;
+        }
+        let Some(shard) = self.resolve(&ask) else {
+            return Err(Refusal::NotFound { what: "shard for that key".into() });
+        };
+        if shard.on_node(self.node).is_none() {
+            return match self.routes.leader(shard.id) {
+                Some(leader) if leader != self.node && hops < HOPS_MAX => {
+                    self.forward_hop(leader, shard.id, &ask, hops + 1, deadline).await
+                }
+                _ => Err(Refusal::NotHosted { shard: shard.id }),
+            };
+        }
+        self.answer(&shard, &ask, deadline).await
+    }
+
+    /// Answers from this node's replica.
+    async fn answer(&self, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
+        match ask {
+            Ask::Get { key, consistency } => {
+                let grant = self.grant(shard.id, *consistency, deadline).await?;
+                if !grant.descriptor.range.contains(key) {
+                    return Err(wrong_shard(&grant));
+                }
+                let found = read::get(&*grant.view, grant.descriptor.id.is_meta(), key).map_err(|e| broken(&e))?;
+                let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
+                Ok(self.reply(&grant, answer))
+            }
+            Ask::Scan { scan, consistency } => {
+                let grant = self.grant(shard.id, *consistency, deadline).await?;
+                let range = &grant.descriptor.range;
+                if !range.overlaps(&scan.range) {
+                    return Err(wrong_shard(&grant));
+                }
+                // A scan may read from disk for a while; other tasks of this thread move elsewhere.
+                let page = tokio::task::block_in_place(|| read::scan(&*grant.view, scan, range, grant.descriptor.id.is_meta()));
+                Ok(self.reply(&grant, Answer::Page(page.map_err(|e| broken(&e))?)))
+            }
+            Ask::Write(command) => self.write(shard, command, deadline).await,
+            Ask::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
+        }
+    }
+
+    fn reply(&self, grant: &Grant, answer: Answer) -> Reply {
+        Reply { shard: grant.descriptor.id, node: self.node, answer, staleness: grant.staleness }
+    }
+
+    /// Asks the loop for a view that is fresh enough.
+    pub(super) async fn grant(&self, shard: ShardId, consistency: Consistency, deadline: Instant) -> Result<Grant, Refusal> {
+        let (reply, granted) = oneshot::channel();
+        let deadline = self.mailbox.time(deadline);
+        if !self.mailbox.offer(Mail::Read { shard, consistency, deadline, reply }) {
+            return Err(overloaded());
+        }
+        let grant = granted.await.unwrap_or(Err(Refusal::ShuttingDown))?;
+        self.metrics.reads(consistency).inc();
+        Ok(grant)
+    }
+
+    async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Response {
+        let (command, rest) = cut_to_shard(command, &shard.range);
+        let (reply, settled) = oneshot::channel();
+        let mail = Mail::Command { shard: shard.id, command, deadline: self.mailbox.time(deadline), reply };
+        if !self.mailbox.offer(mail) {
+            return Err(overloaded());
+        }
+        // The loop answers every ticket; it is gone only when the process ends, and then nobody knows.
+        let answer = match settled.await.unwrap_or(Err(Refusal::Unknown { shard: shard.id }))? {
+            WriteResult::Written { revision } => Answer::Written { revision },
+            WriteResult::Deleted => Answer::Deleted,
+            WriteResult::DeletedRange { count } => Answer::DeletedRange { count, rest },
+            WriteResult::ConditionFailed { current } => Answer::ConditionFailed { current },
+            WriteResult::WrongShard => return Err(Refusal::WrongShard { shard: shard.id, descriptors: Vec::new() }),
+        };
+        Ok(Reply { shard: shard.id, node: self.node, answer, staleness: None })
+    }
+}
+
+/// A range is cut to what the shard owns; what other shards own is told.
+fn cut_to_shard(command: &Command, owned: &KeyRange) -> (Command, Option<KeyRange>) {
+    let Op::DeleteRange { range } = &command.op else { return (command.clone(), None) };
+    let cut = range.intersect(owned);
+    let rest = match (&cut.end, &range.end) {
+        (Some(cut), Some(end)) if cut >= end => None,
+        (Some(cut), _) => Some(KeyRange::new(cut.clone(), range.end.clone())),
+        (None, _) => None,
+    };
+    (Command { op: Op::DeleteRange { range: cut }, condition: command.condition }, rest)
+}
+
+fn wrong_shard(grant: &Grant) -> Refusal {
+    Refusal::WrongShard { shard: grant.descriptor.id, descriptors: vec![(&*grant.descriptor).into()] }
+}
+
+/// A record that can't be read: the answer says so, and nothing is made up.
+fn broken(error: &StorageError) -> Refusal {
+    tracing::error!(%error, "a read failed");
+    Refusal::Internal { why: error.to_string(), outcome: flotilla_router::Outcome::NotApplied }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_router::Condition;
+
+    #[test]
+    fn a_range_is_cut_to_the_shard_and_the_rest_is_told() {
+        let delete = |start: &'static str, end: Option<&'static str>| Command {
+            op: Op::DeleteRange { range: KeyRange::new(start, end.map(Into::into)) },
+            condition: Condition::Always,
+        };
+        let owned = KeyRange::new("f", Some("m".into()));
+        let cases = [
+            (delete("g", Some("h")), delete("g", Some("h")), None),
+            (delete("g", Some("m")), delete("g", Some("m")), None),
+            (delete("g", Some("z")), delete("g", Some("m")), Some(KeyRange::new("m", Some("z".into())))),
+            (delete("g", None), delete("g", Some("m")), Some(KeyRange::new("m", None))),
+        ];
+        for (asked, cut, rest) in cases {
+            assert_eq!(cut_to_shard(&asked, &owned), (cut, rest), "{asked:?}");
+        }
+    }
+}

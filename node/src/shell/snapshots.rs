@@ -1,0 +1,247 @@
+//! Files: snapshots built, sent, staged and installed; and log entries that are no longer in memory.
+//!
+//! Everything here blocks, so it runs on the runtime's blocking pool, and reports to the loop when it is done, well or not.
+//!
+//! ```text
+//! <data>/snapshots/out/<n>    built here, to be sent
+//! <data>/snapshots/in/<n>     staged, to be installed; a restart in the middle of an install completes it first
+//! ```
+
+use super::mailbox::{Mail, Mailbox};
+use super::{Engine, View, applier};
+use crate::core::{Envelope, Event, SnapshotId, wire};
+use bytes::{BufMut, Bytes, BytesMut};
+use crossbeam_channel::Sender;
+use flotilla_ops::Metrics;
+use flotilla_router::codec::{Put, Reader};
+use flotilla_router::{NodeId, ReplicaId, ShardId};
+use flotilla_storage::{HardState, SnapshotManifest, fatal};
+use flotilla_transport::Transport;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// A snapshot that was staged: where, what it holds, and who is to be told what became of it.
+struct Staged {
+    folder: PathBuf,
+    manifest: SnapshotManifest,
+    verdict: oneshot::Sender<Result<(), String>>,
+}
+
+/// The node's snapshot files.
+pub struct Snapshots {
+    engine: Arc<Engine>,
+    mailbox: Mailbox,
+    metrics: Arc<Metrics>,
+    runtime: Handle,
+    folder: PathBuf,
+    next_staged: AtomicU64,
+    built: Mutex<HashMap<SnapshotId, Arc<SnapshotManifest>>>,
+    staged: Mutex<HashMap<SnapshotId, Staged>>,
+}
+
+impl Snapshots {
+    /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing refers to it any more.
+    pub fn new(
+        engine: Arc<Engine>,
+        mailbox: Mailbox,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+        data: &Path,
+    ) -> std::io::Result<Self> {
+        let folder = data.join("snapshots");
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::create_dir_all(folder.join("out"))?;
+        std::fs::create_dir_all(folder.join("in"))?;
+        let folder = folder.canonicalize()?;
+        let (built, staged) = (Mutex::default(), Mutex::default());
+        Ok(Self { engine, mailbox, metrics, runtime, folder, next_staged: AtomicU64::new(1), built, staged })
+    }
+
+    fn out(&self, snapshot: SnapshotId) -> PathBuf {
+        self.folder.join("out").join(snapshot.0.to_string())
+    }
+
+    /// Builds a snapshot of what the view shows, and reports it.
+    pub fn build(self: &Arc<Self>, shard: ShardId, snapshot: SnapshotId, view: View) {
+        let this = self.clone();
+        self.runtime.spawn_blocking(move || {
+            let built = flotilla_storage::snapshot::build(&*this.engine, &view, shard, &this.out(snapshot));
+            let at = match built {
+                Ok(manifest) => {
+                    let at = manifest.at;
+                    this.metrics.snapshots_built.inc();
+                    this.built.lock().expect("nothing panics with it held").insert(snapshot, Arc::new(manifest));
+                    Some(at)
+                }
+                Err(error) => {
+                    tracing::warn!(%shard, %error, "a snapshot could not be built; it will be tried again");
+                    this.metrics.snapshots_failed.inc();
+                    None
+                }
+            };
+            this.mailbox.report(Event::SnapshotBuilt { shard, snapshot, at });
+        });
+    }
+
+    /// Removes a built snapshot.
+    pub fn drop_built(self: &Arc<Self>, snapshot: SnapshotId) {
+        self.built.lock().expect("nothing panics with it held").remove(&snapshot);
+        self.remove(self.out(snapshot));
+    }
+
+    fn remove(&self, folder: PathBuf) {
+        self.runtime.spawn_blocking(move || {
+            if let Err(error) = std::fs::remove_dir_all(&folder)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(folder = %folder.display(), %error, "a snapshot's files could not be removed");
+            }
+        });
+    }
+
+    /// Streams a built snapshot to a node, and reports how it went.
+    pub fn send(
+        self: &Arc<Self>,
+        transport: &Arc<Transport>,
+        to: NodeId,
+        replica: ReplicaId,
+        snapshot: SnapshotId,
+        envelope: &Envelope,
+    ) {
+        let shard = envelope.shard;
+        let manifest = self.built.lock().expect("nothing panics with it held").get(&snapshot).cloned();
+        let Some(manifest) = manifest else {
+            return self.mailbox.report(Event::SnapshotSent { shard, to: replica, delivered: false });
+        };
+        let header = encode_header(envelope, &manifest);
+        let folder = self.out(snapshot);
+        let files = manifest.files.iter().map(|f| (f.name.clone(), folder.join(&f.name))).collect();
+        let sending = transport.send_snapshot(to, header, files);
+        let this = self.clone();
+        self.runtime.spawn(async move {
+            let sent = sending.await;
+            match &sent {
+                Ok(()) => this.metrics.snapshots_sent.inc(),
+                Err(error) => {
+                    this.metrics.snapshots_failed.inc();
+                    tracing::info!(%shard, %to, %error, "a snapshot did not arrive; it will be tried again");
+                }
+            }
+            this.mailbox.report(Event::SnapshotSent { shard, to: replica, delivered: sent.is_ok() });
+        });
+    }
+
+    /// A fresh folder for a snapshot that is about to come.
+    pub fn stage(&self) -> PathBuf {
+        let n = self.next_staged.fetch_add(1, Ordering::Relaxed);
+        self.folder.join("in").join(n.to_string())
+    }
+
+    /// A snapshot lies in `folder`: tells the core. Its verdict is given when it was installed or discarded.
+    pub fn staged(&self, from: NodeId, header: Bytes, folder: PathBuf, verdict: oneshot::Sender<Result<(), String>>) {
+        let (envelope, manifest) = match decode_header(header) {
+            Ok(decoded) => decoded,
+            Err(why) => {
+                let _ = verdict.send(Err(why));
+                return self.remove(folder);
+            }
+        };
+        if let Err(error) = flotilla_storage::snapshot::verify(&*self.engine, &manifest, &folder) {
+            let _ = verdict.send(Err(error.to_string()));
+            return self.remove(folder);
+        }
+        self.metrics.snapshots_received.inc();
+        self.metrics.snapshot_bytes_received.inc_by(manifest.bytes());
+        let staged = SnapshotId(self.next_staged.fetch_add(1, Ordering::Relaxed));
+        let held = Staged { folder, manifest: manifest.clone(), verdict };
+        self.staged.lock().expect("nothing panics with it held").insert(staged, held);
+        if !self.mailbox.offer(Mail::Event(Event::SnapshotStaged { from, staged, envelope, manifest })) {
+            self.discard(staged);
+        }
+    }
+
+    fn take_staged(&self, staged: SnapshotId) -> Option<Staged> {
+        self.staged.lock().expect("nothing panics with it held").remove(&staged)
+    }
+
+    /// The core does not want it.
+    pub fn discard(&self, staged: SnapshotId) {
+        if let Some(held) = self.take_staged(staged) {
+            let _ = held.verdict.send(Err("it was not needed any more".into()));
+            self.remove(held.folder);
+        }
+    }
+
+    /// Makes a staged snapshot the shard's state, and has the applier take note of it.
+    pub fn install(
+        self: &Arc<Self>,
+        shard: ShardId,
+        replica: ReplicaId,
+        staged: SnapshotId,
+        hard_state: HardState,
+        applier: Sender<applier::Work>,
+    ) {
+        let Some(held) = self.take_staged(staged) else { return };
+        let this = self.clone();
+        self.runtime.spawn_blocking(move || {
+            // The files were verified when they were staged; what fails now is this node's disk.
+            fatal::or_abort(flotilla_storage::snapshot::install(
+                &*this.engine,
+                &held.manifest,
+                &held.folder,
+                replica,
+                hard_state,
+            ));
+            tracing::info!(%shard, index = held.manifest.at.index, "snapshot installed");
+            let _ = applier.send(applier::Work::Installed(held.manifest));
+            let _ = held.verdict.send(Ok(()));
+        });
+    }
+
+    /// Reads entries that are no longer in memory, and reports them; none where they were truncated meanwhile.
+    pub fn fetch_entries(self: &Arc<Self>, fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64) {
+        let this = self.clone();
+        self.runtime.spawn_blocking(move || {
+            let entries = match flotilla_storage::log::entries(&*this.engine, shard, low, high, bytes_max) {
+                Ok(entries) => entries,
+                Err(error) => {
+                    tracing::info!(%shard, low, high, %error, "entries for a follower are not there; it will get a snapshot");
+                    Vec::new()
+                }
+            };
+            this.mailbox.report(Event::EntriesFetched { fetch, shard, entries });
+        });
+    }
+}
+
+/// What goes ahead of the files: the raft message that announces them, and the manifest.
+fn encode_header(envelope: &Envelope, manifest: &SnapshotManifest) -> Bytes {
+    let mut announcement = BytesMut::new();
+    envelope.encode(&mut announcement);
+    let mut out = BytesMut::new();
+    out.put_u8(1);
+    out.put_bytes_prefixed(&announcement);
+    out.put_bytes_prefixed(&manifest.encode());
+    out.freeze()
+}
+
+fn decode_header(header: Bytes) -> Result<(Envelope, SnapshotManifest), String> {
+    let mut reader = Reader::new("snapshot header", header);
+    let decode = |reader: &mut Reader| {
+        let format = reader.u8()?;
+        if format != 1 {
+            return Err(reader.error(format!("format {format}; this binary reads 1")));
+        }
+        let envelope = wire::decode_envelope(reader.bytes()?)?;
+        let manifest = SnapshotManifest::decode(reader.bytes()?)?;
+        Ok((envelope, manifest))
+    };
+    decode(&mut reader).map_err(|e| e.to_string())
+}

@@ -1,0 +1,187 @@
+//! A node, from its configuration to its shutdown.
+//!
+//! Start: lock and open the directory; found the cluster, if the directory is fresh; recover every replica; start the hands, the
+//! loop, QUIC, HTTP. Stop: no new requests; hand leadership over; answer what is in flight; stop the loop; close the engine.
+
+use super::admin::Admin;
+use super::config::Config;
+use super::driver::{Driver, Hands, LoopState};
+use super::health::{self, Health};
+use super::mailbox::{Mail, Mailbox};
+use super::peers::Peers;
+use super::service::Service;
+use super::snapshots::Snapshots;
+use super::{applier, founding, logger, writer};
+use crate::core::{Event, Identity, Node};
+use anyhow::Context as _;
+use flotilla_ops::{Metrics, Server};
+use flotilla_router::Routes;
+use flotilla_storage::{Applier, Engine as _};
+use flotilla_transport::{Credentials, Transport};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// How often the disk's free space is looked at.
+const DISK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// A running node.
+pub struct Running {
+    server: Server,
+    transport: Arc<Transport>,
+    mailbox: Mailbox,
+    engine: Arc<super::Engine>,
+    threads: Vec<JoinHandle<()>>,
+    disk_watch: tokio::task::JoinHandle<()>,
+    grace: Duration,
+}
+
+/// Starts a node; it serves when this returns. Must be called within a tokio runtime.
+pub async fn start(config: &Config) -> anyhow::Result<Running> {
+    let started = Instant::now();
+    let identity = flotilla_storage::Identity { cluster: config.cluster, node: config.node };
+    let credentials = Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+    let opened = flotilla_storage::open(&config.data, identity, &config.rocks())?;
+    let (engine, incarnation) = (Arc::new(opened.engine), opened.incarnation);
+    if !flotilla_storage::is_bootstrapped(&*engine)? {
+        let shards = founding::descriptors(config);
+        let contents = founding::meta_contents(config, &shards);
+        flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents)?;
+        tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was founded");
+    }
+    let recovered = flotilla_storage::recover(&*engine).context("recover replicas")?;
+    let routes = Arc::new(Routes::default());
+    routes.learn(flotilla_storage::routes(&*engine)?);
+    tracing::info!(
+        node = %config.node, %incarnation, replicas = recovered.len(), milliseconds = started.elapsed().as_millis() as u64,
+        "data opened"
+    );
+
+    let metrics = Arc::new(Metrics::default());
+    let (mailbox, mail) = Mailbox::new();
+    let runtime = Handle::current();
+    let snapshots = Snapshots::new(engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data)?;
+    let snapshots = Arc::new(snapshots);
+    let applier = Applier::new(&*engine, &recovered)?;
+    let (apply_sender, apply_receiver) = applier::queue();
+    let mut threads = Vec::new();
+    threads.push(applier::start(engine.clone(), applier, mailbox.clone(), snapshots.clone(), metrics.clone(), apply_receiver)?);
+    let (write_sender, writer) = writer::start(engine.clone(), mailbox.clone(), metrics.clone())?;
+    threads.push(writer);
+
+    let peers = Arc::new(Peers {
+        mailbox: mailbox.clone(),
+        snapshots: snapshots.clone(),
+        service: OnceLock::new(),
+        metrics: metrics.clone(),
+        runtime,
+    });
+    let identity = flotilla_transport::Identity { cluster: config.cluster, node: config.node, incarnation };
+    let transport = Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?);
+
+    let state = Arc::new(LoopState::default());
+    let core = Node::new(config.core(), Identity { node: config.node, incarnation }, recovered, logger::logger());
+    let hands = Hands {
+        writer: write_sender,
+        applier: apply_sender,
+        snapshots,
+        transport: transport.clone(),
+        routes: routes.clone(),
+        engine: engine.clone(),
+        metrics: metrics.clone(),
+        state: state.clone(),
+    };
+    let driver = Driver::new(core, hands, mailbox.clone());
+    let tick = config.core().tick();
+    threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(&mail, tick))?);
+
+    let service = Arc::new(Service {
+        node: config.node,
+        routes: routes.clone(),
+        mailbox: mailbox.clone(),
+        transport: transport.clone(),
+        metrics: metrics.clone(),
+        admin: OnceLock::new(),
+    });
+    let admin = Arc::new(Admin {
+        cluster: config.cluster,
+        incarnation,
+        nodes: config.peers.iter().map(|p| (p.id, (p.quic.clone(), p.http.clone()))).collect(),
+        service: service.clone(),
+        mailbox: mailbox.clone(),
+        state: state.clone(),
+        engine: engine.clone(),
+        data: config.data.clone(),
+        started,
+    });
+    let _ = service.admin.set(admin.clone());
+    let _ = peers.service.set(service.clone());
+    let capacity = health::disk(&config.data).context("look at the disk")?.capacity_bytes;
+    let reserve_bytes = health::reserve_bytes(config.storage.reserve_bytes, capacity);
+    let health = Arc::new(Health {
+        node: config.node,
+        mailbox: mailbox.clone(),
+        state,
+        routes,
+        transport: transport.clone(),
+        engine: engine.clone(),
+        data: config.data.clone(),
+        reserve_bytes,
+        metrics: metrics.clone(),
+        last: std::sync::Mutex::default(),
+    });
+    let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
+    let server = Server::bind(config.http, config.limits.clone(), service, admin, health, metrics).await?;
+    Ok(Running { server, transport, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
+}
+
+/// Tells the core when the disk is nearly full, and when there is room again.
+async fn watch_disk(data: std::path::PathBuf, reserve_bytes: u64, mailbox: Mailbox) {
+    let mut full = false;
+    loop {
+        if let Ok(disk) = health::disk(&data) {
+            let free_bytes = disk.free_bytes;
+            if full != (free_bytes < reserve_bytes) {
+                full = !full;
+                if full {
+                    tracing::error!(free_bytes, reserve_bytes, "the disk is nearly full: puts are refused, deletes are taken");
+                } else {
+                    tracing::info!(free_bytes, "the disk has room again");
+                }
+            }
+            mailbox.report(Event::Disk { free_bytes, reserve_bytes });
+        }
+        tokio::time::sleep(DISK_INTERVAL).await;
+    }
+}
+
+impl Running {
+    /// Where HTTP is served.
+    pub fn http(&self) -> std::net::SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Ends in good order: leadership handed over, requests in flight answered, everything durable.
+    pub async fn shutdown(self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + self.grace;
+        let (reply, drained) = oneshot::channel();
+        if self.mailbox.offer(Mail::Drain { reply }) {
+            // Half of the time for the hand-over; where nobody can take over, the others elect.
+            let _ = tokio::time::timeout(self.grace / 2, drained).await;
+        }
+        let left = self.server.shutdown(deadline.saturating_duration_since(Instant::now())).await;
+        if left > 0 {
+            tracing::warn!(left, "connections were cut at the end of the grace");
+        }
+        self.disk_watch.abort();
+        self.transport.shutdown().await;
+        self.mailbox.offer(Mail::Stop);
+        let threads = self.threads;
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
+        self.engine.close().context("close the data directory")?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}

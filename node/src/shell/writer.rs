@@ -1,0 +1,40 @@
+//! The writer: one batch of log entries and hard states of all groups, one fsync.
+//!
+//! A thread of its own, so that the loop goes on stepping groups while the disk is busy. A failed write ends the process.
+
+use super::Engine;
+use super::mailbox::Mailbox;
+use crate::core::Event;
+use crossbeam_channel::{Receiver, Sender};
+use flotilla_ops::Metrics;
+use flotilla_storage::{LogBatch, fatal};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// A write to carry out: its number, and what to write.
+pub type Work = (u64, LogBatch);
+
+/// Starts the thread; it ends when the sender is dropped.
+pub fn start(engine: Arc<Engine>, mailbox: Mailbox, metrics: Arc<Metrics>) -> std::io::Result<(Sender<Work>, JoinHandle<()>)> {
+    let (sender, receiver) = crossbeam_channel::unbounded();
+    let thread = std::thread::Builder::new().name("writer".into()).spawn(move || run(&engine, &receiver, &mailbox, &metrics))?;
+    Ok((sender, thread))
+}
+
+fn run(engine: &Engine, receiver: &Receiver<Work>, mailbox: &Mailbox, metrics: &Metrics) {
+    for (write, batch) in receiver {
+        let started = Instant::now();
+        let (mut entries, mut bytes) = (0, 0);
+        for write in &batch.writes {
+            entries += write.entries.len();
+            bytes += write.entries.iter().map(|e| e.bytes()).sum::<u64>();
+        }
+        fatal::or_abort(flotilla_storage::append(engine, &batch));
+        mailbox.report(Event::Persisted { write });
+        metrics.fsync_seconds.observe(started.elapsed().as_secs_f64());
+        metrics.entries_per_fsync.observe(entries as f64);
+        metrics.log_bytes.inc_by(bytes);
+        metrics.log_truncations.inc_by(batch.writes.iter().filter(|w| w.truncate.is_some()).count() as u64);
+    }
+}
