@@ -5,10 +5,11 @@
 //! read) closes the whole connection with the reason: a peer that does this once is not to be trusted with the rest.
 
 use crate::answers::Answers;
+use crate::dial::{receive_hello, send_hello};
 use crate::frame::{FrameError, FrameReader};
 use crate::handshake::{HELLO_BYTES_MAX, Hello, Identity, Purpose, Refusal};
 use crate::lane::Lane;
-use crate::peer::{FLUSH, receive_hello, send_hello};
+use crate::peer::FLUSH;
 use crate::quic::{self, Close};
 use crate::shared::{Shared, stopped};
 use crate::{batch, snapshot, tls, writer};

@@ -10,7 +10,8 @@
 //! ```
 //!
 //! - Each node dials every peer and sends only on the connection that it dialled; answers come back on that same connection. So
-//!   who may write where is never a question, and a request dies with the one connection that carried it. ([`peer`], [`accept`])
+//!   who may write where is never a question, and a request dies with the one connection that carried it. ([`peer`], [`dial`],
+//!   [`accept`])
 //! - One long-lived stream per [`Lane`], one for requests; a frame is a length and bytes. A writer takes all that waits and
 //!   writes it at once: while one write is under way the next one gathers. ([`frame`], [`outbox`], [`writer`])
 //! - Snapshots have a connection of their own, so that they never stand in the way of a heartbeat. ([`snapshot`])
@@ -27,6 +28,7 @@ mod answers;
 mod batch;
 mod certs;
 mod config;
+mod dial;
 mod error;
 mod frame;
 mod handler;

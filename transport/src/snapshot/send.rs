@@ -1,9 +1,9 @@
 //! The sender's end of a snapshot.
 
 use super::{FILES_MAX, Verdict, files, is_allowed_name};
+use crate::dial::dial;
 use crate::error::SnapshotError;
 use crate::handshake::Purpose;
-use crate::peer::dial;
 use crate::quic::{self, Close};
 use crate::shared::Shared;
 use bytes::{BufMut, Bytes, BytesMut};
