@@ -158,6 +158,18 @@ impl Problem {
         self
     }
 
+    /// The same, with another status.
+    pub fn status(mut self, status: StatusCode) -> Self {
+        self.0.status = status;
+        self
+    }
+
+    /// The same, which may succeed later.
+    pub fn retryable(mut self) -> Self {
+        self.0.retryable = true;
+        self
+    }
+
     /// The same, about an epoch.
     pub fn epoch(mut self, epoch: impl ToString) -> Self {
         self.0.epoch = Some(epoch.to_string());

@@ -1,0 +1,219 @@
+//! One connection, from its first byte to its last.
+//!
+//! 1. Its first bytes tell HTTP/2 (which begins with a fixed preface) from HTTP/1.1.
+//! 2. hyper serves it. Whenever hyper waits, the [`Pulse`] is asked when the connection will be too slow, and one timer is set to the
+//!    earliest such time; it is moved back only when it fires, so a busy connection touches no timer.
+//! 3. When the server shuts down, hyper is told to finish what is in flight and take nothing more.
+//! 4. Where we answered without reading all that the client sent, what it still sends is read and thrown away for a moment: closing
+//!    at once would make its system discard our answer.
+
+use super::service::Session;
+use super::wire::{Pulse, Wire, raw_answer};
+use crate::limits::Limits;
+use crate::problem::Problem;
+use crate::traits::{Admin, Inspect, Kv};
+use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
+use http::StatusCode;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How an HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How long a client is listened to after an answer that it did not wait for.
+const LINGER: Duration = Duration::from_secs(2);
+/// The same in bytes.
+const LINGER_BYTES: usize = 64 << 20;
+
+/// What the server wants of a connection, and how to wake it.
+#[derive(Default)]
+pub(super) struct Leash {
+    phase: AtomicU8,
+    waker: AtomicWaker,
+}
+
+impl Leash {
+    /// Finish what is in flight, take nothing more.
+    pub(super) const FINISH: u8 = 1;
+    /// Drop everything.
+    pub(super) const DROP: u8 = 2;
+
+    /// Tells the connection.
+    pub(super) fn pull(&self, phase: u8) {
+        self.phase.fetch_max(phase, Ordering::SeqCst);
+        self.waker.wake();
+    }
+
+    fn phase(&self, cx: &Context<'_>) -> u8 {
+        self.waker.register(cx.waker());
+        self.phase.load(Ordering::SeqCst)
+    }
+}
+
+/// How serving a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// By either end, in good order or not.
+    Closed,
+    /// The client was too slow.
+    TooSlow,
+    /// The server wants it gone.
+    Dropped,
+}
+
+/// Serves one connection to its end.
+pub(super) async fn serve<K: Kv, A: Admin, I: Inspect>(
+    mut stream: TcpStream,
+    app: Arc<super::service::App<K, A, I>>,
+    leash: Arc<Leash>,
+) {
+    let Some((prefix, is_http2)) = sniff(&mut stream, &app.limits, &leash).await else { return };
+    let pulse = Arc::new(Pulse::new(!is_http2));
+    let wire = Wire::new(stream, prefix, pulse.clone(), app.metrics.http.malformed.clone());
+    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone() });
+    let service = service_fn(move |request| session.clone().handle(request));
+    let limits = &app.limits;
+    if is_http2 {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(20))
+            .max_concurrent_streams(limits.http2_streams_max)
+            .max_header_list_size(limits.header_bytes_max as u32)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20);
+        let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(wire), service));
+        let ended = drive(&pulse, &leash, limits, |cx, finish| {
+            if finish {
+                connection.as_mut().graceful_shutdown();
+            }
+            connection.as_mut().poll(cx).map(|_| ())
+        })
+        .await;
+        if ended == Ended::TooSlow {
+            app.metrics.http.timeouts.inc();
+        }
+        return;
+    }
+    let mut builder = http1::Builder::new();
+    // Timeouts are ours: hyper's own would make a timer for each request, and close idle connections as early as slow ones.
+    // Not `pipeline_flush`: with it hyper buffers a stream without bound, holds answers back while the next head is incomplete, and
+    // forgets them where that head is malformed. The tests of slow clients and malformed heads show each.
+    builder.max_header_size(limits.header_bytes_max).header_read_timeout(None);
+    let mut connection = builder.serve_connection(TokioIo::new(wire), service);
+    let ended = drive(&pulse, &leash, limits, |cx, finish| {
+        let mut connection = Pin::new(&mut connection);
+        if finish {
+            connection.as_mut().graceful_shutdown();
+        }
+        connection.poll(cx).map(|_| ())
+    })
+    .await;
+    match ended {
+        Ended::TooSlow => {
+            app.metrics.http.timeouts.inc();
+            if pulse.in_head() {
+                let timeout = humantime::format_duration(limits.header_read_timeout);
+                let detail = format!("the request's head was not whole within {timeout}");
+                let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "header_timeout", "request timeout", detail);
+                refuse(connection.into_parts().io.into_inner().into_stream(), &problem).await;
+            }
+        }
+        Ended::Closed if pulse.is_refused() => linger(connection.into_parts().io.into_inner().into_stream()).await,
+        Ended::Closed | Ended::Dropped => {}
+    }
+}
+
+/// Reads the first bytes, and says whether they begin HTTP/2. `None` where nothing more is to be done.
+async fn sniff(stream: &mut TcpStream, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
+    let mut first = BytesMut::with_capacity(1024);
+    let mut reading = std::pin::pin!(async {
+        let mut patience = limits.idle_timeout;
+        loop {
+            match tokio::time::timeout(patience, stream.read_buf(&mut first)).await {
+                Ok(Ok(n)) if n > 0 => {}
+                _ => return None,
+            }
+            if first.len() >= PREFACE.len() || !PREFACE.starts_with(&first) {
+                let is_http2 = first.starts_with(PREFACE);
+                return Some((std::mem::take(&mut first).freeze(), is_http2));
+            }
+            patience = limits.header_read_timeout;
+        }
+    });
+    poll_fn(|cx| match leash.phase(cx) {
+        0 => reading.as_mut().poll(cx),
+        _ => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Lets hyper work until it is done, the client is too slow, or the server wants the connection gone. `step` polls hyper, and first
+/// tells it to finish where its second argument says so.
+async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnMut(&mut Context<'_>, bool) -> Poll<()>) -> Ended {
+    let mut armed = Instant::now() + limits.idle_timeout;
+    let mut timer = std::pin::pin!(tokio::time::sleep_until(armed.into()));
+    let mut told = false;
+    poll_fn(|cx| {
+        let phase = leash.phase(cx);
+        if phase == Leash::DROP {
+            return Poll::Ready(Ended::Dropped);
+        }
+        let tell = phase == Leash::FINISH && !told;
+        told |= tell;
+        if step(cx, tell).is_ready() {
+            return Poll::Ready(Ended::Closed);
+        }
+        if let Some(deadline) = pulse.deadline(limits).filter(|deadline| *deadline < armed) {
+            armed = deadline;
+            timer.as_mut().reset(armed.into());
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            armed = pulse.deadline(limits).unwrap_or(now + limits.idle_timeout);
+            if armed <= now {
+                return Poll::Ready(Ended::TooSlow);
+            }
+            timer.as_mut().reset(armed.into());
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Says why, and closes.
+pub(super) async fn refuse(mut stream: TcpStream, problem: &Problem) {
+    let answer = raw_answer(problem);
+    let said = tokio::time::timeout(LINGER, async {
+        stream.write_all(&answer).await?;
+        stream.shutdown().await
+    });
+    if let Ok(Ok(())) = said.await {
+        linger(stream).await;
+    }
+}
+
+/// Reads and throws away what still comes, for a moment.
+async fn linger(mut stream: TcpStream) {
+    let mut left = LINGER_BYTES;
+    let mut scratch = vec![0; 16 << 10];
+    let _ = tokio::time::timeout(LINGER, async {
+        while left > 0 {
+            match stream.read(&mut scratch).await {
+                Ok(n) if n > 0 => left = left.saturating_sub(n),
+                _ => break,
+            }
+        }
+    })
+    .await;
+}

@@ -1,0 +1,404 @@
+//! `GET /v1/kv?prefix=` or `start=&end=`: a range of keys, as a page of JSON or as a stream of NDJSON over all shards.
+//!
+//! A node answers for one shard at a time; [`Walk`] goes from shard to shard until the page is full or the range is done. What one
+//! shard shows is one consistent view, two shards may be seen at different times, and both answers say so.
+//!
+//! - **A page** is `{"items":[…],"cursor":…,"consistent":"per_shard"}`; the cursor is null once nothing is left. A page may be short of
+//!   its limit, or empty, with a cursor: when a shard fails midway, or many empty shards take long, the client keeps what was found.
+//! - **A stream** has one item per line. Its last line is `{"complete":true,"count":n}`, or `{"cursor":…,"count":n}` where a limit
+//!   stopped it, with the `problem` where a shard did. Each part is asked for when the client took the one before, so a slow client
+//!   costs one part's memory.
+
+use super::answer::{self, CONSISTENCY};
+use super::body::Body;
+use super::cursor::Cursor;
+use super::key::unexpected;
+use super::path::check_bound;
+use super::query::{Query, contradiction};
+use super::service::{App, Session};
+use crate::limits::Limits;
+use crate::problem::Problem;
+use crate::traits::{Admin, Inspect, Kv};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use flotilla_router::range::successor_of_key;
+use flotilla_router::{Answer, Ask, Consistency, Item, KeyRange, Outcome, Scan};
+use http::header::{ACCEPT, HeaderValue};
+use http::request::Parts;
+use http::{HeaderMap, Response, StatusCode};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The parameters that name a range.
+pub(super) const RANGE_PARAMETERS: [&str; 3] = ["prefix", "start", "end"];
+/// All parameters of a scan.
+const PARAMETERS: [&str; 10] =
+    ["prefix", "start", "end", "limit", "max_bytes", "reverse", "keys_only", "cursor", "consistency", "max_staleness"];
+/// The most items of one part of a stream.
+const PART_ITEMS: u32 = 1_000;
+/// The most bytes of one part of a stream.
+const PART_BYTES: u32 = 256 << 10;
+
+/// The range that a query names; `None` where it names none.
+pub(super) fn range_of(query: &Query, limits: &Limits) -> Result<Option<KeyRange>, Problem> {
+    let (prefix, start, end) = (query.bytes("prefix"), query.bytes("start"), query.bytes("end"));
+    for (name, bound) in [("prefix", &prefix), ("start", &start), ("end", &end)] {
+        check_bound(bound.as_deref().unwrap_or_default(), name, limits)?;
+    }
+    match (prefix, start, end) {
+        (None, None, None) => Ok(None),
+        (Some(prefix), None, None) => Ok(Some(KeyRange::prefix(prefix))),
+        (Some(_), ..) => Err(contradiction("prefix excludes start and end; send either")),
+        (None, start, end) => {
+            let range = KeyRange::new(start.unwrap_or_default(), end.filter(|end| !end.is_empty()));
+            if range.is_empty() {
+                return Err(contradiction("no key lies in this range: start must be below end (start is in it, end is not)"));
+            }
+            Ok(Some(range))
+        }
+    }
+}
+
+/// A scan on its way from shard to shard.
+struct Walk {
+    whole: KeyRange,
+    rest: Option<KeyRange>,
+    reverse: bool,
+    keys_only: bool,
+    consistency: Consistency,
+}
+
+impl Walk {
+    /// Where a query begins: at the front of its range, or where its cursor says.
+    fn begin(query: &Query, limits: &Limits) -> Result<Self, Problem> {
+        let consistency = query.consistency()?;
+        let (range, reverse, keys_only) = (range_of(query, limits)?, query.flag("reverse")?, query.flag("keys_only")?);
+        let Some(text) = query.bytes("cursor").filter(|text| !text.is_empty()) else {
+            let whole = range.unwrap_or_default();
+            let rest = Some(whole.clone());
+            return Ok(Self {
+                whole,
+                rest,
+                reverse: reverse.unwrap_or(false),
+                keys_only: keys_only.unwrap_or(false),
+                consistency,
+            });
+        };
+        let Cursor { whole, rest, reverse: reverse_before, keys_only: keys_only_before } = Cursor::decode(&text, limits)?;
+        if range.is_some_and(|range| range != whole) {
+            return Err(contradiction("the cursor is of a scan of another range; send the same prefix, start and end, or none"));
+        }
+        if reverse.is_some_and(|reverse| reverse != reverse_before) {
+            return Err(contradiction("the cursor is of a scan in the other direction; send the same reverse, or none"));
+        }
+        Ok(Self {
+            whole,
+            rest: Some(rest),
+            reverse: reverse_before,
+            keys_only: keys_only.unwrap_or(keys_only_before),
+            consistency,
+        })
+    }
+
+    /// Asks one shard for what comes next, and moves on behind it.
+    async fn step<K: Kv, A: Admin, I: Inspect>(
+        &mut self,
+        app: &App<K, A, I>,
+        limit: u32,
+        bytes_max: u32,
+    ) -> Result<Vec<Item>, Problem> {
+        let Some(range) = self.rest.clone() else { return Ok(Vec::new()) };
+        let scan = Scan { range: range.clone(), reverse: self.reverse, limit, bytes_max, keys_only: self.keys_only };
+        let mut reply = app.ask(Ask::Scan { scan, consistency: self.consistency }).await?;
+        let Answer::Page(page) = &mut reply.answer else { return Err(unexpected(&reply, Outcome::NotApplied)) };
+        let (items, rest) = (std::mem::take(&mut page.items), page.rest.take());
+        // Every step leaves less, or we would walk forever.
+        let shrinks = rest.as_ref().is_none_or(|rest| *rest != range && rest.intersect(&range) == *rest);
+        if !shrinks || items.len() > limit as usize {
+            return Err(unexpected(&reply, Outcome::NotApplied));
+        }
+        self.rest = rest.filter(|rest| !rest.is_empty());
+        Ok(items)
+    }
+
+    /// Moves back to an item that there was no room for.
+    fn give_back(&mut self, item: &Item) {
+        self.rest = Some(if self.reverse {
+            KeyRange::new(self.whole.start.clone(), Some(successor_of_key(&item.key)))
+        } else {
+            KeyRange::new(item.key.clone(), self.whole.end.clone())
+        });
+    }
+
+    /// What a client needs to go on; `None` when nothing is left.
+    fn cursor(&self) -> Option<String> {
+        let rest = self.rest.clone()?;
+        Some(Cursor { whole: self.whole.clone(), rest, reverse: self.reverse, keys_only: self.keys_only }.encode())
+    }
+}
+
+impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
+    /// Answers a scan in the form that the client accepts.
+    pub(super) async fn scan(&self, parts: &Parts, session: &Arc<Session<K, A, I>>) -> Result<Response<Body>, Problem> {
+        let streams = accepts_stream(&parts.headers)?;
+        let query = Query::parse(parts.uri.query(), &PARAMETERS)?;
+        let walk = Walk::begin(&query, &self.limits)?;
+        let limits = &self.limits;
+        let limit = query.number("limit", 1, if streams { u64::MAX } else { limits.scan_items_max.into() })?;
+        let bytes_max = query.number("max_bytes", 1, if streams { u64::MAX } else { limits.scan_bytes_max.into() })?;
+        let mut response = if streams {
+            self.stream(walk, limit, bytes_max, session).await?
+        } else {
+            let limit = limit.map_or(limits.scan_items_default, |n| n as u32);
+            let bytes_max = bytes_max.map_or(limits.scan_bytes_default, |n| n as u32);
+            self.page(walk, limit, bytes_max).await?
+        };
+        response.headers_mut().insert(&CONSISTENCY, HeaderValue::from_static("per_shard"));
+        Ok(response)
+    }
+
+    /// One page, of as many shards as it takes.
+    async fn page(&self, mut walk: Walk, limit: u32, bytes_max: u32) -> Result<Response<Body>, Problem> {
+        let begun = Instant::now();
+        let mut page = Page { out: br#"{"items":["#.to_vec(), separator: ",", items: 0, bytes: 0, limit, bytes_max };
+        let mut shards = 0;
+        while walk.rest.is_some() && !page.is_full() && (shards == 0 || begun.elapsed() < self.limits.request_timeout / 2) {
+            match walk.step(self, limit - page.items, bytes_max - page.bytes).await {
+                Ok(items) => page.take(items, &mut walk),
+                Err(problem) if shards == 0 => return Err(problem),
+                Err(_) => break,
+            }
+            shards += 1;
+        }
+        let mut out = page.out;
+        let tail = json!({ "cursor": walk.cursor(), "consistent": "per_shard" }).to_string();
+        out.extend_from_slice(b"],");
+        out.extend_from_slice(&tail.as_bytes()[1..]);
+        Ok(answer::ok(HeaderValue::from_static("application/json"), Body::Full(out.into())))
+    }
+
+    /// A stream. The first part is asked for before the answer begins, so that what fails at once fails with a status.
+    async fn stream(
+        &self,
+        mut walk: Walk,
+        limit: Option<u64>,
+        bytes_max: Option<u64>,
+        session: &Arc<Session<K, A, I>>,
+    ) -> Result<Response<Body>, Problem> {
+        let first = Some(walk.step(self, capped(limit, PART_ITEMS), capped(bytes_max, PART_BYTES)).await?);
+        let flow = Flow { session: session.clone(), walk, first, count: 0, left: limit, bytes_left: bytes_max, done: false };
+        let stream = futures_util::stream::unfold(flow, |mut flow| async move {
+            let part = flow.next().await?;
+            Some((part, flow))
+        });
+        Ok(answer::ok(HeaderValue::from_static("application/x-ndjson"), Body::Stream(Box::pin(stream))))
+    }
+}
+
+/// Items on their way into a page or a part of a stream.
+struct Page {
+    out: Vec<u8>,
+    /// What stands between two items.
+    separator: &'static str,
+    items: u32,
+    bytes: u32,
+    limit: u32,
+    bytes_max: u32,
+}
+
+impl Page {
+    fn is_full(&self) -> bool {
+        self.items >= self.limit || self.bytes >= self.bytes_max
+    }
+
+    /// Takes items in until one does not fit; at least one always does.
+    fn take(&mut self, items: Vec<Item>, walk: &mut Walk) {
+        for item in items {
+            let bytes = u32::try_from(item.key.len() + item.value.len()).unwrap_or(u32::MAX);
+            if self.items > 0 && bytes > self.bytes_max - self.bytes {
+                walk.give_back(&item);
+                // Nothing more goes in behind what was given back.
+                self.bytes = self.bytes_max;
+                return;
+            }
+            if self.items > 0 {
+                self.out.extend_from_slice(self.separator.as_bytes());
+            }
+            write_item(&mut self.out, &item, walk.keys_only);
+            self.items += 1;
+            self.bytes = self.bytes.saturating_add(bytes).min(self.bytes_max);
+        }
+    }
+}
+
+/// A stream that is being made.
+struct Flow<K, A, I> {
+    session: Arc<Session<K, A, I>>,
+    walk: Walk,
+    /// What was asked for before the answer began.
+    first: Option<Vec<Item>>,
+    count: u64,
+    /// Items that may still come; `None` for any number.
+    left: Option<u64>,
+    /// Bytes that may still come; `None` for any number.
+    bytes_left: Option<u64>,
+    /// The last line is out.
+    done: bool,
+}
+
+impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
+    /// The next part; `None` after the last line.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
+        }
+        let walk = &mut self.walk;
+        loop {
+            let (limit, bytes_max) = (capped(self.left, PART_ITEMS), capped(self.bytes_left, PART_BYTES));
+            let step = match self.first.take() {
+                Some(items) => Ok(items),
+                None => walk.step(&self.session.app, limit, bytes_max).await,
+            };
+            let items = match step {
+                Ok(items) => items,
+                Err(problem) => {
+                    self.done = true;
+                    let problem: serde_json::Value = serde_json::from_slice(&problem.to_json()).unwrap_or_default();
+                    return Some(line(json!({ "cursor": walk.cursor(), "count": self.count, "problem": problem })));
+                }
+            };
+            let mut page = Page { out: Vec::new(), separator: "\n", items: 0, bytes: 0, limit, bytes_max };
+            page.take(items, walk);
+            self.count += u64::from(page.items);
+            self.left = self.left.map(|left| left.saturating_sub(page.items.into()));
+            self.bytes_left = self.bytes_left.map(|left| left.saturating_sub(page.bytes.into()));
+            let mut out = page.out;
+            if page.items > 0 {
+                out.push(b'\n');
+            }
+            if walk.rest.is_none() {
+                self.done = true;
+                out.extend_from_slice(&line(json!({ "complete": true, "count": self.count })));
+            } else if self.left == Some(0) || self.bytes_left == Some(0) {
+                self.done = true;
+                out.extend_from_slice(&line(json!({ "cursor": walk.cursor(), "count": self.count })));
+            }
+            // An empty shard makes no line; go on to the next.
+            if !out.is_empty() {
+                return Some(out.into());
+            }
+        }
+    }
+}
+
+/// What may still come, and no more than one part has.
+fn capped(left: Option<u64>, max: u32) -> u32 {
+    left.map_or(max, |left| u32::try_from(left).unwrap_or(max).min(max))
+}
+
+fn line(value: serde_json::Value) -> Bytes {
+    format!("{value}\n").into()
+}
+
+/// Appends `{"key":…,"value":…,"revision":…}`.
+fn write_item(out: &mut Vec<u8>, item: &Item, keys_only: bool) {
+    out.push(b'{');
+    write_member(out, "key", &item.key);
+    if !keys_only {
+        out.push(b',');
+        write_member(out, "value", &item.value);
+    }
+    out.extend_from_slice(b",\"revision\":");
+    out.extend_from_slice(item.revision.0.to_string().as_bytes());
+    out.push(b'}');
+}
+
+/// Appends `"name":"text"`, or `"name_b64":"base64"` where the bytes are no text.
+pub(super) fn write_member(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            out.extend_from_slice(b"\":");
+            serde_json::to_writer(&mut *out, text).expect("text always is JSON, and memory takes it");
+        }
+        Err(_) => {
+            out.extend_from_slice(b"_b64\":\"");
+            out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+            out.push(b'"');
+        }
+    }
+}
+
+/// Whether the client would rather have a stream; 406 where it takes neither that nor JSON.
+fn accepts_stream(headers: &HeaderMap) -> Result<bool, Problem> {
+    // For each form: how much it is wanted (in thousandths), and how exactly it was named.
+    let (mut page, mut stream) = ((0u32, -1), (0u32, -1));
+    let mut any = false;
+    for value in headers.get_all(ACCEPT) {
+        for part in value.to_str().unwrap_or_default().split(',').filter(|part| !part.trim().is_empty()) {
+            any = true;
+            let mut pieces = part.split(';').map(str::trim);
+            let media = pieces.next().unwrap_or_default().to_ascii_lowercase();
+            let quality = pieces.find_map(|piece| piece.strip_prefix("q=").or_else(|| piece.strip_prefix("Q=")));
+            let quality = quality.map_or(1.0, |q| q.parse::<f32>().unwrap_or(1.0).clamp(0.0, 1.0));
+            let quality = (quality * 1000.0) as u32;
+            let (for_page, for_stream) = match media.as_str() {
+                "*/*" => (0, 0),
+                "application/*" => (1, 1),
+                "application/json" => (2, -2),
+                "application/x-ndjson" | "application/ndjson" => (-2, 2),
+                _ => (-2, -2),
+            };
+            for (form, exactness) in [(&mut page, for_page), (&mut stream, for_stream)] {
+                if exactness > form.1 {
+                    *form = (quality, exactness);
+                }
+            }
+        }
+    }
+    if any && page.0 == 0 && stream.0 == 0 {
+        let detail = "Accept: a scan is there as application/json (a page) or application/x-ndjson (a stream)";
+        return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", "not acceptable", detail));
+    }
+    Ok(any && stream > page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_that_is_wanted_most_is_given() {
+        let form = |accept: &str| accepts_stream(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_str(accept).unwrap())]));
+        assert!(!accepts_stream(&HeaderMap::new()).unwrap());
+        for page in ["*/*", "application/json", "application/*", "text/html, */*;q=0.1", "application/json, application/x-ndjson"]
+        {
+            assert!(!form(page).unwrap(), "{page}");
+        }
+        for stream in ["application/x-ndjson", "application/x-ndjson, */*", "application/json;q=0.5, application/x-ndjson"] {
+            assert!(form(stream).unwrap(), "{stream}");
+        }
+        for neither in ["text/html", "application/xml", "application/json;q=0", "*/*;q=0"] {
+            assert_eq!(form(neither).unwrap_err().members().status, 406, "{neither}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_named_by_prefix_or_bounds() {
+        let range = |query| range_of(&Query::parse(Some(query), &RANGE_PARAMETERS).unwrap(), &Limits::default());
+        let expect = |start: &'static str, end: Option<&'static str>| Some(KeyRange::new(start, end.map(Bytes::from)));
+        assert_eq!(range("").unwrap(), None);
+        assert_eq!(range("prefix=").unwrap(), expect("", None));
+        assert_eq!(range("prefix=a%2F").unwrap(), expect("a/", Some("a0")));
+        assert_eq!(range("start=a").unwrap(), expect("a", None));
+        assert_eq!(range("end=m").unwrap(), expect("", Some("m")));
+        assert_eq!(range("start=a&end=").unwrap(), expect("a", None));
+        for bad in ["prefix=a&start=b", "prefix=a&end=b", "start=b&end=a", "start=a&end=a"] {
+            assert_eq!(range(bad).unwrap_err().members().code, "contradiction", "{bad}");
+        }
+        assert_eq!(range(&format!("start={}", "a".repeat(4097))).unwrap_err().members().status, 414);
+    }
+}

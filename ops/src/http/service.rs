@@ -1,0 +1,182 @@
+//! From a request to its route, and from its result to a response: what every request passes, whatever it is about.
+
+use super::answer;
+use super::body::{Body, Budget};
+use super::wire::Pulse;
+use crate::limits::Limits;
+use crate::metrics::{Metrics, Route};
+use crate::problem::Problem;
+use crate::traits::{Admin, Inspect, Kv};
+use flotilla_router::{Ask, NodeId, Reply};
+use http::header::{self, HeaderValue};
+use http::request::Parts;
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+/// What all connections share.
+pub(super) struct App<K, A, I> {
+    /// Answers questions about keys.
+    pub(super) kv: Arc<K>,
+    /// Answers questions about the cluster.
+    pub(super) admin: Arc<A>,
+    /// Answers questions about the process.
+    pub(super) inspect: Arc<I>,
+    /// Where everything is counted.
+    pub(super) metrics: Arc<Metrics>,
+    /// The limits in force.
+    pub(super) limits: Limits,
+    /// This node.
+    pub(super) node: NodeId,
+    /// What request bodies may hold together.
+    pub(super) budget: Budget,
+    /// Requests that are being answered.
+    in_flight: AtomicUsize,
+}
+
+impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
+    pub(super) fn new(limits: Limits, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
+        let budget = Budget::new(limits.in_flight_bytes_max, metrics.http.in_flight_bytes.clone());
+        let node = inspect.node();
+        Self { kv, admin, inspect, metrics, limits, node, budget, in_flight: AtomicUsize::new(0) }
+    }
+
+    /// When the time of a question that is asked now is up.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.limits.request_timeout
+    }
+
+    /// Asks the node.
+    pub(super) async fn ask(&self, ask: Ask) -> Result<Reply, Problem> {
+        if let Ask::Get { consistency, .. } | Ask::Scan { consistency, .. } = &ask {
+            self.metrics.reads(*consistency).inc();
+        }
+        self.kv.call(ask, self.deadline()).await.map_err(Problem::from)
+    }
+}
+
+/// One connection's view of the server. A request holds this rather than the [`App`], so that counting who holds it stays on one core.
+pub(super) struct Session<K, A, I> {
+    /// What all connections share.
+    pub(super) app: Arc<App<K, A, I>>,
+    /// What the connection is doing.
+    pub(super) pulse: Arc<Pulse>,
+}
+
+/// A request that is being answered; counted while it lives, also when its client goes away.
+struct InFlight<'a, K, A, I>(&'a Session<K, A, I>);
+
+impl<K, A, I> Drop for InFlight<'_, K, A, I> {
+    fn drop(&mut self) {
+        self.0.pulse.answered();
+        self.0.app.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.app.metrics.http.in_flight.dec();
+    }
+}
+
+impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
+    /// Answers one request.
+    pub(super) async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+        let begun = Instant::now();
+        let app = &*self.app;
+        self.pulse.called();
+        app.metrics.http.in_flight.inc();
+        let others = app.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(&self);
+
+        let (parts, body) = request.into_parts();
+        let (route, result) = if others >= app.limits.requests_in_flight_max {
+            (Route::Other, Err(Problem::overloaded("requests in flight", app.limits.requests_in_flight_max).close()))
+        } else if let Err(problem) = check_head(&parts, &app.limits) {
+            (Route::Other, Err(problem))
+        } else {
+            app.dispatch(&parts, body, &self).await
+        };
+        let mut response = result.unwrap_or_else(|problem| {
+            let mut response = answer::problem(&problem, app.node);
+            if problem.members().close {
+                self.pulse.refuse_rest();
+                if parts.version < Version::HTTP_2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+            }
+            response
+        });
+        if parts.method == Method::HEAD {
+            answer::without_body(&mut response);
+        }
+        app.metrics.http.observe(route, &parts.method, response.status().as_u16(), begun.elapsed());
+        drop(in_flight);
+        Ok(response)
+    }
+}
+
+impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
+    /// Finds who answers.
+    async fn dispatch(
+        &self,
+        parts: &Parts,
+        body: Incoming,
+        session: &Arc<Session<K, A, I>>,
+    ) -> (Route, Result<Response<Body>, Problem>) {
+        let path = parts.uri.path();
+        if let Some(key) = path.strip_prefix("/v1/kv/") {
+            return (Route::Key, self.key(parts, body, key).await);
+        }
+        if let Some(rest) = path.strip_prefix("/v1/admin/") {
+            return (Route::Admin, self.admin(parts, body, rest).await);
+        }
+        match path {
+            "/v1/kv" => (Route::Range, self.range(parts, session).await),
+            "/v1/batch" => (Route::Batch, self.batch(parts, body).await),
+            "/v1/txn" => (Route::Other, only(parts, &Method::POST, "POST").and(Err(Problem::not_implemented("POST /v1/txn")))),
+            "/v1/watch" => (Route::Other, only(parts, &Method::GET, "GET").and(Err(Problem::not_implemented("GET /v1/watch")))),
+            "/v1/limits" => (Route::Other, self.show_limits(parts)),
+            "/livez" => (Route::Other, self.livez(parts)),
+            "/readyz" => (Route::Other, self.readyz(parts)),
+            "/metrics" => (Route::Other, self.show_metrics(parts)),
+            _ => (Route::Other, Err(Problem::no_such_path())),
+        }
+    }
+
+    async fn range(&self, parts: &Parts, session: &Arc<Session<K, A, I>>) -> Result<Response<Body>, Problem> {
+        match parts.method {
+            Method::GET | Method::HEAD => self.scan(parts, session).await,
+            Method::DELETE => self.delete_range(parts).await,
+            _ => Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
+        }
+    }
+}
+
+/// 405 unless the request has this method.
+pub(super) fn only(parts: &Parts, method: &Method, allow: &'static str) -> Result<(), Problem> {
+    if parts.method == *method { Ok(()) } else { Err(Problem::method_not_allowed(allow)) }
+}
+
+/// 405 unless the request reads.
+pub(super) fn only_get(parts: &Parts) -> Result<(), Problem> {
+    if matches!(parts.method, Method::GET | Method::HEAD) { Ok(()) } else { Err(Problem::method_not_allowed("GET, HEAD")) }
+}
+
+/// 431 for a head that hyper let through, since it came in one piece.
+fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Problem> {
+    // Four bytes stand around a field: colon, space, CR, LF.
+    let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    let line = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
+    if fields + line > limits.header_bytes_max || parts.headers.len() > limits.headers_max {
+        let (what, limit, actual) = if parts.headers.len() > limits.headers_max {
+            ("header fields", limits.headers_max, parts.headers.len())
+        } else {
+            ("bytes of request line and header fields", limits.header_bytes_max, fields + line)
+        };
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        let detail = format!("a request has at most {limit} {what}; this one has {actual}");
+        return Err(Problem::new(status, "header_too_large", "header too large", detail)
+            .limit(limit as u64, Some(actual as u64))
+            .close());
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! The HTTP server from outside: every row of the API's sections 2 to 5 that exists, over real sockets, against a node made of memory.
+//!
+//! [`fake`] is that node: three shards over one ordered map, faithful to what `Ask` promises, with faults to order. [`client`] speaks
+//! HTTP/1.1 by hand, so that malformed input can be sent too.
+
+mod batch;
+mod client;
+mod fake;
+mod keys;
+mod operators;
+mod protocol;
+mod ranges;
+mod slow;
+
+use client::{Answer, Client};
+use fake::Fake;
+use flotilla_ops::{Limits, Metrics, Server};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A server in front of a fake node.
+struct Rig {
+    server: Server,
+    fake: Arc<Fake>,
+    addr: SocketAddr,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
+        let fake = Arc::new(Fake::default());
+        let addr = "127.0.0.1:0".parse().unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let server = Server::bind(addr, limits, fake.clone(), fake.clone(), fake.clone(), metrics).await.unwrap();
+        let addr = server.local_addr();
+        Self { server, fake, addr }
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(self.addr).await
+    }
+
+    /// One request on a connection of its own.
+    async fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut client = self.client().await;
+        client.send(method, target, headers, body).await;
+        client.answer(method == "HEAD").await.expect("an answer")
+    }
+
+    async fn get(&self, target: &str) -> Answer {
+        self.ask("GET", target, &[], b"").await
+    }
+
+    async fn put(&self, key: &str, value: &[u8]) -> Answer {
+        self.ask("PUT", &format!("/v1/kv/{key}"), &[], value).await
+    }
+
+    /// Sets keys one by one.
+    async fn fill(&self, keys: &[&str]) {
+        for key in keys {
+            assert_eq!(self.put(key, key.as_bytes()).await.status, 204);
+        }
+    }
+}

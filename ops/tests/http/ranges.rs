@@ -1,0 +1,206 @@
+//! Ranges: scans as pages and as streams, and range deletes, over shards in both directions.
+
+use crate::Rig;
+use flotilla_router::{Refusal, ShardId};
+use serde_json::Value;
+
+const KEYS: [&str; 8] = ["a", "b", "f", "g", "k", "p", "q", "z"];
+
+fn keys(items: &[Value]) -> Vec<&str> {
+    items.iter().map(|item| item["key"].as_str().unwrap()).collect()
+}
+
+/// Follows cursors to the end; `more` is added to every request, `first` to the first alone.
+async fn pages(rig: &Rig, first: &str, more: &str) -> Vec<Vec<String>> {
+    let mut pages = Vec::new();
+    let mut target = format!("/v1/kv?{more}{first}");
+    loop {
+        let answer = rig.get(&target).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let page = answer.json();
+        pages.push(keys(page["items"].as_array().unwrap()).into_iter().map(str::to_owned).collect());
+        match &page["cursor"] {
+            Value::Null => return pages,
+            cursor => target = format!("/v1/kv?{more}&cursor={}", cursor.as_str().unwrap()),
+        }
+        assert!(pages.len() < 50, "{pages:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_page_goes_over_all_shards() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    let answer = rig.get("/v1/kv").await;
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+    assert_eq!(answer.header("flotilla-consistency"), Some("per_shard"));
+    let page = answer.json();
+    assert_eq!(keys(page["items"].as_array().unwrap()), KEYS);
+    assert_eq!(page["items"][3], serde_json::json!({"key": "g", "value": "g", "revision": 4}));
+    assert_eq!((&page["cursor"], &page["consistent"]), (&Value::Null, &"per_shard".into()));
+    for (query, expected) in [
+        ("prefix=", &KEYS[..]),
+        ("prefix=a", &["a"]),
+        ("prefix=%6b", &["k"]),
+        ("start=b&end=p", &["b", "f", "g", "k"]),
+        ("start=g", &["g", "k", "p", "q", "z"]),
+        ("end=g", &["a", "b", "f"]),
+        ("end=g&reverse=1", &["f", "b", "a"]),
+        ("start=b&end=q&reverse=true", &["p", "k", "g", "f", "b"]),
+        ("prefix=nothing", &[]),
+    ] {
+        let page = rig.get(&format!("/v1/kv?{query}")).await.json();
+        assert_eq!(keys(page["items"].as_array().unwrap()), expected, "{query}");
+        assert_eq!(page["cursor"], Value::Null, "{query}");
+    }
+    let head = rig.ask("HEAD", "/v1/kv", &[], b"").await;
+    assert_eq!((head.status, head.header("content-length")), (200, Some(answer.body.len().to_string().as_str())));
+}
+
+#[tokio::test]
+async fn cursors_go_on_where_the_page_ended_in_both_directions() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    let reversed: Vec<&str> = KEYS.into_iter().rev().collect();
+    for limit in 1..=9 {
+        let forward = pages(&rig, "", &format!("limit={limit}")).await;
+        assert_eq!(forward.concat(), KEYS, "limit {limit}");
+        assert!(forward.iter().all(|page| page.len() <= limit));
+        let backward = pages(&rig, "&reverse=true&start=a", &format!("limit={limit}")).await;
+        assert_eq!(backward.concat(), reversed, "limit {limit}, reversed");
+        let part = pages(&rig, "&start=b&end=q", &format!("limit={limit}&reverse=0")).await;
+        assert_eq!(part.concat(), &KEYS[1..6], "limit {limit}, a part");
+    }
+    // Each key and value has two bytes in all.
+    for max_bytes in [1, 2, 3, 5] {
+        let bounded = pages(&rig, "", &format!("max_bytes={max_bytes}")).await;
+        assert_eq!(bounded.concat(), KEYS, "max_bytes {max_bytes}");
+        assert!(bounded.iter().all(|page| page.len() <= (max_bytes / 2).max(1)), "max_bytes {max_bytes}: {bounded:?}");
+    }
+    // The cursor keeps what the first request said.
+    let first = rig.get("/v1/kv?limit=2&keys_only=1&reverse=1").await.json();
+    assert_eq!(first["items"][0], serde_json::json!({"key": "z", "revision": 8}));
+    let second = rig.get(&format!("/v1/kv?limit=2&cursor={}", first["cursor"].as_str().unwrap())).await.json();
+    assert_eq!(second["items"][0], serde_json::json!({"key": "p", "revision": 6}));
+}
+
+#[tokio::test]
+async fn cursors_are_checked() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    let page = rig.get("/v1/kv?prefix=&limit=2").await.json();
+    let cursor = page["cursor"].as_str().unwrap();
+    assert_eq!(rig.get(&format!("/v1/kv?prefix=&reverse=0&cursor={cursor}")).await.status, 200);
+    rig.get(&format!("/v1/kv?reverse=1&cursor={cursor}")).await.problem(400, "contradiction");
+    rig.get(&format!("/v1/kv?prefix=a&cursor={cursor}")).await.problem(400, "contradiction");
+    rig.get("/v1/kv?cursor=forged").await.problem(400, "bad_cursor");
+    rig.get(&format!("/v1/kv?cursor={}x", &cursor[..cursor.len() - 1])).await.problem(400, "bad_cursor");
+}
+
+#[tokio::test]
+async fn keys_and_values_that_are_no_text_are_base64() {
+    let rig = Rig::start().await;
+    rig.put("%FF", b"\xfe").await;
+    rig.put("%01%22", "ä\n".as_bytes()).await;
+    let page = rig.get("/v1/kv").await.json();
+    assert_eq!(page["items"][0], serde_json::json!({"key": "\u{1}\"", "value": "ä\n", "revision": 2}));
+    assert_eq!(page["items"][1], serde_json::json!({"key_b64": "/w==", "value_b64": "/g==", "revision": 1}));
+}
+
+#[tokio::test]
+async fn parameters_that_make_no_sense_are_named() {
+    let rig = Rig::start().await;
+    for (query, code) in [
+        ("prefix=a&start=b", "contradiction"),
+        ("start=b&end=a", "contradiction"),
+        ("start=b&end=b", "contradiction"),
+        ("limit=0", "bad_parameter"),
+        ("limit=10001", "bad_parameter"),
+        ("max_bytes=0", "bad_parameter"),
+        ("reverse=maybe", "bad_parameter"),
+        ("start=%zz", "bad_percent_encoding"),
+        ("foo=1", "unknown_parameter"),
+        ("limit=1&limit=1", "repeated_parameter"),
+        ("max_staleness=1s", "contradiction"),
+    ] {
+        rig.get(&format!("/v1/kv?{query}")).await.problem(400, code);
+    }
+    assert_eq!(rig.get("/v1/kv?limit=10001").await.json()["limit"], 10_000);
+    let long = rig.get(&format!("/v1/kv?prefix={}", "a".repeat(4097))).await.problem(414, "key_too_long");
+    assert_eq!(long["actual"], 4097);
+    rig.ask("GET", "/v1/kv", &[("accept", "text/html")], b"").await.problem(406, "not_acceptable");
+    let refused = rig.ask("PUT", "/v1/kv", &[], b"x").await;
+    refused.problem(405, "method_not_allowed");
+    assert_eq!(refused.header("allow"), Some("GET, HEAD, DELETE"));
+}
+
+#[tokio::test]
+async fn a_stream_has_a_line_per_key_and_says_that_it_is_whole() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    let stream = |query: &'static str| {
+        let rig = &rig;
+        async move { rig.ask("GET", query, &[("accept", "application/x-ndjson")], b"").await }
+    };
+    let all = stream("/v1/kv").await;
+    assert_eq!(all.header("content-type"), Some("application/x-ndjson"));
+    let lines = all.lines();
+    assert_eq!(keys(&lines[..8]), KEYS);
+    assert_eq!(lines[8], serde_json::json!({"complete": true, "count": 8}));
+    let none = stream("/v1/kv?prefix=none").await.lines();
+    assert_eq!(none, [serde_json::json!({"complete": true, "count": 0})]);
+    let some = stream("/v1/kv?limit=5&reverse=1").await.lines();
+    assert_eq!(keys(&some[..5]), ["z", "q", "p", "k", "g"]);
+    assert_eq!((some.len(), &some[5]["count"], &some[5]["complete"]), (6, &5.into(), &Value::Null));
+    let cursor = some[5]["cursor"].as_str().unwrap();
+    let rest = rig.get(&format!("/v1/kv?cursor={cursor}")).await.json();
+    assert_eq!(keys(rest["items"].as_array().unwrap()), ["f", "b", "a"]);
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_says_why_and_where_to_go_on() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    rig.fake.break_shard(4, Refusal::NoLeader { shard: ShardId(4) });
+    let ndjson = [("accept", "application/x-ndjson")];
+    let lines = rig.ask("GET", "/v1/kv", &ndjson, b"").await.lines();
+    assert_eq!(keys(&lines[..5]), &KEYS[..5]);
+    assert_eq!((&lines[5]["problem"]["code"], &lines[5]["complete"]), (&"no_leader".into(), &Value::Null));
+    // The same over pages: what was found, then the problem.
+    let page = rig.get("/v1/kv").await.json();
+    assert_eq!(keys(page["items"].as_array().unwrap()), &KEYS[..5]);
+    let next = format!("/v1/kv?cursor={}", page["cursor"].as_str().unwrap());
+    rig.get(&next).await.problem(503, "no_leader");
+    rig.fake.faults.lock().unwrap().clear();
+    for cursor in [page["cursor"].as_str().unwrap(), lines[5]["cursor"].as_str().unwrap()] {
+        let rest = rig.get(&format!("/v1/kv?cursor={cursor}")).await.json();
+        assert_eq!(keys(rest["items"].as_array().unwrap()), &KEYS[5..]);
+    }
+    // What fails at once fails with a status.
+    rig.fake.break_shard(2, Refusal::NoLeader { shard: ShardId(2) });
+    rig.ask("GET", "/v1/kv", &ndjson, b"").await.problem(503, "no_leader");
+}
+
+#[tokio::test]
+async fn a_range_is_deleted_over_shards_and_counted() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    let delete = |query: &'static str| {
+        let rig = &rig;
+        async move { rig.ask("DELETE", query, &[], b"").await }
+    };
+    for query in ["/v1/kv", "/v1/kv?start=&end="] {
+        delete(query).await.problem(400, "range_missing");
+    }
+    delete("/v1/kv?prefix=a&limit=3").await.problem(400, "unknown_parameter");
+    rig.ask("DELETE", "/v1/kv?prefix=a", &[("if-match", "*")], b"").await.problem(400, "contradiction");
+    assert_eq!(delete("/v1/kv?start=b&end=q").await.json(), serde_json::json!({"count": 5}));
+    assert_eq!(keys(rig.get("/v1/kv").await.json()["items"].as_array().unwrap()), ["a", "q", "z"]);
+    rig.fake.break_shard(4, Refusal::NoLeader { shard: ShardId(4) });
+    let midway = delete("/v1/kv?prefix=").await.problem(504, "partially_applied");
+    assert_eq!((&midway["count"], &midway["outcome"], &midway["shard"]), (&1.into(), &"unknown".into(), &4.into()));
+    assert_eq!(delete("/v1/kv?prefix=z").await.problem(503, "no_leader")["outcome"], "not_applied");
+    rig.fake.faults.lock().unwrap().clear();
+    assert_eq!(delete("/v1/kv?prefix=").await.json()["count"], 2);
+    assert_eq!(delete("/v1/kv?prefix=").await.json()["count"], 0);
+}

@@ -1,0 +1,102 @@
+//! Clients that are too slow: with their head, their body, their reading, or with saying anything at all.
+
+use crate::Rig;
+use flotilla_ops::Limits;
+use std::time::{Duration, Instant};
+
+fn impatient() -> Limits {
+    let short = Duration::from_millis(200);
+    Limits {
+        header_read_timeout: short,
+        body_read_timeout: short,
+        write_timeout: short,
+        idle_timeout: Duration::from_millis(600),
+        ..Limits::default()
+    }
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_end_is_answered_with_408() {
+    let rig = Rig::with(impatient()).await;
+    for start in ["G", "PRI * HT", "GET /livez HTTP/1.1\r\nx: y\r\n"] {
+        let begun = Instant::now();
+        let mut client = rig.client().await;
+        client.raw(start).await;
+        match client.answer(false).await {
+            Some(answer) => drop(answer.problem(408, "header_timeout")),
+            None => assert!(start.starts_with("PRI"), "{start:?} got no answer"),
+        }
+        assert!(begun.elapsed() < Duration::from_millis(550), "{start:?} took {:?}", begun.elapsed());
+        assert!(client.is_closed().await);
+    }
+    // Dripping does not help: the whole head is timed.
+    let mut client = rig.client().await;
+    client.send("GET", "/livez", &[], b"").await;
+    assert_eq!(client.answer(false).await.unwrap().status, 200);
+    let begun = Instant::now();
+    for byte in "GET /livez HTTP/1.1".bytes() {
+        if tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[byte]).await.is_err()
+            || begun.elapsed() > Duration::from_millis(400)
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    client.answer(false).await.unwrap().problem(408, "header_timeout");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_answered_with_408_and_writes_nothing() {
+    let rig = Rig::with(impatient()).await;
+    let mut client = rig.client().await;
+    client.raw("PUT /v1/kv/slow HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf").await;
+    let answer = client.answer(false).await.unwrap();
+    assert_eq!(answer.problem(408, "body_timeout")["outcome"], "not_applied");
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(rig.get("/v1/kv/slow").await.status, 404);
+    // A body that keeps coming may take longer than one silence may.
+    let mut client = rig.client().await;
+    client.raw("PUT /v1/kv/steady HTTP/1.1\r\nhost: x\r\ncontent-length: 8\r\n\r\n").await;
+    for byte in b"abcdefgh" {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        client.raw([*byte]).await;
+    }
+    assert_eq!(client.answer(false).await.unwrap().status, 204);
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_later_and_busy_ones_are_not() {
+    let rig = Rig::with(impatient()).await;
+    let mut silent = rig.client().await;
+    let mut used = rig.client().await;
+    used.send("GET", "/livez", &[], b"").await;
+    assert_eq!(used.answer(false).await.unwrap().status, 200);
+    let begun = Instant::now();
+    // Longer than the head's timeout, and the connection still serves.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    used.send("GET", "/livez", &[], b"").await;
+    assert_eq!(used.answer(false).await.unwrap().status, 200);
+    assert!(silent.is_closed().await);
+    assert!(begun.elapsed() > Duration::from_millis(450), "closed after {:?}", begun.elapsed());
+    assert!(used.is_closed().await);
+    // An answer that takes longer than every timeout is waited for.
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(1500);
+    assert_eq!(rig.get("/v1/kv/a").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_costs_little_and_is_closed() {
+    let rig = Rig::with(impatient()).await;
+    let value = vec![b'v'; 1 << 20];
+    for i in 0..64 {
+        rig.put(&format!("k{i:02}"), &value).await;
+    }
+    let mut client = rig.client().await;
+    client.send("GET", "/v1/kv", &[("accept", "application/x-ndjson")], b"").await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let early = rig.fake.scans.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(early < 40, "{early} parts of a stream were made for a client that reads none");
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(rig.server.connections(), 0, "a client that does not read holds its connection");
+    assert!(client.answer(false).await.is_none(), "a stream that was cut off looks whole");
+}
