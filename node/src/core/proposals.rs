@@ -21,15 +21,19 @@ use flotilla_router::command::{PAYLOAD_HEADER_BYTES, PayloadBuilder};
 use flotilla_router::{Command, Op, Refusal, ShardId};
 use flotilla_storage::{LogPosition, WriteResult};
 use raft::eraftpb::{Entry, Message, MessageType};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 /// The writes of one shard.
 #[derive(Default)]
 pub(super) struct Proposals {
     waiting: VecDeque<Waiting>,
     waiting_bytes: u64,
-    in_flight: VecDeque<Proposed>,
-    /// How many commands are in flight.
+    /// Entries that were proposed and not yet seen committed. More than one may stand at an index: one of a term in which this
+    /// replica led, was deposed and overruled, and one of a later term. Each may still be the one that is committed.
+    in_flight: BTreeMap<LogPosition, Tickets>,
+    /// Entries that are committed and being applied, in order.
+    applying: VecDeque<(LogPosition, Tickets)>,
+    /// How many commands are in either.
     in_flight_commands: usize,
 }
 
@@ -37,12 +41,6 @@ struct Waiting {
     ticket: Ticket,
     command: Command,
     deadline: Time,
-}
-
-/// An entry that was proposed.
-struct Proposed {
-    at: LogPosition,
-    tickets: Tickets,
 }
 
 /// Who waits for each command of an entry, and until when; nobody any more, where its time was up.
@@ -81,30 +79,29 @@ impl Proposals {
 
     /// Whether the entry committed at `at` is one of ours. Whoever waits for an entry that lost its place to it is `lost`.
     pub(super) fn is_committed(&mut self, at: LogPosition, lost: &mut Vec<Ticket>) -> bool {
-        while let Some(first) = self.in_flight.front() {
-            if first.at == at {
-                return true;
+        let mut ours = false;
+        while let Some(first) = self.in_flight.first_entry().filter(|first| first.key().index <= at.index) {
+            let (place, tickets) = first.remove_entry();
+            assert!(place.index == at.index, "entry {} was committed without a word about our {place:?}", at.index);
+            if place == at {
+                ours = true;
+                self.applying.push_back((place, tickets));
+            } else {
+                self.in_flight_commands -= tickets.len();
+                lost.extend(tickets.into_iter().filter_map(|(ticket, _)| ticket));
             }
-            if first.at.index > at.index {
-                return false;
-            }
-            assert!(first.at.index == at.index, "entry {} was committed without a word about our {:?}", at.index, first.at);
-            let first = self.in_flight.pop_front().expect("looked at just now");
-            self.in_flight_commands -= first.tickets.len();
-            lost.extend(first.tickets.into_iter().filter_map(|(ticket, _)| ticket));
         }
-        false
+        ours
     }
 
     /// Pairs results with those who wait for them.
     pub(super) fn settle(&mut self, results: Vec<(u64, Vec<WriteResult>)>) -> Vec<(Ticket, WriteResult)> {
         let mut settled = Vec::new();
         for (index, results) in results {
-            let Some(proposed) = self.in_flight.front().filter(|p| p.at.index == index) else { continue };
-            assert_eq!(proposed.tickets.len(), results.len(), "entry {index} has another number of commands than it was given");
-            let proposed = self.in_flight.pop_front().expect("looked at just now");
+            let Some((_, tickets)) = self.applying.pop_front_if(|(at, _)| at.index == index) else { continue };
+            assert_eq!(tickets.len(), results.len(), "entry {index} has another number of commands than it was given");
             self.in_flight_commands -= results.len();
-            settled.extend(proposed.tickets.into_iter().zip(results).filter_map(|((ticket, _), result)| Some((ticket?, result))));
+            settled.extend(tickets.into_iter().zip(results).filter_map(|((ticket, _), result)| Some((ticket?, result))));
         }
         settled
     }
@@ -124,13 +121,13 @@ impl Proposals {
 
     /// Takes those whose entries a snapshot up to `index` passed over: nobody here will ever see what became of them.
     pub(super) fn take_passed_over(&mut self, index: u64) -> Vec<Ticket> {
-        let mut tickets = Vec::new();
-        while self.in_flight.front().is_some_and(|p| p.at.index <= index) {
-            let first = self.in_flight.pop_front().expect("looked at just now");
-            self.in_flight_commands -= first.tickets.len();
-            tickets.extend(first.tickets.into_iter().filter_map(|(ticket, _)| ticket));
-        }
-        tickets
+        let above = self.in_flight.split_off(&LogPosition { index: index.saturating_add(1), term: 0 });
+        let passed_over = std::mem::replace(&mut self.in_flight, above).into_values();
+        // A snapshot waits until all that was handed out is applied, so these are only there when a shard is set aside.
+        let applying = std::mem::take(&mut self.applying).into_iter().map(|(_, tickets)| tickets);
+        let all: Vec<_> = applying.chain(passed_over).flatten().collect();
+        self.in_flight_commands -= all.len();
+        all.into_iter().filter_map(|(ticket, _)| ticket).collect()
     }
 
     /// Bytes that wait to be proposed.
@@ -152,7 +149,13 @@ impl Proposals {
         });
         self.waiting_bytes -= bytes;
         let expired = |(ticket, deadline): &mut (Option<Ticket>, Time)| if *deadline <= now { ticket.take() } else { None };
-        let proposed = self.in_flight.iter_mut().flat_map(|p| p.tickets.iter_mut().filter_map(expired)).collect();
+        let proposed = self
+            .applying
+            .iter_mut()
+            .map(|(_, tickets)| tickets)
+            .chain(self.in_flight.values_mut())
+            .flat_map(|tickets| tickets.iter_mut().filter_map(expired))
+            .collect();
         (unproposed, bytes, proposed)
     }
 }
@@ -235,7 +238,7 @@ impl Node {
                     let raft = &replica.raw.raft;
                     let at = LogPosition { index: raft.raft_log.last_index(), term: raft.term };
                     replica.proposals.in_flight_commands += tickets.len();
-                    replica.proposals.in_flight.push_back(Proposed { at, tickets });
+                    replica.proposals.in_flight.insert(at, tickets);
                     self.counters.proposals += 1;
                 }
                 // raft-rs appended nothing, so nothing of it can ever be committed.

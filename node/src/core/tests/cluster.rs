@@ -7,6 +7,7 @@
 //! Everything that leaves a core is written down in words ([`trace`](super::trace)): golden scripts compare it with what is in
 //! their file, and two runs of the same steps must give the same words.
 
+use super::invariants::Invariants;
 use super::member::{Job, Lane, Member, Running};
 use super::network::{Link, Network, Packet};
 use super::trace;
@@ -16,9 +17,9 @@ use crate::core::{CoreConfig, Effect, Event, Ticket, Time};
 use bytes::{Bytes, BytesMut};
 use flotilla_router::call::Staleness;
 use flotilla_router::{
-    Command, Condition, Consistency, Descriptor, Epoch, NodeId, Op, Refusal, ReplicaId, Revision, Role, ShardId,
+    Command, Condition, Consistency, Descriptor, Epoch, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, Role, ShardId,
 };
-use flotilla_storage::{Applied, WriteResult, read};
+use flotilla_storage::{WriteResult, read};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -75,8 +76,10 @@ pub(super) struct Cluster {
     tracing: bool,
     /// A running hash over all effects' debug output.
     pub(super) fingerprint: u64,
-    /// What was applied since it was last taken.
-    applied: Vec<(NodeId, Applied)>,
+    /// What must hold.
+    pub(super) invariants: Invariants,
+    /// Whether the trace goes to the terminal at once, for runs that may end in a panic.
+    spoken: bool,
 }
 
 /// `n` shards of neighbouring ranges, the first voter of each on another node.
@@ -96,7 +99,8 @@ fn descriptors(nodes: u64, shards: u64) -> Vec<Descriptor> {
 
 /// The configuration of most tests: production defaults, and leaders that stay where they are.
 pub(super) fn config() -> CoreConfig {
-    let mut config = CoreConfig { tick: TICK, seed: 7, ..CoreConfig::default() };
+    let mut config = CoreConfig { seed: 7, ..CoreConfig::default() };
+    config.raft.tick_ms = TICK.as_millis() as u64;
     config.raft.balance_leaders = false;
     config
 }
@@ -117,7 +121,8 @@ impl Cluster {
             trace: Vec::new(),
             tracing: true,
             fingerprint: 0,
-            applied: Vec::new(),
+            invariants: Invariants::default(),
+            spoken: false,
         };
         for id in cluster.nodes() {
             cluster.start(id);
@@ -194,6 +199,7 @@ impl Cluster {
     /// and who waited there.
     pub(super) fn crash(&mut self, id: NodeId, kept: usize) {
         self.member_mut(id).crash(kept);
+        self.invariants.went_down(id);
         for (link, packet) in self.network.lose(id) {
             self.lost(link, packet);
         }
@@ -222,6 +228,7 @@ impl Cluster {
         for effect in effects {
             self.carry_out(id, effect);
         }
+        self.check(id);
         n
     }
 
@@ -279,9 +286,7 @@ impl Cluster {
 
     /// Carries out the oldest job of a lane, held or not; its outcome waits in the mailbox. Whether there was one.
     pub(super) fn work(&mut self, id: NodeId, lane: Lane) -> bool {
-        let Some(applied) = self.member_mut(id).work(lane) else { return false };
-        self.applied.extend(applied.into_iter().map(|applied| (id, applied)));
-        true
+        self.member_mut(id).work(lane)
     }
 
     /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was one.
@@ -297,7 +302,7 @@ impl Cluster {
                 let mailbox = &mut self.running_mut(link.1).mailbox;
                 wire::decode_frame(frame, |item| {
                     mailbox.push_back(match item {
-                        Item::Message(envelope) => Event::Message { from, envelope },
+                        Item::Message(envelope) => Event::Message { from, envelope: *envelope },
                         Item::Beat(beat) => Event::Beat { from, beat },
                     });
                 })
@@ -448,9 +453,49 @@ impl Cluster {
         std::mem::take(&mut self.trace)
     }
 
-    /// What was applied since the last call.
-    pub(super) fn take_applied(&mut self) -> Vec<(NodeId, Applied)> {
-        std::mem::take(&mut self.applied)
+    /// From here on the trace goes to the terminal.
+    pub(super) fn speak(&mut self) {
+        self.spoken = true;
+    }
+
+    /// Whether all nodes run and have applied all that any has committed.
+    pub(super) fn is_level(&self) -> bool {
+        let level = |id, shard| self.replica(id, shard).is_some_and(|r| r.applied.index == self.invariants.last_committed(shard));
+        self.nodes().into_iter().all(|id| self.shard_ids().into_iter().all(|shard| level(id, shard)))
+    }
+
+    /// Where every replica is: node, shard, term, committed, applied.
+    pub(super) fn places(&self) -> Vec<(NodeId, ShardId, u64, u64, u64)> {
+        let place = |id, shard| {
+            let replica = self.replica(id, shard)?;
+            Some((id, shard, replica.raw.raft.term, replica.raw.raft.raft_log.committed, replica.applied.index))
+        };
+        self.nodes().into_iter().flat_map(|id| self.shard_ids().into_iter().filter_map(move |s| place(id, s))).collect()
+    }
+
+    /// Compares the data of all nodes that run.
+    pub(super) fn check_data(&mut self) {
+        for id in self.nodes() {
+            for shard in self.shard_ids() {
+                // In the middle of an install there is nothing to compare.
+                if self.replica(id, shard).is_some_and(|r| !r.snapshots.is_installing()) {
+                    let hash = self.hash(id, shard).expect("it runs");
+                    self.invariants.hash(id, shard, hash);
+                }
+            }
+        }
+    }
+
+    /// What must hold of a node after each pass.
+    fn check(&mut self, id: NodeId) {
+        for shard in self.shard_ids() {
+            let Some(replica) = self.replica(id, shard) else { continue };
+            let (leads, term, applied) = (replica.leads(), replica.raw.raft.term, replica.applied.index);
+            if leads {
+                self.invariants.leads(id, shard, term);
+            }
+            self.invariants.applied(id, shard, applied);
+        }
     }
 
     fn carry_out(&mut self, id: NodeId, effect: Effect) {
@@ -458,12 +503,19 @@ impl Cluster {
         let chained = [self.fingerprint.to_be_bytes().as_slice(), debug.as_bytes()].concat();
         self.fingerprint = fnv(&chained);
         if self.tracing {
+            let before = self.trace.len();
             trace::effect(id, &effect, &mut self.trace);
+            if self.spoken {
+                self.trace[before..].iter().for_each(|line| eprintln!("  {line}"));
+            }
         }
         match effect {
             Effect::Send { to, messages, beat } => self.send(id, to, messages, beat),
             Effect::Persist { write, batch } => self.running_mut(id).push(Lane::Persist, Job::Persist { write, batch }),
-            Effect::Apply { work } => self.running_mut(id).push(Lane::Apply, Job::Apply { work }),
+            Effect::Apply { work } => {
+                work.iter().for_each(|work| self.invariants.committed(id, work));
+                self.running_mut(id).push(Lane::Apply, Job::Apply { work });
+            }
             Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
                 self.running_mut(id).push(Lane::Apply, Job::Install { shard, replica, staged, hard_state });
             }
@@ -533,6 +585,11 @@ impl Cluster {
         let client = self.clients.get_mut(&ticket).unwrap_or_else(|| panic!("{ticket:?} was never given out"));
         assert_eq!(client.node, node, "{ticket:?} is answered by another node than the one that was asked");
         assert!(client.answer.is_none(), "{ticket:?} is answered twice: {:?}, then {answer:?}", client.answer);
+        if let Answer::Refused(refusal) = &answer
+            && refusal.outcome() == Outcome::NotApplied
+        {
+            self.invariants.refused(ticket);
+        }
         client.answer = Some(answer);
     }
 }

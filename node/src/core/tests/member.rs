@@ -7,7 +7,7 @@ use crate::core::wire::Envelope;
 use crate::core::{CoreConfig, Event, Identity, Node, SnapshotId, Time};
 use flotilla_router::{Descriptor, Incarnation, NodeId, ReplicaId, ShardId};
 use flotilla_storage::{
-    Applied, Applier, ApplyWork, HardState, LogBatch, MemoryEngine, SnapshotManifest, append, bootstrap, log, recover, snapshot,
+    Applier, ApplyWork, HardState, LogBatch, MemoryEngine, SnapshotManifest, append, bootstrap, log, recover, snapshot,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -171,10 +171,9 @@ impl Member {
         self.running.as_mut().expect("the node runs")
     }
 
-    /// Carries out the oldest job of a lane; says what was applied. `None` where there is no job.
-    pub(super) fn work(&mut self, lane: Lane) -> Option<Vec<Applied>> {
-        let job = self.running.as_mut()?.jobs.get_mut(&lane)?.pop_front()?;
-        let mut report = Vec::new();
+    /// Carries out the oldest job of a lane; whether there was one. Its outcome waits in the mailbox.
+    pub(super) fn work(&mut self, lane: Lane) -> bool {
+        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front()) else { return false };
         let event = match job {
             Job::Persist { write, batch } => {
                 append(&self.engine, &batch).unwrap();
@@ -183,7 +182,6 @@ impl Member {
             Job::Apply { work } => {
                 let running = self.running.as_mut().expect("a job was taken from it");
                 let applied = running.applier.apply(&self.engine, work).unwrap();
-                report.clone_from(&applied);
                 Event::Applied { applied }
             }
             Job::Install { shard, replica, staged, hard_state } => {
@@ -212,7 +210,7 @@ impl Member {
             }
         };
         self.running_mut().mailbox.push_back(event);
-        Some(report)
+        true
     }
 
     fn truncated_index(&self, shard: ShardId) -> u64 {

@@ -55,27 +55,26 @@ fn run(text: &str) -> String {
     let mut script = Script { cluster: Cluster::new(3, 1, config()) };
     script.cluster.take_trace();
     let mut out = String::new();
-    let mut in_output = false;
-    for line in text.lines() {
-        if in_output {
-            // Output ends at an empty line, which the run writes itself.
-            in_output = !line.is_empty();
-            continue;
-        }
-        if line == "---" {
-            in_output = true;
-            continue;
-        }
-        if line.is_empty() || line.starts_with('#') {
-            writeln!(out, "{line}").unwrap();
-            continue;
-        }
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
         writeln!(out, "{line}").unwrap();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
         let said = script.line(line);
+        // What the file says came of it, up to an empty line, makes room for what did.
+        let had_output = lines.next_if_eq(&"---").is_some();
+        if had_output {
+            while lines.next_if(|line| !line.is_empty()).is_some() {}
+        }
         if !said.is_empty() {
             writeln!(out, "---").unwrap();
             said.iter().for_each(|said| writeln!(out, "{said}").unwrap());
-            writeln!(out).unwrap();
+            if lines.peek().is_some_and(|line| !line.is_empty()) {
+                writeln!(out).unwrap();
+            }
+        } else if had_output {
+            lines.next_if_eq(&"");
         }
     }
     out
