@@ -68,11 +68,14 @@ pub trait Read {
     }
 }
 
+/// A key and its value.
+pub type Record<'a> = (&'a [u8], &'a [u8]);
+
 /// A walk over keys in order.
 pub trait Cursor {
     /// The next key and its value; valid until the next step.
     #[allow(clippy::should_implement_trait, reason = "the items borrow from the cursor, which Iterator can't say")]
-    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, StorageError>;
+    fn next(&mut self) -> Result<Option<Record<'_>>, StorageError>;
 }
 
 /// A storage engine.
@@ -145,3 +148,6 @@ pub struct Statistics {
     /// Whether writes are held, because compaction lags far behind.
     pub writes_stopped: bool,
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,13 +36,19 @@ pub mod apply;
 pub mod bootstrap;
 pub mod engine;
 pub mod error;
+#[cfg(feature = "rocksdb")]
+pub mod fatal;
 pub mod keys;
 pub mod log;
 pub mod manifest;
 pub mod memory;
+#[cfg(feature = "rocksdb")]
+pub mod open;
 pub mod read;
 pub mod records;
 pub mod recover;
+#[cfg(feature = "rocksdb")]
+pub mod rocks;
 pub mod snapshot;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -54,6 +60,10 @@ pub use engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
 pub use error::StorageError;
 pub use log::append;
 pub use memory::MemoryEngine;
+#[cfg(feature = "rocksdb")]
+pub use open::{Identity, Opened, open};
 pub use read::StateHash;
 pub use recover::{recover, tombstones};
+#[cfg(feature = "rocksdb")]
+pub use rocks::{RocksEngine, RocksOptions};
 pub use work::*;

@@ -9,7 +9,7 @@
 //! thread, no clock, no randomness. Exported files are byte strings inside the engine, under folder and name; they survive a
 //! crash, as files that were synced do.
 
-use crate::engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
+use crate::engine::{Cursor, Engine, Family, Order, Read, Record, Statistics, WriteBatch};
 use crate::error::StorageError;
 use crate::work::SnapshotFile;
 use bytes::{Bytes, BytesMut};
@@ -229,11 +229,12 @@ impl Read for MemoryEngine {
 }
 
 impl Cursor for MemoryCursor {
-    fn next(&mut self) -> Result<Option<(&[u8], &[u8])>, StorageError> {
-        if let (Bound::Included(start) | Bound::Excluded(start), Bound::Included(end) | Bound::Excluded(end)) = &self.rest {
-            if start >= end {
-                return Ok(None);
-            }
+    fn next(&mut self) -> Result<Option<Record<'_>>, StorageError> {
+        let (Bound::Included(start) | Bound::Excluded(start)) = &self.rest.0 else { return Ok(None) };
+        if let Bound::Excluded(end) = &self.rest.1
+            && start >= end
+        {
+            return Ok(None);
         }
         let mut range = self.map.range(self.rest.clone());
         let found = match self.order {

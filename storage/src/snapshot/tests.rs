@@ -1,1 +1,209 @@
-//! todo
+//! Snapshots: a round trip is equal by hash on both engines, and a restart after every step of an install completes it.
+
+use super::*;
+use crate::apply::Applier;
+use crate::read;
+use crate::recover::recover;
+use crate::testing::{
+    SHARD, Tampering, TestEngine, append_committed, descriptor, found, normal, on_both_engines, payload, put, work,
+};
+use crate::work::{LogEntry, LogPosition};
+use flotilla_router::Descriptor;
+use std::path::Path;
+
+on_both_engines!(
+    a_snapshot_makes_an_equal_shard,
+    a_restart_after_every_step_completes_the_install,
+    a_damaged_snapshot_changes_nothing,
+    an_install_without_its_files_is_named,
+    an_empty_shard_travels_too,
+    what_is_applied_later_is_not_in_the_snapshot,
+);
+
+const AT: LogPosition = LogPosition { index: 6, term: 3 };
+
+fn shards() -> [Descriptor; 2] {
+    [descriptor(7, "b", Some("y")), descriptor(8, "y", None)]
+}
+
+fn entry(index: u64, term: u64, tag: &str) -> LogEntry {
+    let puts: Vec<_> = (0..50).map(|i| put(&format!("k{:03}", (index * 37 + i) % 200), &format!("{tag}{index}"))).collect();
+    normal(index, term, payload(1, &puts))
+}
+
+/// An engine with both shards, SHARD applied up to `last` with values of this tag, and one key of the neighbour.
+fn filled<E: TestEngine>(dir: &Path, last: LogPosition, tag: &str) -> E {
+    let engine = E::start(dir);
+    found(&engine, &shards());
+    let mut applier = Applier::new(&engine, &recover(&engine).unwrap()).unwrap();
+    let entries: Vec<_> = (2..=last.index).map(|index| entry(index, last.term, tag)).collect();
+    append_committed(&engine, SHARD, entries.clone());
+    let neighbour = normal(2, 2, payload(1, &[put("z", tag)]));
+    append_committed(&engine, ShardId(8), vec![neighbour.clone()]);
+    applier.apply(&engine, vec![work(SHARD, entries), work(ShardId(8), [neighbour])]).unwrap();
+    engine.write(engine.batch(), true).unwrap();
+    engine
+}
+
+/// A source ahead of a target, and the source's snapshot in the target's hands.
+struct Scene<E: TestEngine> {
+    source: E,
+    target: E,
+    manifest: SnapshotManifest,
+    /// Where the files lie at the target.
+    folder: PathBuf,
+    dir: tempfile::TempDir,
+}
+
+impl<E: TestEngine> Scene<E> {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let source = filled::<E>(&dir.path().join("source"), AT, "new");
+        let target = filled::<E>(&dir.path().join("target"), LogPosition { index: 3, term: 2 }, "old");
+        let (from, folder) = (dir.path().join("built"), dir.path().join("staged"));
+        let manifest = build_with(&source, &source.view(), SHARD, &from, 1000).unwrap();
+        assert!(manifest.files.len() > 1, "{manifest:?}");
+        manifest.files.iter().for_each(|file| source.ship(&from, &file.name, &target, &folder));
+        Self { source, target, manifest, folder, dir }
+    }
+
+    fn install(&self) -> Install {
+        Install::new(self.manifest.clone(), self.folder.clone(), ReplicaId(99), hard_state()).unwrap()
+    }
+
+    fn restart(&mut self) {
+        let dir = self.dir.path().join("target");
+        let spare = self.source.clone();
+        self.target = std::mem::replace(&mut self.target, spare).restart(&dir);
+    }
+
+    /// Checks that the target's shard is the source's, ready to go on.
+    fn check_installed(&self, when: &str) {
+        let found = recover(&self.target).unwrap();
+        let shard = found.iter().find(|found| found.descriptor.id == SHARD).unwrap();
+        assert_eq!(shard.descriptor, self.manifest.descriptor, "{when}");
+        assert_eq!((shard.applied, shard.truncated, shard.last, shard.replica), (AT, AT, AT, ReplicaId(99)), "{when}");
+        assert_eq!(shard.hard_state, HardState { term: 4, vote: 2, commit: AT.index }, "{when}");
+        assert!(shard.unapplied.is_empty() && shard.log_bytes == 0, "{when}: {shard:?}");
+        let hash = |engine: &E| read::hash(engine, &self.manifest.descriptor).unwrap();
+        assert_eq!(hash(&self.target), hash(&self.source), "{when}");
+        assert_eq!(read::applied_record(&self.target, SHARD).unwrap().revision, self.manifest.revision, "{when}");
+        assert_eq!(read::get(&self.target, false, b"z").unwrap().unwrap().1, "old", "{when}: the neighbour was touched");
+        assert!(Install::marked(&self.target).unwrap().is_empty(), "{when}");
+    }
+
+    /// Checks that the target's shard is what it was before.
+    fn check_untouched(&self) {
+        let found = recover(&self.target).unwrap();
+        let shard = found.iter().find(|found| found.descriptor.id == SHARD).unwrap();
+        assert_eq!((shard.applied.index, shard.truncated.index, shard.last.index, shard.replica), (3, 1, 3, ReplicaId(71)));
+        assert_ne!(read::hash(&self.target, &shards()[0]).unwrap().hash, read::hash(&self.source, &shards()[0]).unwrap().hash);
+    }
+}
+
+fn hard_state() -> HardState {
+    HardState { term: 4, vote: 2, commit: 3 }
+}
+
+fn a_snapshot_makes_an_equal_shard<E: TestEngine>() {
+    let mut scene = Scene::<E>::new();
+    assert_eq!((scene.manifest.at, scene.manifest.revision.0), (AT, 250));
+    assert_eq!(SnapshotManifest::decode(scene.manifest.encode()), Ok(scene.manifest.clone()));
+    let mut applier = Applier::new(&scene.target, &recover(&scene.target).unwrap()).unwrap();
+    install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap();
+    scene.check_installed("at once");
+    assert!(verify(&scene.target, &scene.manifest, &scene.folder).is_err(), "the staged files are still there");
+    // Both go on to the same state.
+    applier.installed(&scene.manifest);
+    let next = work(SHARD, [entry(7, 4, "next")]);
+    append_committed(&scene.target, SHARD, vec![entry(7, 4, "next")]);
+    applier.apply(&scene.target, vec![next.clone()]).unwrap();
+    let mut ahead = Applier::new(&scene.source, &recover(&scene.source).unwrap()).unwrap();
+    ahead.apply(&scene.source, vec![next]).unwrap();
+    let hash = |engine: &E| read::hash(engine, &scene.manifest.descriptor).unwrap();
+    assert_eq!(hash(&scene.target), hash(&scene.source));
+    scene.restart();
+    let found = recover(&scene.target).unwrap();
+    assert_eq!((found[0].truncated, found[0].last.index), (AT, 7), "the log does not go on above the snapshot");
+}
+
+fn a_restart_after_every_step_completes_the_install<E: TestEngine>() {
+    let steps: [fn(&Install, &E); 5] = [
+        |install, engine| install.mark(engine).unwrap(),
+        |install, engine| install.clear(engine).unwrap(),
+        |install, engine| install.ingest(engine).unwrap(),
+        |install, engine| install.finish(engine).unwrap(),
+        |install, engine| engine.remove_folder(&install.folder).unwrap(),
+    ];
+    for done in 0..=steps.len() {
+        let mut scene = Scene::<E>::new();
+        let install = scene.install();
+        verify(&scene.target, &scene.manifest, &scene.folder).unwrap();
+        steps[..done].iter().for_each(|step| step(&install, &scene.target));
+        scene.restart();
+        if done == 0 {
+            scene.check_untouched();
+            continue;
+        }
+        scene.check_installed(&format!("after {done} steps"));
+        scene.restart();
+        scene.check_installed(&format!("after {done} steps and a second restart"));
+    }
+}
+
+fn a_damaged_snapshot_changes_nothing<E: TestEngine>() {
+    let changes: [Tampering; 2] = [|contents| Some(contents[..contents.len() - 1].to_vec()), |_| None];
+    for change in changes {
+        let mut scene = Scene::<E>::new();
+        scene.target.tamper(&scene.folder, &scene.manifest.files[1].name, change);
+        let error = install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap_err();
+        assert!(matches!(error, StorageError::Snapshot { shard: SHARD, .. }), "{error}");
+        scene.restart();
+        scene.check_untouched();
+    }
+    let mut scene = Scene::<E>::new();
+    scene.manifest.files[0].name = "../built/000000.sst".into();
+    let error = install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap_err();
+    assert!(error.to_string().contains("file name"), "{error}");
+    scene.check_untouched();
+}
+
+fn an_install_without_its_files_is_named<E: TestEngine>() {
+    let mut scene = Scene::<E>::new();
+    scene.install().mark(&scene.target).unwrap();
+    scene.target.remove_folder(&scene.folder).unwrap();
+    scene.restart();
+    let error = recover(&scene.target).unwrap_err().to_string();
+    assert!(error.contains("snapshot of shard 7") && error.contains("can't be completed"), "{error}");
+}
+
+fn an_empty_shard_travels_too<E: TestEngine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = E::start(&dir.path().join("source"));
+    found(&source, &shards());
+    let manifest = build(&source, &source.view(), SHARD, &dir.path().join("built")).unwrap();
+    assert_eq!((manifest.files.len(), manifest.at), (0, crate::work::INITIAL));
+    let target = filled::<E>(&dir.path().join("target"), AT, "old");
+    install(&target, &manifest, &dir.path().join("staged"), ReplicaId(99), HardState::default()).unwrap();
+    let hash = read::hash(&target, &manifest.descriptor).unwrap();
+    assert_eq!((hash, hash.keys), (read::hash(&source, &manifest.descriptor).unwrap(), 0));
+    let missing = build(&source, &source.view(), ShardId(99), &dir.path().join("built")).unwrap_err().to_string();
+    assert!(missing.contains("no replica"), "{missing}");
+}
+
+fn what_is_applied_later_is_not_in_the_snapshot<E: TestEngine>() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = filled::<E>(&dir.path().join("source"), AT, "new");
+    let (view, before) = (source.view(), read::hash(&source, &shards()[0]).unwrap());
+    let mut applier = Applier::new(&source, &recover(&source).unwrap()).unwrap();
+    applier.apply(&source, vec![work(SHARD, [entry(7, 4, "later")])]).unwrap();
+    let manifest = build(&source, &view, SHARD, &dir.path().join("built")).unwrap();
+    assert_eq!((manifest.at, manifest.revision.0), (AT, 250));
+    let target = E::start(&dir.path().join("target"));
+    manifest
+        .files
+        .iter()
+        .for_each(|file| source.ship(&dir.path().join("built"), &file.name, &target, &dir.path().join("staged")));
+    install(&target, &manifest, &dir.path().join("staged"), ReplicaId(99), hard_state()).unwrap();
+    assert_eq!(read::hash(&target, &manifest.descriptor).unwrap(), before);
+}

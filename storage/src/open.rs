@@ -1,0 +1,111 @@
+//! How a node takes hold of its data directory.
+//!
+//! ```text
+//! <dir>/flotilla.lock   held, as a file lock, by the process that works in the directory
+//! <dir>/db/             RocksDB's files
+//! ```
+//!
+//! 1. The directory is made, if it is not there, and locked. A second process is told so, and touches nothing.
+//! 2. RocksDB opens its files and replays its write-ahead log.
+//! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A foreign one is refused with
+//!    the cure. An empty directory is bound now.
+//! 4. The incarnation is raised by one, synced, before anything else happens: what a former self of this node sent or promised
+//!    by incarnation can't be mistaken for ours.
+
+use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
+use crate::error::StorageError;
+use crate::keys::{self, NodeTag};
+use crate::records::{self, IdentityRecord};
+use crate::rocks::{RocksEngine, RocksOptions};
+use flotilla_router::{ClusterId, Incarnation, NodeId};
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::Path;
+
+/// The file whose lock keeps other processes out.
+const LOCK: &str = "flotilla.lock";
+/// The folder of RocksDB's files.
+const DB: &str = "db";
+
+/// Whose directory it has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+}
+
+/// A directory that is ours.
+pub struct Opened {
+    /// The engine; the directory stays locked for as long as it lives.
+    pub engine: RocksEngine,
+    /// How often the node was started on this directory, this time included.
+    pub incarnation: Incarnation,
+    /// Whether the directory was empty and was bound only now.
+    pub fresh: bool,
+}
+
+/// Opens a node's data directory.
+pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Opened, StorageError> {
+    let lock = lock(dir)?;
+    let engine = RocksEngine::open(&dir.join(DB), options, Some(lock))?;
+    let known = known_identity(&engine, dir)?;
+    let fresh = known.is_none();
+    let Identity { cluster, node } = identity;
+    if let Some(known) = known
+        && (known.cluster, known.node) != (cluster, node)
+    {
+        return Err(StorageError::ForeignDirectory {
+            dir: dir.to_owned(),
+            cluster: known.cluster,
+            node: known.node,
+            wanted_cluster: cluster,
+            wanted_node: node,
+        });
+    }
+    let incarnation = Incarnation(known.map_or(0, |known| known.incarnation.0) + 1);
+    let (key, mut record, mut batch) = (keys::node(NodeTag::Identity), Vec::new(), engine.batch());
+    records::encode_identity(&mut record, &key, IdentityRecord { cluster, node, incarnation });
+    batch.put(Family::State, &key, &record);
+    engine.write(batch, true)?;
+    Ok(Opened { engine, incarnation, fresh })
+}
+
+/// Makes the directory, if need be, and locks it.
+fn lock(dir: &Path) -> Result<File, StorageError> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(StorageError::NotADirectory { dir: dir.to_owned() });
+    }
+    let unusable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotADirectory => StorageError::NotADirectory { dir: dir.to_owned() },
+        _ => StorageError::ReadOnly { dir: dir.to_owned(), why: error.to_string() },
+    };
+    fs::create_dir_all(dir).map_err(unusable)?;
+    // Not truncated, and never removed: a lock on a file that is gone keeps nobody out.
+    let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StorageError::InUse { dir: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+/// Who the directory belongs to; `None` for an empty one.
+fn known_identity(engine: &RocksEngine, dir: &Path) -> Result<Option<IdentityRecord>, StorageError> {
+    let unknown = |why: String| StorageError::UnknownFormat { dir: dir.to_owned(), why };
+    let key = keys::node(NodeTag::Identity);
+    if let Some(record) = engine.get(Family::State, &key)? {
+        return records::decode_identity(&key, &record).map(Some).map_err(|e| unknown(e.to_string()));
+    }
+    // Binding is the first thing that is ever written; records without it are somebody else's.
+    for family in [Family::State, Family::Log, Family::Data] {
+        if engine.cursor(family, &[], None, Order::Forward).next()?.is_some() {
+            return Err(unknown("it holds records but no node identity".into()));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,112 @@
+//! Opening: who may, who may not, and what is told to those who may not.
+
+use super::*;
+use crate::testing::small_rocks;
+
+const OURS: Identity = Identity { cluster: ClusterId(0xabcd), node: NodeId(2) };
+
+fn open_here(dir: &Path) -> Result<Opened, StorageError> {
+    open(dir, OURS, &small_rocks())
+}
+
+fn refusal(dir: &Path, identity: Identity) -> String {
+    match open(dir, identity, &small_rocks()) {
+        Ok(_) => panic!("{} was opened", dir.display()),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn each_start_raises_the_incarnation() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("made").join("on demand");
+    for n in 1..=3 {
+        let opened = open_here(&dir).unwrap();
+        assert_eq!((opened.incarnation, opened.fresh), (Incarnation(n), n == 1));
+    }
+}
+
+#[test]
+fn a_foreign_directory_is_refused_with_the_cure_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_here(dir.path()).unwrap());
+    for foreign in [Identity { node: NodeId(3), ..OURS }, Identity { cluster: ClusterId(9), ..OURS }] {
+        let error = refusal(dir.path(), foreign);
+        for part in ["belongs to node 2 of cluster 000000000000abcd", "start it with that id", "empty directory"] {
+            assert!(error.contains(part), "{error:?} does not say {part:?}");
+        }
+    }
+    let again = open_here(dir.path()).unwrap();
+    assert_eq!(again.incarnation, Incarnation(2), "a refused start counted as one");
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open_here(dir.path()).unwrap();
+    assert!(refusal(dir.path(), OURS).contains("in use by another process"));
+    // The lock lives as long as the last clone of the engine.
+    let clone = opened.engine.clone();
+    drop(opened);
+    assert!(refusal(dir.path(), OURS).contains("in use by another process"));
+    drop(clone);
+    assert_eq!(open_here(dir.path()).unwrap().incarnation, Incarnation(2));
+}
+
+#[test]
+fn what_is_no_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "contents").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        assert!(refusal(&path, OURS).contains("is not a directory"), "{}", path.display());
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"contents");
+}
+
+#[test]
+fn a_directory_that_cannot_be_written_is_refused() {
+    // A kernel's own file system refuses every user, root included.
+    if Path::new("/proc/self").is_dir() {
+        assert!(refusal(Path::new("/proc/self/flotilla"), OURS).contains("can't be written to"));
+    }
+}
+
+#[test]
+fn another_format_and_a_stranger_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open_here(dir.path()).unwrap();
+    let (key, mut record) = (keys::node(NodeTag::Identity), Vec::new());
+    records::seal(&mut record, &key, |out| out.extend_from_slice(b"fields of the future"));
+    // A later release's record: sealed right, with another format byte.
+    record[4] = 2;
+    let sum = crc32fast::hash(&[&key[..], &record[4..]].concat());
+    record[..4].copy_from_slice(&sum.to_be_bytes());
+    let mut batch = opened.engine.batch();
+    batch.put(Family::State, &key, &record);
+    opened.engine.write(batch, true).unwrap();
+    drop(opened);
+    let error = refusal(dir.path(), OURS);
+    assert!(error.contains("format 2; this binary reads 1") && error.contains("release that wrote it"), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(&dir.path().join(DB), &small_rocks(), None).unwrap();
+    let mut batch = engine.batch();
+    batch.put(Family::Data, b"somebody's", b"data");
+    engine.write(batch, true).unwrap();
+    drop(engine);
+    assert!(refusal(dir.path(), OURS).contains("no node identity"));
+}
+
+#[test]
+fn corrupt_files_are_refused_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_here(dir.path()).unwrap());
+    let current = dir.path().join(DB).join("CURRENT");
+    let sound = fs::read(&current).unwrap();
+    fs::write(&current, "no manifest").unwrap();
+    let error = refusal(dir.path(), OURS);
+    assert!(error.contains("can't be opened") && error.contains("nothing was removed"), "{error}");
+    fs::write(&current, sound).unwrap();
+    assert_eq!(open_here(dir.path()).unwrap().incarnation, Incarnation(2));
+}

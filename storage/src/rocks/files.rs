@@ -1,0 +1,136 @@
+//! Snapshots as table files: written from a view, checked, and taken in.
+//!
+//! A file is taken in by a hard link: RocksDB moves the link into its own folder, and the original stays where a restart can find
+//! it should the install be cut short. Both names share one file, which RocksDB never changes (`write_global_seqno` is off by
+//! default). Where the file system knows no hard links, RocksDB copies.
+
+use super::{Db, RocksView, failed};
+use crate::engine::Family;
+use crate::error::StorageError;
+use crate::work::SnapshotFile;
+use rocksdb::{IngestExternalFileOptions, Options, ReadOptions, SstFileWriter};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+/// The folder, inside a snapshot's, of the links that RocksDB takes away.
+const LINKS: &str = "links";
+/// How much is read ahead and checked at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+fn io_failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+    move |error| StorageError::engine(action, format!("{}: {error}", path.display()))
+}
+
+/// Writes the data records of a range into files.
+pub(super) fn export(
+    options: &Options,
+    view: &RocksView,
+    (start, end): (&[u8], &[u8]),
+    folder: &Path,
+    file_bytes_max: u64,
+) -> Result<Vec<SnapshotFile>, StorageError> {
+    const ACTION: &str = "write snapshot file";
+    remove_folder(folder)?;
+    fs::create_dir_all(folder).map_err(io_failed("make snapshot folder", folder))?;
+    let mut read = ReadOptions::default();
+    read.set_iterate_lower_bound(start);
+    read.set_iterate_upper_bound(end.max(start));
+    // A whole shard passes by once; it must not drive out what clients read.
+    read.fill_cache(false);
+    read.set_readahead_size(CHUNK_BYTES);
+    let (db, snapshot) = (view.pinned.borrow_owner(), view.pinned.borrow_dependent());
+    let mut records = snapshot.raw_iterator_cf_opt(db.family(Family::Data), read);
+    records.seek_to_first();
+    let mut files = Vec::new();
+    while records.valid() {
+        let name = format!("{:06}.sst", files.len());
+        let path = folder.join(&name);
+        let mut writer = SstFileWriter::create(options);
+        writer.open(&path).map_err(failed(ACTION))?;
+        while let Some((key, value)) = records.item() {
+            writer.put(key, value).map_err(failed(ACTION))?;
+            records.next();
+            if writer.file_size() >= file_bytes_max {
+                break;
+            }
+        }
+        writer.finish().map_err(failed(ACTION))?;
+        let (bytes, checksum) = measure(&path).map_err(io_failed(ACTION, &path))?;
+        files.push(SnapshotFile { name, bytes, checksum });
+    }
+    records.status().map_err(failed("read for snapshot"))?;
+    Ok(files)
+}
+
+/// The length and the CRC-32 of a file.
+fn measure(path: &Path) -> io::Result<(u64, u32)> {
+    let (mut file, mut hasher, mut bytes) = (File::open(path)?, crc32fast::Hasher::new(), 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let n = file.read(&mut chunk)?;
+        if n == 0 {
+            return Ok((bytes, hasher.finalize()));
+        }
+        hasher.update(&chunk[..n]);
+        bytes += n as u64;
+    }
+}
+
+/// Whether a file is what the manifest says.
+pub(super) fn check(folder: &Path, file: &SnapshotFile) -> Result<(), StorageError> {
+    const ACTION: &str = "check snapshot file";
+    let path = folder.join(&file.name);
+    let (bytes, checksum) = measure(&path).map_err(io_failed(ACTION, &path))?;
+    if (bytes, checksum) != (file.bytes, file.checksum) {
+        let why = format!(
+            "{} has {bytes} bytes and checksum {checksum:08x} instead of {} and {:08x}",
+            path.display(),
+            file.bytes,
+            file.checksum
+        );
+        return Err(StorageError::engine(ACTION, why));
+    }
+    Ok(())
+}
+
+/// Takes files into the data family, durably and together.
+pub(super) fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
+    if files.is_empty() {
+        return Ok(());
+    }
+    let originals: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.name)).collect();
+    let links = folder.join(LINKS);
+    remove_folder(&links)?;
+    let mut options = IngestExternalFileOptions::default();
+    let paths = match link(&originals, &links) {
+        Ok(linked) => {
+            options.set_move_files(true);
+            linked
+        }
+        Err(_) => originals,
+    };
+    db.raw().ingest_external_file_cf_opts(db.family(Family::Data), &options, paths).map_err(failed("ingest snapshot files"))?;
+    remove_folder(&links)
+}
+
+/// Links every file into a new folder.
+fn link(originals: &[PathBuf], links: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::create_dir_all(links)?;
+    originals
+        .iter()
+        .map(|original| {
+            let name = original.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+            let link = links.join(name);
+            fs::hard_link(original, &link).map(|()| link)
+        })
+        .collect()
+}
+
+/// Removes a folder and what is in it.
+pub(super) fn remove_folder(folder: &Path) -> Result<(), StorageError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed("remove snapshot folder", folder)(error)),
+        _ => Ok(()),
+    }
+}

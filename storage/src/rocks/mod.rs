@@ -1,0 +1,320 @@
+//! The engine on disk: RocksDB, with one column family per family and one write-ahead log for all of them.
+//!
+//! A [view](RocksView) is a RocksDB snapshot together with a share of the database that it borrows from; the pair is held by
+//! `self_cell`, so that neither outlives the other and no `unsafe` is written here. The families' handles lie beside the database
+//! in the same way, so that no call looks them up by name.
+//!
+//! How it is set up is told in [`options`], how snapshots' files are written and taken in, in [`files`].
+
+mod files;
+pub mod options;
+
+pub use options::RocksOptions;
+
+use crate::engine::{Cursor, Engine, Family, Order, Read, Record, Statistics, WriteBatch};
+use crate::error::StorageError;
+use crate::work::SnapshotFile;
+use rocksdb::{
+    Cache, ColumnFamily, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode, DBWithThreadMode, Options, ReadOptions,
+    SingleThreaded, SnapshotWithThreadMode, WriteOptions, properties,
+};
+use self_cell::self_cell;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The families are made when the database is opened and never change, so no lock is needed around them.
+type RawDb = DBWithThreadMode<SingleThreaded>;
+type Snapshot<'a> = SnapshotWithThreadMode<'a, RawDb>;
+
+/// The handles of the families.
+struct Families<'a> {
+    log: &'a ColumnFamily,
+    state: &'a ColumnFamily,
+    data: &'a ColumnFamily,
+}
+
+self_cell!(
+    struct Db {
+        owner: RawDb,
+        #[covariant]
+        dependent: Families,
+    }
+);
+
+self_cell!(
+    struct Pinned {
+        owner: Arc<Db>,
+        #[covariant]
+        dependent: Snapshot,
+    }
+);
+
+impl Db {
+    fn raw(&self) -> &RawDb {
+        self.borrow_owner()
+    }
+
+    fn family(&self, family: Family) -> &ColumnFamily {
+        let families = self.borrow_dependent();
+        match family {
+            Family::Log => families.log,
+            Family::State => families.state,
+            Family::Data => families.data,
+        }
+    }
+}
+
+/// The engine. Clones are the same engine.
+#[derive(Clone)]
+pub struct RocksEngine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Arc<Db>,
+    /// Where RocksDB's files are.
+    dir: PathBuf,
+    cache: Cache,
+    /// How the files of snapshots are written: like those of the data family.
+    data_options: Options,
+    read: ReadOptions,
+    synced: WriteOptions,
+    unsynced: WriteOptions,
+    /// Keeps other processes out of the directory for as long as the engine lives.
+    _lock: Option<File>,
+}
+
+/// Writes for a [`RocksEngine`], in RocksDB's own format from the start.
+pub struct RocksBatch {
+    db: Arc<Db>,
+    batch: rocksdb::WriteBatch,
+}
+
+/// A [`RocksEngine`] as it was.
+#[derive(Clone)]
+pub struct RocksView {
+    pinned: Arc<Pinned>,
+}
+
+/// A walk over a family.
+pub struct RocksCursor<'a> {
+    iterator: DBRawIteratorWithThreadMode<'a, RawDb>,
+    order: Order,
+    started: bool,
+}
+
+fn failed(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
+    move |error| StorageError::engine(action, error)
+}
+
+impl RocksEngine {
+    /// Opens the database in `dir`, which is made if it is not there. `lock` is held for as long as the engine lives.
+    /// [`open`](crate::open::open()) is what a node calls: it locks and identifies the directory as well.
+    pub fn open(dir: &Path, options: &RocksOptions, lock: Option<File>) -> Result<Self, StorageError> {
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let families = [("log", options.log(&cache)), ("state", options.state(&cache)), ("data", options.data(&cache))];
+        let descriptors = families.into_iter().map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
+        let unopenable = |why: String| StorageError::Unopenable { dir: dir.to_owned(), why };
+        let raw = RawDb::open_cf_descriptors(&options.database(), dir, descriptors).map_err(|e| unopenable(e.into_string()))?;
+        let db = Db::try_new(raw, |raw| {
+            let family = |name: &str| raw.cf_handle(name).ok_or_else(|| unopenable(format!("it has no family {name}")));
+            Ok::<_, StorageError>(Families { log: family("log")?, state: family("state")?, data: family("data")? })
+        })?;
+        let data_options = options.data(&cache);
+        let (mut synced, unsynced) = (WriteOptions::default(), WriteOptions::default());
+        synced.set_sync(true);
+        let (db, dir, read) = (Arc::new(db), dir.to_owned(), ReadOptions::default());
+        Ok(Self { inner: Arc::new(Inner { db, dir, cache, data_options, read, synced, unsynced, _lock: lock }) })
+    }
+
+    /// The sum of a property over the families.
+    fn sum(&self, property: &properties::PropName) -> u64 {
+        [Family::Log, Family::State, Family::Data].into_iter().map(|family| self.property(family, property)).sum()
+    }
+
+    fn property(&self, family: Family, property: &properties::PropName) -> u64 {
+        // A figure that can't be had is no reason to fail; it shows as 0.
+        let db = &self.inner.db;
+        db.raw().property_int_value_cf(db.family(family), property).ok().flatten().unwrap_or(0)
+    }
+
+    /// The bytes of write-ahead log files.
+    fn wal_bytes(&self) -> u64 {
+        let Ok(entries) = std::fs::read_dir(&self.inner.dir) else { return 0 };
+        let logs = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
+        logs.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+    }
+}
+
+impl WriteBatch for RocksBatch {
+    fn put(&mut self, family: Family, key: &[u8], value: &[u8]) {
+        self.batch.put_cf(self.db.family(family), key, value);
+    }
+
+    fn delete(&mut self, family: Family, key: &[u8]) {
+        self.batch.delete_cf(self.db.family(family), key);
+    }
+
+    fn delete_range(&mut self, family: Family, start: &[u8], end: &[u8]) {
+        if start < end {
+            self.batch.delete_range_cf(self.db.family(family), start, end);
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.batch.size_in_bytes()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+}
+
+/// Bounds of a walk.
+fn bounds(start: &[u8], end: Option<&[u8]>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(start);
+    if let Some(end) = end {
+        // RocksDB asserts that the bounds are in order.
+        options.set_iterate_upper_bound(end.max(start));
+    }
+    options
+}
+
+impl<'a> RocksCursor<'a> {
+    fn new(iterator: DBRawIteratorWithThreadMode<'a, RawDb>, order: Order) -> Self {
+        Self { iterator, order, started: false }
+    }
+}
+
+impl Cursor for RocksCursor<'_> {
+    fn next(&mut self) -> Result<Option<Record<'_>>, StorageError> {
+        match (self.started, self.order) {
+            (false, Order::Forward) => self.iterator.seek_to_first(),
+            (false, Order::Reverse) => self.iterator.seek_to_last(),
+            // A walk that has ended stays ended.
+            (true, _) if !self.iterator.valid() => return Ok(None),
+            (true, Order::Forward) => self.iterator.next(),
+            (true, Order::Reverse) => self.iterator.prev(),
+        }
+        self.started = true;
+        if !self.iterator.valid() {
+            self.iterator.status().map_err(failed("walk over keys"))?;
+        }
+        Ok(self.iterator.item())
+    }
+}
+
+impl Read for RocksEngine {
+    type Cursor<'a> = RocksCursor<'a>;
+
+    fn look<R>(&self, family: Family, key: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, StorageError> {
+        let db = &self.inner.db;
+        let value = db.raw().get_pinned_cf_opt(db.family(family), key, &self.inner.read).map_err(failed("read key"))?;
+        Ok(value.map(|value| look(&value)))
+    }
+
+    fn cursor<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> RocksCursor<'a> {
+        let db = &self.inner.db;
+        RocksCursor::new(db.raw().raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
+    }
+}
+
+impl Read for RocksView {
+    type Cursor<'a> = RocksCursor<'a>;
+
+    fn look<R>(&self, family: Family, key: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, StorageError> {
+        let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
+        let value = snapshot.get_pinned_cf(db.family(family), key).map_err(failed("read key"))?;
+        Ok(value.map(|value| look(&value)))
+    }
+
+    fn cursor<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> RocksCursor<'a> {
+        let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
+        RocksCursor::new(snapshot.raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
+    }
+}
+
+impl Engine for RocksEngine {
+    type Batch = RocksBatch;
+    type View = RocksView;
+
+    fn batch(&self) -> RocksBatch {
+        RocksBatch { db: self.inner.db.clone(), batch: rocksdb::WriteBatch::default() }
+    }
+
+    fn write(&self, batch: RocksBatch, sync: bool) -> Result<(), StorageError> {
+        let db = self.inner.db.raw();
+        match (batch.is_empty(), sync) {
+            (true, true) => db.flush_wal(true).map_err(failed("sync write-ahead log")),
+            (true, false) => Ok(()),
+            (false, true) => db.write_opt(batch.batch, &self.inner.synced).map_err(failed("write and sync batch")),
+            (false, false) => db.write_opt(batch.batch, &self.inner.unsynced).map_err(failed("write batch")),
+        }
+    }
+
+    fn view(&self) -> RocksView {
+        RocksView { pinned: Arc::new(Pinned::new(self.inner.db.clone(), |db| db.raw().snapshot())) }
+    }
+
+    fn flush(&self) -> Result<(), StorageError> {
+        let db = &self.inner.db;
+        for family in [Family::Log, Family::State, Family::Data] {
+            db.raw().flush_cf(db.family(family)).map_err(failed("flush memtable"))?;
+        }
+        Ok(())
+    }
+
+    fn export(
+        &self,
+        view: &RocksView,
+        start: &[u8],
+        end: &[u8],
+        folder: &Path,
+        file_bytes_max: u64,
+    ) -> Result<Vec<SnapshotFile>, StorageError> {
+        files::export(&self.inner.data_options, view, (start, end), folder, file_bytes_max)
+    }
+
+    fn check_file(&self, folder: &Path, file: &SnapshotFile) -> Result<(), StorageError> {
+        files::check(folder, file)
+    }
+
+    fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
+        files::ingest(&self.inner.db, folder, files)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> Result<(), StorageError> {
+        files::remove_folder(folder)
+    }
+
+    fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
+        let disk = rustix::fs::statvfs(&self.inner.dir).map_err(|e| StorageError::engine("ask for free disk space", e))?;
+        Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
+    }
+
+    fn statistics(&self) -> Statistics {
+        Statistics {
+            wal_bytes: self.wal_bytes(),
+            sst_bytes: self.sum(properties::LIVE_SST_FILES_SIZE),
+            memtable_bytes: self.sum(properties::CUR_SIZE_ALL_MEM_TABLES),
+            compaction_pending_bytes: self.sum(properties::ESTIMATE_PENDING_COMPACTION_BYTES),
+            block_cache_bytes: self.inner.cache.get_usage() as u64,
+            block_cache_bytes_max: self.property(Family::Data, properties::BLOCK_CACHE_CAPACITY),
+            // Properties of the database as a whole: any family tells them.
+            writes_slowed: self.property(Family::Data, properties::ACTUAL_DELAYED_WRITE_RATE) > 0,
+            writes_stopped: self.property(Family::Data, properties::IS_WRITE_STOPPED) > 0,
+        }
+    }
+
+    fn close(&self) -> Result<(), StorageError> {
+        let db = self.inner.db.raw();
+        db.flush_wal(true).map_err(failed("sync write-ahead log"))?;
+        db.cancel_all_background_work(true);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

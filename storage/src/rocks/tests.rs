@@ -1,0 +1,132 @@
+//! What only real files show: kills, torn tails, corruption in the middle, and the figures.
+
+use super::*;
+use crate::testing::{TestEngine, small_rocks};
+use std::fs;
+
+/// Copies the files of an open database, which is what a kill leaves: everything that was handed to the kernel.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "LOCK" {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// An engine with `n` writes, each to all families, none synced.
+fn filled(dir: &Path, n: u8) -> RocksEngine {
+    let engine = RocksEngine::start(dir);
+    for i in 0..n {
+        let mut batch = engine.batch();
+        for family in [Family::Log, Family::State, Family::Data] {
+            batch.put(family, &[i], &[i; 100]);
+        }
+        engine.write(batch, false).unwrap();
+    }
+    engine
+}
+
+/// How many writes survived; in every family the same ones, and the first ones.
+fn survivors(engine: &RocksEngine) -> u8 {
+    let counts = [Family::Log, Family::State, Family::Data].map(|family| {
+        let mut cursor = engine.cursor(family, &[], None, Order::Forward);
+        let mut n = 0;
+        while let Some((key, _)) = cursor.next().unwrap() {
+            assert_eq!(key, [n], "a write is missing in the middle");
+            n += 1;
+        }
+        n
+    });
+    assert!(counts.iter().all(|n| *n == counts[0]), "a batch was torn: {counts:?}");
+    counts[0]
+}
+
+fn wal(dir: &Path) -> PathBuf {
+    let logs = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    logs.filter(|path| path.extension().is_some_and(|e| e == "log")).max_by_key(|path| path.metadata().unwrap().len()).unwrap()
+}
+
+#[test]
+fn a_kill_loses_nothing_and_a_torn_tail_costs_whole_writes_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = filled(dir.path(), 20);
+    let db = dir.path().join("db");
+    let bytes = fs::metadata(wal(&db)).unwrap().len();
+    let mut seen = std::collections::BTreeSet::new();
+    for cut in [0, 1, 50, 400, bytes / 2, bytes - 3] {
+        let copied = dir.path().join(format!("cut{cut}"));
+        copy(&db, &copied);
+        File::options().write(true).open(wal(&copied)).unwrap().set_len(bytes - cut).unwrap();
+        let reopened = RocksEngine::open(&copied, &small_rocks(), None).unwrap();
+        let n = survivors(&reopened);
+        assert_eq!(n == 20, cut == 0, "{n} writes after {cut} bytes were lost");
+        seen.insert(n);
+    }
+    assert!(seen.len() >= 4, "{seen:?}");
+    drop(engine);
+}
+
+#[test]
+fn corruption_in_the_middle_of_the_log_refuses_to_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = filled(dir.path(), 20);
+    let copied = dir.path().join("copied");
+    copy(&dir.path().join("db"), &copied);
+    let path = wal(&copied);
+    let mut contents = fs::read(&path).unwrap();
+    let middle = contents.len() / 2;
+    contents[middle] ^= 0x55;
+    fs::write(&path, contents).unwrap();
+    let Err(error) = RocksEngine::open(&copied, &small_rocks(), None) else { panic!("synced writes were dropped silently") };
+    assert!(matches!(error, StorageError::Unopenable { .. }), "{error}");
+    drop(engine);
+}
+
+#[test]
+fn figures_follow_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = filled(dir.path(), 200);
+    let before = engine.statistics();
+    assert!(before.wal_bytes > 60_000 && before.memtable_bytes > 60_000, "{before:?}");
+    assert_eq!((before.sst_bytes, before.block_cache_bytes_max), (0, 1 << 20));
+    engine.flush().unwrap();
+    let after = engine.statistics();
+    assert!(after.sst_bytes > 0 && after.memtable_bytes < before.memtable_bytes, "{after:?}");
+    assert!(engine.free_bytes().unwrap().unwrap() > 0);
+}
+
+#[test]
+fn a_cold_family_does_not_pin_the_write_ahead_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = RocksOptions { wal_bytes_max: 2 << 20, ..small_rocks() };
+    let engine = RocksEngine::open(&dir.path().join("db"), &options, None).unwrap();
+    let mut batch = engine.batch();
+    batch.put(Family::State, b"written once", b"");
+    engine.write(batch, false).unwrap();
+    for i in 0..200u32 {
+        let mut batch = engine.batch();
+        batch.put(Family::Data, &i.to_be_bytes(), &[1; 100_000]);
+        engine.write(batch, false).unwrap();
+    }
+    engine.flush().unwrap();
+    // Files are removed in the background, soon after nobody needs them.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while engine.statistics().wal_bytes > 8 << 20 {
+        assert!(std::time::Instant::now() < deadline, "{:?}", engine.statistics());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(engine.get(Family::State, b"written once").unwrap().is_some());
+}
+
+#[test]
+fn a_view_keeps_the_database_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = filled(dir.path(), 3);
+    let view = engine.view();
+    drop(engine);
+    assert!(view.get(Family::Data, &[2]).unwrap().is_some());
+    drop(view);
+    assert_eq!(survivors(&RocksEngine::start(dir.path())), 3);
+}
