@@ -252,7 +252,7 @@ async fn list_shards(client: &Client, console: &mut Console) -> Result<(), Failu
 
 fn shard_row(shard: &ShardView) -> Vec<String> {
     let replicas: Vec<String> = shard.replicas.iter().map(|replica| replica.node.to_string()).collect();
-    let (start, end) = bounds(&shard.range);
+    let (start, end) = if shard.id.is_meta() { ("(meta)".into(), "-".into()) } else { bounds(&shard.range) };
     vec![
         shard.id.to_string(),
         start,
@@ -270,7 +270,8 @@ fn shard_row(shard: &ShardView) -> Vec<String> {
 
 fn show_shard(shard: &ShardView, console: &mut Console) -> Result<(), Failure> {
     let (start, end) = bounds(&shard.range);
-    console.line(&format!("shard {} · epoch {} · keys from {start} to {end}", shard.id, shard.epoch))?;
+    let keys = if shard.id.is_meta() { "the cluster's own keys".into() } else { format!("keys from {start} to {end}") };
+    console.line(&format!("shard {} · epoch {} · {keys}", shard.id, shard.epoch))?;
     let leader = shard.leader.map_or_else(|| "no leader known".to_owned(), |node| format!("led by node {node}"));
     console.line(&format!("{leader} in term {} · {}", or_dash(shard.term), if shard.awake { "awake" } else { "asleep" }))?;
     console.line(&format!(

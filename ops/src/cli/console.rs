@@ -4,6 +4,9 @@ use super::failure::Failure;
 use comfy_table::{ContentArrangement, Table, presets};
 use std::io::{self, BufRead, BufWriter, IsTerminal, Write};
 
+/// On a terminal with fewer columns than this, a table's cells are not folded: they would be one letter wide.
+const COLUMNS_MIN: u16 = 40;
+
 /// Standard output, standard error and standard input of one command.
 pub(super) struct Console {
     /// Where data goes.
@@ -59,7 +62,8 @@ impl Console {
     pub(super) fn table(&mut self, names: &[&str], rows: Vec<Vec<String>>) -> Result<(), Failure> {
         let mut table = Table::new();
         table.load_preset(presets::NOTHING).set_header(names.to_vec());
-        if self.out_is_terminal {
+        // Some terminals don't say how wide they are, or say 0.
+        if self.out_is_terminal && table.width().is_some_and(|columns| columns >= COLUMNS_MIN) {
             table.set_content_arrangement(ContentArrangement::Dynamic);
         }
         for row in rows {

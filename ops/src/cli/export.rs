@@ -87,7 +87,7 @@ pub(super) fn spinner(console: &Console) -> ProgressBar {
     if !console.err_is_terminal {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{spinner} {human_pos} keys, {per_sec}")
+    let style = ProgressStyle::with_template("{spinner} {human_pos} keys in {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_spinner());
     ProgressBar::new_spinner().with_style(style)
 }

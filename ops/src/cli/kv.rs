@@ -134,7 +134,10 @@ impl Freshness {
 
 /// `flotilla kv put`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["value", "file"])))]
+#[command(
+    override_usage = "flotilla kv put [OPTIONS] <KEY> <VALUE | - | --file FILE>",
+    group(clap::ArgGroup::new("what").required(true).args(["value", "file"]))
+)]
 pub struct Put {
     /// The key
     key: OsString,

@@ -444,7 +444,9 @@ fn shard(id: u64) -> String {
 #[tokio::test]
 async fn shards_are_listed_over_all_pages() {
     let stub = Stub::new(|seen| match seen.line.as_str() {
-        "GET /v1/admin/shards?limit=1000" => Act::Answer(200, "", format!(r#"{{"shards":[{}],"cursor":"2"}}"#, shard(2))),
+        "GET /v1/admin/shards?limit=1000" => {
+            Act::Answer(200, "", format!(r#"{{"shards":[{},{}],"cursor":"2"}}"#, shard(1), shard(2)))
+        }
         "GET /v1/admin/shards?limit=1000&cursor=2" => {
             Act::Answer(200, "", format!(r#"{{"shards":[{}],"cursor":null}}"#, shard(3)))
         }
@@ -455,12 +457,13 @@ async fn shards_are_listed_over_all_pages() {
     assert_eq!(ran.exit, Exit::Done, "{}", ran.err);
     let rows: Vec<Vec<&str>> = ran.out.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(rows[0][..6], ["SHARD", "START", "END", "EPOCH", "LEADER", "REPLICAS"]);
-    assert_eq!(rows[1], ["2", "(first)", "%FF", "1.2", "2", "1,2", "5", "9", "2.00", "KiB", "-", "awake"]);
-    assert_eq!((rows.len(), rows[2][0]), (3, "3"));
+    assert_eq!(rows[1][..4], ["1", "(meta)", "-", "1.2"], "the meta shard's keys are no user's");
+    assert_eq!(rows[2], ["2", "(first)", "%FF", "1.2", "2", "1,2", "5", "9", "2.00", "KiB", "-", "awake"]);
+    assert_eq!((rows.len(), rows[3][0]), (4, "3"));
     let ran = run(&["shard", "list", "--json"], &stub).await;
     let ids: Vec<_> =
         ran.out.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].clone()).collect();
-    assert_eq!(ids, [2, 3]);
+    assert_eq!(ids, [1, 2, 3]);
 }
 
 #[tokio::test]
