@@ -191,7 +191,7 @@ impl Metrics {
         }
     }
 
-    /// The counter of reads with this consistency.
+    /// The counter of reads with this consistency. Counted by the node that answers, once each.
     pub fn reads(&self, consistency: Consistency) -> &IntCounter {
         match consistency {
             Consistency::Linearizable => &self.reads[0],

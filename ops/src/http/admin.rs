@@ -75,7 +75,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             ["shards", shard, "leader"] => self.hand_over(parts, body, id("shard", shard)?).await,
             ["shards", shard, "replicas", node] => {
                 only(parts, &Method::DELETE, "DELETE")?;
-                (id::<ShardId>("shard", shard)?, id::<NodeId>("node", node)?);
+                id::<ShardId>("shard", shard)?;
+                id::<NodeId>("node", node)?;
                 Err(Problem::not_implemented("DELETE /v1/admin/shards/{id}/replicas/{node}"))
             }
             ["shards", shard, order] => {

@@ -94,15 +94,17 @@ impl Query {
         humantime::parse_duration(&text).map(Some).map_err(|_| bad(name, &text, allowed))
     }
 
-    /// `consistency` and `max_staleness`.
-    pub(super) fn consistency(&self) -> Result<Consistency, Problem> {
+    /// `consistency` and `max_staleness`; `default` is what a request gets that does not say.
+    pub(super) fn consistency(&self, default: Consistency) -> Result<Consistency, Problem> {
         if self.pairs.is_empty() {
-            return Ok(Consistency::Linearizable);
+            return Ok(default);
         }
         let allowed = "linearizable, lease, stale";
         let age_max = self.duration("max_staleness")?;
         let consistency = match self.text("consistency", allowed)?.as_deref() {
-            None | Some("linearizable") => Consistency::Linearizable,
+            None if matches!(default, Consistency::Stale { .. }) => Consistency::Stale { age_max },
+            None => default,
+            Some("linearizable") => Consistency::Linearizable,
             Some("lease") => Consistency::Lease,
             Some("stale") => Consistency::Stale { age_max },
             Some(other) => return Err(bad("consistency", other, allowed)),
@@ -132,7 +134,7 @@ mod tests {
 
     fn error(query: &str) -> String {
         let read = Query::parse(Some(query), SOME).and_then(|q| {
-            q.consistency()?;
+            q.consistency(Consistency::Linearizable)?;
             q.number("limit", 1, 10_000)?;
             q.flag("reverse")
         });
@@ -168,6 +170,6 @@ mod tests {
         assert_eq!(query.flag("reverse").unwrap(), Some(true));
         assert!(!query.has("consistency"));
         let stale = Query::parse(Some("consistency=stale&max_staleness=1500ms"), SOME).unwrap();
-        assert_eq!(stale.consistency().unwrap(), Consistency::Stale { age_max: Some(Duration::from_millis(1500)) });
+        assert_eq!(stale.consistency(Consistency::Linearizable).unwrap(), Consistency::Stale { age_max: Some(Duration::from_millis(1500)) });
     }
 }

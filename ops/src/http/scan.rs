@@ -73,7 +73,7 @@ struct Walk {
 impl Walk {
     /// Where a query begins: at the front of its range, or where its cursor says.
     fn begin(query: &Query, limits: &Limits) -> Result<Self, Problem> {
-        let consistency = query.consistency()?;
+        let consistency = query.consistency(self.kv.default_consistency())?;
         let (range, reverse, keys_only) = (range_of(query, limits)?, query.flag("reverse")?, query.flag("keys_only")?);
         let Some(text) = query.bytes("cursor").filter(|text| !text.is_empty()) else {
             let whole = range.unwrap_or_default();

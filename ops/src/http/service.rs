@@ -51,9 +51,6 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
 
     /// Asks the node.
     pub(super) async fn ask(&self, ask: Ask) -> Result<Reply, Problem> {
-        if let Ask::Get { consistency, .. } | Ask::Scan { consistency, .. } = &ask {
-            self.metrics.reads(*consistency).inc();
-        }
         self.kv.call(ask, self.deadline()).await.map_err(Problem::from)
     }
 }

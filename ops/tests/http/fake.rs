@@ -11,9 +11,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// The last revision, and each key's value and revision.
+type Data = (u64, BTreeMap<Bytes, (Bytes, u64)>);
+
 #[derive(Default)]
 pub(crate) struct Fake {
-    data: Mutex<(u64, BTreeMap<Bytes, (Bytes, u64)>)>,
+    data: Mutex<Data>,
     /// What a shard answers instead.
     pub(crate) faults: Mutex<HashMap<ShardId, Refusal>>,
     /// How long everything takes.

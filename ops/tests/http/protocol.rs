@@ -147,7 +147,7 @@ async fn too_many_connections_requests_or_bytes_are_refused() {
     assert_eq!(rig.get("/livez").await.status, 200, "a connection that closed is counted still");
 
     let rig = Rig::with(Limits { requests_in_flight_max: 1, ..Limits::default() }).await;
-    *rig.fake.delay.lock().unwrap() = Duration::from_millis(300);
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
     let mut slow = rig.client().await;
     slow.send("GET", "/v1/kv/a", &[], b"").await;
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -157,7 +157,7 @@ async fn too_many_connections_requests_or_bytes_are_refused() {
     assert_eq!(rig.get("/v1/kv/b").await.status, 404);
 
     let rig = Rig::with(Limits { in_flight_bytes_max: 1 << 20, batch_bytes_max: 1 << 20, ..Limits::default() }).await;
-    *rig.fake.delay.lock().unwrap() = Duration::from_millis(300);
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
     let mut slow = rig.client().await;
     slow.send("PUT", "/v1/kv/a", &[], &vec![0; 700_000]).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -170,7 +170,7 @@ async fn too_many_connections_requests_or_bytes_are_refused() {
 #[tokio::test]
 async fn shutting_down_answers_what_is_in_flight() {
     let rig = Rig::start().await;
-    *rig.fake.delay.lock().unwrap() = Duration::from_millis(300);
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
     let mut idle = rig.client().await;
     let mut used = rig.client().await;
     used.send("GET", "/livez", &[], b"").await;

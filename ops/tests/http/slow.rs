@@ -5,12 +5,12 @@ use flotilla_ops::Limits;
 use std::time::{Duration, Instant};
 
 fn impatient() -> Limits {
-    let short = Duration::from_millis(200);
+    let short = Duration::from_millis(400);
     Limits {
         header_read_timeout: short,
         body_read_timeout: short,
         write_timeout: short,
-        idle_timeout: Duration::from_millis(600),
+        idle_timeout: Duration::from_secs(3),
         ..Limits::default()
     }
 }
@@ -26,7 +26,7 @@ async fn a_head_that_does_not_end_is_answered_with_408() {
             Some(answer) => drop(answer.problem(408, "header_timeout")),
             None => assert!(start.starts_with("PRI"), "{start:?} got no answer"),
         }
-        assert!(begun.elapsed() < Duration::from_millis(550), "{start:?} took {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_millis(2500), "{start:?} took {:?}", begun.elapsed());
         assert!(client.is_closed().await);
     }
     // Dripping does not help: the whole head is timed.
@@ -36,11 +36,11 @@ async fn a_head_that_does_not_end_is_answered_with_408() {
     let begun = Instant::now();
     for byte in "GET /livez HTTP/1.1".bytes() {
         if tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[byte]).await.is_err()
-            || begun.elapsed() > Duration::from_millis(400)
+            || begun.elapsed() > Duration::from_millis(900)
         {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(25)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
     }
     client.answer(false).await.unwrap().problem(408, "header_timeout");
 }
@@ -73,14 +73,14 @@ async fn idle_connections_are_closed_later_and_busy_ones_are_not() {
     assert_eq!(used.answer(false).await.unwrap().status, 200);
     let begun = Instant::now();
     // Longer than the head's timeout, and the connection still serves.
-    tokio::time::sleep(Duration::from_millis(400)).await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
     used.send("GET", "/livez", &[], b"").await;
     assert_eq!(used.answer(false).await.unwrap().status, 200);
     assert!(silent.is_closed().await);
-    assert!(begun.elapsed() > Duration::from_millis(450), "closed after {:?}", begun.elapsed());
+    assert!(begun.elapsed() > Duration::from_millis(2000), "closed after {:?}", begun.elapsed());
     assert!(used.is_closed().await);
     // An answer that takes longer than every timeout is waited for.
-    *rig.fake.delay.lock().unwrap() = Duration::from_millis(1500);
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(3500);
     assert_eq!(rig.get("/v1/kv/a").await.status, 404);
 }
 
@@ -96,7 +96,10 @@ async fn a_client_that_does_not_read_costs_little_and_is_closed() {
     tokio::time::sleep(Duration::from_millis(150)).await;
     let early = rig.fake.scans.load(std::sync::atomic::Ordering::SeqCst);
     assert!(early < 40, "{early} parts of a stream were made for a client that reads none");
-    tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(rig.server.connections(), 0, "a client that does not read holds its connection");
+    let begun = Instant::now();
+    while rig.server.connections() > 0 {
+        assert!(begun.elapsed() < Duration::from_millis(2500), "a client that does not read holds its connection");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     assert!(client.answer(false).await.is_none(), "a stream that was cut off looks whole");
 }
