@@ -14,12 +14,12 @@
 //!   [`WriteResult::WrongShard`].
 //! - Every write that takes effect consumes a revision, deletions too: a key that is deleted and written again goes on above.
 //! - An unconditional put or delete reads nothing. What was written in the batch but is not in the engine yet is seen by later
-//!   conditions through the [`overlay`].
+//!   conditions through the overlay (`overlay.rs`).
 //!
 //! A payload that can't be read is corruption: an error that names shard and index, on all replicas alike. After any error the
 //! applier is of no use any more; the process ends.
 //!
-//! How one command is carried out is told in [`commands`].
+//! How one command is carried out is told in `commands.rs`.
 
 pub(crate) mod commands;
 pub(crate) mod overlay;

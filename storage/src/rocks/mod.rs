@@ -4,7 +4,7 @@
 //! `self_cell`, so that neither outlives the other and no `unsafe` is written here. The families' handles lie beside the database
 //! in the same way, so that no call looks them up by name.
 //!
-//! How it is set up is told in [`options`], how snapshots' files are written and taken in, in [`files`].
+//! How it is set up is told in [`options`], how snapshots' files are written and taken in, in `files.rs`.
 
 mod files;
 pub mod options;
