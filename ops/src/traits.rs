@@ -5,12 +5,17 @@
 
 use crate::admin::{ClusterView, Explanation, NodeView, ShardView, Transfer};
 use flotilla_router::call::Response;
-use flotilla_router::{Ask, Epoch, NodeId, Refusal, ShardId};
+use flotilla_router::{Ask, Consistency, Epoch, NodeId, Refusal, ShardId};
 use std::future::Future;
 use std::time::Instant;
 
 /// Answers questions about keys.
 pub trait Kv: Send + Sync + 'static {
+    /// What a read gets that does not say how fresh it must be.
+    fn default_consistency(&self) -> Consistency {
+        Consistency::Linearizable
+    }
+
     /// Answers `ask`, here or on the node that can, before `deadline`.
     ///
     /// A question about a range (scan, delete range) is answered by one shard for the part that it owns: the one with the range's

@@ -73,6 +73,16 @@ pub enum ReadMode {
     Stale,
 }
 
+impl From<ReadMode> for flotilla_router::Consistency {
+    fn from(mode: ReadMode) -> Self {
+        match mode {
+            ReadMode::Linearizable => Self::Linearizable,
+            ReadMode::Lease => Self::Lease,
+            ReadMode::Stale => Self::Stale { age_max: None },
+        }
+    }
+}
+
 /// The `[reads]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

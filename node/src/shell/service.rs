@@ -34,11 +34,17 @@ pub struct Service {
     pub transport: Arc<Transport>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// What a read gets that does not say how fresh it must be.
+    pub default_consistency: Consistency,
     /// Answers admin questions from other nodes; set once the node is complete.
     pub admin: OnceLock<Arc<Admin>>,
 }
 
 impl flotilla_ops::Kv for Service {
+    fn default_consistency(&self) -> Consistency {
+        self.default_consistency
+    }
+
     async fn call(&self, ask: Ask, deadline: Instant) -> Response {
         let mut pause = RETRY_PAUSE_MIN;
         let mut refusal = None;

@@ -103,6 +103,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         mailbox: mailbox.clone(),
         transport: transport.clone(),
         metrics: metrics.clone(),
+        default_consistency: config.reads.default_consistency.into(),
         admin: OnceLock::new(),
     });
     let admin = Arc::new(Admin {

@@ -111,7 +111,8 @@ enum Done {
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     pub(super) async fn batch(&self, parts: &Parts, body: Incoming) -> Result<Response<Body>, Problem> {
         only(parts, &Method::POST, "POST")?;
-        let consistency = Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
+        let consistency =
+            Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
         check_json(parts)?;
         let wanted = Wanted { what: "a batch", code: "batch_too_large", bytes_max: self.limits.batch_bytes_max };
         let (body, _held) = body::read(body, &wanted, &self.limits, &self.budget).await?;

@@ -27,7 +27,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     async fn get(&self, parts: &Parts, key: Bytes) -> Result<Response<Body>, Problem> {
-        let consistency = Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
+        let consistency =
+            Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
         // A malformed condition is an error whatever is there.
         etag::judge_read(&parts.headers, None)?;
         let reply = self.ask(Ask::Get { key, consistency }).await?;

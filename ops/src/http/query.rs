@@ -170,6 +170,9 @@ mod tests {
         assert_eq!(query.flag("reverse").unwrap(), Some(true));
         assert!(!query.has("consistency"));
         let stale = Query::parse(Some("consistency=stale&max_staleness=1500ms"), SOME).unwrap();
-        assert_eq!(stale.consistency(Consistency::Linearizable).unwrap(), Consistency::Stale { age_max: Some(Duration::from_millis(1500)) });
+        assert_eq!(
+            stale.consistency(Consistency::Linearizable).unwrap(),
+            Consistency::Stale { age_max: Some(Duration::from_millis(1500)) }
+        );
     }
 }

@@ -72,8 +72,8 @@ struct Walk {
 
 impl Walk {
     /// Where a query begins: at the front of its range, or where its cursor says.
-    fn begin(query: &Query, limits: &Limits) -> Result<Self, Problem> {
-        let consistency = query.consistency(self.kv.default_consistency())?;
+    fn begin(query: &Query, limits: &Limits, default: Consistency) -> Result<Self, Problem> {
+        let consistency = query.consistency(default)?;
         let (range, reverse, keys_only) = (range_of(query, limits)?, query.flag("reverse")?, query.flag("keys_only")?);
         let Some(text) = query.bytes("cursor").filter(|text| !text.is_empty()) else {
             let whole = range.unwrap_or_default();
@@ -144,7 +144,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     pub(super) async fn scan(&self, parts: &Parts, session: &Arc<Session<K, A, I>>) -> Result<Response<Body>, Problem> {
         let streams = accepts_stream(&parts.headers)?;
         let query = Query::parse(parts.uri.query(), &PARAMETERS)?;
-        let walk = Walk::begin(&query, &self.limits)?;
+        let walk = Walk::begin(&query, &self.limits, self.kv.default_consistency())?;
         let limits = &self.limits;
         let limit = query.number("limit", 1, if streams { u64::MAX } else { limits.scan_items_max.into() })?;
         let bytes_max = query.number("max_bytes", 1, if streams { u64::MAX } else { limits.scan_bytes_max.into() })?;
