@@ -10,9 +10,10 @@ use crate::error::StorageError;
 use crate::keys::{self, NodeTag, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, INITIAL};
-use bytes::Bytes;
+use bytes::{BufMut, Bytes};
 use flotilla_router::{DecodeError, Descriptor, NodeId, Revision};
 use std::collections::BTreeMap;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Founds this node's replicas of `shards`, which are all shards of the cluster, unless the node was founded before. Says
 /// whether it was founded now.
@@ -29,7 +30,9 @@ pub fn bootstrap<E: Engine>(
         return Ok(false);
     }
     let (mut batch, mut record) = (engine.batch(), Vec::new());
+    let mut hash = Xxh3::new();
     for descriptor in shards {
+        hash.update(&descriptor.encode());
         put_route(&mut batch, &mut record, descriptor);
         let shard = descriptor.id;
         let Some(replica) = descriptor.on_node(node) else { continue };
@@ -55,8 +58,12 @@ pub fn bootstrap<E: Engine>(
         }
         batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(AppliedRecord { at: INITIAL, revision }));
     }
+    for (key, value) in meta_contents {
+        hash.update(key);
+        hash.update(value);
+    }
     let key = keys::node(NodeTag::Founded);
-    records::seal(&mut record, &key, |_| {});
+    records::seal(&mut record, &key, |body| body.put_u64(hash.digest()));
     batch.put(Family::State, &key, &record);
     engine.write(batch, true)?;
     Ok(true)
@@ -64,9 +71,18 @@ pub fn bootstrap<E: Engine>(
 
 /// Whether the node was founded.
 pub fn is_bootstrapped<R: Read>(read: &R) -> Result<bool, StorageError> {
+    Ok(founding(read)?.is_some())
+}
+
+/// A hash of what the node was founded with, shards and first keys: equal on founders that agree. `None` before.
+pub fn founding<R: Read>(read: &R) -> Result<Option<u64>, StorageError> {
+    const WHAT: &str = "founding mark";
     let key = keys::node(NodeTag::Founded);
-    let founded = read.look(Family::State, &key, |record| records::unseal("founding mark", &key, record).map(|_| ()))?;
-    Ok(founded.transpose().map_err(StorageError::node)?.is_some())
+    let decode = |record: &[u8]| {
+        let body = records::unseal(WHAT, &key, record)?;
+        body.try_into().map(u64::from_be_bytes).map_err(|_| DecodeError::new(WHAT, format!("{} bytes, not 8", body.len())))
+    };
+    read.look(Family::State, &key, decode)?.transpose().map_err(StorageError::node)
 }
 
 /// The descriptors of the cluster, as far as this node remembers them, in the order of ids.
@@ -142,7 +158,12 @@ mod tests {
     fn founding_twice_changes_nothing() {
         let engine = MemoryEngine::new();
         assert!(bootstrap(&engine, &[descriptor(7, "", None)], NodeId(1), &[]).unwrap());
+        let founded = founding(&engine).unwrap();
         assert!(!bootstrap(&engine, &[descriptor(8, "", None)], NodeId(1), &[]).unwrap());
+        assert_eq!(founding(&engine).unwrap(), founded);
+        let other = MemoryEngine::new();
+        bootstrap(&other, &[descriptor(7, "", Some("m")), descriptor(8, "m", None)], NodeId(2), &[]).unwrap();
+        assert_ne!(founding(&other).unwrap(), founded, "another founding has the same hash");
         assert_eq!(routes(&engine).unwrap(), [descriptor(7, "", None)]);
     }
 

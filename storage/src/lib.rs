@@ -55,7 +55,7 @@ pub(crate) mod testing;
 pub mod work;
 
 pub use apply::Applier;
-pub use bootstrap::{bootstrap, is_bootstrapped, routes, save_routes};
+pub use bootstrap::{bootstrap, founding, is_bootstrapped, routes, save_routes};
 pub use engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
 pub use error::StorageError;
 pub use log::append;

@@ -3,7 +3,7 @@
 //! The dialling end opens the first stream and sends a [`Hello`]; the other answers with its own, or closes the connection with
 //! a [`Refusal`] as the reason, in words that say what to do. Both ends log it. What is refused:
 //!
-//! - another protocol version, another cluster;
+//! - another protocol version, another cluster, or the same cluster founded otherwise;
 //! - a node that is not the one its certificate names, or not the one that was dialled, or that claims to be this node;
 //! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy of a data directory.
 
@@ -27,6 +27,9 @@ pub struct Identity {
     pub node: NodeId,
     /// How often that node has started.
     pub incarnation: Incarnation,
+    /// A hash of what its cluster was founded with. Founders that began with different shards would never notice by
+    /// themselves: their logs would agree and mean different things.
+    pub founding: u64,
 }
 
 /// What a connection is for.
@@ -62,6 +65,11 @@ pub(crate) enum Refusal {
     )]
     Cluster { node: NodeId, theirs: ClusterId, ours: ClusterId },
     #[error(
+        "node {node} was founded with other shards or nodes than this one: `founding` and `peers` must be the same on every \
+         founder; correct them, and give the node that is wrong an empty data directory"
+    )]
+    Founding { node: NodeId },
+    #[error(
         "the process says that it is node {said}, but its certificate is for node {named}: give it the certificate of its own, \
          made by `flotilla cert node`"
     )]
@@ -85,7 +93,7 @@ impl Hello {
         Self { version: PROTOCOL_VERSION, identity, purpose }
     }
 
-    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ purpose (1). Magic, version and node stay where they
+    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ founding (8) ‖ purpose (1). Magic, version and node stay where they
     /// are in all versions, so that the complaint about a version can say whose it is.
     pub(crate) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(64);
@@ -94,6 +102,7 @@ impl Hello {
         bytes.put_u64(self.identity.node.0);
         bytes.put_u64(self.identity.cluster.0);
         bytes.put_u64(self.identity.incarnation.0);
+        bytes.put_u64(self.identity.founding);
         bytes.put_u8(match self.purpose {
             Purpose::Lanes => 0,
             Purpose::Snapshot => 1,
@@ -112,7 +121,8 @@ impl Hello {
         if version != PROTOCOL_VERSION {
             return Err(Refusal::Version(node, version));
         }
-        let identity = Identity { node, cluster: ClusterId(reader.u64()?), incarnation: Incarnation(reader.u64()?) };
+        let (cluster, incarnation) = (ClusterId(reader.u64()?), Incarnation(reader.u64()?));
+        let identity = Identity { node, cluster, incarnation, founding: reader.u64()? };
         let purpose = match reader.u8()? {
             0 => Purpose::Lanes,
             1 => Purpose::Snapshot,
@@ -140,6 +150,9 @@ impl Hello {
         if theirs.node == ours.node {
             return Err(Refusal::SameNode(ours.node));
         }
+        if theirs.founding != ours.founding {
+            return Err(Refusal::Founding { node: theirs.node });
+        }
         Ok(())
     }
 }
@@ -149,10 +162,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OURS: Identity = Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1) };
+    const OURS: Identity = Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1), founding: 4 };
 
     fn hello(cluster: u64, node: u64) -> Hello {
-        let identity = Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation: Incarnation(9) };
+        let identity = Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation: Incarnation(9), founding: 4 };
         Hello::new(identity, Purpose::Lanes)
     }
 
@@ -189,6 +202,8 @@ mod tests {
             let message = hello.check(OURS, named, dialled).unwrap_err().to_string();
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
         }
+        let ours = Identity { founding: 5, ..OURS };
+        assert_eq!(hello(1, 2).check(ours, named(1, 2), None), Err(Refusal::Founding { node: NodeId(2) }));
     }
 
     proptest! {
@@ -198,7 +213,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_handshake_is_refused(n in 0usize..35) {
+        fn a_cut_handshake_is_refused(n in 0usize..43) {
             prop_assert!(Hello::decode(hello(1, 2).encode().slice(..n)).is_err());
         }
     }

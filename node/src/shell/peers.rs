@@ -80,7 +80,9 @@ impl Handler for Peers {
     }
 
     fn snapshot_staged(&self, from: NodeId, header: Bytes, dir: PathBuf, done: oneshot::Sender<Result<(), String>>) {
-        self.snapshots.staged(from, header, dir, done);
+        // Reads every file once more.
+        let snapshots = self.snapshots.clone();
+        self.runtime.spawn_blocking(move || snapshots.staged(from, header, dir, done));
     }
 
     fn snapshot_failed(&self, from: NodeId, _header: Bytes, dir: PathBuf) {

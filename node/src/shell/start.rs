@@ -78,7 +78,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         runtime,
     });
-    let identity = flotilla_transport::Identity { cluster: config.cluster, node: config.node, incarnation };
+    let founding = flotilla_storage::founding(&*engine)?.context("the data directory was founded just now")?;
+    let identity = flotilla_transport::Identity { cluster: config.cluster, node: config.node, incarnation, founding };
     let transport = Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?);
 
     let state = Arc::new(LoopState::default());
