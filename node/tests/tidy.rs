@@ -1,0 +1,143 @@
+//! The house rules that no compiler checks: what each room may import, that every file tells its story, and that none grows
+//! into a giant.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Above this a file needs a line in [`LARGE`], with the size that it may have. The limit counts everything before the tests.
+const LINES_MAX: usize = 360;
+
+/// Files that are larger, and how large they may be. Sizes only go down.
+const LARGE: &[(&str, usize)] = &[
+    ("node/src/core/mod.rs", 430),
+    ("node/src/core/ready.rs", 370),
+    ("node/src/shell/admin.rs", 500),
+    ("node/src/shell/config.rs", 400),
+    ("storage/src/memory.rs", 430),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("node lies in the workspace").to_owned()
+}
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every source file of the workspace: its path from the root, and its text.
+fn all() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for room in ["router", "storage", "transport", "ops", "node"] {
+        for part in ["src", "tests", "benches", "examples"] {
+            let folder = root().join(room).join(part);
+            if folder.is_dir() {
+                sources(&folder, &mut found);
+            }
+        }
+    }
+    found.sort();
+    assert!(found.len() > 50, "only {} source files were found", found.len());
+    let name = |path: &PathBuf| path.strip_prefix(root()).unwrap().display().to_string();
+    found.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect()
+}
+
+/// What stands before a file's unit tests.
+fn without_tests(text: &str) -> &str {
+    text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text)
+}
+
+#[test]
+fn every_file_opens_with_its_story() {
+    let bad: Vec<_> = all().into_iter().filter(|(_, text)| !text.starts_with("//! ")).map(|(name, _)| name).collect();
+    assert!(bad.is_empty(), "these files do not open with `//!`: {bad:?}");
+}
+
+#[test]
+fn no_file_grows_into_a_giant() {
+    for (name, text) in all().iter().filter(|(name, _)| name.contains("/src/") && !name.contains("/tests")) {
+        let lines = without_tests(text).lines().count();
+        let allowed = LARGE.iter().find(|(large, _)| large == name).map_or(LINES_MAX, |(_, lines)| *lines);
+        assert!(lines <= allowed, "{name} has {lines} lines, {allowed} are allowed: does it still tell one story?");
+    }
+    let names: Vec<_> = all().into_iter().map(|(name, _)| name).collect();
+    for (name, _) in LARGE {
+        assert!(names.iter().any(|n| n == name), "{name} is listed as large and does not exist");
+    }
+}
+
+#[test]
+fn the_core_is_pure() {
+    let forbidden = [
+        "std::thread", "std::fs", "std::net", "std::io", "Instant", "SystemTime", "HashMap", "HashSet", "Mutex", "RwLock", "Atomic",
+        "tokio", "async ", ".await", "crossbeam", "crate::shell", "flotilla_transport", "flotilla_ops", "rocksdb", "thread_rng",
+        "println!", "tracing::",
+    ];
+    let core = all().into_iter().filter(|(name, _)| name.starts_with("node/src/core/") && !name.contains("/tests"));
+    let mut seen = 0;
+    for (name, text) in core {
+        seen += 1;
+        for (number, line) in without_tests(&text).lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            for word in forbidden {
+                assert!(!line.contains(word), "{name}:{}: the core must not use `{word}`: {line}", number + 1);
+            }
+        }
+    }
+    assert!(seen >= 15, "only {seen} files of the core were found");
+}
+
+#[test]
+fn the_middle_rooms_import_no_sibling() {
+    let siblings = ["flotilla-storage", "flotilla-transport", "flotilla-ops", "flotilla-node"];
+    for room in ["router", "storage", "transport", "ops"] {
+        let manifest = fs::read_to_string(root().join(room).join("Cargo.toml")).unwrap();
+        for sibling in siblings.iter().filter(|s| **s != format!("flotilla-{room}")) {
+            let imports = manifest.lines().any(|line| line.starts_with(sibling));
+            assert!(!imports, "{room} imports {sibling}");
+        }
+    }
+}
+
+#[test]
+fn dependencies_say_why_they_are_here() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let table = manifest.split("[workspace.dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let mut explained = false;
+    for line in table.lines().map(str::trim) {
+        match line {
+            "" => explained = false,
+            _ if line.starts_with('#') => explained = true,
+            _ if line.starts_with("flotilla-") => {}
+            _ => assert!(explained, "no reason stands above `{line}`"),
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    for (name, text) in all().iter().filter(|(name, _)| name != "node/tests/tidy.rs") {
+        for word in ["todo!(", "unimplemented!(", "dbg!(", "FIXME", "XXX"] {
+            assert!(!text.contains(word), "{name} contains `{word}`");
+        }
+    }
+}
+
+#[test]
+fn the_readme_names_files_that_exist() {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let mut seen = 0;
+    for link in readme.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        let path = link.split('#').next().unwrap_or(link);
+        if !path.is_empty() && !path.contains("://") {
+            seen += 1;
+            assert!(root().join(path).exists(), "README.md links to {path}, which is not there");
+        }
+    }
+    assert!(seen > 0, "README.md links to nothing");
+}
