@@ -75,9 +75,28 @@ fn no_file_grows_into_a_giant() {
 #[test]
 fn the_core_is_pure() {
     let forbidden = [
-        "std::thread", "std::fs", "std::net", "std::io", "Instant", "SystemTime", "HashMap", "HashSet", "Mutex", "RwLock", "Atomic",
-        "tokio", "async ", ".await", "crossbeam", "crate::shell", "flotilla_transport", "flotilla_ops", "rocksdb", "thread_rng",
-        "println!", "tracing::",
+        "std::thread",
+        "std::fs",
+        "std::net",
+        "std::io",
+        "Instant",
+        "SystemTime",
+        "HashMap",
+        "HashSet",
+        "Mutex",
+        "RwLock",
+        "Atomic",
+        "tokio",
+        "async ",
+        ".await",
+        "crossbeam",
+        "crate::shell",
+        "flotilla_transport",
+        "flotilla_ops",
+        "rocksdb",
+        "thread_rng",
+        "println!",
+        "tracing::",
     ];
     let core = all().into_iter().filter(|(name, _)| name.starts_with("node/src/core/") && !name.contains("/tests"));
     let mut seen = 0;

@@ -1,7 +1,7 @@
 //! What the admin API shows, as it stands in JSON: the answers of [`crate::Admin`], one struct each.
 //!
 //! Written for the operator who asks: is everything up, does every shard have a leader, who is behind and by how much, where is
-//! the disk going. Member names are `snake_case`; ids are numbers; epochs are `"membership.range"` as in ETags; durations are in
+//! the disk going. Member names are `snake_case`; ids are numbers; epochs are objects, and `"membership.range"` in ETags; durations are in
 //! seconds. What nobody knows (a node that is down, a replica elsewhere) is `null`, never a made-up zero.
 
 use base64::Engine;
@@ -293,7 +293,8 @@ pub struct Transfer {
     pub quorum_before: Quorum,
     /// The quorum after.
     pub quorum_after: Quorum,
-    /// The shard as it is now.
+    /// The shard as it is now; its members stand beside these.
+    #[serde(flatten)]
     pub shard: ShardView,
 }
 

@@ -76,8 +76,6 @@ pub struct BusyShard {
     pub shard: ShardId,
     /// Its requests per second, of late.
     pub requests_per_second: i64,
-    /// What its data takes.
-    pub size_bytes: i64,
 }
 
 macro_rules! metrics {
@@ -95,7 +93,6 @@ macro_rules! metrics {
             lane_dropped: IntCounterVec,
             reads: [IntCounter; 3],
             busy_requests: IntGaugeVec,
-            busy_bytes: IntGaugeVec,
             $(#[doc = $help] pub $field: $type,)*
         }
 
@@ -114,7 +111,6 @@ macro_rules! metrics {
                     lane_dropped: make.counters("flotilla_lane_messages_dropped_total", "Messages dropped instead of sent (full outbox, peer away), by lane.", &["lane"]),
                     reads: ["linearizable", "lease", "stale"].map(|consistency| reads.with_label_values(&[consistency])),
                     busy_requests: make.gauges("flotilla_shard_requests_per_second", "Requests per second of the busiest shards.", &["shard"]),
-                    busy_bytes: make.gauges("flotilla_shard_size_bytes", "Size of the busiest shards.", &["shard"]),
                     $($field: make.$kind($name, $help $(, $arg)*),)*
                     registry,
                 }
@@ -130,7 +126,6 @@ metrics! {
     histogram commands_per_entry: Histogram = "flotilla_commands_per_entry", "Commands in one proposed log entry.", &BATCH;
     histogram loop_pass_seconds: Histogram = "flotilla_loop_pass_seconds", "Time of one pass of the loop.", &LOOP_SECONDS;
     histogram loop_events: Histogram = "flotilla_loop_events_per_pass", "Events taken from the mailbox in one pass.", &BATCH;
-    histogram loop_ready_groups: Histogram = "flotilla_loop_ready_groups_per_pass", "Groups with a Ready in one pass.", &BATCH;
     gauge mailbox_events: IntGauge = "flotilla_mailbox_events", "Events that wait for the loop.";
     histogram fsync_seconds: Histogram = "flotilla_fsync_seconds", "Time of one synced write of entries and hard states.", &SECONDS;
     histogram commands_per_fsync: Histogram = "flotilla_commands_per_fsync", "Commands made durable by one synced write, as leader or follower.", &BATCH;
@@ -141,7 +136,6 @@ metrics! {
     gauge apply_lag_entries: IntGauge = "flotilla_apply_lag_entries", "Committed entries not yet applied, over all replicas here.";
     gauge leaders: IntGauge = "flotilla_leaders", "Shards that this node leads.";
     gauge replicas: IntGauge = "flotilla_replicas", "Replicas that this node holds.";
-    gauge replicas_awake: IntGauge = "flotilla_replicas_awake", "Replicas that are ticked; the others sleep.";
     gauge shards_without_leader: IntGauge = "flotilla_shards_without_leader", "Replicas here whose shard has no leader that they know of.";
     counter elections: IntCounter = "flotilla_elections_total", "Elections that replicas here began (pre-votes not counted).";
     counter elections_won: IntCounter = "flotilla_elections_won_total", "Elections that replicas here won.";
@@ -151,7 +145,7 @@ metrics! {
     counter peer_connects: IntCounter = "flotilla_peer_connects_total", "Connections made to other nodes or taken from them.";
     counter peer_rejects: IntCounter = "flotilla_peer_rejects_total", "Connections of other nodes refused for a wrong certificate, cluster or node.";
     counter read_contexts: IntCounter = "flotilla_read_contexts_total", "ReadIndex contexts sent to a quorum; each carries the reads of one shard and pass.";
-    histogram reads_per_context: Histogram = "flotilla_reads_per_context", "Reads that shared one ReadIndex context.", &BATCH;
+    counter context_reads: IntCounter = "flotilla_read_context_reads_total", "Reads that ReadIndex contexts carried: divided by the contexts, how many shared one.";
     counter lease_reads_refused: IntCounter = "flotilla_lease_reads_without_lease_total", "Lease reads that went through a quorum because the lease was off or void.";
     counter forwarded_sent: IntCounter = "flotilla_forwarded_requests_sent_total", "Requests handed on to another node.";
     counter forwarded_received: IntCounter = "flotilla_forwarded_requests_received_total", "Requests handed on by another node.";
@@ -170,10 +164,8 @@ metrics! {
     gauge disk_used_bytes: IntGauge = "flotilla_disk_used_bytes", "Bytes that the data directory takes.";
     gauge disk_free_bytes: IntGauge = "flotilla_disk_free_bytes", "Bytes free on the data directory's file system.";
     gauge disk_capacity_bytes: IntGauge = "flotilla_disk_capacity_bytes", "Size of the data directory's file system.";
+    gauge rocksdb_slowed: IntGauge = "flotilla_rocksdb_write_slowed", "1 while RocksDB slows writes down, because compaction lags behind.";
     gauge rocksdb_stopped: IntGauge = "flotilla_rocksdb_write_stopped", "1 while RocksDB takes no writes at all.";
-    gauge rocksdb_delayed_bytes_per_second: IntGauge = "flotilla_rocksdb_delayed_write_bytes_per_second", "The rate that RocksDB slows writes to; 0 while it doesn't.";
-    counter rocksdb_stalls: IntCounter = "flotilla_rocksdb_stalls_total", "Times that RocksDB slowed or stopped writes.";
-    seconds_counter rocksdb_stall_seconds: Counter = "flotilla_rocksdb_stall_seconds_total", "Time that writes waited for RocksDB's flushes and compactions.";
     gauge rocksdb_wal_bytes: IntGauge = "flotilla_rocksdb_wal_bytes", "Size of RocksDB's write-ahead log.";
     gauge rocksdb_memtable_bytes: IntGauge = "flotilla_rocksdb_memtable_bytes", "Size of RocksDB's memtables.";
     gauge rocksdb_pending_compaction_bytes: IntGauge = "flotilla_rocksdb_pending_compaction_bytes", "What RocksDB estimates it has to compact.";
@@ -203,11 +195,9 @@ impl Metrics {
     /// Shows these shards, and no others, with a label each. The caller keeps them few.
     pub fn set_busiest(&self, busiest: &[BusyShard]) {
         self.busy_requests.reset();
-        self.busy_bytes.reset();
         for busy in busiest {
             let label = busy.shard.to_string();
             self.busy_requests.with_label_values(&[&label]).set(busy.requests_per_second);
-            self.busy_bytes.with_label_values(&[&label]).set(busy.size_bytes);
         }
     }
 
@@ -234,7 +224,7 @@ mod tests {
         let metrics = Metrics::default();
         metrics.lane("control").sent.inc();
         metrics.http.observe(Route::Key, &::http::Method::GET, 200, std::time::Duration::from_millis(1));
-        metrics.set_busiest(&[BusyShard { shard: ShardId(7), requests_per_second: 9, size_bytes: 10 }]);
+        metrics.set_busiest(&[BusyShard { shard: ShardId(7), requests_per_second: 9 }]);
         let text = String::from_utf8(metrics.render()).unwrap();
         for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
             let [name, kind] = line["# TYPE ".len()..].split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };

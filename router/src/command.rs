@@ -205,6 +205,18 @@ impl Payload {
     }
 }
 
+/// How many commands an entry's data carry; found by their lengths alone, for the metrics. 0 where they make no sense.
+pub fn count_commands(data: &[u8]) -> usize {
+    let Some(mut rest) = data.get(PAYLOAD_HEADER_BYTES..) else { return 0 };
+    let mut count = 0;
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        let Some(next) = behind.get(u32::from_be_bytes(*length) as usize..) else { return 0 };
+        rest = next;
+        count += 1;
+    }
+    count
+}
+
 impl Iterator for Payload {
     type Item = Result<Command, DecodeError>;
 
@@ -253,13 +265,16 @@ mod tests {
                 command.encode(&mut one);
                 prop_assert_eq!(one.len(), command.encoded_bytes());
             }
-            let payload = Payload::decode(builder.finish()).unwrap();
+            let data = builder.finish();
+            prop_assert_eq!(count_commands(&data), commands.len());
+            let payload = Payload::decode(data).unwrap();
             prop_assert_eq!(payload.range_epoch, epoch);
             prop_assert_eq!(payload.collect::<Result<Vec<_>, _>>().unwrap(), commands);
         }
 
         #[test]
         fn bytes_that_are_no_payload_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            count_commands(&bytes);
             if let Ok(payload) = Payload::decode(bytes.into()) {
                 let _ = payload.count();
             }

@@ -118,6 +118,10 @@ pub trait Engine: Read + Send + Sync + 'static {
     /// Removes a folder of exported files; that it is gone already is no error.
     fn remove_folder(&self, folder: &Path) -> Result<(), StorageError>;
 
+    /// About how many bytes of files the records of the data family from `start` up to `end` take. What is in memory only does
+    /// not count.
+    fn data_file_bytes(&self, start: &[u8], end: &[u8]) -> u64;
+
     /// How many bytes the disk has left for this user; `None` where there is no disk.
     fn free_bytes(&self) -> Result<Option<u64>, StorageError>;
 

@@ -353,6 +353,10 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn data_file_bytes(&self, _start: &[u8], _end: &[u8]) -> u64 {
+        0
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
         Ok(None)
     }

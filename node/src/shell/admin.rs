@@ -18,7 +18,7 @@ use flotilla_router::call::Response;
 use flotilla_router::{
     Answer, Ask, ClusterId, Consistency, Descriptor, Epoch, Incarnation, NodeId, Outcome, Refusal, Reply, ShardId,
 };
-use flotilla_storage::{Engine as _, read};
+use flotilla_storage::{Engine as _, keys, read};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -404,6 +404,11 @@ impl Admin {
                 keys: None,
             })
         });
+        let (start, end) = keys::data_range(descriptor.id.is_meta(), &descriptor.range);
+        let led_here = leader == Some(me);
+        let rates = &self.state.rates;
+        let rate = rates.lock().expect("nothing panics while it holds the rates").last().get(&descriptor.id).copied();
+        let rate = rate.unwrap_or_default();
         ShardView {
             id: descriptor.id,
             range: RangeView::from(&descriptor.range),
@@ -415,9 +420,9 @@ impl Admin {
             last: report.as_ref().map(|r| r.log.1),
             log_first: report.as_ref().map(|r| r.log.0),
             log_bytes: report.as_ref().map(|r| r.log_bytes),
-            size_bytes: None,
-            writes_per_second: None,
-            reads_per_second: None,
+            size_bytes: local.is_some().then(|| self.engine.data_file_bytes(&start, &end)),
+            writes_per_second: led_here.then_some(rate.writes),
+            reads_per_second: led_here.then_some(rate.reads),
             replicas: replicas.collect(),
             awake: true,
             local,

@@ -6,6 +6,7 @@
 
 use super::applier;
 use super::mailbox::{Grant, Mail, Mailbox};
+use super::rates::Rates;
 use super::snapshots::Snapshots;
 use super::{Engine, writer};
 use crate::core::inspect::ShardReport;
@@ -35,8 +36,8 @@ pub struct LoopState {
     pub last_pass_ms: AtomicU64,
     /// Set when the process is going down.
     pub draining: std::sync::atomic::AtomicBool,
-    /// Reads and writes per shard since the last look, for the busiest few.
-    pub requests: std::sync::Mutex<HashMap<ShardId, (u64, u64)>>,
+    /// How busy each shard is.
+    pub rates: std::sync::Mutex<Rates>,
 }
 
 /// The loop's hands.
@@ -201,7 +202,10 @@ impl Driver {
             Effect::PublishLeader { shard, leader } => self.hands.routes.set_leader(shard, leader),
             Effect::PublishDescriptor { descriptor } => self.hands.routes.learn([Descriptor::clone(&descriptor)]),
             Effect::Reply { ticket, shard: _, result } => match (self.waiters.remove(&ticket), result) {
-                (Some(Waiter::Command(reply)), result) => drop(reply.send(result)),
+                (Some(Waiter::Command(reply)), result) => {
+                    self.hands.metrics.proposals_refused.inc_by(result.is_err().into());
+                    let _ = reply.send(result);
+                }
                 (Some(Waiter::Read(reply)), Err(refusal)) => drop(reply.send(Err(refusal))),
                 _ => {}
             },
@@ -257,25 +261,21 @@ impl Driver {
         let (now, before, metrics) = (self.core.counters(), self.counted, &self.hands.metrics);
         metrics.proposals.inc_by(now.commands - before.commands);
         metrics.entries.inc_by(now.proposals - before.proposals);
-        if now.proposals > before.proposals {
-            let per_entry = (now.commands - before.commands) as f64 / (now.proposals - before.proposals) as f64;
-            metrics.commands_per_entry.observe(per_entry);
-        }
         metrics.elections.inc_by(now.elections - before.elections);
+        metrics.elections_won.inc_by(now.elections_won - before.elections_won);
+        metrics.context_reads.inc_by(now.context_reads - before.context_reads);
+        metrics.lease_reads_refused.inc_by(now.lease_reads_refused - before.lease_reads_refused);
+        metrics.apply_lag_entries.set(now.apply_lag as i64);
         metrics.read_contexts.inc_by(now.read_contexts - before.read_contexts);
         metrics.malformed_messages.inc_by(now.messages_refused - before.messages_refused);
         metrics.leaders.set(now.leaders as i64);
         metrics.replicas.set(now.replicas as i64);
-        metrics.replicas_awake.set(now.replicas as i64);
         metrics.entry_cache_bytes.set(now.cache_bytes as i64);
         metrics.mailbox_events.set(self.mailbox.waiting() as i64);
         self.counted = now;
         if !self.requests.is_empty() {
-            let mut shared = self.hands.state.requests.lock().expect("nothing panics while it holds the counts");
-            for (shard, (reads, writes)) in self.requests.drain() {
-                let counts = shared.entry(shard).or_default();
-                *counts = (counts.0 + reads, counts.1 + writes);
-            }
+            let mut rates = self.hands.state.rates.lock().expect("nothing panics while it holds the rates");
+            self.requests.drain().for_each(|(shard, (reads, writes))| rates.count(shard, reads, writes));
         }
     }
 }

@@ -38,20 +38,14 @@ pub struct Health {
     pub reserve_bytes: u64,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// When the busiest shards were last worked out, and what was counted of the transport by then.
+    /// What was counted of the transport so far.
     pub last: Mutex<Last>,
 }
 
 /// What the last collection saw; counters of other rooms only ever grow, so the difference is added.
+#[derive(Default)]
 pub struct Last {
-    at: Instant,
-    transport: [u64; 16],
-}
-
-impl Default for Last {
-    fn default() -> Self {
-        Self { at: Instant::now(), transport: [0; 16] }
-    }
+    transport: [u64; 20],
 }
 
 /// What a file system holds.
@@ -120,7 +114,7 @@ impl Inspect for Health {
         let statistics = self.engine.statistics();
         metrics.disk_used_bytes.set((statistics.sst_bytes + statistics.wal_bytes) as i64);
         metrics.rocksdb_stopped.set(statistics.writes_stopped.into());
-        metrics.rocksdb_delayed_bytes_per_second.set(statistics.writes_slowed.into());
+        metrics.rocksdb_slowed.set(statistics.writes_slowed.into());
         metrics.rocksdb_wal_bytes.set(statistics.wal_bytes as i64);
         metrics.rocksdb_memtable_bytes.set(statistics.memtable_bytes as i64);
         metrics.rocksdb_pending_compaction_bytes.set(statistics.compaction_pending_bytes as i64);
@@ -131,7 +125,7 @@ impl Inspect for Health {
         metrics.peers_connected.set(connected as i64);
         let mut last = self.last.lock().expect("nothing panics while it holds it");
         self.collect_transport(&mut last);
-        self.collect_busiest(&mut last);
+        self.collect_busiest();
     }
 }
 
@@ -139,7 +133,7 @@ impl Health {
     fn collect_transport(&self, last: &mut Last) {
         let (stats, metrics) = (self.transport.stats(), &self.metrics);
         let (control, append, requests) = (metrics.lane("control"), metrics.lane("append"), metrics.lane("requests"));
-        let mut counters = Vec::with_capacity(16);
+        let mut counters = Vec::with_capacity(20);
         for (lane, stats) in [(&control, &stats.control), (&append, &stats.append), (&requests, &stats.requests)] {
             counters.push((stats.frames_sent.get(), &lane.sent));
             counters.push((stats.bytes_sent.get(), &lane.sent_bytes));
@@ -148,26 +142,19 @@ impl Health {
             counters.push((stats.frames_dropped.get(), &lane.dropped));
         }
         counters.push((stats.snapshot_bytes_sent.get(), &metrics.snapshot_bytes_sent));
+        counters.push((stats.connections_opened.get() + stats.connections_accepted.get(), &metrics.peer_connects));
+        counters.push((stats.connections_refused.get(), &metrics.peer_rejects));
         for ((now, counter), before) in counters.into_iter().zip(&mut last.transport) {
             counter.inc_by(now.saturating_sub(*before));
             *before = now;
         }
     }
 
-    fn collect_busiest(&self, last: &mut Last) {
-        let seconds = last.at.elapsed().as_secs_f64().max(0.001);
-        last.at = Instant::now();
-        let counts = std::mem::take(&mut *self.state.requests.lock().expect("nothing panics while it holds the counts"));
-        let mut busy: Vec<_> = counts.into_iter().collect();
-        busy.sort_by_key(|(shard, (reads, writes))| (std::cmp::Reverse(reads + writes), *shard));
-        let busiest: Vec<_> = busy
+    fn collect_busiest(&self) {
+        let busiest = self.state.rates.lock().expect("nothing panics while it holds the rates").busiest(BUSIEST);
+        let busiest: Vec<_> = busiest
             .into_iter()
-            .take(BUSIEST)
-            .map(|(shard, (reads, writes))| BusyShard {
-                shard,
-                requests_per_second: ((reads + writes) as f64 / seconds) as i64,
-                size_bytes: 0,
-            })
+            .map(|(shard, rate)| BusyShard { shard, requests_per_second: (rate.reads + rate.writes) as i64 })
             .collect();
         self.metrics.set_busiest(&busiest);
     }

@@ -25,6 +25,7 @@ pub mod health;
 pub mod logger;
 pub mod mailbox;
 pub mod peers;
+pub mod rates;
 pub mod service;
 pub mod snapshots;
 pub mod start;

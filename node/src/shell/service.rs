@@ -62,6 +62,7 @@ impl flotilla_ops::Kv for Service {
                     if first && hinted {
                         continue;
                     }
+                    self.ask_own_replica(shard.id).await;
                 }
                 Err(no) => return Err(no),
             }
@@ -111,6 +112,20 @@ impl Service {
         }
     }
 
+    /// Takes up again what this node's own replica, if it has one, knows of its leader. The replica publishes changes only, so a
+    /// hint that a lost connection cleared, or that came from a node that knew less, would otherwise stay so until the next
+    /// election.
+    async fn ask_own_replica(&self, shard: ShardId) {
+        let (reply, reports) = oneshot::channel();
+        let asked = self.mailbox.offer(Mail::Inspect { after: ShardId(shard.0.saturating_sub(1)), limit: 1, reply });
+        if asked
+            && let Ok(reports) = reports.await
+            && let Some(report) = reports.first().filter(|report| report.descriptor.id == shard)
+        {
+            self.routes.set_leader(shard, report.leader);
+        }
+    }
+
     /// One try, on the node that is most likely to be able to answer.
     async fn attempt(&self, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
         let here = shard.on_node(self.node).is_some();
@@ -151,7 +166,7 @@ impl Service {
                 Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
             }),
             Err(RequestError::NotSent(_)) => {
-                // Whoever led from there can't be reached from here. A replica of our own knows better soon.
+                // Whoever led from there can't be reached from here.
                 self.routes.not_leader(shard, to);
                 self.metrics.forward_failures.inc();
                 Err(Refusal::NoLeader { shard })

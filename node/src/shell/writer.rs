@@ -7,6 +7,7 @@ use super::mailbox::Mailbox;
 use crate::core::Event;
 use crossbeam_channel::{Receiver, Sender};
 use flotilla_ops::Metrics;
+use flotilla_router::command::count_commands;
 use flotilla_storage::{LogBatch, fatal};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,15 +26,19 @@ pub fn start(engine: Arc<Engine>, mailbox: Mailbox, metrics: Arc<Metrics>) -> st
 fn run(engine: &Engine, receiver: &Receiver<Work>, mailbox: &Mailbox, metrics: &Metrics) {
     for (write, batch) in receiver {
         let started = Instant::now();
-        let (mut entries, mut bytes) = (0, 0);
-        for write in &batch.writes {
-            entries += write.entries.len();
-            bytes += write.entries.iter().map(|e| e.bytes()).sum::<u64>();
+        let (mut entries, mut bytes, mut commands) = (0, 0, 0);
+        for entry in batch.writes.iter().flat_map(|w| &w.entries) {
+            let in_entry = count_commands(&entry.data);
+            entries += 1;
+            bytes += entry.bytes();
+            commands += in_entry;
+            metrics.commands_per_entry.observe(in_entry as f64);
         }
         fatal::or_abort(flotilla_storage::append(engine, &batch));
         mailbox.report(Event::Persisted { write });
         metrics.fsync_seconds.observe(started.elapsed().as_secs_f64());
-        metrics.entries_per_fsync.observe(entries as f64);
+        metrics.entries_per_fsync.observe(f64::from(entries));
+        metrics.commands_per_fsync.observe(commands as f64);
         metrics.log_bytes.inc_by(bytes);
         metrics.log_truncations.inc_by(batch.writes.iter().filter(|w| w.truncate.is_some()).count() as u64);
     }

@@ -214,12 +214,13 @@ fn after_unknown(earlier: usize) -> Problem {
     Problem::new(StatusCode::FAILED_DEPENDENCY, "earlier_outcome_unknown", "not tried", detail).retryable()
 }
 
-/// 415 unless the body says that it is JSON.
+/// 415 if the body says that it is anything but JSON. A body that says nothing is taken for JSON, and so is what `curl -d` calls
+/// every body unless it is told otherwise.
 pub(super) fn check_json(parts: &Parts) -> Result<(), Problem> {
     check_encoding(parts)?;
     let media = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media = media.split(';').next().unwrap_or_default().trim();
-    if media.eq_ignore_ascii_case("application/json") {
+    if ["", "application/json", "application/x-www-form-urlencoded"].iter().any(|taken| media.eq_ignore_ascii_case(taken)) {
         return Ok(());
     }
     let detail = format!("Content-Type: this takes application/json, not {media:?}");

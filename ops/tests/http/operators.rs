@@ -64,6 +64,7 @@ async fn leadership_is_handed_over() {
     let done = order("/v1/admin/shards/3/leader", &[], r#"{"node":2}"#).await;
     assert_eq!((done.status, done.header("etag")), (200, Some("\"3.1\"")));
     assert_eq!((&done.json()["leader_after"], &done.json()["dry_run"]), (&2.into(), &false.into()));
+    assert_eq!((&done.json()["id"], &done.json()["epoch"]["membership"]), (&3.into(), &3.into()), "the new descriptor");
     let shown = order("/v1/admin/shards/3/leader?dry_run=1", &[("if-match", "\"3.1\"")], r#"{"node":2}"#).await;
     assert_eq!((&shown.json()["dry_run"], &shown.json()["quorum_after"]["needed"]), (&true.into(), &2.into()));
     let moved = order("/v1/admin/shards/3/leader", &[("if-match", "\"3.0\"")], r#"{"node":2}"#).await;

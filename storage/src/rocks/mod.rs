@@ -289,6 +289,11 @@ impl Engine for RocksEngine {
         files::remove_folder(folder)
     }
 
+    fn data_file_bytes(&self, start: &[u8], end: &[u8]) -> u64 {
+        let db = &self.inner.db;
+        db.raw().get_approximate_sizes_cf(db.family(Family::Data), &[rocksdb::Range::new(start, end)]).into_iter().sum()
+    }
+
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
         let disk = rustix::fs::statvfs(&self.inner.dir).map_err(|e| StorageError::engine("ask for free disk space", e))?;
         Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
