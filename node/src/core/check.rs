@@ -8,10 +8,11 @@ use super::config::CoreConfig;
 use super::replica::Replica;
 use super::wire::Envelope;
 use flotilla_router::{NodeId, ReplicaId};
+use raft::StateRole;
 use raft::eraftpb::MessageType::{self, *};
 
 /// Above this an index or a term is not honest, and sums of it could overflow.
-const NUMBER_MAX: u64 = 1 << 56;
+pub(super) const NUMBER_MAX: u64 = 1 << 56;
 /// Entries of one message, in bytes: `max_size_per_msg` and one more entry of the largest size, generously.
 const ENTRIES_BYTES_MAX: u64 = 16 << 20;
 
@@ -92,6 +93,14 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
         MsgAppendResponse if !message.reject && message.index > raft.raft_log.last_index() && message.term == raft.term => {
             Refuse("it acknowledges entries that do not exist")
         }
+        // A candidate asks for votes once its term is on disk. An answer before that was not asked for, and would make raft-rs
+        // a leader with entries that it has not persisted, which ends the process.
+        MsgRequestVoteResponse
+            if raft.state == StateRole::Candidate
+                && (!replica.ready.is_empty() || raft.raft_log.persisted != raft.raft_log.last_index()) =>
+        {
+            Refuse("a vote that was not asked for")
+        }
         // A lease rests on followers that stand by their leader. One that has just started does not know whom it stood by.
         MsgRequestVote | MsgRequestPreVote
             if context.config.reads.lease && context.ticks < context.config.raft.election_ticks as u64 =>
@@ -105,11 +114,17 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
 fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -> Verdict {
     let message = &envelope.message;
     let log = &replica.raw.raft.raft_log;
+    // Every log starts at term 1, and raft-rs takes term 0 to match any place beyond the log: it would append there, and end.
+    if message.log_term == 0 {
+        return Verdict::Refuse("it follows an entry of term 0");
+    }
     let mut bytes = 0;
+    let mut term_before = message.log_term;
     for (offset, entry) in message.entries.iter().enumerate() {
-        if entry.index != message.index + 1 + offset as u64 || entry.term == 0 || entry.term > message.term {
+        if entry.index != message.index + 1 + offset as u64 || entry.term < term_before || entry.term > message.term {
             return Verdict::Refuse("entries that do not follow one another");
         }
+        term_before = entry.term;
         bytes += super::log::entry_bytes(entry);
         // raft-rs ends the process where a committed entry would be overwritten.
         if entry.index <= log.committed

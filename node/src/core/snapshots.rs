@@ -11,6 +11,7 @@
 //! one is being installed, the group takes no message and no tick. Every staged snapshot is installed or discarded.
 
 use super::Node;
+use super::check;
 use super::effect::Effect;
 use super::event::SnapshotId;
 use super::replica::conf_state;
@@ -39,6 +40,8 @@ struct Outgoing {
     id: SnapshotId,
     /// Where it stands, once it is built.
     at: Option<LogPosition>,
+    /// What was applied when it was asked for: it will stand there or above.
+    floor: u64,
     idle_ticks: usize,
 }
 
@@ -65,7 +68,7 @@ impl Snapshots {
 
     /// The index above which the log must stay, for the sake of a snapshot on its way.
     pub(super) fn pins(&self) -> Option<u64> {
-        self.outgoing.as_ref().and_then(|o| o.at).map(|at| at.index)
+        self.outgoing.as_ref().map(|o| o.at.map_or(o.floor, |at| at.index))
     }
 
     /// A snapshot leaves for a follower.
@@ -87,7 +90,7 @@ impl Node {
         }
         let id = SnapshotId(self.next_snapshot);
         self.next_snapshot += 1;
-        replica.snapshots.outgoing = Some(Outgoing { id, at: None, idle_ticks: 0 });
+        replica.snapshots.outgoing = Some(Outgoing { id, at: None, floor: replica.applied.index, idle_ticks: 0 });
         replica.raw.mut_store().offer_snapshot(None);
         self.outbox.effects.push(Effect::BuildSnapshot { shard, snapshot: id });
     }
@@ -111,7 +114,7 @@ impl Node {
         metadata.term = at.term;
         metadata.set_conf_state(conf_state(&replica.descriptor));
         replica.raw.mut_store().offer_snapshot(Some(offered));
-        replica.snapshots.outgoing = Some(Outgoing { id: snapshot, at: Some(at), idle_ticks: 0 });
+        replica.snapshots.outgoing = Some(Outgoing { id: snapshot, at: Some(at), floor: at.index, idle_ticks: 0 });
     }
 
     /// A snapshot stream has ended.
@@ -163,7 +166,10 @@ impl Node {
             && replica.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from)
             && manifest.descriptor.id == shard
             && manifest.at == at
-            && at.term <= message.term
+            && message.term <= check::NUMBER_MAX
+            && at.index <= check::NUMBER_MAX
+            && (1..=message.term).contains(&at.term)
+            && is_sound(&manifest.descriptor)
             && *metadata.get_conf_state() == conf_state(&manifest.descriptor)
             && manifest.descriptor.replica(replica.id).is_some();
         if !honest || others_overlap || replica.quarantined.is_some() || replica.snapshots.is_installing() {
@@ -216,4 +222,11 @@ impl Node {
         self.note_applied(shard);
         self.touch(shard);
     }
+}
+
+/// Whether raft-rs can make a group of these members: somebody votes, and nobody is there twice.
+fn is_sound(descriptor: &Descriptor) -> bool {
+    let replicas = &descriptor.replicas;
+    let unique = |i: usize| replicas[..i].iter().all(|r| r.id != replicas[i].id && r.node != replicas[i].node);
+    descriptor.voters().next().is_some() && (0..replicas.len()).all(unique)
 }
