@@ -23,6 +23,8 @@
 //! A proposal that was lost is called *not applied* only when another entry was committed in its place. Nothing that a peer
 //! sends can panic.
 
+#![warn(clippy::disallowed_methods, clippy::disallowed_types)]
+
 pub mod config;
 pub mod effect;
 pub mod event;
@@ -74,10 +76,16 @@ pub struct Counters {
     pub proposals: u64,
     /// Elections that a replica here has called.
     pub elections: u64,
+    /// Elections that a replica here has won.
+    pub elections_won: u64,
     /// Read contexts sent.
     pub read_contexts: u64,
+    /// Reads that those contexts carried.
+    pub context_reads: u64,
     /// Reads served by a lease.
     pub lease_reads: u64,
+    /// Lease reads that went through a quorum, because there was no lease.
+    pub lease_reads_refused: u64,
     /// Messages from peers that were refused before `step`.
     pub messages_refused: u64,
     /// Shards led here.
@@ -86,6 +94,8 @@ pub struct Counters {
     pub replicas: u64,
     /// Replicas set aside.
     pub quarantined: u64,
+    /// Committed entries that are not yet applied, over all replicas.
+    pub apply_lag: u64,
     /// Bytes of log bodies in memory.
     pub cache_bytes: u64,
 }
@@ -271,6 +281,7 @@ impl Node {
         let mut counters = self.counters;
         counters.replicas = self.registry.len() as u64;
         (counters.leaders, counters.quarantined) = (self.registry.leaders(), self.registry.quarantined());
+        counters.apply_lag = self.registry.apply_lag();
         counters.cache_bytes = self.cache_bytes;
         counters
     }
@@ -308,6 +319,8 @@ impl Node {
         }
         let context = elections::Context { config: &self.config, ticks: self.ticks, counters: &mut self.counters };
         if Elections::tick(replica, context) {
+            // At once, since the same pass may bring more ticks.
+            elections::set_timeout(replica, &self.config);
             self.dirty.insert(shard);
         }
         if replica.waits_for_something() {
@@ -336,6 +349,7 @@ impl Node {
                 let replica = self.registry.get_mut(shard).expect("looked up just now");
                 // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do about it.
                 let _ = replica.raw.step(envelope.message);
+                elections::set_timeout(replica, &self.config);
                 self.touch(shard);
             }
             check::Verdict::Drop => {}
@@ -350,8 +364,13 @@ impl Node {
         replica.quarantined = Some(why.clone());
         self.waiting_bytes -= replica.proposals.waiting_bytes();
         let tickets = replica.take_waiting_tickets();
+        let transfer = replica.elections.transfer.take();
         self.outbox.effects.push(Effect::Quarantined { shard, why });
         self.outbox.effects.push(Effect::PublishLeader { shard, leader: None });
+        if let Some(ticket) = transfer.and_then(|t| t.ticket) {
+            let refusal = Refusal::Conflict { why: format!("shard {shard} was set aside on this node") };
+            self.outbox.effects.push(Effect::TransferDone { ticket, result: Err(refusal) });
+        }
         for (ticket, proposed) in tickets {
             let refusal = if proposed { Refusal::Unknown { shard } } else { Refusal::NotLeader { shard, leader: None } };
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
