@@ -13,6 +13,7 @@
 //! | proposed | another entry was committed at its index | not applied |
 //! | proposed | the time was up, or a snapshot passed over its index | unknown |
 
+use super::balance::is_alive;
 use super::effect::Effect;
 use super::event::Ticket;
 use super::{Node, Time};
@@ -193,8 +194,12 @@ impl Node {
             if let Some((free_bytes, reserve_bytes)) = self.disk_full {
                 return Err(Refusal::DiskFull { free_bytes, reserve_bytes });
             }
-            // A voter without room would stop taking entries, or stop altogether.
-            let full = |r: &flotilla_router::Replica| self.peers.get(&r.node).is_some_and(|p| p.heard && p.beat.disk_full);
+            // A voter without room would stop taking entries, or stop altogether. What a node that is gone said last counts no
+            // more, or it would keep the shard from being written for as long as it is gone.
+            let silent_ticks_max = self.config.raft.election_ticks;
+            let full = |r: &flotilla_router::Replica| {
+                is_alive(&self.peers, r.node, silent_ticks_max) && self.peers[&r.node].beat.disk_full
+            };
             if replica.descriptor.replicas.iter().any(full) {
                 return Err(Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
             }
@@ -267,5 +272,60 @@ impl Node {
         for (ticket, refusal) in answers {
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u64, term: u64) -> LogPosition {
+        LogPosition { index, term }
+    }
+
+    /// Entries with one command each, whose tickets are numbered as they come.
+    fn in_flight(places: &[LogPosition]) -> Proposals {
+        let mut proposals = Proposals::default();
+        for (place, ticket) in places.iter().zip(1..) {
+            proposals.in_flight.insert(*place, vec![(Some(Ticket(ticket)), Time::MAX)]);
+            proposals.in_flight_commands += 1;
+        }
+        proposals
+    }
+
+    #[test]
+    fn entries_that_commit_together_are_settled_in_order() {
+        let mut proposals = in_flight(&[at(10, 2), at(11, 2)]);
+        let mut lost = Vec::new();
+        assert!(proposals.is_committed(at(10, 2), &mut lost));
+        assert!(proposals.is_committed(at(11, 2), &mut lost));
+        assert!(lost.is_empty());
+        let results = vec![(10, vec![WriteResult::Deleted]), (11, vec![WriteResult::Deleted])];
+        let settled: Vec<_> = proposals.settle(results).into_iter().map(|(ticket, _)| ticket).collect();
+        assert_eq!((settled, proposals.pending()), (vec![Ticket(1), Ticket(2)], 0));
+    }
+
+    /// Led in term 2, deposed, overruled by a shorter log in term 3, leads again in term 4: at index 12 two of ours stand.
+    #[test]
+    fn overruled_entries_are_lost_only_when_another_is_committed_in_their_place() {
+        let mut proposals = in_flight(&[at(10, 2), at(12, 2), at(13, 2), at(12, 4)]);
+        let mut lost = Vec::new();
+        assert!(!proposals.is_committed(at(10, 3), &mut lost));
+        assert_eq!(lost, [Ticket(1)]);
+        assert!(!proposals.is_committed(at(11, 4), &mut lost));
+        assert_eq!(lost.len(), 1, "nothing of ours stood there, and those above may still be committed");
+        assert!(proposals.is_committed(at(12, 4), &mut lost));
+        assert!(!proposals.is_committed(at(13, 4), &mut lost));
+        assert_eq!(lost, [Ticket(1), Ticket(2), Ticket(3)]);
+        assert_eq!(proposals.settle(vec![(12, vec![WriteResult::Deleted])]), [(Ticket(4), WriteResult::Deleted)]);
+        assert_eq!(proposals.pending(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_passes_over_what_it_covers_and_nothing_above() {
+        let mut proposals = in_flight(&[at(10, 2), at(11, 2), at(12, 2)]);
+        assert_eq!(proposals.take_passed_over(11), [Ticket(1), Ticket(2)]);
+        assert_eq!(proposals.pending(), 1);
+        assert_eq!(proposals.take_all(), [(Ticket(3), true)]);
     }
 }
