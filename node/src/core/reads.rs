@@ -142,6 +142,7 @@ impl Node {
                 return self.touch(shard);
             }
             (Some(replica), _) => {
+                self.counters.lease_reads_refused += u64::from(consistency == Consistency::Lease);
                 replica.reads.waiting.push((ticket, deadline));
                 return self.touch(shard);
             }
@@ -183,6 +184,7 @@ impl Node {
         self.next_read += 1;
         self.counters.read_contexts += 1;
         let reads = std::mem::take(&mut replica.reads.waiting);
+        self.counters.context_reads += reads.len() as u64;
         replica.reads.sent.push_back(Sent { context, reads, at: now, ticks: 0 });
         replica.raw.read_index(context.to_vec());
     }
@@ -203,6 +205,14 @@ impl Node {
             }
             !ready
         });
+        // A context that came back made room for the reads that gathered meanwhile: they need not wait for a tick.
+        if !replica.reads.waiting.is_empty()
+            && replica.reads.sent.len() < CONTEXTS_MAX
+            && replica.leads()
+            && replica.raw.raft.commit_to_current_term()
+        {
+            self.dirty.insert(shard);
+        }
         if !tickets.is_empty() {
             let descriptor = replica.descriptor.clone();
             self.outbox.effects.push(Effect::Read { tickets, descriptor, staleness: None });
