@@ -270,6 +270,8 @@ impl Storage for LogView {
             context.can_async(),
             "bodies from {low} are asked for at once and not in memory: something unapplied was evicted"
         );
+        // What is in memory may not be on disk yet; what is not, is.
+        let high = self.cache.front().map_or(high, |first| high.min(first.index));
         self.asked.borrow_mut().entries.push(Wanted { low, high, bytes_max, context });
         Err(StorageError::LogTemporarilyUnavailable.into())
     }
@@ -356,7 +358,7 @@ mod tests {
         assert_eq!(view.entries(6, 10, 0, GetEntriesContext::empty(true)).unwrap().len(), 1, "but at least one");
         view.entries(3, 10, None, GetEntriesContext::empty(true)).unwrap_err();
         let (wanted, snapshot) = view.take_asked();
-        assert_eq!((wanted.len(), wanted[0].low, wanted[0].high, snapshot), (1, 3, 10, false));
+        assert_eq!((wanted.len(), wanted[0].low, wanted[0].high, snapshot), (1, 3, 6, false));
         view.hold_fetched(vec![entry(3, 1), entry(4, 1)]);
         assert_eq!(view.entries(3, 10, None, GetEntriesContext::empty(true)).unwrap().len(), 2);
         assert_eq!(view.entries(1, 10, None, GetEntriesContext::empty(true)).unwrap_err(), StorageError::Compacted.into());

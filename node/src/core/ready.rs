@@ -51,6 +51,7 @@ struct Waiting {
 /// Entries on their way from disk.
 pub(super) struct Fetch {
     shard: ShardId,
+    low: u64,
     context: GetEntriesContext,
 }
 
@@ -173,7 +174,6 @@ impl Node {
     /// Queues committed entries to be applied, and settles proposals that were overruled.
     fn hand_out(&mut self, shard: ShardId, committed: &[Entry]) {
         let replica = self.registry.get_mut(shard).expect("the caller holds it");
-        let work = self.outbox.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
         let mut lost = Vec::new();
         for entry in committed {
             assert_eq!(entry.index, replica.handed_out + 1, "committed entries have a gap");
@@ -188,6 +188,7 @@ impl Node {
             }
             let at = LogPosition { index: entry.index, term: entry.term };
             let wants_results = replica.proposals.is_committed(at, &mut lost);
+            let work = self.outbox.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
             work.entries.push(ApplyEntry { entry: to_stored(entry), wants_results });
         }
         let leader = replica.leader_node();
@@ -255,11 +256,16 @@ impl Node {
         replica.raw.mut_store().drop_fetched();
         let (wanted, snapshot) = replica.raw.mut_store().take_asked();
         for wanted in wanted {
+            // Every proposal asks again for what a follower far behind needs; without this each would start a row of fetches
+            // that never ends before the follower has caught up. Another follower at the same place asks again on its heartbeat.
+            if self.fetches.values().any(|f| f.shard == shard && f.low == wanted.low) {
+                continue;
+            }
             let fetch = self.next_fetch;
             self.next_fetch += 1;
             let (low, high, bytes_max) = (wanted.low, wanted.high, wanted.bytes_max.min(4 << 20));
             self.outbox.effects.push(Effect::FetchEntries { fetch, shard, low, high, bytes_max });
-            self.fetches.insert(fetch, Fetch { shard, context: wanted.context });
+            self.fetches.insert(fetch, Fetch { shard, low, context: wanted.context });
         }
         if snapshot {
             self.want_snapshot(shard);
@@ -268,7 +274,7 @@ impl Node {
 
     /// Entries have come from disk: raft-rs sends them on, if the follower still needs them.
     pub(super) fn entries_fetched(&mut self, fetch: u64, shard: ShardId, entries: Vec<LogEntry>) {
-        let Some(Fetch { shard: asked, context }) = self.fetches.remove(&fetch) else { return };
+        let Some(Fetch { shard: asked, low: _, context }) = self.fetches.remove(&fetch) else { return };
         assert_eq!(asked, shard, "entries of another shard were fetched");
         let Some(replica) = self.registry.get_mut(shard) else { return };
         if entries.is_empty() || replica.quarantined.is_some() {
@@ -330,7 +336,7 @@ fn snapshot_number(message: &Message) -> u64 {
 }
 
 /// The membership change that an entry carries. The type is looked at before the data: leaving joint consensus has none.
-fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, protobuf::ProtobufError> {
+pub(super) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, protobuf::ProtobufError> {
     match entry.get_entry_type() {
         EntryType::EntryNormal => Ok(None),
         EntryType::EntryConfChange => {
