@@ -126,6 +126,10 @@ impl Node {
                 let index = if over { applied } else { applied.min(needed_by_live_followers(replica, alive)) };
                 replica.raw.mut_store().evict(index);
             }
+            if replica.leads() && replica.proposals.pending() == 0 {
+                // A buffer for every follower of every group that is idle would add up.
+                replica.raw.raft.maybe_free_inflight_buffers();
+            }
             bytes += replica.raw.store().cache_bytes();
         }
         self.cache_bytes = bytes;
