@@ -20,6 +20,7 @@ use flotilla_router::{
     Command, Condition, Consistency, Descriptor, Epoch, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, Role, ShardId,
 };
 use flotilla_storage::{WriteResult, read};
+use raft::eraftpb::MessageType;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -76,6 +77,8 @@ pub(super) struct Cluster {
     tracing: bool,
     /// A running hash over all effects' debug output.
     pub(super) fingerprint: u64,
+    /// Read contexts that were sent.
+    contexts: Vec<Bytes>,
     /// What must hold.
     pub(super) invariants: Invariants,
     /// Whether the trace goes to the terminal at once, for runs that may end in a panic.
@@ -121,6 +124,7 @@ impl Cluster {
             trace: Vec::new(),
             tracing: true,
             fingerprint: 0,
+            contexts: Vec::new(),
             invariants: Invariants::default(),
             spoken: false,
         };
@@ -138,7 +142,8 @@ impl Cluster {
     /// The same with another configuration.
     pub(super) fn led_with(config: CoreConfig) -> Self {
         let mut cluster = Self::new(3, 1, config);
-        cluster.run(8);
+        // Where leases are on, nobody votes for an election timeout after the start.
+        cluster.run(20);
         assert_eq!(cluster.leader(SHARD), Some(NodeId(1)));
         cluster.take_trace();
         cluster
@@ -453,6 +458,11 @@ impl Cluster {
         std::mem::take(&mut self.trace)
     }
 
+    /// The read contexts that were sent since the last call, each once.
+    pub(super) fn take_contexts(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.contexts)
+    }
+
     /// From here on the trace goes to the terminal.
     pub(super) fn speak(&mut self) {
         self.spoken = true;
@@ -554,6 +564,13 @@ impl Cluster {
         let mut frame = wire::start_frame();
         for envelope in &messages {
             envelope.encode(&mut frame);
+            let context = &envelope.message.context;
+            if envelope.message.get_msg_type() == MessageType::MsgHeartbeat
+                && !context.is_empty()
+                && !self.contexts.contains(context)
+            {
+                self.contexts.push(context.clone());
+            }
         }
         if let Some(beat) = beat {
             wire::encode_beat(beat, &mut frame);

@@ -27,6 +27,23 @@ macro_rules! scripts {
 }
 
 scripts! {
-    election_first,
+    balance,
+    conflict,
+    disk_full,
+    drain,
+    election_first_voter_down,
+    elections,
+    fetch,
+    gathering,
+    lease,
+    quarantine,
+    read_index,
+    read_new_leader,
+    read_stale,
     replication,
+    restart,
+    snapshot,
+    transfer,
+    truncation,
+    unknown,
 }

@@ -1,1 +1,302 @@
-//! To be written.
+//! What a peer may not send: a table of bad messages, each refused and counted, and the property that no message, no matter
+//! what is in it, ends the process.
+
+use super::cluster::{Cluster, SHARD, config};
+use super::member::Member;
+use crate::core::wire::{self, Envelope};
+use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
+use bytes::Bytes;
+use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, NodeId, Op, ShardId};
+use flotilla_storage::{Applied, recover};
+use proptest::prelude::*;
+use protobuf::ProtobufEnum as _;
+use raft::eraftpb::{Entry, EntryType, Message, MessageType};
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const N3: NodeId = NodeId(3);
+
+fn entry(index: u64, term: u64) -> Entry {
+    Entry { index, term, ..Entry::default() }
+}
+
+#[test]
+fn bad_messages_are_refused_and_counted() {
+    use MessageType::*;
+    type Spoil = fn(&mut Message);
+    let table: [(&str, Spoil); 23] = [
+        ("another node's replica", |m| m.from = 23),
+        ("nobody's replica", |m| m.from = 99),
+        ("the receiver's own", |m| m.from = 21),
+        ("for another replica", |m| m.to = 22),
+        ("term 0", |m| m.term = 0),
+        ("the highest term", |m| m.term = u64::MAX),
+        ("a proposal", |m| m.set_msg_type(MsgPropose)),
+        ("a read", |m| m.set_msg_type(MsgReadIndex)),
+        ("an answer to a read", |m| m.set_msg_type(MsgReadIndexResp)),
+        ("a local call to campaign", |m| m.set_msg_type(MsgHup)),
+        ("a local beat", |m| m.set_msg_type(MsgBeat)),
+        ("a local check", |m| m.set_msg_type(MsgCheckQuorum)),
+        ("a hand-over", |m| m.set_msg_type(MsgTransferLeader)),
+        ("word of a snapshot", |m| m.set_msg_type(MsgSnapStatus)),
+        ("a snapshot outside its stream", |m| m.set_msg_type(MsgSnapshot)),
+        ("entries in a heartbeat", |m| m.set_entries(vec![entry(3, 2)].into())),
+        ("a snapshot in a heartbeat", |m| m.mut_snapshot().mut_metadata().index = 3),
+        ("the highest index", |m| m.commit = u64::MAX),
+        ("an append after term 0", |m| {
+            m.set_msg_type(MsgAppend);
+            m.index = 9;
+        }),
+        ("a gap between entries", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![entry(3, 2), entry(5, 2)].into());
+        }),
+        ("entries of falling terms", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![entry(3, 2), entry(4, 1)].into());
+        }),
+        ("entries of a later term", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![entry(3, 3)].into());
+        }),
+        ("an acknowledgement of what is not there", |m| {
+            m.set_msg_type(MsgAppendResponse);
+            m.index = 99;
+        }),
+    ];
+    for (name, spoil) in table {
+        let mut cluster = Cluster::led();
+        let envelope = cluster.forge(N2, N1, |m| {
+            m.set_msg_type(MsgHeartbeat);
+            spoil(m);
+        });
+        let before = cluster.running_mut(N1).core.counters().messages_refused;
+        cluster.post(N1, Event::Message { from: N2, envelope });
+        cluster.pass(N1);
+        assert_eq!(cluster.running_mut(N1).core.counters().messages_refused, before + 1, "{name} was not refused");
+        assert_eq!(cluster.leader(SHARD), Some(N1), "{name} changed something");
+    }
+}
+
+#[test]
+fn messages_of_a_shard_that_is_not_here_are_refused() {
+    let mut cluster = Cluster::led();
+    let mut envelope = cluster.forge(N2, N1, |m| m.set_msg_type(MessageType::MsgHeartbeat));
+    envelope.shard = ShardId(77);
+    cluster.post(N1, Event::Message { from: N2, envelope });
+    cluster.pass(N1);
+    assert_eq!(cluster.running_mut(N1).core.counters().messages_refused, 1);
+}
+
+/// One thing that happens to a lonely core.
+#[derive(Clone, Debug)]
+enum Input {
+    Message { from: NodeId, envelope: Box<Envelope> },
+    Ticks(u8),
+    Persisted,
+    Applied,
+    Pass,
+    Put,
+    Get,
+}
+
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        8 => 0..6u64,
+        1 => Just(u64::MAX),
+        1 => Just(u64::MAX - 1),
+        1 => Just(1 << 56),
+        1 => any::<u64>(),
+    ]
+}
+
+fn any_entry() -> impl Strategy<Value = Entry> {
+    (number(), number(), 0..3i32, proptest::collection::vec(any::<u8>(), 0..4)).prop_map(|(index, term, kind, data)| {
+        let mut entry = Entry { index, term, data: data.into(), ..Entry::default() };
+        entry.set_entry_type(match kind {
+            0 => EntryType::EntryNormal,
+            1 => EntryType::EntryConfChange,
+            _ => EntryType::EntryConfChangeV2,
+        });
+        entry
+    })
+}
+
+/// Entries that follow one another, as an honest peer's do, so that more gets past the first checks.
+fn run_of_entries(index: u64, term: u64, n: u64) -> Vec<Entry> {
+    (1..=n).map(|i| entry(index.wrapping_add(i), term)).collect()
+}
+
+fn any_message() -> impl Strategy<Value = Input> {
+    let kinds = prop_oneof![
+        4 => proptest::sample::select(vec![
+            MessageType::MsgAppend,
+            MessageType::MsgAppendResponse,
+            MessageType::MsgRequestVote,
+            MessageType::MsgRequestVoteResponse,
+            MessageType::MsgRequestPreVote,
+            MessageType::MsgRequestPreVoteResponse,
+            MessageType::MsgHeartbeat,
+            MessageType::MsgHeartbeatResponse,
+            MessageType::MsgTimeoutNow,
+        ]),
+        1 => proptest::sample::select(MessageType::values().to_vec()),
+    ];
+    let ids = (
+        prop_oneof![6 => Just(2u64), 6 => Just(3u64), 1 => Just(1u64), 1 => number()],
+        prop_oneof![12 => Just(0u64), 1 => number()],
+        prop_oneof![12 => Just(21u64), 1 => number()],
+        kinds,
+    );
+    let numbers = (number(), number(), number(), number(), number(), prop_oneof![4 => Just(0u64), 1 => number()]);
+    let rest = (
+        any::<bool>(),
+        prop_oneof![2 => Just(None), 1 => proptest::collection::vec(any_entry(), 0..4).prop_map(Some)],
+        0..4u64,
+        any::<bool>(),
+        prop_oneof![Just(&b""[..]), Just(&b"CampaignTransfer"[..]), Just(&[0u8; 16][..])],
+    );
+    (ids, numbers, rest).prop_map(|(ids, numbers, rest)| {
+        let (node, other_id, to, kind) = ids;
+        let (term, index, log_term, commit, reject_hint, request_snapshot) = numbers;
+        let (reject, entries, run, has_snapshot, context) = rest;
+        let mut message = Message { term, index, log_term, commit, reject_hint, request_snapshot, reject, ..Message::default() };
+        message.set_msg_type(kind);
+        message.from = if other_id == 0 { 20 + node.min(9) } else { other_id };
+        message.to = to;
+        message.context = Bytes::from_static(context);
+        match entries {
+            Some(entries) => message.set_entries(entries.into()),
+            None if kind == MessageType::MsgAppend => message.set_entries(run_of_entries(index, term, run).into()),
+            None => {}
+        }
+        if has_snapshot && kind == MessageType::MsgSnapshot {
+            message.mut_snapshot().mut_metadata().index = commit;
+        }
+        let envelope = Envelope { shard: SHARD, epoch: Epoch::default(), committed: commit, message };
+        Input::Message { from: NodeId(node), envelope: Box::new(envelope) }
+    })
+}
+
+fn any_input() -> impl Strategy<Value = Input> {
+    prop_oneof![
+        10 => any_message(),
+        2 => (1..30u8).prop_map(Input::Ticks),
+        2 => Just(Input::Persisted),
+        1 => Just(Input::Applied),
+        4 => Just(Input::Pass),
+        1 => Just(Input::Put),
+        1 => Just(Input::Get),
+    ]
+}
+
+/// A core without a cluster around it, whose peers say whatever they like.
+struct Lonely {
+    core: Node,
+    persists: Vec<u64>,
+    applies: Vec<Vec<Applied>>,
+    tickets: u64,
+}
+
+impl Lonely {
+    fn new() -> Self {
+        let cluster = Cluster::new(3, 1, config());
+        let engine = Member::found(N1, &cluster.shards).engine;
+        let identity = Identity { node: N1, incarnation: Incarnation(1) };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let core = Node::new(cluster.config, identity, recover(&engine).unwrap(), logger);
+        Self { core, persists: Vec::new(), applies: Vec::new(), tickets: 0 }
+    }
+
+    fn pass(&mut self) {
+        for effect in self.core.finish_pass() {
+            match effect {
+                Effect::Persist { write, .. } => self.persists.push(write),
+                Effect::Apply { work } => {
+                    let at = |entries: &[flotilla_storage::ApplyEntry]| entries.last().expect("never empty").entry.at;
+                    let applied = work
+                        .iter()
+                        .map(|w| Applied { shard: w.shard, at: at(&w.entries), results: Vec::new(), descriptor: None })
+                        .collect();
+                    self.applies.push(applied);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn feed(&mut self, input: Input) {
+        let (shard, deadline) = (SHARD, Time::from_secs(9));
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        match input {
+            Input::Message { from, envelope } => self.core.handle(Event::Message { from, envelope: *envelope }),
+            Input::Ticks(n) => (0..n).for_each(|_| self.core.handle(Event::Tick)),
+            Input::Persisted if !self.persists.is_empty() => {
+                let write = self.persists.remove(0);
+                self.core.handle(Event::Persisted { write });
+            }
+            Input::Applied if !self.applies.is_empty() => {
+                let applied = self.applies.remove(0);
+                self.core.handle(Event::Applied { applied });
+            }
+            Input::Persisted | Input::Applied => {}
+            Input::Pass => self.pass(),
+            Input::Put => {
+                let op = Op::Put { key: "k".into(), value: "v".into() };
+                self.core.handle(Event::Command {
+                    ticket,
+                    shard,
+                    command: Command { op, condition: Condition::Always },
+                    deadline,
+                });
+            }
+            Input::Get => self.core.handle(Event::Read { ticket, shard, consistency: Consistency::Linearizable, deadline }),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_message_ends_the_process(inputs in proptest::collection::vec(any_input(), 1..40)) {
+        let mut lonely = Lonely::new();
+        for input in inputs {
+            lonely.feed(input);
+        }
+        lonely.pass();
+    }
+
+    #[test]
+    fn no_frame_ends_the_process(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = wire::decode_frame(bytes.clone().into(), |_| {});
+        let mut framed = vec![1, 1];
+        framed.extend([0; 32]);
+        framed.extend((bytes.len() as u32).to_be_bytes());
+        framed.extend(&bytes);
+        let _ = wire::decode_frame(framed.into(), |_| {});
+    }
+}
+
+/// Votes for a candidate whose own term is not yet on disk: no honest peer can have been asked.
+#[test]
+fn votes_that_were_not_asked_for_are_refused() {
+    let mut cluster = Cluster::led();
+    cluster.running_mut(N2).hold(super::member::Lane::Persist);
+    cluster.put(N1, "k", "v");
+    cluster.partition(&[N2], &[N1, N3]);
+    cluster.tick(N2, 30);
+    for kind in [MessageType::MsgRequestPreVoteResponse, MessageType::MsgRequestVoteResponse] {
+        let envelope = cluster.forge(N3, N2, |m| {
+            m.set_msg_type(kind);
+            m.term = 3;
+        });
+        cluster.post(N2, Event::Message { from: N3, envelope });
+    }
+    cluster.pass(N2);
+    assert!(!cluster.replica(N2, SHARD).unwrap().leads());
+}

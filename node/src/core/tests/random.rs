@@ -125,11 +125,13 @@ impl Run {
         self.dice.pick(&nodes)
     }
 
-    /// A node to ask about a key: mostly the one that leads.
+    /// A node to ask about a key: mostly one that leads.
     fn somebody(&mut self, key: &str) -> Option<NodeId> {
         let shard = self.cluster.owner(key.as_bytes());
-        let leader = self.cluster.leader(shard).filter(|_| self.dice.percent(80));
-        let node = leader.unwrap_or_else(|| self.any_node());
+        // One that was deposed and doesn't know it yet is asked as often as the one that leads indeed.
+        let leaders: Vec<_> =
+            self.cluster.nodes().into_iter().filter(|id| self.cluster.replica(*id, shard).is_some_and(|r| r.leads())).collect();
+        let node = if leaders.is_empty() || self.dice.percent(10) { self.any_node() } else { self.dice.pick(&leaders) };
         self.cluster.is_up(node).then_some(node)
     }
 
@@ -143,6 +145,22 @@ impl Run {
         let ticket = self.cluster.post_put(node, key, &value, deadline);
         self.cluster.invariants.expect_once(ticket, value.clone().into());
         self.asked.insert(ticket, Asked::Write { key, value });
+    }
+
+    /// Several entries in a row, with the network, or without it: what a deposed leader must give up again.
+    fn burst(&mut self) {
+        for _ in 0..self.dice.below(8) {
+            self.put();
+            for id in self.cluster.nodes() {
+                if self.cluster.is_up(id) {
+                    self.cluster.pass(id);
+                    self.cluster.work(id, Lane::Persist);
+                }
+            }
+            if self.dice.percent(30) {
+                self.cluster.settle();
+            }
+        }
     }
 
     fn deadline(&mut self, node: NodeId) -> Duration {
@@ -162,8 +180,7 @@ impl Run {
         let deadline = self.deadline(node);
         let ticket = self.cluster.post_get(node, key, consistency, deadline);
         let least = self.least.get(key).copied().unwrap_or(0);
-        let asked =
-            if matches!(consistency, Consistency::Stale { .. }) { Asked::Other } else { Asked::Read { key, least } };
+        let asked = if matches!(consistency, Consistency::Stale { .. }) { Asked::Other } else { Asked::Read { key, least } };
         self.asked.insert(ticket, asked);
     }
 
@@ -239,8 +256,11 @@ impl Run {
             }
             5 if a != b => self.cluster.cut((a, b)),
             6 => {
-                let others: Vec<_> = self.cluster.nodes().into_iter().filter(|id| *id != a).collect();
-                self.cluster.partition(&[a], &others);
+                let shards = self.cluster.shard_ids();
+                let shard = self.dice.pick(&shards);
+                let alone = self.cluster.leader(shard).filter(|_| self.dice.percent(60)).unwrap_or(a);
+                let others: Vec<_> = self.cluster.nodes().into_iter().filter(|id| *id != alone).collect();
+                self.cluster.partition(&[alone], &others);
             }
             7 | 8 => self.cluster.network.heal(),
             9 if self.cluster.is_up(a) => {
@@ -263,23 +283,22 @@ impl Run {
     fn step(&mut self) {
         match self.dice.below(100) {
             0..12 => self.put(),
-            12..22 => self.get(),
-            22..34 => self.tick(),
-            34..62 => self.packet(),
-            62..82 => self.work(),
-            82..86 => self.fault(),
-            86..94 => {
+            12..20 => self.get(),
+            20..30 => self.tick(),
+            30..56 => self.packet(),
+            56..74 => self.work(),
+            74..80 => {
                 let id = self.any_node();
                 if self.cluster.is_up(id) {
                     self.cluster.pass(id);
                 }
             }
-            94..97 => self.cluster.settle(),
-            97..98 => {
-                let ticks = self.dice.below(30);
-                if !self.even_clocks {
-                    self.cluster.run(ticks);
-                }
+            80..84 => self.fault(),
+            84..90 => self.cluster.settle(),
+            90..94 => self.burst(),
+            94..98 => {
+                let ticks = self.dice.pick(&[1, 3, 10, 30]);
+                self.cluster.run(ticks);
             }
             _ => self.cluster.check_data(),
         }

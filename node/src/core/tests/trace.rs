@@ -130,7 +130,9 @@ fn entry(index: u64, term: u64, data: &bytes::Bytes) -> String {
 fn message(envelope: &Envelope) -> String {
     let (m, shard) = (&envelope.message, envelope.shard);
     let context = match m.context.len() {
-        16 => format!(", read {}", u64::from_be_bytes(m.context[8..].try_into().expect("eight bytes"))),
+        16 if matches!(m.get_msg_type(), MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse) => {
+            format!(", read {}", u64::from_be_bytes(m.context[8..].try_into().expect("eight bytes")))
+        }
         0 => String::new(),
         _ => format!(", {}", m.context.escape_ascii()),
     };
