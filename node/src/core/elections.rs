@@ -145,6 +145,7 @@ impl Node {
         self.outbox.effects.push(Effect::PublishLeader { shard, leader: node });
         if role == StateRole::Leader && !led {
             replica.elections.led_ticks = 0;
+            self.counters.elections_won += 1;
         }
         if led && role != StateRole::Leader {
             self.stop_leading(shard, node);

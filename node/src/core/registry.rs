@@ -114,6 +114,11 @@ impl Registry {
         self.iter().filter(|r| r.leads()).count() as u64
     }
 
+    /// Committed entries that are not yet applied, over all replicas.
+    pub(super) fn apply_lag(&self) -> u64 {
+        self.iter().map(|r| r.raw.raft.raft_log.committed.saturating_sub(r.applied.index)).sum()
+    }
+
     /// How many were set aside.
     pub(super) fn quarantined(&self) -> u64 {
         self.iter().filter(|r| r.quarantined.is_some()).count() as u64
