@@ -1,0 +1,108 @@
+//! A blocking HTTP client for the threads of a test.
+
+use std::time::Duration;
+use ureq::Agent;
+use ureq::http::{HeaderMap, Request};
+
+/// What a node answered.
+pub(crate) struct Answer {
+    /// The status.
+    pub(crate) status: u16,
+    /// The header fields.
+    pub(crate) headers: HeaderMap,
+    /// The body.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// A header field, where it is there.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// The body as text.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The revision that the ETag shows.
+    pub(crate) fn revision(&self) -> u64 {
+        let etag = self.header("etag").unwrap_or_else(|| panic!("no ETag in {} {:?}", self.status, self.headers));
+        etag.trim_matches('"').parse().unwrap()
+    }
+
+    /// Panics unless the status is the one that is wanted.
+    pub(crate) fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text());
+        self
+    }
+}
+
+/// Asks nodes; cheap to clone, and every clone shares the connections.
+#[derive(Clone)]
+pub(crate) struct Client {
+    agent: Agent,
+    /// The HTTP port of node 1.
+    http: u16,
+}
+
+impl Client {
+    /// A client of the nodes whose first serves HTTP on this port. Nothing is ever sent a second time.
+    pub(crate) fn new(http: u16, timeout: Duration) -> Self {
+        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(timeout)).proxy(None);
+        Self { agent: config.max_idle_connections_per_host(32).max_idle_connections(128).build().into(), http }
+    }
+
+    /// The same nodes, with connections of its own and another patience.
+    pub(crate) fn patience(&self, timeout: Duration) -> Self {
+        Self::new(self.http, timeout)
+    }
+
+    /// Sends a request; an error is a connection that was refused or lost, or the timeout.
+    pub(crate) fn send(
+        &self,
+        node: u64,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Result<Answer, ureq::Error> {
+        let port = self.http + node as u16 - 1;
+        let mut request = Request::builder().method(method).uri(format!("http://127.0.0.1:{port}{path}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = match body {
+            Some(body) => self.agent.run(request.body(body).expect("the test's request is one"))?,
+            None => self.agent.run(request.body(()).expect("the test's request is one"))?,
+        };
+        let (parts, mut body) = response.into_parts();
+        let body = body.with_config().limit(256 << 20).read_to_vec()?;
+        Ok(Answer { status: parts.status.as_u16(), headers: parts.headers, body })
+    }
+
+    /// Sends a request that must be answered.
+    pub(crate) fn ask(&self, node: u64, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Answer {
+        self.send(node, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path} of node {node}: {error}"))
+    }
+
+    /// `GET`.
+    pub(crate) fn get(&self, node: u64, path: &str) -> Answer {
+        self.ask(node, "GET", path, &[], None)
+    }
+
+    /// `GET` of JSON that must be there.
+    pub(crate) fn json(&self, node: u64, path: &str) -> serde_json::Value {
+        self.get(node, path).expect(200).json()
+    }
+
+    /// `PUT` of a key that must succeed; the revision.
+    pub(crate) fn put(&self, node: u64, key: &str, value: &[u8]) -> u64 {
+        self.ask(node, "PUT", &format!("/v1/kv/{key}"), &[], Some(value)).expect(204).revision()
+    }
+}

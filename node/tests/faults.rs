@@ -1,0 +1,400 @@
+#![cfg(feature = "shell")]
+//! What is wrong on the outside: certificates, directories, ports, configurations, files, disks. One clear line and an exit that
+//! says so, nothing damaged; or, where the process can go on, it does.
+
+mod cluster;
+
+use cluster::load::{Fate, Ledger, Targets, under_load};
+use cluster::{Cluster, flotilla, run, until};
+use rustix::process::Signal;
+use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A command with a flag more.
+fn with(mut command: Command, flag: &str, value: impl AsRef<std::ffi::OsStr>) -> Command {
+    command.arg(flag).arg(value);
+    command
+}
+
+/// Every way in which a node can't be started. The cluster that it belongs to is there before and after.
+#[test]
+fn a_node_that_can_not_run_says_why_in_one_line() {
+    let mut cluster = Cluster::new(3, 2);
+    cluster.client.put(1, "kept", b"through all of it");
+    let refused = |cluster: &Cluster, what: &str, command: Command, wanted: &[&str]| {
+        let begun = Instant::now();
+        let complaint = cluster.refused(command);
+        println!("{what} ({:?}): {complaint}", begun.elapsed());
+        for wanted in wanted {
+            assert!(complaint.contains(wanted), "{what}: {wanted:?} is not in: {complaint}");
+        }
+    };
+
+    // While the node runs: its directory is in use; with another directory, its ports are.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let fresh = |name: &str| elsewhere.path().join(name);
+    refused(&cluster, "directory in use", cluster.start_command(3), &["is in use by another process"]);
+    let port = cluster.http(3);
+    let command = with(cluster.start_command(3), "--data", fresh("a"));
+    refused(&cluster, "QUIC port in use", command, &[&(port + 100).to_string(), "in use"]);
+    let free = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let command = with(with(cluster.start_command(3), "--data", fresh("b")), "--quic", &free);
+    refused(&cluster, "HTTP port in use", command, &[&port.to_string(), "in use"]);
+    let mut command = cluster.dev_command();
+    command.env("FLOTILLA_LOG", "off");
+    refused(&cluster, "dev on a running cluster", command, &["in use"]);
+
+    // From here on node 3 is down.
+    cluster.stop(3);
+    let start = |cluster: &Cluster| cluster.start_command(3);
+    let command = with(start(&cluster), "--cluster", "00000000000000aa");
+    refused(&cluster, "foreign cluster id", command, &["00000000000000aa"]);
+    let command = with(start(&cluster), "--data", cluster.home(2).join("data"));
+    refused(&cluster, "directory of a node that runs", command, &["is in use by another process"]);
+
+    // Another cluster's authority vouches for nobody here; a certificate of it with our authority is refused before it serves.
+    let foreign = fresh("foreign");
+    for args in [&["cert", "ca", "--out"][..], &["cert", "node", "3", "--address", "127.0.0.1", "--out"]] {
+        let output = run(flotilla().args(args).arg(&foreign));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let certificate =
+        |command, cert: &str, key: &str| with(with(command, "--tls-cert", foreign.join(cert)), "--tls-key", foreign.join(key));
+    refused(&cluster, "certificate of another cluster", certificate(start(&cluster), "n3.pem", "n3.key"), &["certificate"]);
+    let command = with(certificate(start(&cluster), "n3.pem", "n3.key"), "--tls-ca", foreign.join("ca.pem"));
+    refused(&cluster, "certificate and authority of another cluster", command, &["cluster"]);
+    let command = with(start(&cluster), "--tls-cert", cluster.home(2).join("node.pem"));
+    refused(&cluster, "certificate of another node", command, &[]);
+    let command = with(start(&cluster), "--tls-cert", fresh("nowhere.pem"));
+    refused(&cluster, "no certificate", command, &["nowhere.pem"]);
+
+    // Directories.
+    fs::write(fresh("file"), b"not a folder").unwrap();
+    let command = with(start(&cluster), "--data", fresh("file"));
+    refused(&cluster, "a file as directory", command, &["is not a directory"]);
+    let command = with(start(&cluster), "--data", fresh("file/below"));
+    refused(&cluster, "a directory below a file", command, &["is not a directory"]);
+    // Binds also the superuser, to whom permissions mean nothing.
+    let command = with(start(&cluster), "--data", "/proc/flotilla");
+    refused(&cluster, "a directory that can't be written", command, &["can't be written to"]);
+
+    // Configuration.
+    let config = cluster.home(3).join("flotilla.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let edited = |name: &str, text: String| {
+        let path = cluster.home(3).join(name);
+        fs::write(&path, text).unwrap();
+        let mut command = flotilla();
+        command.args(["start", "--config"]).arg(path);
+        command
+    };
+    let command = edited("unknown.toml", text.clone() + "\n[rafft]\ntick_ms = 5\n");
+    refused(&cluster, "unknown table", command, &["rafft", "unknown.toml"]);
+    let command = edited("key.toml", text.replace("election_ticks", "electon_ticks"));
+    refused(&cluster, "unknown key", command, &["electon_ticks"]);
+    let mut command = edited("broken.toml", text.clone() + "\n[raft\n");
+    let output = run(&mut command);
+    assert_eq!(output.status.code(), Some(2), "broken TOML is bad usage: {}", String::from_utf8_lossy(&output.stderr));
+    let command = with(start(&cluster), "--raft-election-ticks", "1");
+    refused(&cluster, "bad value", command, &["raft.election_ticks is 1", "heartbeat"]);
+    let command = with(start(&cluster), "--http", "somewhere");
+    refused(&cluster, "bad address", command, &["socket address"]);
+    let command = with(with(flotilla(), "start", "--config"), "/nowhere/flotilla.toml", "--print-config");
+    refused(&cluster, "no such configuration", command, &["/nowhere/flotilla.toml"]);
+
+    // A directory of another node, stopped properly.
+    cluster.stop(2);
+    let command = with(start(&cluster), "--data", cluster.home(2).join("data"));
+    refused(&cluster, "directory of another node", command, &["belongs to node 2", "not to node 3"]);
+
+    // Nothing of all this did any damage.
+    cluster.start(2);
+    cluster.start(3);
+    cluster.wait_equal(Duration::from_secs(20));
+    for node in cluster.all() {
+        assert_eq!(cluster.client.get(node, "/v1/kv/kept").text(), "through all of it");
+    }
+}
+
+/// A node of another cluster that calls, and anybody who throws bytes at the QUIC port.
+#[test]
+fn garbage_on_the_wire_ends_nothing() {
+    let cluster = Cluster::new(3, 2);
+    let ledger = Ledger::new(&cluster, "garbage", 2);
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (sent, counts) = under_load(&cluster, &ledger, &Targets::new(&[1, 2, 3]), 2, || {
+        let (mut sent, mut seed) = (0, 0x9e37_79b9_7f4a_7c15u64);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(2) {
+            let mut datagram = Vec::with_capacity(1400);
+            for _ in 0..(seed % 170 + 1) {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                datagram.extend_from_slice(&(seed ^ seed >> 29).to_le_bytes());
+            }
+            // Every second one begins like a QUIC 1 Initial, so that it comes further.
+            if sent % 2 == 0 {
+                let head = [0xc0 | (seed as u8 & 0x0f), 0, 0, 0, 1, 8];
+                let length = datagram.len().min(head.len());
+                datagram[..length].copy_from_slice(&head[..length]);
+                datagram.resize(1200, 7);
+            }
+            for node in cluster.all() {
+                let _ = socket.send_to(&datagram, ("127.0.0.1", cluster.http(node) + 100));
+                sent += 1;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // And a TLS hello on the HTTP port, and half of a request.
+        for bytes in [
+            &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
+            b"PUT /v1/kv/x HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab",
+        ] {
+            use std::io::Write as _;
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", cluster.http(1))).unwrap();
+            stream.write_all(bytes).unwrap();
+        }
+        sent
+    });
+    println!("{sent} datagrams of garbage; meanwhile {counts}");
+    assert!(counts.all(Fate::Done) > 100, "hardly any load: {counts}");
+    assert_eq!(counts.all(Fate::Unknown) + counts.all(Fate::Broken), 0, "{:?}", counts.refusals());
+    for node in cluster.all() {
+        cluster.client.get(node, "/readyz").expect(200);
+        assert!(!cluster.log_tail(node, 1000).contains("panicked"), "node {node} panicked");
+    }
+    ledger.check(&cluster.client, &[1, 2, 3]);
+}
+
+/// All files of a folder, with their sizes.
+fn files(folder: &Path, extension: &str) -> Vec<(PathBuf, u64)> {
+    let entries = fs::read_dir(folder).unwrap().flatten().map(|entry| (entry.path(), entry.metadata().unwrap().len()));
+    entries.filter(|(path, _)| path.extension().is_some_and(|e| e == extension)).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x5a], at).unwrap();
+}
+
+/// A flipped byte anywhere in the write-ahead log or in a table. A cluster of one node has nobody to repair it: either it refuses
+/// to start, with a line that says so; or all that was acknowledged is there. A key whose record is broken is an error, never
+/// missing and never another value.
+#[test]
+fn a_flipped_byte_is_never_a_silent_loss() {
+    let mut cluster = Cluster::new(1, 2);
+    let keys: Vec<String> = (0..200).map(|i| format!("{}/flip{i}", (b'a' + i % 26) as char)).collect();
+    let value = |key: &str| key.repeat(40).into_bytes();
+    for key in &keys {
+        cluster.client.put(1, key, &value(key));
+    }
+    // Killed, so that the log is what it was at the last fsync, and nothing was flushed on the way out.
+    cluster.kill(1);
+    cluster.stop_dev(Signal::INT);
+    let data = cluster.home(1).join("data");
+    let original = cluster.folder.join("original");
+    copy(&data, &original);
+
+    let judge = |cluster: &mut Cluster, what: &str| {
+        cluster.spawn(1);
+        let begun = Instant::now();
+        let refused = loop {
+            if cluster.exited(1) {
+                break true;
+            }
+            if cluster.client.send(1, "GET", "/readyz", &[], None).is_ok_and(|answer| answer.status == 200) {
+                break false;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(30), "{what}: neither ready nor gone");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        if refused {
+            let tail = cluster.log_tail(1, 1);
+            println!("{what}: refused: {tail}");
+            assert!(tail.contains("flotilla: ") || tail.contains("the process ends"), "{what}: no clear line: {tail}");
+        } else {
+            let (mut right, mut errors) = (0, 0);
+            for key in &keys {
+                match cluster.client.send(1, "GET", &format!("/v1/kv/{key}"), &[], None) {
+                    Ok(answer) if answer.status == 200 => {
+                        assert!(answer.body == value(key), "{what}: {key} has another value");
+                        right += 1;
+                    }
+                    Ok(answer) => {
+                        assert!(answer.status >= 500, "{what}: {key} was acknowledged and is {}", answer.status);
+                        errors += 1;
+                    }
+                    Err(_) => errors += 1,
+                }
+            }
+            println!("{what}: started; {right} keys right, {errors} said to be broken");
+            if !cluster.exited(1) {
+                cluster.kill(1);
+            }
+        }
+        refused
+    };
+
+    let (mut refusals, mut starts) = (0, 0);
+    let mut count = |refused: bool| if refused { refusals += 1 } else { starts += 1 };
+    let restore = |cluster: &Cluster| {
+        fs::remove_dir_all(cluster.home(1).join("data")).unwrap();
+        copy(&original, &cluster.home(1).join("data"));
+    };
+    let (wal, size) = files(&data.join("db"), "log").into_iter().max_by_key(|(_, size)| *size).unwrap();
+    for permille in [5, 100, 333, 500, 700, 900, 990, 999] {
+        restore(&cluster);
+        let at = size * permille / 1000;
+        flip(&wal, at);
+        count(judge(&mut cluster, &format!("write-ahead log, byte {at} of {size}")));
+    }
+    // The last record of all, which a torn write would leave half: a flip in it is not a tear.
+    for back in [2, 20] {
+        restore(&cluster);
+        flip(&wal, size - back);
+        count(judge(&mut cluster, &format!("write-ahead log, {back} bytes before its end of {size}")));
+    }
+
+    // Tables: an orderly start and stop turns the log into them.
+    restore(&cluster);
+    cluster.start(1);
+    cluster.stop(1);
+    fs::remove_dir_all(&original).unwrap();
+    copy(&data, &original);
+    let mut tables = files(&data.join("db"), "sst");
+    tables.sort();
+    println!("{} tables, {:?} bytes", tables.len(), tables.iter().map(|(_, size)| size).collect::<Vec<_>>());
+    for (path, size) in &tables {
+        for percent in [10, 50, 95] {
+            restore(&cluster);
+            flip(path, size * percent / 100);
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            count(judge(&mut cluster, &format!("table {name}, byte {} of {size}", size * percent / 100)));
+        }
+    }
+    println!("{refusals} refused, {starts} started with nothing lost silently");
+    assert!(refusals > 0, "no flip was ever noticed at the start");
+
+    // What was right is right again.
+    restore(&cluster);
+    cluster.start(1);
+    for key in &keys {
+        assert!(cluster.client.get(1, &format!("/v1/kv/{key}")).expect(200).body == value(key));
+    }
+}
+
+/// A small disk of its own, as long as it lives.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(path: &Path, size: &str) -> Option<Self> {
+        fs::create_dir_all(path).unwrap();
+        let output = run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(path));
+        output.status.success().then(|| Self(path.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
+/// A disk that fills up: puts are refused, deletes are taken, and with room again all is as before.
+#[test]
+fn a_full_disk_refuses_puts_and_takes_deletes() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&temp.path().join("disk"), "400m") else {
+        println!("skipped: a tmpfs can't be mounted here, which takes the superuser");
+        return;
+    };
+    let mut cluster = Cluster::prepare(3, 4, Some(&disk.0.join("dev")));
+    cluster.start_dev();
+    let client = cluster.client.clone();
+    let paths = cluster.shard_paths(1, "full");
+    for (_, path) in &paths {
+        client.put(1, &format!("{path}a"), b"before");
+        client.put(1, &format!("{path}b"), b"before");
+    }
+    // Less is left than the reserve of 64 MiB, and more than the nodes need to go on.
+    let ballast = disk.0.join("ballast");
+    let free = free_bytes(&disk.0);
+    let file = fs::File::create(&ballast).unwrap();
+    let zeros = vec![0; 1 << 20];
+    for i in 0..(free >> 20).saturating_sub(32) {
+        file.write_all_at(&zeros, i << 20).unwrap();
+    }
+    // Held open, it would take its space also after it is removed.
+    drop(file);
+    let begun = Instant::now();
+    let refused = until("puts are refused", Duration::from_secs(5), || {
+        let answer = client.ask(1, "PUT", &format!("/v1/kv/{}a", paths[0].1), &[], Some(b"while it is full"));
+        (answer.status != 204).then_some(answer)
+    });
+    println!("refused {:?} after the disk was full: {}", begun.elapsed(), refused.text());
+    for node in cluster.all() {
+        for (shard, path) in &paths {
+            let put = until("each leader refuses", Duration::from_secs(5), || {
+                Some(client.ask(node, "PUT", &format!("/v1/kv/{path}a"), &[], Some(b"while it is full")))
+                    .filter(|a| a.status != 204)
+            });
+            let put = put.expect(507).json();
+            assert_eq!((&put["code"], &put["outcome"]), (&"disk_full".into(), &"not_applied".into()), "shard {shard}: {put}");
+        }
+        client.get(node, "/livez").expect(200);
+        assert_eq!(client.get(node, "/readyz").status, 503, "a node that takes no writes does not say that it is ready");
+    }
+    for (_, path) in &paths {
+        client.ask(2, "DELETE", &format!("/v1/kv/{path}b"), &[], None).expect(204);
+        client.get(3, &format!("/v1/kv/{path}b")).expect(404);
+        client.get(3, &format!("/v1/kv/{path}a")).expect(200);
+    }
+    fs::remove_file(&ballast).unwrap();
+    let begun = Instant::now();
+    for node in cluster.all() {
+        for (_, path) in &paths {
+            until("puts are taken again", Duration::from_secs(10), || {
+                let answer = client.ask(node, "PUT", &format!("/v1/kv/{path}a"), &[], Some(b"after"));
+                (answer.status == 204).then_some(())
+            });
+        }
+        cluster.wait_ready(node);
+    }
+    println!("taken again {:?} after there was room", begun.elapsed());
+    cluster.wait_equal(Duration::from_secs(20));
+    drop(cluster);
+    drop(disk);
+}
+
+fn free_bytes(folder: &Path) -> u64 {
+    let stat = rustix::fs::statvfs(folder).unwrap();
+    stat.f_bavail * stat.f_frsize
+}
+
+/// Said at once, before any node is started.
+#[test]
+fn dev_names_the_port_that_is_taken() {
+    let cluster = Cluster::prepare(3, 2, None);
+    let _taken = TcpListener::bind(("127.0.0.1", cluster.http(2))).unwrap();
+    let complaint = cluster.refused(cluster.dev_command());
+    println!("{complaint}");
+    assert!(complaint.contains("node 2") && complaint.contains(&cluster.http(2).to_string()), "{complaint}");
+    assert!(complaint.contains("in use"), "{complaint}");
+}
