@@ -1,6 +1,7 @@
-#![cfg(feature = "shell")]
 //! What is wrong on the outside: certificates, directories, ports, configurations, files, disks. One clear line and an exit that
 //! says so, nothing damaged; or, where the process can go on, it does.
+
+#![cfg(feature = "shell")]
 
 mod cluster;
 

@@ -1,5 +1,6 @@
-#![cfg(feature = "shell")]
 //! `kill -9` and SIGSTOP under load: nothing acknowledged is lost, nothing stale is read, and writes go on soon.
+
+#![cfg(feature = "shell")]
 
 mod cluster;
 
@@ -107,6 +108,9 @@ fn all_killed_at_once_lose_nothing() {
 ///
 /// Leases are on, which is the hardest case: a lease that counted time by anything that stands still with the process would still
 /// be in force. Reads are sent to the sleeper while it sleeps, and answered by it first thing when it wakes.
+///
+/// The last round reads with `consistency=stale`, which may show what was before: that this test notices it shows that it would
+/// have noticed in the rounds before.
 #[test]
 fn a_leader_that_was_stopped_serves_nothing_stale() {
     let cluster = Cluster::with_config(3, 8, |config| {
@@ -114,7 +118,10 @@ fn a_leader_that_was_stopped_serves_nothing_stale() {
     });
     let ledger = Ledger::new(&cluster, "stop", 3);
     let shards = cluster.shard_paths(1, "probe");
-    for (sleeper, query) in [(1, ""), (2, "?consistency=lease")] {
+    for (sleeper, query, load_query) in
+        [(1, "", ""), (2, "?consistency=lease", "?consistency=lease"), (3, "?consistency=stale", "")]
+    {
+        let may_be_stale = query.ends_with("stale");
         let led = cluster.leaders(sleeper).values().filter(|leader| **leader == Some(sleeper)).count();
         assert!(led > 0, "node {sleeper} leads nothing");
         let others = cluster.others(sleeper);
@@ -133,14 +140,14 @@ fn a_leader_that_was_stopped_serves_nothing_stale() {
                     .iter()
                     .map(|key| {
                         let client = client.clone();
-                        scope.spawn(move || key.read(&client, sleeper, query))
+                        scope.spawn(move || key.look(&client, sleeper, query))
                     })
                     .collect();
                 sleep(200);
                 cluster.signal(sleeper, Signal::CONT);
-                let fates: Vec<Fate> = reads.into_iter().map(|read| read.join().unwrap()).collect();
+                let fates: Vec<Result<Fate, String>> = reads.into_iter().map(|read| read.join().unwrap()).collect();
                 // And at once again, as fast as it goes.
-                for _ in 0..5 {
+                for _ in 0..if may_be_stale { 0 } else { 5 } {
                     for key in &ledger.keys {
                         key.read(&client, sleeper, query);
                     }
@@ -151,16 +158,22 @@ fn a_leader_that_was_stopped_serves_nothing_stale() {
             sleep(1000);
             (pauses, fates)
         };
-        let ((pauses, fates), counts) = under_load_of(&cluster.client, &ledger, &targets, 3, 100, query, body);
+        let ((pauses, fates), counts) = under_load_of(&cluster.client, &ledger, &targets, 3, 100, load_query, body);
         let longest = pauses.iter().max().unwrap();
-        let done = fates.iter().filter(|fate| **fate == Fate::Done).count();
+        let done = fates.iter().filter(|fate| **fate == Ok(Fate::Done)).count();
+        let stale = fates.iter().filter(|fate| fate.is_err()).count();
         println!(
             "node {sleeper}, leader of {led}, stopped for 3 s ({query:?}): writes again after {longest:?}; of {} reads sent to it \
-             while it slept {done} were answered; {counts}",
+             while it slept {done} were answered, {stale} with what was before; {counts}",
             fates.len()
         );
         assert!(*longest < WRITES_AGAIN, "{pauses:?}");
-        assert!(done > 0, "the sleeper answered nothing, so this shows nothing: {fates:?}");
+        if may_be_stale {
+            assert!(stale > 0, "the sleeper knew all that happened while it slept, so this shows nothing: {fates:?}");
+        } else {
+            assert_eq!(stale, 0, "{fates:?}");
+            assert!(done > 0, "the sleeper answered nothing, so this shows nothing: {fates:?}");
+        }
         ledger.check(&cluster.client, &[1, 2, 3]);
         cluster.wait_equal(Duration::from_secs(20));
         leads_again(&cluster, sleeper);

@@ -1,5 +1,6 @@
-#![cfg(feature = "shell")]
 //! SIGTERM to one node under load: it hands over, answers what it has, and nobody else notices much.
+
+#![cfg(feature = "shell")]
 
 mod cluster;
 

@@ -1,6 +1,7 @@
-#![cfg(feature = "shell")]
 //! A follower that was away while far more was written than the log keeps comes back by snapshot, and is equal by hash; also when
 //! it is killed again and again while it catches up.
+
+#![cfg(feature = "shell")]
 
 mod cluster;
 

@@ -129,28 +129,30 @@ impl Key {
 
     /// Reads while others may write: never older than what was known before.
     pub(crate) fn read(&self, client: &Client, node: u64, query: &str) -> Fate {
+        self.look(client, node, query).unwrap_or_else(|wrong| panic!("{wrong}"))
+    }
+
+    /// The same, with what is wrong as an error.
+    pub(crate) fn look(&self, client: &Client, node: u64, query: &str) -> Result<Fate, String> {
         let floor = self.floor.load(Ordering::SeqCst);
-        match client.send(node, "GET", &format!("{}{query}", self.path), &[], None) {
-            Ok(answer) if answer.status == 200 => {
+        let Ok(answer) = client.send(node, "GET", &format!("{}{query}", self.path), &[], None) else { return Ok(Fate::Broken) };
+        match answer.status {
+            200 => {
                 let revision = answer.revision();
-                assert!(
-                    revision >= floor,
-                    "stale read of {} through node {node} (answered by {:?}): revision {revision}, {floor} was known before",
-                    self.path,
-                    answer.header("flotilla-node")
-                );
+                if revision < floor {
+                    return Err(format!(
+                        "stale read of {} through node {node} (answered by {:?}): revision {revision}, {floor} was known before",
+                        self.path,
+                        answer.header("flotilla-node")
+                    ));
+                }
                 self.floor.fetch_max(revision, Ordering::SeqCst);
-                Fate::Done
+                Ok(Fate::Done)
             }
-            Ok(answer) if answer.status == 404 => {
-                assert_eq!(floor, 0, "{} is lost: read through node {node}, revision {floor} was known", self.path);
-                Fate::Done
-            }
-            Ok(answer) => {
-                assert!(answer.status >= 429, "{}: {}", answer.status, answer.text());
-                Fate::Refused
-            }
-            Err(_) => Fate::Broken,
+            404 if floor == 0 => Ok(Fate::Done),
+            404 => Err(format!("{} is lost: read through node {node}, revision {floor} was known", self.path)),
+            429.. => Ok(Fate::Refused),
+            other => Err(format!("{other}: {}", answer.text())),
         }
     }
 
