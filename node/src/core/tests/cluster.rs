@@ -440,10 +440,9 @@ impl Cluster {
     /// A message of [`SHARD`] as one node could write it to another, in the receiver's term, with `change` made to it.
     pub(super) fn forge(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut raft::eraftpb::Message)) -> Envelope {
         let replica = self.replica(to, SHARD).expect("the receiver runs");
-        let mut message = raft::eraftpb::Message::default();
-        message.from = replica.descriptor.on_node(from).expect("it holds a replica").id.0;
-        message.to = replica.id.0;
-        message.term = replica.raw.raft.term;
+        let sender = replica.descriptor.on_node(from).expect("it holds a replica").id.0;
+        let term = replica.raw.raft.term;
+        let mut message = raft::eraftpb::Message { from: sender, to: replica.id.0, term, ..Default::default() };
         change(&mut message);
         Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: 0, message }
     }
@@ -575,7 +574,8 @@ impl Cluster {
         if let Some(beat) = beat {
             wire::encode_beat(beat, &mut frame);
         }
-        let _ = self.network.send((from, to), Packet::Frame(frame.freeze()));
+        // Frames are lost without a word.
+        drop(self.network.send((from, to), Packet::Frame(frame.freeze())));
     }
 
     fn send_snapshot(
@@ -593,7 +593,7 @@ impl Cluster {
         let mut announcement = BytesMut::new();
         envelope.encode(&mut announcement);
         let packet = Packet::Snapshot { shard, replica, announcement: announcement.freeze(), manifest, files };
-        if let Err(packet) = self.network.send((from, to), packet) {
+        if let Some(packet) = self.network.send((from, to), packet) {
             self.lost((from, to), packet);
         }
     }

@@ -300,3 +300,24 @@ fn votes_that_were_not_asked_for_are_refused() {
     cluster.pass(N2);
     assert!(!cluster.replica(N2, SHARD).unwrap().leads());
 }
+
+/// A shard that is set aside answers everybody who waits there, those who ordered a hand-over too.
+#[test]
+fn a_shard_that_is_set_aside_leaves_nobody_waiting() {
+    let mut cluster = Cluster::led();
+    cluster.partition(&[N1], &[N2, N3]);
+    cluster.post_put(N1, "k", "v", super::cluster::FOREVER);
+    cluster.post_get(N1, "k", Consistency::Linearizable, super::cluster::FOREVER);
+    cluster.settle();
+    cluster.post_transfer(N1, SHARD, N2);
+    cluster.post_put(N1, "k", "w", super::cluster::FOREVER);
+    cluster.pass(N1);
+    assert_eq!(cluster.open_tickets().len(), 4);
+    let envelope = cluster.forge(N2, N1, |m| {
+        m.set_msg_type(MessageType::MsgHeartbeat);
+        (m.term, m.commit) = (3, 99);
+    });
+    cluster.post(N1, Event::Message { from: N2, envelope });
+    cluster.pass(N1);
+    assert_eq!(cluster.open_tickets(), []);
+}

@@ -41,12 +41,12 @@ pub(super) struct Network {
 
 impl Network {
     /// Puts a packet on its link; gives it back where the link is cut.
-    pub(super) fn send(&mut self, link: Link, packet: Packet) -> Result<(), Packet> {
+    pub(super) fn send(&mut self, link: Link, packet: Packet) -> Option<Packet> {
         if self.cut.contains(&link) {
-            return Err(packet);
+            return Some(packet);
         }
         self.queues.entry(link).or_default().push_back(packet);
-        Ok(())
+        None
     }
 
     /// Takes the packet at `place` of a link's queue, whether or not the link is held.

@@ -147,6 +147,22 @@ impl Run {
         self.asked.insert(ticket, Asked::Write { key, value });
     }
 
+    /// All nodes, or all but one, go dark at the same moment: what nobody has synced is gone everywhere.
+    fn power_loss(&mut self) {
+        let spared = self.dice.percent(50).then(|| self.any_node());
+        for id in self.cluster.nodes() {
+            if self.cluster.is_up(id) && Some(id) != spared {
+                let kept = self.dice.pick(&[0, 0, 1]);
+                self.cluster.crash(id, kept);
+            }
+        }
+        for id in self.cluster.nodes() {
+            if !self.cluster.is_up(id) {
+                self.cluster.start(id);
+            }
+        }
+    }
+
     /// Several entries in a row, with the network, or without it: what a deposed leader must give up again.
     fn burst(&mut self) {
         for _ in 0..self.dice.below(8) {
@@ -239,7 +255,7 @@ impl Run {
 
     fn fault(&mut self) {
         let (a, b) = (self.any_node(), self.any_node());
-        match self.dice.below(11) {
+        match self.dice.below(17) {
             0 | 1 if self.cluster.is_up(a) => {
                 let kept = self.dice.pick(&[0, 0, 1, 2, usize::MAX]);
                 self.cluster.crash(a, kept);
@@ -263,6 +279,21 @@ impl Run {
                 self.cluster.partition(&[alone], &others);
             }
             7 | 8 => self.cluster.network.heal(),
+            11 => self.power_loss(),
+            12 | 13 if self.cluster.is_up(a) => {
+                // A disk that stands still, even while everything else settles.
+                let lane = self.dice.pick(&[Lane::Persist, Lane::Apply, Lane::Apply, Lane::Build]);
+                self.cluster.running_mut(a).hold(lane);
+            }
+            14 if self.cluster.is_up(a) => Lane::ALL.into_iter().for_each(|lane| self.cluster.running_mut(a).release(lane)),
+            15 if a != b => self.cluster.network.hold((a, b)),
+            16 => {
+                // A leader that hears nothing, while its word still arrives.
+                let shards = self.cluster.shard_ids();
+                let shard = self.dice.pick(&shards);
+                let leader = self.cluster.leader(shard).unwrap_or(a);
+                self.cluster.nodes().into_iter().for_each(|id| self.cluster.network.hold((leader, id)));
+            }
             9 if self.cluster.is_up(a) => {
                 let shards = self.cluster.shard_ids();
                 let shard = self.dice.pick(&shards);
