@@ -23,8 +23,8 @@ fn a_killed_node_loses_nothing_and_catches_up() {
     let ledger = Ledger::new(&cluster, "kill", 3);
     let shards = cluster.shard_paths(1, "probe");
     for victim in THREE {
-        let led = cluster.leaders(victim).values().filter(|leader| **leader == Some(victim)).count();
-        assert!(led > 0, "node {victim} leads nothing, so its death would show nothing");
+        // The death of one that leads nothing would show nothing.
+        let led = cluster.wait_leading(victim);
         let others = cluster.others(victim);
         let targets = Targets::new(&others);
         let folder = cluster.folder.clone();
@@ -60,18 +60,10 @@ fn a_killed_node_loses_nothing_and_catches_up() {
             "node {victim} was ready after {ready:?} under load ({counts}), equal to the others {equal:?} after the load ended"
         );
         ledger.check(&cluster.client, &[victim]);
-        leads_again(&cluster, victim);
+        let begun = Instant::now();
+        println!("node {victim} leads {} again after another {:?}", cluster.wait_leading(victim), begun.elapsed());
     }
     println!("{} values were written, {} keys are there", ledger.attempts(), ledger.check(&cluster.client, &[1]));
-}
-
-/// Leadership comes back to a node that came back.
-fn leads_again(cluster: &Cluster, node: u64) {
-    let begun = Instant::now();
-    cluster::until("the node leads something again", Duration::from_secs(20), || {
-        (cluster.metric(node, "flotilla_leaders") > 0.0).then_some(())
-    });
-    println!("node {node} leads again after {:?}", begun.elapsed());
 }
 
 /// All at once, twice: the second time a moment after the start, when the logs of the first are being replayed.
@@ -122,8 +114,7 @@ fn a_leader_that_was_stopped_serves_nothing_stale() {
         [(1, "", ""), (2, "?consistency=lease", "?consistency=lease"), (3, "?consistency=stale", "")]
     {
         let may_be_stale = query.ends_with("stale");
-        let led = cluster.leaders(sleeper).values().filter(|leader| **leader == Some(sleeper)).count();
-        assert!(led > 0, "node {sleeper} leads nothing");
+        let led = cluster.wait_leading(sleeper);
         let others = cluster.others(sleeper);
         let targets = Targets::new(&others);
         let body = || {
@@ -176,6 +167,6 @@ fn a_leader_that_was_stopped_serves_nothing_stale() {
         }
         ledger.check(&cluster.client, &[1, 2, 3]);
         cluster.wait_equal(Duration::from_secs(20));
-        leads_again(&cluster, sleeper);
+        println!("node {sleeper} leads {} again", cluster.wait_leading(sleeper));
     }
 }

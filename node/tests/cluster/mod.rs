@@ -332,6 +332,15 @@ impl Cluster {
         shards.map(|shard| (shard["id"].as_u64().unwrap(), shard["leader"].as_u64())).collect()
     }
 
+    /// Waits until a node leads something; how many groups. After a restart elections fall as they may, and a node that got none is
+    /// handed some by the others after a few seconds.
+    pub(crate) fn wait_leading(&self, node: u64) -> u64 {
+        until(&format!("node {node} leads something"), Duration::from_secs(20), || {
+            let leads = self.leaders(node).values().filter(|leader| **leader == Some(node)).count() as u64;
+            (leads > 0).then_some(leads)
+        })
+    }
+
     /// Waits until all replicas of all shards have applied the same, and are equal by hash. How long that took.
     pub(crate) fn wait_equal(&self, patience: Duration) -> Duration {
         let begun = Instant::now();
