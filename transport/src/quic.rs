@@ -13,7 +13,7 @@ use crate::lane::APPEND_LANES_MAX;
 use crate::tls::Credentials;
 use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig, NewRenoConfig};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, ConnectionError, Endpoint, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -25,6 +25,10 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const OTHER_STREAMS: u32 = 3;
 /// What is sent before the first acknowledgement: peers are near, and a pass of the loop should leave at once.
 const INITIAL_WINDOW_BYTES: u64 = 128 << 10;
+/// Packets after which the other end acknowledges.
+const ACK_EVERY_PACKETS: u32 = 16;
+/// The longest that it may wait with fewer.
+const ACK_DELAY_MAX: Duration = Duration::from_millis(5);
 /// What a round trip is taken for before it is measured.
 const INITIAL_RTT: Duration = Duration::from_millis(20);
 
@@ -95,9 +99,18 @@ fn tuning(config: &Config) -> Result<TransportConfig, TransportError> {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .send_window(window.into())
         .initial_rtt(INITIAL_RTT)
+        .ack_frequency_config(Some(acknowledge_rarely()))
         .datagram_receive_buffer_size(None)
         .congestion_controller_factory(congestion(config.congestion));
     Ok(tuning)
+}
+
+/// An acknowledgement for every other packet would be a third of all packets: messages between nodes are small, and the answer
+/// to one is on its way already. Loss is noticed as soon as before, since a gap is acknowledged at once.
+fn acknowledge_rarely() -> AckFrequencyConfig {
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY_PACKETS)).max_ack_delay(Some(ACK_DELAY_MAX));
+    acks
 }
 
 fn congestion(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {

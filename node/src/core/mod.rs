@@ -170,6 +170,8 @@ pub struct Node {
     /// The tick of the last sign of life, and whether one is due at once.
     last_beat: u64,
     beat_now: bool,
+    /// Whether this pass had a tick.
+    ticked: bool,
     counters: Counters,
 }
 
@@ -201,6 +203,7 @@ impl Node {
             drained: false,
             last_beat: 0,
             beat_now: false,
+            ticked: false,
             counters: Counters::default(),
         };
         for recovered in recovered {
@@ -299,6 +302,7 @@ impl Node {
 
     fn tick(&mut self) {
         self.ticks += 1;
+        self.ticked = true;
         for peer in self.peers.values_mut() {
             peer.silent_ticks = peer.silent_ticks.saturating_add(1);
         }
@@ -391,14 +395,17 @@ impl Node {
     /// Hands the gathered writes out, unless as many as allowed are under way.
     fn emit_writes(&mut self) {
         let outbox = &mut self.outbox;
-        if !outbox.sync || self.writing.len() >= self.config.raft.max_inflight_writes {
+        // What needs no sync goes along with what does, or with the next tick.
+        let due = outbox.sync || self.ticked && !outbox.writes.is_empty();
+        self.ticked = false;
+        if !due || self.writing.len() >= self.config.raft.max_inflight_writes {
             return;
         }
         let write = self.next_write;
         self.next_write += 1;
         let shards = outbox.writes.keys().copied().collect();
-        let batch = LogBatch { writes: std::mem::take(&mut outbox.writes).into_values().collect(), sync: true };
-        outbox.sync = false;
+        let sync = std::mem::take(&mut outbox.sync);
+        let batch = LogBatch { writes: std::mem::take(&mut outbox.writes).into_values().collect(), sync };
         outbox.effects.push(Effect::Persist { write, batch });
         self.writing.push_back(Writing { number: write, readies: std::mem::take(&mut outbox.readies), shards });
     }

@@ -139,6 +139,8 @@ impl Node {
             self.outbox.effects.push(Effect::DropSnapshot { snapshot: outgoing.id });
             replica.snapshots.outgoing = None;
             replica.raw.mut_store().offer_snapshot(None);
+            // It held the log; a shard that is idle now would keep it until its next write.
+            self.truncate_log(shard);
         }
     }
 

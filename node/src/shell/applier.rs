@@ -5,9 +5,9 @@
 
 use super::Engine;
 use super::mailbox::Mailbox;
+use super::queue::Queue;
 use super::snapshots::Snapshots;
 use crate::core::{Event, SnapshotId};
-use crossbeam_channel::{Receiver, Sender};
 use flotilla_ops::Metrics;
 use flotilla_router::ShardId;
 use flotilla_storage::{Applier, ApplyWork, Engine as _, SnapshotManifest, fatal};
@@ -30,22 +30,17 @@ pub enum Work {
     Installed(SnapshotManifest),
 }
 
-/// Starts the thread; it ends when all senders are dropped.
+/// Starts the thread; it ends when the queue is closed.
 pub fn start(
     engine: Arc<Engine>,
     applier: Applier,
     mailbox: Mailbox,
     snapshots: Arc<Snapshots>,
     metrics: Arc<Metrics>,
-    receiver: Receiver<Work>,
+    queue: Arc<Queue<Work>>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let run = move || run(&engine, applier, &mailbox, &snapshots, &metrics, &receiver);
+    let run = move || run(&engine, applier, &mailbox, &snapshots, &metrics, &queue);
     std::thread::Builder::new().name("applier".into()).spawn(run)
-}
-
-/// The applier's queue.
-pub fn queue() -> (Sender<Work>, Receiver<Work>) {
-    crossbeam_channel::unbounded()
 }
 
 fn run(
@@ -54,24 +49,27 @@ fn run(
     mailbox: &Mailbox,
     snapshots: &Arc<Snapshots>,
     metrics: &Metrics,
-    receiver: &Receiver<Work>,
+    queue: &Queue<Work>,
 ) {
-    for work in receiver {
-        match work {
-            Work::Apply(work) => {
-                let started = Instant::now();
-                let applied = fatal::or_abort(applier.apply(&**engine, work));
-                let commands: usize = applied.iter().flat_map(|a| &a.results).map(|(_, results)| results.len()).sum();
-                mailbox.report(Event::Applied { applied });
-                metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
-                metrics.commands_per_apply.observe(commands as f64);
-            }
-            Work::Pin { shard, snapshot } => snapshots.build(shard, snapshot, engine.view()),
-            Work::Installed(manifest) => {
-                applier.installed(&manifest);
-                let (shard, at, revision) = (manifest.descriptor.id, manifest.at, manifest.revision);
-                metrics.snapshots_installed.inc();
-                mailbox.report(Event::SnapshotInstalled { shard, at, revision });
+    let mut works = Vec::new();
+    while queue.take(&mut works, None) {
+        for work in works.drain(..) {
+            match work {
+                Work::Apply(work) => {
+                    let started = Instant::now();
+                    let applied = fatal::or_abort(applier.apply(&**engine, work));
+                    let commands: usize = applied.iter().flat_map(|a| &a.results).map(|(_, results)| results.len()).sum();
+                    mailbox.report(Event::Applied { applied });
+                    metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
+                    metrics.commands_per_apply.observe(commands as f64);
+                }
+                Work::Pin { shard, snapshot } => snapshots.build(shard, snapshot, engine.view()),
+                Work::Installed(manifest) => {
+                    applier.installed(&manifest);
+                    let (shard, at, revision) = (manifest.descriptor.id, manifest.at, manifest.revision);
+                    metrics.snapshots_installed.inc();
+                    mailbox.report(Event::SnapshotInstalled { shard, at, revision });
+                }
             }
         }
     }

@@ -6,13 +6,13 @@
 
 use super::applier;
 use super::mailbox::{Grant, Mail, Mailbox};
+use super::queue::Queue;
 use super::rates::Rates;
 use super::snapshots::Snapshots;
 use super::{Engine, writer};
 use crate::core::inspect::ShardReport;
 use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
 use bytes::BytesMut;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use flotilla_ops::Metrics;
 use flotilla_router::{Descriptor, NodeId, Refusal, Routes, ShardId};
 use flotilla_storage::{Engine as _, WriteResult};
@@ -24,8 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Inputs taken in one pass at most, so that a flood does not hold back what the pass has to send.
-const PASS_EVENTS_MAX: usize = 4096;
 /// A frame is cut here; what follows goes into the next.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -43,9 +41,9 @@ pub struct LoopState {
 /// The loop's hands.
 pub struct Hands {
     /// Log writes.
-    pub writer: Sender<writer::Work>,
+    pub writer: Arc<Queue<writer::Work>>,
     /// Apply work.
-    pub applier: Sender<applier::Work>,
+    pub applier: Arc<Queue<applier::Work>>,
     /// Snapshot and cold-entry work.
     pub snapshots: Arc<Snapshots>,
     /// The other nodes.
@@ -96,15 +94,11 @@ impl Driver {
     }
 
     /// Turns until it is told to stop.
-    pub fn run(mut self, receiver: &Receiver<Mail>, tick: Duration) {
+    pub fn run(mut self, tick: Duration) {
         let mut next_tick = Instant::now() + tick;
+        let mut mails = Vec::new();
         loop {
-            let first = match receiver.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
-                Ok(mail) => Some(mail),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => return,
-            };
-            let mails: Vec<_> = first.into_iter().chain(receiver.try_iter().take(PASS_EVENTS_MAX)).collect();
+            self.mailbox.take(&mut mails, next_tick);
             // After the mailbox was emptied: what is vouched for at this moment is vouched for to everybody who asked before.
             let started = Instant::now();
             self.core.handle(Event::Clock { now: self.mailbox.time(started) });
@@ -114,8 +108,10 @@ impl Driver {
                 self.count();
             }
             let events = mails.len();
-            for mail in mails {
+            for mail in mails.drain(..) {
                 if matches!(mail, Mail::Stop) {
+                    self.hands.writer.close();
+                    self.hands.applier.close();
                     return;
                 }
                 self.take_in(mail);
@@ -172,9 +168,13 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Send { to, messages, beat } => self.send(to, &messages, beat),
-            // A hand that is gone has aborted the process, or the process is ending: nobody waits for it.
-            Effect::Persist { write, batch } => drop(self.hands.writer.send((write, batch))),
-            Effect::Apply { work } => drop(self.hands.applier.send(applier::Work::Apply(work))),
+            // The queues are closed by this thread alone, when it ends.
+            Effect::Persist { write, batch } => {
+                self.hands.writer.send((write, batch));
+            }
+            Effect::Apply { work } => {
+                self.hands.applier.send(applier::Work::Apply(work));
+            }
             Effect::Read { tickets, descriptor, staleness } => {
                 let view = Arc::new(self.hands.engine.view());
                 for ticket in tickets {
@@ -189,7 +189,7 @@ impl Driver {
                 self.hands.snapshots.fetch_entries(fetch, shard, low, high, bytes_max);
             }
             Effect::BuildSnapshot { shard, snapshot } => {
-                drop(self.hands.applier.send(applier::Work::Pin { shard, snapshot }));
+                self.hands.applier.send(applier::Work::Pin { shard, snapshot });
             }
             Effect::DropSnapshot { snapshot } => self.hands.snapshots.drop_built(snapshot),
             Effect::SendSnapshot { to, replica, snapshot, envelope } => {

@@ -5,9 +5,9 @@
 //! is refused.
 
 use super::View;
+use super::queue::Queue;
 use crate::core::inspect::ShardReport;
 use crate::core::{Event, Time};
-use crossbeam_channel::{Receiver, Sender};
 use flotilla_router::call::Staleness;
 use flotilla_router::{Command, Consistency, Descriptor, NodeId, Refusal, ShardId};
 use flotilla_storage::WriteResult;
@@ -85,18 +85,23 @@ pub enum Mail {
     Stop,
 }
 
-/// The sending end; cheap to clone.
+/// The mailbox; cheap to clone.
 #[derive(Clone)]
 pub struct Mailbox {
-    sender: Sender<Mail>,
+    queue: Arc<Queue<Mail>>,
     started: Instant,
 }
 
+impl Default for Mailbox {
+    fn default() -> Self {
+        Self { queue: Arc::default(), started: Instant::now() }
+    }
+}
+
 impl Mailbox {
-    /// A mailbox, and the end that the loop reads.
-    pub fn new() -> (Self, Receiver<Mail>) {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        (Self { sender, started: Instant::now() }, receiver)
+    /// Waits for mail until `deadline`, and takes all there is.
+    pub fn take(&self, into: &mut Vec<Mail>, deadline: Instant) {
+        self.queue.take(into, Some(deadline));
     }
 
     /// The core's time at `instant`.
@@ -106,17 +111,17 @@ impl Mailbox {
 
     /// Reports what the loop waits for. Always taken; when the loop has ended nobody listens any more.
     pub fn report(&self, event: Event) {
-        let _ = self.sender.send(Mail::Event(event));
+        self.queue.send(Mail::Event(event));
     }
 
     /// Hands in what came from outside; `false` when too much waits, or the loop has ended.
     pub fn offer(&self, mail: Mail) -> bool {
-        self.sender.len() < WAITING_MAX && self.sender.send(mail).is_ok()
+        self.queue.len() < WAITING_MAX && self.queue.send(mail)
     }
 
     /// How much waits.
     pub fn waiting(&self) -> usize {
-        self.sender.len()
+        self.queue.len()
     }
 }
 

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with.
-//! - [`mailbox`]: the loop's input. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
+//! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
 //! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded.
 //! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
 //!
@@ -25,6 +25,7 @@ pub mod health;
 pub mod logger;
 pub mod mailbox;
 pub mod peers;
+pub mod queue;
 pub mod rates;
 pub mod service;
 pub mod snapshots;

@@ -9,7 +9,7 @@ use super::mailbox::{Grant, Mail, Mailbox, overloaded};
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::{Answer, Ask, Command, Consistency, Descriptor, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId};
-use flotilla_storage::{StorageError, WriteResult, read};
+use flotilla_storage::{StorageError, WriteResult, fatal, read};
 use flotilla_transport::{RequestError, Transport};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -217,7 +217,7 @@ impl Service {
                 if !grant.descriptor.range.contains(key) {
                     return Err(wrong_shard(&grant));
                 }
-                let found = read::get(&*grant.view, grant.descriptor.id.is_meta(), key).map_err(|e| broken(&e))?;
+                let found = or_stop(&grant, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
                 let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
                 Ok(self.reply(&grant, answer))
             }
@@ -229,7 +229,8 @@ impl Service {
                 }
                 // A scan may read from disk for a while; other tasks of this thread move elsewhere.
                 let page = tokio::task::block_in_place(|| read::scan(&*grant.view, scan, range, grant.descriptor.id.is_meta()));
-                Ok(self.reply(&grant, Answer::Page(page.map_err(|e| broken(&e))?)))
+                let page = or_stop(&grant, page);
+                Ok(self.reply(&grant, Answer::Page(page)))
             }
             Ask::Write(command) => self.write(shard, command, deadline).await,
             Ask::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
@@ -287,10 +288,13 @@ fn wrong_shard(grant: &Grant) -> Refusal {
     Refusal::WrongShard { shard: grant.descriptor.id, descriptors: vec![(&*grant.descriptor).into()] }
 }
 
-/// A record that can't be read: the answer says so, and nothing is made up.
-fn broken(error: &StorageError) -> Refusal {
-    tracing::error!(%error, "a read failed");
-    Refusal::Internal { why: error.to_string(), outcome: flotilla_router::Outcome::NotApplied }
+/// What was read. A record that can't be read ends the process: this node's disk is not to be trusted, and the other replicas
+/// can answer.
+fn or_stop<T>(grant: &Grant, read: Result<T, StorageError>) -> T {
+    read.unwrap_or_else(|error| {
+        tracing::error!(shard = %grant.descriptor.id, "a stored record can't be read; replace this node's disk, and let it join anew");
+        fatal::abort(&error)
+    })
 }
 
 #[cfg(test)]

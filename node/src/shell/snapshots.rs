@@ -8,10 +8,10 @@
 //! ```
 
 use super::mailbox::{Mail, Mailbox};
+use super::queue::Queue;
 use super::{Engine, View, applier};
 use crate::core::{Envelope, Event, SnapshotId, wire};
 use bytes::{BufMut, Bytes, BytesMut};
-use crossbeam_channel::Sender;
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{NodeId, ReplicaId, ShardId};
@@ -186,7 +186,7 @@ impl Snapshots {
         replica: ReplicaId,
         staged: SnapshotId,
         hard_state: HardState,
-        applier: Sender<applier::Work>,
+        applier: Arc<Queue<applier::Work>>,
     ) {
         let Some(held) = self.take_staged(staged) else { return };
         let this = self.clone();
@@ -200,7 +200,7 @@ impl Snapshots {
                 hard_state,
             ));
             tracing::info!(%shard, index = held.manifest.at.index, "snapshot installed");
-            let _ = applier.send(applier::Work::Installed(held.manifest));
+            applier.send(applier::Work::Installed(held.manifest));
             let _ = held.verdict.send(Ok(()));
         });
     }

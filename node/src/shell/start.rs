@@ -60,16 +60,16 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     );
 
     let metrics = Arc::new(Metrics::default());
-    let (mailbox, mail) = Mailbox::new();
+    let mailbox = Mailbox::default();
     let runtime = Handle::current();
     let snapshots = Snapshots::new(engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data)?;
     let snapshots = Arc::new(snapshots);
     let applier = Applier::new(&*engine, &recovered)?;
-    let (apply_sender, apply_receiver) = applier::queue();
-    let mut threads = Vec::new();
-    threads.push(applier::start(engine.clone(), applier, mailbox.clone(), snapshots.clone(), metrics.clone(), apply_receiver)?);
-    let (write_sender, writer) = writer::start(engine.clone(), mailbox.clone(), metrics.clone())?;
-    threads.push(writer);
+    let (to_apply, to_write) = (Arc::default(), Arc::default());
+    let mut threads = vec![
+        writer::start(engine.clone(), mailbox.clone(), metrics.clone(), Arc::clone(&to_write))?,
+        applier::start(engine.clone(), applier, mailbox.clone(), snapshots.clone(), metrics.clone(), Arc::clone(&to_apply))?,
+    ];
 
     let peers = Arc::new(Peers {
         mailbox: mailbox.clone(),
@@ -85,8 +85,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let state = Arc::new(LoopState::default());
     let core = Node::new(config.core(), Identity { node: config.node, incarnation }, recovered, logger::logger());
     let hands = Hands {
-        writer: write_sender,
-        applier: apply_sender,
+        writer: to_write,
+        applier: to_apply,
         snapshots,
         transport: transport.clone(),
         routes: routes.clone(),
@@ -96,7 +96,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     };
     let driver = Driver::new(core, hands, mailbox.clone());
     let tick = config.core().tick();
-    threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(&mail, tick))?);
+    threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(tick))?);
 
     let service = Arc::new(Service {
         node: config.node,
