@@ -44,9 +44,11 @@ fn write(engine: &Engine, (write, batch): Work, mailbox: &Mailbox, metrics: &Met
     }
     fatal::or_abort(flotilla_storage::append(engine, &batch));
     mailbox.report(Event::Persisted { write });
-    metrics.fsync_seconds.observe(started.elapsed().as_secs_f64());
-    metrics.entries_per_fsync.observe(f64::from(entries));
-    metrics.commands_per_fsync.observe(commands as f64);
+    if batch.sync {
+        metrics.fsync_seconds.observe(started.elapsed().as_secs_f64());
+        metrics.entries_per_fsync.observe(f64::from(entries));
+        metrics.commands_per_fsync.observe(commands as f64);
+    }
     metrics.log_bytes.inc_by(bytes);
     metrics.log_truncations.inc_by(batch.writes.iter().filter(|w| w.truncate.is_some()).count() as u64);
 }
