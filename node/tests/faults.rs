@@ -399,3 +399,30 @@ fn dev_names_the_port_that_is_taken() {
     assert!(complaint.contains("node 2") && complaint.contains(&cluster.http(2).to_string()), "{complaint}");
     assert!(complaint.contains("in use"), "{complaint}");
 }
+
+/// A node whose disk was lost comes back empty under its old id: it has forgotten its votes and entries, and must not pass for
+/// its former self, not even with nodes that were started again since. With its old directory it is welcome.
+#[test]
+fn a_wiped_disk_does_not_pass_for_the_old_one() {
+    let mut cluster = Cluster::new(3, 4);
+    cluster.client.put(1, "kept", b"by all three");
+    cluster.kill(3);
+    let (data, kept) = (cluster.home(3).join("data"), cluster.folder.join("kept"));
+    fs::rename(&data, &kept).unwrap();
+    // What the others know must be on their disks, too.
+    cluster.kill(2);
+    cluster.start(2);
+    cluster.spawn(3);
+    let complaint = until("a complaint about the directory", Duration::from_secs(10), || {
+        cluster.log_tail(2, 50).lines().find(|line| line.contains("another data directory")).map(str::to_owned)
+    });
+    assert!(complaint.contains("node 3") && complaint.contains("join as a new node"), "{complaint}");
+    let answer = cluster.client.send(3, "GET", "/readyz", &[], None);
+    assert!(!answer.is_ok_and(|answer| answer.status == 200), "a node that forgot everything is ready");
+    assert_eq!(cluster.client.get(1, "/v1/kv/kept").expect(200).body, b"by all three");
+    cluster.kill(3);
+    fs::remove_dir_all(&data).unwrap();
+    fs::rename(&kept, &data).unwrap();
+    cluster.start(3);
+    assert_eq!(cluster.client.get(3, "/v1/kv/kept").expect(200).body, b"by all three");
+}

@@ -9,11 +9,12 @@ const LINES_MAX: usize = 360;
 
 /// Files that are larger, and how large they may be. Sizes only go down.
 const LARGE: &[(&str, usize)] = &[
-    ("node/src/core/mod.rs", 430),
-    ("node/src/core/ready.rs", 370),
-    ("node/src/shell/admin.rs", 500),
-    ("node/src/shell/config.rs", 400),
-    ("storage/src/memory.rs", 430),
+    ("node/src/core/mod.rs", 373),
+    ("node/src/shell/admin.rs", 451),
+    ("node/src/shell/config.rs", 374),
+    ("ops/src/cli/admin.rs", 390),
+    ("ops/src/http/scan.rs", 369),
+    ("storage/src/memory.rs", 373),
 ];
 
 fn root() -> PathBuf {

@@ -87,7 +87,7 @@ pub fn founding<R: Read>(read: &R) -> Result<Option<u64>, StorageError> {
 
 /// The descriptors of the cluster, as far as this node remembers them, in the order of ids.
 pub fn routes<R: Read>(read: &R) -> Result<Vec<Descriptor>, StorageError> {
-    let (start, end) = (keys::node(NodeTag::Route), keys::route_end());
+    let (start, end) = (keys::node(NodeTag::Route), keys::node_end(NodeTag::Route));
     let mut cursor = read.cursor(Family::State, &start, Some(&end), Order::Forward);
     let mut routes = Vec::new();
     while let Some((key, record)) = cursor.next()? {

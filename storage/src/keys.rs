@@ -13,7 +13,7 @@
 //! node's shards are disjoint, and a split moves no bytes.
 
 use bytes::BufMut;
-use flotilla_router::{KeyRange, ShardId};
+use flotilla_router::{KeyRange, NodeId, ShardId};
 
 /// Which record of a replica, in the `state` family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub enum NodeTag {
     Founded = 2,
     /// A descriptor of the cluster, one record per shard.
     Route = 3,
+    /// The data directory that another node was met with, one record per node.
+    Directory = 4,
 }
 
 impl StateTag {
@@ -120,9 +122,17 @@ pub fn route(shard: ShardId) -> [u8; 17] {
     key
 }
 
-/// The first key above every [`route`].
-pub fn route_end() -> [u8; 9] {
-    state_of_no_shard(NodeTag::Route as u8 + 1)
+/// The key of what is known of another node's data directory.
+pub fn directory(node: NodeId) -> [u8; 17] {
+    let mut key = [0; 17];
+    key[..9].copy_from_slice(&self::node(NodeTag::Directory));
+    key[9..].copy_from_slice(&node.0.to_be_bytes());
+    key
+}
+
+/// The first key above every record of the node under this tag.
+pub fn node_end(tag: NodeTag) -> [u8; 9] {
+    state_of_no_shard(tag as u8 + 1)
 }
 
 fn state_of_no_shard(tag: u8) -> [u8; 9] {
@@ -194,8 +204,8 @@ mod tests {
             assert!(key[..] < log_end(shard)[..]);
             assert_eq!(parse_state(&state(shard, StateTag::Install)), Some((shard, StateTag::Install as u8)));
             assert_eq!(parse_applied(&applied(shard)), Some(shard));
-            assert!(route(shard)[..] < route_end()[..], "a route lies outside of the routes");
-            assert!(route_end()[..] < state_start()[..], "a node's record lies among the replicas'");
+            assert!(route(shard)[..] < node_end(NodeTag::Route)[..], "a route lies outside of the routes");
+            assert!(node_end(NodeTag::Directory)[..] < state_start()[..], "a node's record lies among the replicas'");
             assert!(state(shard, StateTag::HardState)[..] > state_start()[..]);
         }
         assert!(log_end(ShardId(1))[..] < log_entry(ShardId(2), 0)[..]);

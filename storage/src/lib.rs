@@ -6,7 +6,7 @@
 //! | family | key | value |
 //! |---|---|---|
 //! | `log` | shard ‖ index | checksum ‖ format ‖ entry |
-//! | `state` | shard ‖ tag; for the node 0 ‖ tag | checksum ‖ format ‖ hard state, truncated position, descriptor, replica, tombstone, install marker; identity, founding mark, routes |
+//! | `state` | shard ‖ tag; for the node 0 ‖ tag | checksum ‖ format ‖ hard state, truncated position, descriptor, replica, tombstone, install marker; identity, founding mark, routes, other nodes' directories |
 //! | `data` | `2` ‖ user key, `3` ‖ the meta shard's key; `1` ‖ shard for the shard's applied state | format ‖ revision ‖ expiry ‖ value |
 //!
 //! The keys are told byte by byte in [`keys`], the records in [`records`].
@@ -34,6 +34,7 @@
 
 pub mod apply;
 pub mod bootstrap;
+pub mod directories;
 pub mod engine;
 pub mod error;
 #[cfg(feature = "rocksdb")]
@@ -56,6 +57,7 @@ pub mod work;
 
 pub use apply::Applier;
 pub use bootstrap::{bootstrap, founding, is_bootstrapped, routes, save_routes};
+pub use directories::{known_directories, remember_directory};
 pub use engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
 pub use error::StorageError;
 pub use log::append;

@@ -9,6 +9,8 @@
 //! 2. RocksDB opens its files and replays its write-ahead log.
 //! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A foreign one is refused with
 //!    the cure. An empty directory is bound now.
+//!    It gets a number at random, by which the other nodes know it again: a node that comes back with an empty directory has
+//!    forgotten what it promised, and must not pass for its former self.
 //! 4. The incarnation is raised by one, synced, before anything else happens: what a former self of this node sent or promised
 //!    by incarnation can't be mistaken for ours.
 
@@ -42,6 +44,8 @@ pub struct Opened {
     pub engine: RocksEngine,
     /// How often the node was started on this directory, this time included.
     pub incarnation: Incarnation,
+    /// The directory's own number, drawn at random when it was bound.
+    pub directory: u64,
     /// Whether the directory was empty and was bound only now.
     pub fresh: bool,
 }
@@ -65,11 +69,22 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
         });
     }
     let incarnation = Incarnation(known.map_or(0, |known| known.incarnation.0) + 1);
+    let directory = match known {
+        Some(known) => known.directory,
+        None => draw().map_err(|error| StorageError::engine("draw a number for the directory", error))?,
+    };
     let (key, mut record, mut batch) = (keys::node(NodeTag::Identity), Vec::new(), engine.batch());
-    records::encode_identity(&mut record, &key, IdentityRecord { cluster, node, incarnation });
+    records::encode_identity(&mut record, &key, IdentityRecord { cluster, node, incarnation, directory });
     batch.put(Family::State, &key, &record);
     engine.write(batch, true)?;
-    Ok(Opened { engine, incarnation, fresh })
+    Ok(Opened { engine, incarnation, directory, fresh })
+}
+
+/// A number that no other directory has.
+fn draw() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(u64::from_be_bytes(bytes))
 }
 
 /// Makes the directory, if need be, and locks it.

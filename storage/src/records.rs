@@ -39,6 +39,8 @@ pub struct IdentityRecord {
     pub node: NodeId,
     /// How often the node was started on it.
     pub incarnation: Incarnation,
+    /// Drawn at random when the directory was bound.
+    pub directory: u64,
 }
 
 /// Up to where a shard's data were applied, and the highest revision given out on the way.
@@ -231,13 +233,15 @@ pub fn encode_identity(out: &mut Vec<u8>, key: &[u8], identity: IdentityRecord) 
         out.put_u64(identity.cluster.0);
         out.put_u64(identity.node.0);
         out.put_u64(identity.incarnation.0);
+        out.put_u64(identity.directory);
     });
 }
 
 /// Reads what [`encode_identity`] wrote.
 pub fn decode_identity(key: &[u8], record: &Bytes) -> Result<IdentityRecord, DecodeError> {
     open("node identity", key, record, |r| {
-        Ok(IdentityRecord { cluster: ClusterId(r.u64()?), node: NodeId(r.u64()?), incarnation: Incarnation(r.u64()?) })
+        let (cluster, node, incarnation) = (ClusterId(r.u64()?), NodeId(r.u64()?), Incarnation(r.u64()?));
+        Ok(IdentityRecord { cluster, node, incarnation, directory: r.u64()? })
     })
 }
 
@@ -303,7 +307,7 @@ mod tests {
         assert_eq!(decode_truncated(key, &out.clone().into()), Ok(at));
         encode_replica(&mut out, key, ReplicaId(8));
         assert_eq!(decode_replica(key, &out.clone().into()), Ok(ReplicaId(8)));
-        let identity = IdentityRecord { cluster: ClusterId(1), node: NodeId(2), incarnation: Incarnation(3) };
+        let identity = IdentityRecord { cluster: ClusterId(1), node: NodeId(2), incarnation: Incarnation(3), directory: 4 };
         encode_identity(&mut out, key, identity);
         assert_eq!(decode_identity(key, &out.clone().into()), Ok(identity));
         let applied = AppliedRecord { at, revision: Revision(11) };

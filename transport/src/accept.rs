@@ -62,7 +62,7 @@ async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Ident
     let check = || {
         let hello = Hello::decode(hello)?;
         hello.check(shared.identity, tls::peer_name(&connection).map_err(Refusal::NoName)?, None)?;
-        shared.admit(hello.identity.node, hello.identity.incarnation)?;
+        shared.admit(hello.identity)?;
         Ok::<_, Refusal>(hello)
     };
     let hello = check().map_err(|refusal| {

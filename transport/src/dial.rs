@@ -69,7 +69,7 @@ async fn greet(shared: &Shared, node: NodeId, connection: &Connection, purpose: 
     let check = || {
         let hello = Hello::decode(hello)?;
         hello.check(shared.identity, tls::peer_name(connection).map_err(Refusal::NoName)?, Some(node))?;
-        shared.admit(node, hello.identity.incarnation)?;
+        shared.admit(hello.identity)?;
         Ok::<_, Refusal>(hello.identity.incarnation)
     };
     check().map_err(|refusal| refusal.to_string())

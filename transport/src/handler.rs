@@ -1,6 +1,7 @@
 //! What the transport tells, and asks, whoever runs it.
 
 use crate::answers::Responder;
+use crate::handshake::Identity;
 use crate::lane::Lane;
 use bytes::Bytes;
 use flotilla_router::{Incarnation, NodeId};
@@ -18,6 +19,13 @@ pub trait Handler: Send + Sync + 'static {
     /// A request came. It is answered through `responder`, from any thread, at any time; one that is dropped tells the asker
     /// that its request is lost.
     fn request(&self, from: NodeId, request: Bytes, responder: Responder);
+
+    /// Whether a node is let in, once its certificate and its handshake are found to be in order; if not, why, in words that
+    /// say what to do. Called for every connection, both ways.
+    fn admit(&self, identity: Identity) -> Result<(), String> {
+        let _ = identity;
+        Ok(())
+    }
 
     /// A connection to `node` is up: what is sent from now on has a chance to arrive.
     fn reachable(&self, node: NodeId, incarnation: Incarnation);

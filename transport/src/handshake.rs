@@ -30,6 +30,8 @@ pub struct Identity {
     /// A hash of what its cluster was founded with. Founders that began with different shards would never notice by
     /// themselves: their logs would agree and mean different things.
     pub founding: u64,
+    /// The number of its data directory, drawn when that was made: a node that lost its disk has another.
+    pub directory: u64,
 }
 
 /// What a connection is for.
@@ -85,6 +87,8 @@ pub(crate) enum Refusal {
          its data directory was put back to an old state; stop one of them, or let it join as a new node"
     )]
     Incarnation { node: NodeId, theirs: Incarnation, seen: Incarnation },
+    #[error("{0}")]
+    NotAdmitted(String),
 }
 
 impl Hello {
@@ -93,7 +97,8 @@ impl Hello {
         Self { version: PROTOCOL_VERSION, identity, purpose }
     }
 
-    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ founding (8) ‖ purpose (1). Magic, version and node stay where they
+    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ founding (8) ‖ directory (8) ‖
+    /// purpose (1). Magic, version and node stay where they
     /// are in all versions, so that the complaint about a version can say whose it is.
     pub(crate) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(64);
@@ -103,6 +108,7 @@ impl Hello {
         bytes.put_u64(self.identity.cluster.0);
         bytes.put_u64(self.identity.incarnation.0);
         bytes.put_u64(self.identity.founding);
+        bytes.put_u64(self.identity.directory);
         bytes.put_u8(match self.purpose {
             Purpose::Lanes => 0,
             Purpose::Snapshot => 1,
@@ -122,7 +128,7 @@ impl Hello {
             return Err(Refusal::Version(node, version));
         }
         let (cluster, incarnation) = (ClusterId(reader.u64()?), Incarnation(reader.u64()?));
-        let identity = Identity { node, cluster, incarnation, founding: reader.u64()? };
+        let identity = Identity { node, cluster, incarnation, founding: reader.u64()?, directory: reader.u64()? };
         let purpose = match reader.u8()? {
             0 => Purpose::Lanes,
             1 => Purpose::Snapshot,
@@ -162,10 +168,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const OURS: Identity = Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1), founding: 4 };
+    const OURS: Identity =
+        Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1), founding: 4, directory: 1 };
 
     fn hello(cluster: u64, node: u64) -> Hello {
-        let identity = Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation: Incarnation(9), founding: 4 };
+        let identity =
+            Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation: Incarnation(9), founding: 4, directory: 2 };
         Hello::new(identity, Purpose::Lanes)
     }
 
@@ -213,7 +221,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_handshake_is_refused(n in 0usize..43) {
+        fn a_cut_handshake_is_refused(n in 0usize..51) {
             prop_assert!(Hello::decode(hello(1, 2).encode().slice(..n)).is_err());
         }
     }

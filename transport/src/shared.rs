@@ -64,9 +64,11 @@ impl Shared {
         Hello::new(self.identity, purpose)
     }
 
-    /// Judges an incarnation. A newer one than was known ends the connections to the former self at once: nobody is there any
+    /// Judges who comes. A newer one than was known ends the connections to the former self at once: nobody is there any
     /// more, and waiting for the idle timeout would only keep requests waiting.
-    pub(crate) fn admit(&self, node: NodeId, incarnation: Incarnation) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, identity: Identity) -> Result<(), Refusal> {
+        let Identity { node, incarnation, .. } = identity;
+        self.handler.admit(identity).map_err(Refusal::NotAdmitted)?;
         let former = {
             let mut seen = self.lock_seen();
             let known = seen.incarnations.get(&node).copied().unwrap_or_default();

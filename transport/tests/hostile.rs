@@ -19,8 +19,9 @@ const LANES: u8 = 0;
 const SNAPSHOT: u8 = 1;
 
 fn hello(cluster: u64, node: u64, incarnation: u64, purpose: u8) -> Vec<u8> {
-    let body =
-        [b"flotilla\0\x01", &node.to_be_bytes()[..], &cluster.to_be_bytes(), &incarnation.to_be_bytes(), &[purpose]].concat();
+    let (founding, directory) = (0u64, 1u64);
+    let numbers = [node, cluster, incarnation, founding, directory].map(u64::to_be_bytes).concat();
+    let body = [b"flotilla\0\x01", &numbers[..], &[purpose]].concat();
     framed(&body)
 }
 

@@ -16,7 +16,7 @@
 //!
 //! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field:
 //! [`proposals`], [`reads`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is
-//! handled; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys replicas;
+//! handled; [`outbox`] is what leaves at the end of a pass; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys replicas;
 //! [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
 //!
 //! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed.
@@ -36,6 +36,7 @@ mod check;
 mod compaction;
 mod elections;
 mod log;
+mod outbox;
 mod proposals;
 mod reads;
 mod ready;
@@ -49,8 +50,9 @@ pub use event::{Beat, Event, SnapshotId, Ticket};
 pub use wire::Envelope;
 
 use elections::Elections;
-use flotilla_router::{Incarnation, NodeId, Refusal, ReplicaId, ShardId};
-use flotilla_storage::{ApplyWork, LogBatch, LogWrite, Recovered};
+use flotilla_router::{Incarnation, NodeId, Refusal, ShardId};
+use flotilla_storage::Recovered;
+use outbox::{Outbox, Writing};
 use registry::Registry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -109,32 +111,6 @@ struct Peer {
     silent_ticks: usize,
     /// Whether it ever gave one in this life of ours.
     heard: bool,
-}
-
-/// What leaves at the end of the pass.
-#[derive(Default)]
-struct Outbox {
-    /// In the order in which they must be carried out.
-    effects: Vec<Effect>,
-    /// Messages that may leave now, by node.
-    messages: BTreeMap<NodeId, Vec<Envelope>>,
-    /// Entries and hard states that wait for the next write.
-    writes: BTreeMap<ShardId, LogWrite>,
-    /// Whether that write must be synced.
-    sync: bool,
-    /// The Readys that the next write completes: shard, replica, number.
-    readies: Vec<(ShardId, ReplicaId, u64)>,
-    /// Committed entries that wait to be applied.
-    apply: BTreeMap<ShardId, ApplyWork>,
-}
-
-/// A write to the log that is under way.
-struct Writing {
-    number: u64,
-    /// The Readys that it completes: shard, replica, number.
-    readies: Vec<(ShardId, ReplicaId, u64)>,
-    /// Every shard that it writes to, be it only to truncate.
-    shards: Vec<ShardId>,
 }
 
 /// All Raft groups of one process.
@@ -389,53 +365,6 @@ impl Node {
                 replica.raw.report_unreachable(member.id.0);
                 self.dirty.insert(shard);
             }
-        }
-    }
-
-    /// Hands the gathered writes out, unless as many as allowed are under way.
-    fn emit_writes(&mut self) {
-        let outbox = &mut self.outbox;
-        // What needs no sync goes along with what does, or with the next tick.
-        let due = outbox.sync || self.ticked && !outbox.writes.is_empty();
-        self.ticked = false;
-        if !due || self.writing.len() >= self.config.raft.max_inflight_writes {
-            return;
-        }
-        let write = self.next_write;
-        self.next_write += 1;
-        let shards = outbox.writes.keys().copied().collect();
-        let sync = std::mem::take(&mut outbox.sync);
-        let batch = LogBatch { writes: std::mem::take(&mut outbox.writes).into_values().collect(), sync };
-        outbox.effects.push(Effect::Persist { write, batch });
-        self.writing.push_back(Writing { number: write, readies: std::mem::take(&mut outbox.readies), shards });
-    }
-
-    fn emit_apply(&mut self) {
-        if self.applying || self.outbox.apply.is_empty() {
-            return;
-        }
-        self.applying = true;
-        let work = std::mem::take(&mut self.outbox.apply).into_values().collect();
-        self.outbox.effects.push(Effect::Apply { work });
-    }
-
-    /// One effect per node. Messages leave before anything of the same pass is written: a leader does not wait for its own
-    /// fsync; what must wait for it was held back by [`ready`].
-    fn emit_messages(&mut self) {
-        let beat = self.beat_is_due().then(|| self.beat());
-        let mut messages = std::mem::take(&mut self.outbox.messages);
-        let mut sends = Vec::new();
-        if beat.is_some() {
-            for node in self.peers.keys() {
-                messages.entry(*node).or_default();
-            }
-        }
-        for (to, messages) in messages {
-            sends.push(Effect::Send { to, messages, beat });
-        }
-        if !sends.is_empty() {
-            sends.append(&mut self.outbox.effects);
-            self.outbox.effects = sends;
         }
     }
 }

@@ -10,7 +10,7 @@
 //! | it was | and then | answer |
 //! |---|---|---|
 //! | waiting | leadership was lost, or the time was up | not applied |
-//! | proposed | another entry was committed at its index | not applied |
+//! | proposed | another entry was committed at its index, or one of a higher term below it | not applied |
 //! | proposed | the time was up, or a snapshot passed over its index | unknown |
 
 use super::balance::is_alive;
@@ -78,7 +78,8 @@ impl Proposals {
         Some((payload.finish(), tickets))
     }
 
-    /// Whether the entry committed at `at` is one of ours. Whoever waits for an entry that lost its place to it is `lost`.
+    /// Whether the entry committed at `at` is one of ours. Whoever waits for an entry that can't be committed any more is `lost`:
+    /// its place was taken, or, since terms only grow along a log, an entry of a higher term was committed below it.
     pub(super) fn is_committed(&mut self, at: LogPosition, lost: &mut Vec<Ticket>) -> bool {
         let mut ours = false;
         while let Some(first) = self.in_flight.first_entry().filter(|first| first.key().index <= at.index) {
@@ -91,6 +92,16 @@ impl Proposals {
                 self.in_flight_commands -= tickets.len();
                 lost.extend(tickets.into_iter().filter_map(|(ticket, _)| ticket));
             }
+        }
+        if self.in_flight.keys().any(|place| place.term < at.term) {
+            self.in_flight.retain(|place, tickets| {
+                let stays = place.term >= at.term;
+                if !stays {
+                    self.in_flight_commands -= tickets.len();
+                    lost.extend(tickets.drain(..).filter_map(|(ticket, _)| ticket));
+                }
+                stays
+            });
         }
         ours
     }
@@ -307,16 +318,15 @@ mod tests {
 
     /// Led in term 2, deposed, overruled by a shorter log in term 3, leads again in term 4: at index 12 two of ours stand.
     #[test]
-    fn overruled_entries_are_lost_only_when_another_is_committed_in_their_place() {
+    fn overruled_entries_are_lost_once_a_higher_term_is_committed_at_or_below_them() {
         let mut proposals = in_flight(&[at(10, 2), at(12, 2), at(13, 2), at(12, 4)]);
         let mut lost = Vec::new();
+        assert!(!proposals.is_committed(at(9, 2), &mut lost));
+        assert_eq!(lost, [], "an entry of the same term says nothing about those above it");
         assert!(!proposals.is_committed(at(10, 3), &mut lost));
-        assert_eq!(lost, [Ticket(1)]);
-        assert!(!proposals.is_committed(at(11, 4), &mut lost));
-        assert_eq!(lost.len(), 1, "nothing of ours stood there, and those above may still be committed");
+        assert_eq!(lost, [Ticket(1), Ticket(2), Ticket(3)], "above an entry of term 3 nothing of term 2 can stand");
         assert!(proposals.is_committed(at(12, 4), &mut lost));
-        assert!(!proposals.is_committed(at(13, 4), &mut lost));
-        assert_eq!(lost, [Ticket(1), Ticket(2), Ticket(3)]);
+        assert_eq!(lost.len(), 3);
         assert_eq!(proposals.settle(vec![(12, vec![WriteResult::Deleted])]), [(Ticket(4), WriteResult::Deleted)]);
         assert_eq!(proposals.pending(), 0);
     }

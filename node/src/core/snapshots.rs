@@ -84,6 +84,8 @@ impl Node {
         match &replica.snapshots.outgoing {
             // Under way.
             Some(outgoing) if outgoing.at.is_none() => return,
+            // On its way to another follower, which still reads its files. This one asks again.
+            Some(_) if !replica.snapshots.sending.is_empty() => return,
             // There is one, and raft-rs did not like it: too old.
             Some(outgoing) => self.outbox.effects.push(Effect::DropSnapshot { snapshot: outgoing.id }),
             None => {}

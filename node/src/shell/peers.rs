@@ -1,5 +1,6 @@
 //! What comes from other nodes: frames for the core, forwarded requests, snapshots.
 
+use super::Engine;
 use super::mailbox::{Mail, Mailbox};
 use super::service::Service;
 use super::snapshots::Snapshots;
@@ -9,14 +10,20 @@ use bytes::Bytes;
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::{Incarnation, NodeId, Refusal};
-use flotilla_transport::{Handler, Lane, Responder};
+use flotilla_storage::fatal;
+use flotilla_transport::{Handler, Identity, Lane, Responder};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 /// Takes what peers send.
 pub struct Peers {
+    /// Where known data directories are kept.
+    pub engine: Arc<Engine>,
+    /// With which data directory each node was met.
+    pub known_directories: Mutex<BTreeMap<NodeId, u64>>,
     /// The loop.
     pub mailbox: Mailbox,
     /// Staging.
@@ -30,6 +37,28 @@ pub struct Peers {
 }
 
 impl Handler for Peers {
+    fn admit(&self, identity: Identity) -> Result<(), String> {
+        let Identity { node, directory, .. } = identity;
+        let mut known = self.known_directories.lock().expect("nothing panics with it held");
+        match known.get(&node) {
+            Some(known) if *known == directory => {}
+            Some(_) => {
+                return Err(format!(
+                    "node {node} comes with another data directory than the one that it was met with: it has forgotten what it \
+                     promised, and would endanger acknowledged writes; give it its old directory back, or let it join as a new node"
+                ));
+            }
+            None => {
+                known.insert(node, directory);
+                let engine = self.engine.clone();
+                self.runtime.spawn_blocking(move || {
+                    fatal::or_abort(flotilla_storage::remember_directory(&*engine, node, directory));
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn frame(&self, from: NodeId, _lane: Lane, frame: Bytes) {
         let mut events = Vec::new();
         let decoded = wire::decode_frame(frame, |item| {

@@ -71,7 +71,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         applier::start(engine.clone(), applier, mailbox.clone(), snapshots.clone(), metrics.clone(), Arc::clone(&to_apply))?,
     ];
 
+    let known_directories = std::sync::Mutex::new(flotilla_storage::known_directories(&*engine)?);
     let peers = Arc::new(Peers {
+        engine: engine.clone(),
+        known_directories,
         mailbox: mailbox.clone(),
         snapshots: snapshots.clone(),
         service: OnceLock::new(),
@@ -79,7 +82,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         runtime,
     });
     let founding = flotilla_storage::founding(&*engine)?.context("the data directory was founded just now")?;
-    let identity = flotilla_transport::Identity { cluster: config.cluster, node: config.node, incarnation, founding };
+    let identity = flotilla_transport::Identity {
+        cluster: config.cluster,
+        node: config.node,
+        incarnation,
+        founding,
+        directory: opened.directory,
+    };
     let transport = Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?);
 
     let state = Arc::new(LoopState::default());

@@ -133,7 +133,13 @@ pub struct Node {
 impl Node {
     pub fn start(ca: &ClusterCa, id: u64, incarnation: u64, config: Config) -> Self {
         let (cert, key) = ca.node(NodeId(id), &[]).unwrap();
-        let identity = Identity { cluster: ca.cluster(), node: NodeId(id), incarnation: Incarnation(incarnation), founding: 0 };
+        let identity = Identity {
+            cluster: ca.cluster(),
+            node: NodeId(id),
+            incarnation: Incarnation(incarnation),
+            founding: 0,
+            directory: 1,
+        };
         Self::start_as(identity, &Credentials::from_pem(ca.cert_pem(), &cert, &key).unwrap(), config).unwrap()
     }
 
