@@ -39,7 +39,7 @@ pub fn append<E: Engine>(engine: &E, log_batch: &LogBatch) -> Result<(), Storage
 /// Adds one shard's share to the batch.
 fn stage(batch: &mut impl WriteBatch, record: &mut Vec<u8>, write: &LogWrite) {
     let shard = write.shard;
-    debug_assert!(write.entries.windows(2).all(|pair| pair[0].at.index + 1 == pair[1].at.index), "appended entries leave a gap");
+    assert!(write.entries.windows(2).all(|pair| pair[0].at.index + 1 == pair[1].at.index), "appended entries leave a gap");
     if let Some((first, last)) = write.delete {
         // What is overwritten needs no tombstone.
         let overwritten = write.entries.first().map(|first| first.at.index).zip(write.entries.last().map(|last| last.at.index));

@@ -54,7 +54,7 @@ impl<T> Queue<T> {
     /// Waits until there is something, or until `deadline`, and moves all of it into `into`, which is empty. `false` when the
     /// queue is closed and everything was taken.
     pub fn take(&self, into: &mut Vec<T>, deadline: Option<Instant>) -> bool {
-        debug_assert!(into.is_empty(), "what was taken before was not used up");
+        assert!(into.is_empty(), "what was taken before was not used up");
         let mut state = self.lock();
         for _ in 0..YIELDS {
             if !state.items.is_empty() || state.closed {
