@@ -92,6 +92,18 @@ fn without_a_connection_frames_are_dropped_counted_and_reported_now_and_then() {
 
 #[test]
 fn a_full_outbox_drops_counts_and_reports() {
+    // A peer that is killed may, or may not, get a last packet out that closes the connection. Only where it doesn't is there a
+    // peer that takes nothing.
+    for _ in 0..10 {
+        if a_full_outbox() {
+            return;
+        }
+    }
+    panic!("each of ten peers closed its connection although it was killed");
+}
+
+/// Whether the killed peer's connection stayed open for as long as it took to fill the outbox.
+fn a_full_outbox() -> bool {
     let config = Config { outbox_bytes_max: 1 << 20, frame_bytes_max: 1 << 20, ..Config::default() };
     let mut nodes = cluster(2, &Config { idle_timeout: Duration::from_secs(30), ..config });
     nodes.pop().unwrap().kill();
@@ -103,10 +115,13 @@ fn a_full_outbox_drops_counts_and_reports() {
         assert!(taken < 1000, "a peer that takes nothing is sent to without end");
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(nodes[0].transport.reachable(NodeId(2)), "the connection is not lost yet");
+    if !nodes[0].transport.reachable(NodeId(2)) {
+        return false;
+    }
     assert_eq!(nodes[0].transport.stats().append.frames_dropped.get(), 1);
     assert_eq!(nodes[0].record.count(|told| *told == Told::Unreachable(NodeId(2))), before + 1);
     assert!(nodes[0].transport.send(NodeId(2), Lane::Append(1), frame), "another lane has an outbox of its own");
+    true
 }
 
 #[test]
