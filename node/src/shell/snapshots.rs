@@ -209,13 +209,9 @@ impl Snapshots {
     pub fn fetch_entries(self: &Arc<Self>, fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64) {
         let this = self.clone();
         self.runtime.spawn_blocking(move || {
-            let entries = match flotilla_storage::log::entries(&*this.engine, shard, low, high, bytes_max) {
-                Ok(entries) => entries,
-                Err(error) => {
-                    tracing::info!(%shard, low, high, %error, "entries for a follower are not there; it will get a snapshot");
-                    Vec::new()
-                }
-            };
+            // What was truncated or overruled meanwhile is not there, and raft-rs asks again. A record that can't be read is
+            // this node's disk.
+            let entries = fatal::or_abort(flotilla_storage::log::entries(&*this.engine, shard, low, high, bytes_max));
             this.mailbox.report(Event::EntriesFetched { fetch, shard, entries });
         });
     }

@@ -201,11 +201,9 @@ impl Member {
             }
             Job::Fetch { fetch, shard, low, high, bytes_max } => {
                 // Every entry must be there, unless the log was truncated since the core asked.
-                let entries = match log::entries(&self.engine, shard, low, high, bytes_max) {
-                    Ok(entries) => entries,
-                    Err(_) if self.truncated_index(shard) >= low => Vec::new(),
-                    Err(e) => panic!("node {} was asked for entries that are not on its disk: {e}", self.id),
-                };
+                let entries = log::entries(&self.engine, shard, low, high, bytes_max).unwrap();
+                let there = !entries.is_empty() || self.truncated_index(shard) >= low;
+                assert!(there, "node {} was asked for entries from {low} that are not on its disk", self.id);
                 Event::EntriesFetched { fetch, shard, entries }
             }
         };
