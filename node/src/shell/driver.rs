@@ -5,7 +5,7 @@
 //! does not make a follower count time that did not pass since it heard its leader; leases rest on that.
 
 use super::applier;
-use super::mailbox::{Grant, Mail, Mailbox};
+use super::mailbox::{Grant, Mail, Mailbox, ReplyTo};
 use super::queue::Queue;
 use super::rates::Rates;
 use super::snapshots::Snapshots;
@@ -46,6 +46,8 @@ pub struct Hands {
     pub applier: Arc<Queue<applier::Work>>,
     /// Snapshot and cold-entry work.
     pub snapshots: Arc<Snapshots>,
+    /// Where the reads of other nodes look.
+    pub runtime: tokio::runtime::Handle,
     /// The other nodes.
     pub transport: Arc<Transport>,
     /// Where who leads is published.
@@ -60,8 +62,8 @@ pub struct Hands {
 
 /// Who waits for a ticket.
 enum Waiter {
-    Command(oneshot::Sender<Result<WriteResult, Refusal>>),
-    Read(oneshot::Sender<Result<Grant, Refusal>>),
+    Command(ReplyTo<Result<WriteResult, Refusal>>),
+    Read(ReplyTo<Result<Grant, Refusal>>),
     Transfer(oneshot::Sender<Result<Arc<Descriptor>, Refusal>>),
     Inspect(oneshot::Sender<Vec<ShardReport>>),
 }
@@ -177,11 +179,20 @@ impl Driver {
             }
             Effect::Read { tickets, descriptor, staleness } => {
                 let view = Arc::new(self.hands.engine.view());
+                let grant = Grant { view, descriptor, staleness };
+                let mut of_peers = Vec::new();
                 for ticket in tickets {
-                    if let Some(Waiter::Read(reply)) = self.waiters.remove(&ticket) {
-                        let grant = Grant { view: view.clone(), descriptor: descriptor.clone(), staleness };
-                        let _ = reply.send(Ok(grant));
+                    match self.waiters.remove(&ticket) {
+                        Some(Waiter::Read(ReplyTo::Peer(answered))) => of_peers.push(answered),
+                        Some(Waiter::Read(reply)) => reply.send(Ok(grant.clone())),
+                        _ => {}
                     }
+                }
+                if !of_peers.is_empty() {
+                    // Looking may have to wait for the disk: not here.
+                    self.hands
+                        .runtime
+                        .spawn(async move { of_peers.into_iter().for_each(|answered| answered(Ok(grant.clone()))) });
                 }
             }
             Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
@@ -204,9 +215,9 @@ impl Driver {
             Effect::Reply { ticket, shard: _, result } => match (self.waiters.remove(&ticket), result) {
                 (Some(Waiter::Command(reply)), result) => {
                     self.hands.metrics.proposals_refused.inc_by(result.is_err().into());
-                    let _ = reply.send(result);
+                    reply.send(result);
                 }
-                (Some(Waiter::Read(reply)), Err(refusal)) => drop(reply.send(Err(refusal))),
+                (Some(Waiter::Read(reply)), Err(refusal)) => reply.send(Err(refusal)),
                 _ => {}
             },
             Effect::TransferDone { ticket, result } => {

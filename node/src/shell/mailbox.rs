@@ -29,6 +29,24 @@ pub struct Grant {
     pub staleness: Option<Staleness>,
 }
 
+/// Who waits for an answer.
+pub enum ReplyTo<T> {
+    /// A task of this node.
+    Task(oneshot::Sender<T>),
+    /// A request of another node: what to do with the answer. Saves a task, and its waking, for each of them.
+    Peer(Box<dyn FnOnce(T) + Send>),
+}
+
+impl<T> ReplyTo<T> {
+    /// Gives the answer; nobody may wait for it any more.
+    pub fn send(self, answer: T) {
+        match self {
+            Self::Task(sender) => drop(sender.send(answer)),
+            Self::Peer(answered) => answered(answer),
+        }
+    }
+}
+
 /// One input.
 #[allow(clippy::large_enum_variant, reason = "a box per event would cost more than the copy")]
 pub enum Mail {
@@ -45,7 +63,7 @@ pub enum Mail {
         /// When its sender stops waiting.
         deadline: Time,
         /// Who waits.
-        reply: oneshot::Sender<Result<WriteResult, Refusal>>,
+        reply: ReplyTo<Result<WriteResult, Refusal>>,
     },
     /// A read.
     Read {
@@ -56,7 +74,7 @@ pub enum Mail {
         /// When its sender stops waiting.
         deadline: Time,
         /// Who waits.
-        reply: oneshot::Sender<Result<Grant, Refusal>>,
+        reply: ReplyTo<Result<Grant, Refusal>>,
     },
     /// An order to hand leadership over.
     Transfer {
@@ -117,6 +135,11 @@ impl Mailbox {
     /// Hands in what came from outside; `false` when too much waits, or the loop has ended.
     pub fn offer(&self, mail: Mail) -> bool {
         self.queue.len() < WAITING_MAX && self.queue.send(mail)
+    }
+
+    /// Whether [`Mailbox::offer`] would turn something away.
+    pub fn is_full(&self) -> bool {
+        self.queue.len() >= WAITING_MAX
     }
 
     /// How much waits.

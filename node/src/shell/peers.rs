@@ -90,10 +90,12 @@ impl Handler for Peers {
             let refusal: Response = Err(Refusal::ShuttingDown);
             return responder.respond(call::encode(&refusal));
         };
-        self.runtime.spawn(async move {
-            let response = service.answer_forwarded(forwarded).await;
-            responder.respond(call::encode(&response));
-        });
+        if let Some((forwarded, responder)) = service.answer_at_once(forwarded, responder) {
+            self.runtime.spawn(async move {
+                let response = service.answer_forwarded(forwarded).await;
+                responder.respond(call::encode(&response));
+            });
+        }
     }
 
     fn reachable(&self, node: NodeId, incarnation: Incarnation) {

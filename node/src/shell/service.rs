@@ -5,12 +5,12 @@
 //! elsewhere for a read.
 
 use super::admin::Admin;
-use super::mailbox::{Grant, Mail, Mailbox, overloaded};
+use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::{Answer, Ask, Command, Consistency, Descriptor, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId};
 use flotilla_storage::{StorageError, WriteResult, fatal, read};
-use flotilla_transport::{RequestError, Transport};
+use flotilla_transport::{RequestError, Responder, Transport};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -186,6 +186,43 @@ impl Service {
         }
     }
 
+    /// Hands a forwarded request about one key to the loop, which answers the other node without a task in between. Everything
+    /// else is given back.
+    pub(super) fn answer_at_once(self: &Arc<Self>, forwarded: Forwarded, responder: Responder) -> Option<(Forwarded, Responder)> {
+        let of_one_key = match &forwarded.ask {
+            Ask::Get { .. } => true,
+            Ask::Write(command) => !matches!(command.op, Op::DeleteRange { .. }),
+            Ask::Scan { .. } | Ask::Admin(_) => false,
+        };
+        let shard = self.resolve(&forwarded.ask).filter(|shard| of_one_key && shard.on_node(self.node).is_some());
+        let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
+        let (this, shard) = (self.clone(), shard.id);
+        let deadline = self.mailbox.time(Instant::now() + forwarded.time_left);
+        let mail = match forwarded.ask {
+            Ask::Get { key, consistency } => {
+                let answered = move |granted: Result<Grant, Refusal>| {
+                    let response = granted.and_then(|grant| {
+                        this.metrics.reads(consistency).inc();
+                        this.get(&grant, &key)
+                    });
+                    responder.respond(call::encode(&response));
+                };
+                Mail::Read { shard, consistency, deadline, reply: ReplyTo::Peer(Box::new(answered)) }
+            }
+            Ask::Write(command) => {
+                let answered = move |settled: Result<WriteResult, Refusal>| {
+                    let response = settled.and_then(|result| this.written(shard, result, None));
+                    responder.respond(call::encode(&response));
+                };
+                Mail::Command { shard, command, deadline, reply: ReplyTo::Peer(Box::new(answered)) }
+            }
+            ask @ (Ask::Scan { .. } | Ask::Admin(_)) => return Some((Forwarded { ask, ..forwarded }, responder)),
+        };
+        // Should it be turned away after all, the responder is dropped, and the other node knows that it knows nothing.
+        self.mailbox.offer(mail);
+        None
+    }
+
     /// Answers a request that another node handed on.
     pub(super) async fn answer_forwarded(&self, forwarded: Forwarded) -> Response {
         let Forwarded { ask, hops, time_left } = forwarded;
@@ -214,12 +251,7 @@ impl Service {
         match ask {
             Ask::Get { key, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
-                if !grant.descriptor.range.contains(key) {
-                    return Err(wrong_shard(&grant));
-                }
-                let found = or_stop(&grant, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
-                let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
-                Ok(self.reply(&grant, answer))
+                self.get(&grant, key)
             }
             Ask::Scan { scan, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
@@ -237,6 +269,16 @@ impl Service {
         }
     }
 
+    /// Looks a key up.
+    fn get(&self, grant: &Grant, key: &[u8]) -> Response {
+        if !grant.descriptor.range.contains(key) {
+            return Err(wrong_shard(grant));
+        }
+        let found = or_stop(grant, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
+        let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
+        Ok(self.reply(grant, answer))
+    }
+
     fn reply(&self, grant: &Grant, answer: Answer) -> Reply {
         Reply { shard: grant.descriptor.id, node: self.node, answer, staleness: grant.staleness }
     }
@@ -245,7 +287,7 @@ impl Service {
     pub(super) async fn grant(&self, shard: ShardId, consistency: Consistency, deadline: Instant) -> Result<Grant, Refusal> {
         let (reply, granted) = oneshot::channel();
         let deadline = self.mailbox.time(deadline);
-        if !self.mailbox.offer(Mail::Read { shard, consistency, deadline, reply }) {
+        if !self.mailbox.offer(Mail::Read { shard, consistency, deadline, reply: ReplyTo::Task(reply) }) {
             return Err(overloaded());
         }
         let grant = granted.await.unwrap_or(Err(Refusal::ShuttingDown))?;
@@ -256,19 +298,25 @@ impl Service {
     async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Response {
         let (command, rest) = cut_to_shard(command, &shard.range);
         let (reply, settled) = oneshot::channel();
-        let mail = Mail::Command { shard: shard.id, command, deadline: self.mailbox.time(deadline), reply };
+        let deadline = self.mailbox.time(deadline);
+        let mail = Mail::Command { shard: shard.id, command, deadline, reply: ReplyTo::Task(reply) };
         if !self.mailbox.offer(mail) {
             return Err(overloaded());
         }
         // The loop answers every ticket; it is gone only when the process ends, and then nobody knows.
-        let answer = match settled.await.unwrap_or(Err(Refusal::Unknown { shard: shard.id }))? {
+        self.written(shard.id, settled.await.unwrap_or(Err(Refusal::Unknown { shard: shard.id }))?, rest)
+    }
+
+    /// What a write came to, as an answer; `rest` is the part of a range that other shards own.
+    fn written(&self, shard: ShardId, result: WriteResult, rest: Option<KeyRange>) -> Response {
+        let answer = match result {
             WriteResult::Written { revision } => Answer::Written { revision },
             WriteResult::Deleted => Answer::Deleted,
             WriteResult::DeletedRange { count } => Answer::DeletedRange { count, rest },
             WriteResult::ConditionFailed { current } => Answer::ConditionFailed { current },
-            WriteResult::WrongShard => return Err(Refusal::WrongShard { shard: shard.id, descriptors: Vec::new() }),
+            WriteResult::WrongShard => return Err(Refusal::WrongShard { shard, descriptors: Vec::new() }),
         };
-        Ok(Reply { shard: shard.id, node: self.node, answer, staleness: None })
+        Ok(Reply { shard, node: self.node, answer, staleness: None })
     }
 }
 

@@ -97,6 +97,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         writer: to_write,
         applier: to_apply,
         snapshots,
+        runtime: Handle::current(),
         transport: transport.clone(),
         routes: routes.clone(),
         engine: engine.clone(),
