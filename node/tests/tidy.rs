@@ -148,6 +148,24 @@ fn nothing_is_left_unfinished() {
     }
 }
 
+#[cfg(feature = "shell")]
+#[test]
+fn every_configuration_key_is_documented_with_its_default() {
+    let documented = fs::read_to_string(root().join("docs/configuration.md")).unwrap();
+    let required = ["node", "cluster", "data", "http", "quic", "tls.ca", "tls.cert", "tls.key", "threads"];
+    for (key, default) in flotilla_node::shell::config::Config::keys() {
+        if key == "peers" {
+            assert!(documented.contains("`[[peers]]`"), "docs/configuration.md lacks the peers");
+            continue;
+        }
+        let default = if required.contains(&key.as_str()) { String::new() } else { format!("`{default}`") };
+        assert!(
+            documented.contains(&format!("| `{key}` | {default} | ")),
+            "docs/configuration.md lacks {key} with default {default}"
+        );
+    }
+}
+
 #[test]
 fn the_readme_names_files_that_exist() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();

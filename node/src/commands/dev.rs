@@ -141,6 +141,7 @@ fn make(args: &Dev, folder: &Path) -> anyhow::Result<()> {
         config.node = NodeId(id);
         config.cluster = ca.cluster();
         (config.http, config.quic) = (address(args, id, 0)?, address(args, id, 100)?);
+        config.pid_file = "flotilla.pid".into();
         config.tls.ca = "../ca.pem".into();
         config.peers = peers.clone();
         config.founding = FoundingConfig { shards: args.shards as usize, replicas: (args.nodes as usize).min(3) };

@@ -30,7 +30,7 @@ pub struct Config {
     /// A file to keep the process id in; none where empty.
     #[serde(default)]
     pub pid_file: PathBuf,
-    /// Threads for HTTP and QUIC.
+    /// Threads for HTTP and QUIC. By default as many as there are cores, but 2 at least and 8 at most.
     #[serde(default = "default_threads")]
     pub threads: usize,
     /// How long a shutdown may take: leadership handed over, requests in flight answered.
@@ -314,8 +314,8 @@ impl Config {
             data: "data".into(),
             http,
             quic,
-            pid_file: "flotilla.pid".into(),
-            threads: 2,
+            pid_file: PathBuf::new(),
+            threads: default_threads(),
             shutdown_grace: default_grace(),
             tls: TlsConfig { ca: "ca.pem".into(), cert: "node.pem".into(), key: "node.key".into() },
             peers: vec![PeerConfig { id: NodeId(1), quic: quic.to_string(), http: Some(http.to_string()) }],
