@@ -57,8 +57,11 @@ install_rust() {
         if [ -n "$(apt-cache policy rustup 2>/dev/null | sed -n 's/^ *Candidate: *\([^(].*\)/\1/p')" ]; then
             apt_install rustup
         else
-            die "there is no cargo, and this distribution has no package rustup. Install Rust's own, then run this again:
-       curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal --default-toolchain none"
+            say "installing Rust's own installer, rustup, since this distribution has no package of it"
+            if ! curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -q --profile minimal --default-toolchain none >&2; then
+                die "rustup could not be installed; install Rust $wanted in another way (https://rustup.rs), then run this again"
+            fi
+            export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
         fi
     fi
     if command -v rustup >/dev/null; then
