@@ -14,14 +14,14 @@
 //! no socket, no file, no async, no map with a random seed. raft-rs draws election timeouts from a thread's random numbers, so
 //! [`elections`] overwrites them after every call that may have drawn one.
 //!
-//! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field:
-//! [`proposals`], [`reads`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is
-//! handled; [`outbox`] is what leaves at the end of a pass; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys replicas;
-//! [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
+//! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field: [`proposals`],
+//! [`reads`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is handled; [`outbox`] is
+//! what leaves at the end of a pass; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys
+//! replicas; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
 //!
-//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed.
-//! A proposal that was lost is called *not applied* only when another entry was committed in its place. Nothing that a peer
-//! sends can panic.
+//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed. A
+//! proposal that was lost is called *not applied* only when what was committed at or below its index rules it out. Nothing that a
+//! peer sends can panic.
 
 #![warn(clippy::disallowed_methods, clippy::disallowed_types)]
 

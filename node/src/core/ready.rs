@@ -16,11 +16,12 @@
 
 use super::Node;
 use super::effect::Effect;
+use super::elections;
 use super::event::SnapshotId;
 use super::log::{from_stored, to_stored};
+use super::outbox::Outbox;
 use super::replica::Replica;
 use super::wire::Envelope;
-use super::{Outbox, elections};
 use flotilla_router::{ReplicaId, ShardId};
 use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
 use protobuf::Message as _;
@@ -174,7 +175,7 @@ impl Node {
     /// Queues committed entries to be applied, and settles proposals that were overruled.
     fn hand_out(&mut self, shard: ShardId, committed: &[Entry]) {
         let replica = self.registry.get_mut(shard).expect("the caller holds it");
-        let mut lost = Vec::new();
+        let (mut lost, mut unreadable) = (Vec::new(), None);
         for entry in committed {
             assert_eq!(entry.index, replica.handed_out + 1, "committed entries have a gap");
             replica.handed_out = entry.index;
@@ -183,7 +184,8 @@ impl Node {
                 Ok(None) => {}
                 Err(why) => {
                     // Committed, so equal on every replica: all of them stop here rather than diverge.
-                    return self.quarantine(shard, format!("the conf change at index {} can't be read: {why}", entry.index));
+                    unreadable = Some(format!("the conf change at index {} can't be read: {why}", entry.index));
+                    break;
                 }
             }
             let at = LogPosition { index: entry.index, term: entry.term };
@@ -195,6 +197,10 @@ impl Node {
         for ticket in lost {
             let refusal = flotilla_router::Refusal::NotLeader { shard, leader };
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+        }
+        // Those who were told above wait no more; those who still do are told now.
+        if let Some(why) = unreadable {
+            self.quarantine(shard, why);
         }
     }
 
