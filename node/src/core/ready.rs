@@ -22,7 +22,7 @@ use super::log::{from_stored, to_stored};
 use super::outbox::Outbox;
 use super::replica::Replica;
 use super::wire::Envelope;
-use flotilla_router::{ReplicaId, ShardId};
+use flotilla_router::{Refusal, ReplicaId, ShardId};
 use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
 use protobuf::Message as _;
 use raft::GetEntriesContext;
@@ -194,10 +194,8 @@ impl Node {
             work.entries.push(ApplyEntry { entry: to_stored(entry), wants_results });
         }
         let leader = replica.leader_node();
-        for ticket in lost {
-            let refusal = flotilla_router::Refusal::NotLeader { shard, leader };
-            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
-        }
+        let overruled = |ticket| Effect::Reply { ticket, shard, result: Err(Refusal::NotLeader { shard, leader }) };
+        self.outbox.effects.extend(lost.into_iter().map(overruled));
         // Those who were told above wait no more; those who still do are told now.
         if let Some(why) = unreadable {
             self.quarantine(shard, why);
@@ -350,9 +348,7 @@ pub(super) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, protobu
             change.merge_from_bytes(&entry.data)?;
             let mut single = ConfChangeSingle { node_id: change.node_id, ..ConfChangeSingle::default() };
             single.set_change_type(change.get_change_type());
-            let mut change_v2 = ConfChangeV2::default();
-            change_v2.set_changes(vec![single].into());
-            Ok(Some(change_v2))
+            Ok(Some(ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }))
         }
         EntryType::EntryConfChangeV2 => {
             let mut change = ConfChangeV2::default();
