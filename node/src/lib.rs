@@ -2,10 +2,12 @@
 //!
 //! - [`core`]: every Raft group of the process as one pure state machine. It builds, and its tests run, without tokio, hyper,
 //!   RocksDB and quinn (`--no-default-features`).
+//! - [`check`]: whether what clients were told is linearizable.
 //! - `shell` (feature `shell`): the threads that feed the core and carry out what it asks.
 //!
 //! `main.rs` is the binary `flotilla`.
 
+pub mod check;
 pub mod core;
 #[cfg(feature = "shell")]
 pub mod shell;
