@@ -8,9 +8,13 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use flotilla_ops::cli;
 use std::process::ExitCode;
 
+/// What `--version` shows. Who runs a build in which a test could end the process is to see it.
+const VERSION: &str =
+    if cfg!(feature = "failpoints") { concat!(env!("CARGO_PKG_VERSION"), " with failpoints") } else { env!("CARGO_PKG_VERSION") };
+
 /// A sharded, strongly consistent key-value store in one binary.
 #[derive(Parser)]
-#[command(name = "flotilla", version, max_term_width = 100, after_help = "Try it:  flotilla dev")]
+#[command(name = "flotilla", version = VERSION, max_term_width = 100, after_help = "Try it:  flotilla dev")]
 struct Flotilla {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +29,9 @@ enum Command {
     /// Makes certificates.
     #[command(subcommand)]
     Cert(commands::cert::Cert),
+    /// Checks that what a cluster answers is linearizable.
+    #[command(name = "check")]
+    Check(Box<commands::check::Check>),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -44,6 +51,7 @@ fn main() -> ExitCode {
             commands::start::run(&start, &flags)
         }
         Command::Cert(cert) => commands::cert::run(&cert),
+        Command::Check(check) => return commands::check::run(&check),
         Command::Client(command) => return client(command),
     };
     match done {

@@ -2,13 +2,15 @@
 //! its return, on one copy of the data.
 //!
 //! Keys are independent of each other (linearizability is local), so each is judged for itself, by [`check_key`]; [`check`] does so for
-//! all keys of a history. Pure: the simulator of the core uses it as well as `flotilla check`.
+//! all keys of a history. Pure but for what needs the feature `shell`: the simulator of the core uses it as well as `flotilla check`.
 //!
 //! - [`history`]: what was asked and answered, and scans as reads of single keys.
 //! - `register`: what one key may be, and what each answer says about it.
 //! - `linear`: the search for an order, and why it is fast and misses none.
 //! - `shrink`: from a history that fails to the few operations that show why.
 //! - [`verdict`]: what comes of it, and how people read it; `explain` finds the sentence that says why no order works.
+//! - `lines`, `workload`, `keys` and `figures` (feature `shell`): histories as NDJSON, the load that `flotilla check` makes, the keys that
+//!   it uses, and what it counts.
 //!
 //! **Invariants.** A history is called linearizable only when an order was found, and wrong only when there is none; where the search
 //! gives up, the verdict says so. A key is absent, and never had a revision, when its history begins. An operation that only shows
@@ -18,13 +20,23 @@
 //! under random schedules.
 
 mod explain;
+#[cfg(feature = "shell")]
+pub mod figures;
 pub mod history;
+#[cfg(feature = "shell")]
+pub mod keys;
 mod linear;
+#[cfg(feature = "shell")]
+pub mod lines;
+#[cfg(any(test, feature = "shell"))]
+mod random;
 mod register;
 mod shrink;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
+#[cfg(feature = "shell")]
+pub mod workload;
 
 pub use history::{Input, Operation, Output, Scanned};
 pub use verdict::{Summary, Undecided, Verdict, Violation};

@@ -15,8 +15,10 @@ use bytes::Bytes;
 use flotilla_router::Condition;
 use std::fmt;
 
-/// At most so many bytes of a key or a value are printed.
-const SHOWN_BYTES_MAX: usize = 32;
+/// At most so many bytes of a value are printed.
+const VALUE_BYTES_MAX: usize = 32;
+/// At most so many bytes of a key are printed.
+const KEY_BYTES_MAX: usize = 256;
 
 /// What a history was found to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,7 +111,7 @@ impl fmt::Display for Verdict {
             Self::Undecided(Undecided { key, operations, steps }) => write!(
                 f,
                 "undecided: key {}: no verdict on {operations} operations after {steps} steps of the search",
-                quoted(key)
+                quoted_key(key)
             ),
         }
     }
@@ -118,7 +120,7 @@ impl fmt::Display for Verdict {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.part.len() == 1 { "can't be true" } else { "can't all be true" };
-        writeln!(f, "key {}: {} of {} operations {what}", quoted(&self.key), self.part.len(), self.operations)?;
+        writeln!(f, "key {}: {} of {} operations {what}", quoted_key(&self.key), self.part.len(), self.operations)?;
         let row = |operation: &Operation, note: &str| {
             [
                 operation.client.to_string(),
@@ -146,10 +148,19 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Bytes in quotes, with what is no plain text escaped, and cut.
-pub(super) fn quoted(bytes: &[u8]) -> String {
-    match bytes.get(..SHOWN_BYTES_MAX) {
-        Some(cut) if bytes.len() > SHOWN_BYTES_MAX => format!("\"{}…\" ({} bytes)", cut.escape_ascii(), bytes.len()),
+/// A value in quotes, with what is no plain text escaped, and cut.
+pub(super) fn quoted(value: &[u8]) -> String {
+    cut(value, VALUE_BYTES_MAX)
+}
+
+/// A key in quotes, so long that it can be told from others.
+fn quoted_key(key: &[u8]) -> String {
+    cut(key, KEY_BYTES_MAX)
+}
+
+fn cut(bytes: &[u8], bytes_max: usize) -> String {
+    match bytes.get(..bytes_max) {
+        Some(cut) if bytes.len() > bytes_max => format!("\"{}…\" ({} bytes)", cut.escape_ascii(), bytes.len()),
         _ => format!("\"{}\"", bytes.escape_ascii()),
     }
 }

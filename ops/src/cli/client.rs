@@ -31,7 +31,7 @@ const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 
 /// A node's HTTP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Endpoint(String);
+pub struct Endpoint(String);
 
 impl FromStr for Endpoint {
     type Err = String;
@@ -140,10 +140,7 @@ pub(super) struct Client {
 impl Client {
     /// Asks these endpoints, and waits so long for an answer.
     pub(super) fn new(endpoints: Vec<Endpoint>, timeout: Duration) -> Self {
-        let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(timeout.min(CONNECT_TIMEOUT_MAX)));
-        connector.set_nodelay(true);
-        let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
+        let http = legacy::Client::builder(TokioExecutor::new()).build(connector(timeout));
         Self { http, endpoints, last: AtomicUsize::new(0), timeout }
     }
 
@@ -213,12 +210,21 @@ impl Client {
     }
 }
 
+/// What opens connections for requests of this patience.
+pub(super) fn connector(timeout: Duration) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(timeout.min(CONNECT_TIMEOUT_MAX)));
+    connector.set_nodelay(true);
+    connector
+}
+
 /// A request that was sent and not answered.
 fn lost(request: &Request, why: String) -> Failure {
     Failure::Unreachable { why, outcome: request.is_write().then_some(Outcome::Unknown) }
 }
 
-fn build(request: &Request, endpoint: &Endpoint) -> Result<http::Request<Full<Bytes>>, Failure> {
+/// The request as it goes to one endpoint.
+pub(super) fn build(request: &Request, endpoint: &Endpoint) -> Result<http::Request<Full<Bytes>>, Failure> {
     let mut built = http::Request::builder()
         .method(request.method.clone())
         .uri(format!("{endpoint}{}", request.path_and_query))
@@ -229,7 +235,7 @@ fn build(request: &Request, endpoint: &Endpoint) -> Result<http::Request<Full<By
 }
 
 /// The innermost reason: "Connection refused" rather than "client error".
-fn cause(error: &dyn Error) -> String {
+pub(super) fn cause(error: &dyn Error) -> String {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;

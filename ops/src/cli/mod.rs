@@ -3,7 +3,8 @@
 //! The binary mounts [`Command`] among its own subcommands and hands it to [`main`]. One file per story: [`client`] finds a node that
 //! answers and never sends a write twice, [`failure`] says what went wrong and what to do, [`key`] turns arguments into keys and
 //! back, [`console`] is the terminal (or, in tests, a buffer). Then the commands: [`kv`] for one key, [`scan`] for many,
-//! [`import`] and [`export`] for all, [`admin`] for shards and nodes.
+//! [`import`] and [`export`] for all, [`admin`] for shards and nodes. [`probe`] is for whoever must know exactly what is certain of a
+//! request: the checker.
 //!
 //! **Invariants.** Data goes to standard output, everything else (progress, counts, errors) to standard error. With `--json` what is
 //! printed is JSON, lists one object per line, errors as the problem that the server sent. Exit codes: see [`Exit`]. A write that may
@@ -18,11 +19,13 @@ mod import;
 mod item;
 mod key;
 mod kv;
+pub mod probe;
 mod scan;
 #[cfg(test)]
 mod tests;
 
-use client::{Client, Endpoint};
+use client::Client;
+pub use client::Endpoint;
 use console::Console;
 use std::time::Duration;
 

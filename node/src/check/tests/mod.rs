@@ -8,34 +8,10 @@ mod brute;
 mod reference;
 mod table;
 
+use super::random::Random;
 use super::{Input, Operation, Output};
 use bytes::Bytes;
 use flotilla_router::{Condition, Revision};
-
-/// A small generator of random numbers (SplitMix64): a seed repeats a test.
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
-
-    fn pick<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
-        (!all.is_empty()).then(|| &all[self.below(all.len() as u64) as usize])
-    }
-}
 
 /// An operation of client 1 on key `k`.
 fn operation(called: u64, returned: u64, input: Input, output: Output) -> Operation {
