@@ -3,6 +3,7 @@
 //! - [`core`]: every Raft group of the process as one pure state machine. It builds, and its tests run, without tokio, hyper,
 //!   RocksDB and quinn (`--no-default-features`).
 //! - [`check`]: whether what clients were told is linearizable.
+//! - `sim` (feature `sim`): whole clusters in simulated time, from seeds.
 //! - `shell` (feature `shell`): the threads that feed the core and carry out what it asks.
 //!
 //! `main.rs` is the binary `flotilla`.
@@ -11,3 +12,5 @@ pub mod check;
 pub mod core;
 #[cfg(feature = "shell")]
 pub mod shell;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;

@@ -17,6 +17,7 @@ pub mod codec;
 pub mod command;
 pub mod descriptor;
 pub mod ids;
+pub mod mutation;
 pub mod range;
 pub mod refusal;
 pub mod routes;

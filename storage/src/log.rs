@@ -18,6 +18,7 @@ use crate::records;
 use crate::work::{LogBatch, LogEntry, LogWrite};
 use bytes::Bytes;
 use flotilla_router::ShardId;
+use flotilla_router::mutation::Mutation;
 
 /// From how many entries on a deletion is one range instead of single keys.
 const RANGE_DELETE_ENTRIES_MIN: u64 = 4096;
@@ -33,7 +34,7 @@ pub fn append<E: Engine>(engine: &E, log_batch: &LogBatch) -> Result<(), Storage
     if batch.is_empty() && !log_batch.sync {
         return Ok(());
     }
-    engine.write(batch, log_batch.sync)
+    engine.write(batch, log_batch.sync && !Mutation::SkippedFsync.is_on())
 }
 
 /// Adds one shard's share to the batch.

@@ -94,6 +94,11 @@ impl MemoryEngine {
         inner.current = inner.durable.clone();
     }
 
+    /// What a crash at this moment would leave.
+    pub fn durable(&self) -> MemoryView {
+        MemoryView { families: self.lock().durable.clone() }
+    }
+
     /// How many writes a crash would lose.
     pub fn unsynced(&self) -> usize {
         self.lock().unsynced.len()

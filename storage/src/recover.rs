@@ -19,6 +19,7 @@ use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, LogEntry, LogPosition, Recovered};
 use bytes::Bytes;
+use flotilla_router::mutation::Mutation;
 use flotilla_router::{Descriptor, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 
@@ -88,6 +89,7 @@ fn walk_states<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> {
                 StateTag::Truncated => remembered.truncated = Some(records::decode_truncated(key, &record)?),
                 StateTag::Descriptor => remembered.descriptor = Some(records::decode_descriptor(key, &record)?),
                 StateTag::Replica => remembered.replica = Some(records::decode_replica(key, &record)?),
+                StateTag::Tombstone if Mutation::TombstoneForgotten.is_on() => {}
                 StateTag::Tombstone => remembered.tombstone = Some(records::decode_replica(key, &record)?),
                 // Completed before the walk began.
                 StateTag::Install => {}

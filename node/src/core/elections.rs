@@ -15,6 +15,7 @@ use super::effect::Effect;
 use super::event::Ticket;
 use super::replica::Replica;
 use super::{Counters, Node};
+use flotilla_router::mutation::Mutation;
 use flotilla_router::{NodeId, Refusal, ReplicaId, Role, ShardId};
 use flotilla_storage::{INITIAL, Recovered};
 use raft::StateRole;
@@ -201,7 +202,9 @@ impl Node {
     pub(super) fn start_transfer(&mut self, shard: ShardId, to: ReplicaId, ticket: Option<Ticket>) {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         replica.elections.transferred_in_term = replica.raw.raft.term;
-        replica.reads.void_lease();
+        if !Mutation::LeaseKeptInTransfer.is_on() {
+            replica.reads.void_lease();
+        }
         replica.raw.transfer_leader(to.0);
         replica.elections.transfer = Some(Transfer { ticket, to, ticks_left: self.config.raft.election_ticks * 2 });
         self.touch(shard);

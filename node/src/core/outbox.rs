@@ -5,9 +5,12 @@
 
 use super::Node;
 use super::effect::Effect;
+use super::event::SnapshotId;
+use super::replica::Replica;
 use super::wire::Envelope;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::{ApplyWork, LogBatch, LogWrite};
+use raft::eraftpb::{Message, MessageType};
 use std::collections::BTreeMap;
 
 /// What leaves at the end of the pass.
@@ -35,6 +38,50 @@ pub(super) struct Writing {
     pub(super) readies: Vec<(ShardId, ReplicaId, u64)>,
     /// Every shard that it writes to, be it only to truncate.
     pub(super) shards: Vec<ShardId>,
+}
+
+impl Outbox {
+    /// Sends a message of a group: with the frame of its node, or, a snapshot's announcement, with the snapshot.
+    pub(super) fn send(&mut self, replica: &mut Replica, mut message: Message) {
+        let Some(to) = replica.descriptor.replica(ReplicaId(message.to)) else { return };
+        if message.get_msg_type() == MessageType::MsgAppend && !put_in_place(replica, &mut message) {
+            return;
+        }
+        let envelope = Envelope {
+            shard: replica.shard,
+            epoch: replica.descriptor.epoch,
+            committed: replica.raw.raft.raft_log.committed,
+            message,
+        };
+        if envelope.message.get_msg_type() == MessageType::MsgSnapshot {
+            let snapshot = SnapshotId(snapshot_number(&envelope.message));
+            replica.snapshots.sending(to.id, snapshot);
+            self.effects.push(Effect::SendSnapshot { to: to.node, replica: to.id, snapshot, envelope });
+        } else {
+            self.messages.entry(to.node).or_default().push(envelope);
+        }
+    }
+}
+
+/// Sees to it that an append names the place right below its entries. raft-rs, where it batches, adds entries to an empty append
+/// that waits to be sent, whatever place that one names (trap 16). False where the place is gone; raft-rs finds out and asks again.
+fn put_in_place(replica: &Replica, message: &mut Message) -> bool {
+    let Some(first) = message.entries.first().map(|entry| entry.index) else { return true };
+    if first == message.index + 1 {
+        return true;
+    }
+    message.index = first - 1;
+    match replica.raw.raft.raft_log.term(message.index) {
+        Ok(term) if term > 0 => message.log_term = term,
+        _ => return false,
+    }
+    true
+}
+
+/// The snapshot's number, which the core put into its data when it offered it.
+fn snapshot_number(message: &Message) -> u64 {
+    let bytes = message.get_snapshot().get_data();
+    u64::from_be_bytes(bytes.try_into().expect("the core itself wrote eight bytes"))
 }
 
 impl Node {

@@ -19,6 +19,7 @@ use super::event::Ticket;
 use super::{Node, Time};
 use bytes::Bytes;
 use flotilla_router::command::{PAYLOAD_HEADER_BYTES, PayloadBuilder};
+use flotilla_router::mutation::Mutation;
 use flotilla_router::{Command, Op, Refusal, ShardId};
 use flotilla_storage::{LogPosition, WriteResult};
 use raft::eraftpb::{Entry, Message, MessageType};
@@ -249,6 +250,9 @@ impl Node {
             message.set_msg_type(MessageType::MsgPropose);
             message.from = replica.id.0;
             message.set_entries(vec![Entry { data, ..Entry::default() }].into());
+            if Mutation::ProposedTwice.is_on() {
+                let _ = replica.raw.step(message.clone());
+            }
             match replica.raw.step(message) {
                 Ok(()) => {
                     let raft = &replica.raw.raft;
@@ -276,10 +280,14 @@ impl Node {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         let (unproposed, bytes, proposed) = replica.proposals.take_expired(self.now);
         self.waiting_bytes -= bytes;
+        let overdue = || match Mutation::UnknownAsFailure.is_on() {
+            true => Refusal::Expired { shard },
+            false => Refusal::Unknown { shard },
+        };
         let answers = unproposed
             .into_iter()
             .map(|ticket| (ticket, Refusal::Expired { shard }))
-            .chain(proposed.into_iter().map(|ticket| (ticket, Refusal::Unknown { shard })));
+            .chain(proposed.into_iter().map(|ticket| (ticket, overdue())));
         for (ticket, refusal) in answers {
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
         }

@@ -18,6 +18,7 @@ use super::replica::Replica;
 use super::wire::Envelope;
 use super::{Node, Time};
 use flotilla_router::call::Staleness;
+use flotilla_router::mutation::Mutation;
 use flotilla_router::{Consistency, Refusal, ReplicaId, ShardId};
 use raft::StateRole;
 use raft::eraftpb::MessageType;
@@ -78,7 +79,7 @@ impl Reads {
 
     /// Whether a lease holds at `now`.
     fn lease_holds(&self, now: Time) -> bool {
-        self.lease_until.is_some_and(|until| now < until)
+        self.lease_until.is_some_and(|until| now < until || Mutation::LeaseWithoutClock.is_on())
     }
 
     /// Leadership is gone: takes the reads that were not confirmed. Those that were may still look.
@@ -181,7 +182,7 @@ impl Node {
         let mut context = [0; 16];
         context[..8].copy_from_slice(&incarnation.0.to_be_bytes());
         context[8..].copy_from_slice(&self.next_read.to_be_bytes());
-        self.next_read += 1;
+        self.next_read += u64::from(!Mutation::ReusedReadContext.is_on());
         self.counters.read_contexts += 1;
         let reads = std::mem::take(&mut replica.reads.waiting);
         self.counters.context_reads += reads.len() as u64;
@@ -193,13 +194,14 @@ impl Node {
     pub(super) fn serve_confirmed_reads(&mut self, shard: ShardId) {
         let lease_holds = self.config.lease();
         let Some(replica) = self.registry.get_mut(shard) else { return };
-        if lease_holds.is_none() || replica.elections.transferred_in_term == replica.raw.raft.term {
+        let transferred = replica.elections.transferred_in_term == replica.raw.raft.term;
+        if lease_holds.is_none() || transferred && !Mutation::LeaseKeptInTransfer.is_on() {
             replica.reads.void_lease();
         }
         let applied = replica.applied.index;
         let mut tickets = Vec::new();
         replica.reads.confirmed.retain_mut(|(index, reads)| {
-            let ready = *index <= applied;
+            let ready = *index <= applied || Mutation::ReadBeforeApplied.is_on();
             if ready {
                 tickets.extend(reads.drain(..).map(|(ticket, _)| ticket));
             }

@@ -17,16 +17,15 @@
 use super::Node;
 use super::effect::Effect;
 use super::elections;
-use super::event::SnapshotId;
 use super::log::{from_stored, to_stored};
 use super::outbox::Outbox;
 use super::replica::Replica;
-use super::wire::Envelope;
+use flotilla_router::mutation::Mutation;
 use flotilla_router::{Refusal, ReplicaId, ShardId};
 use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
 use protobuf::Message as _;
 use raft::GetEntriesContext;
-use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType, Message};
 use std::collections::VecDeque;
 
 /// Readys of one group that are not yet persisted.
@@ -126,7 +125,7 @@ impl Node {
         }
         let mut ready = replica.raw.ready();
         for message in ready.take_messages() {
-            send(&mut self.outbox, replica, message);
+            self.outbox.send(replica, message);
         }
         for state in ready.take_read_states() {
             replica.reads.confirm(&state.request_ctx, state.index, self.config.lease());
@@ -136,7 +135,10 @@ impl Node {
             replica.ready.hard_state_written = false;
         }
         let number = ready.number();
-        let messages = ready.take_persisted_messages();
+        let mut messages = ready.take_persisted_messages();
+        if Mutation::EarlyAnswers.is_on() {
+            messages.drain(..).for_each(|message| self.outbox.send(replica, message));
+        }
         let committed = ready.take_committed_entries();
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
@@ -163,7 +165,7 @@ impl Node {
             replica.raw.advance_append_async(ready);
             replica.raw.on_persist_ready(number);
             for message in messages {
-                send(&mut self.outbox, replica, message);
+                self.outbox.send(replica, message);
             }
         }
         if !committed.is_empty() {
@@ -220,7 +222,7 @@ impl Node {
         if let Some((number, messages)) = replica.ready.complete(number) {
             replica.raw.on_persist_ready(number);
             for message in messages {
-                send(&mut self.outbox, replica, message);
+                self.outbox.send(replica, message);
             }
         }
         self.touch(shard);
@@ -309,34 +311,10 @@ fn stage(outbox: &mut Outbox, replica: &mut Replica, entries: &[Entry]) {
         write.entries.extend(entries.iter().map(to_stored));
         replica.ready.disk_last = last.index;
     }
-    if !replica.ready.hard_state_written {
+    if !replica.ready.hard_state_written && !Mutation::VoteForgotten.is_on() {
         write.hard_state = Some(replica.ready.hard_state);
         replica.ready.hard_state_written = true;
     }
-}
-
-/// Queues a message for its node; a snapshot takes its own way.
-fn send(outbox: &mut Outbox, replica: &mut Replica, message: Message) {
-    let Some(to) = replica.descriptor.replica(ReplicaId(message.to)) else { return };
-    let envelope = Envelope {
-        shard: replica.shard,
-        epoch: replica.descriptor.epoch,
-        committed: replica.raw.raft.raft_log.committed,
-        message,
-    };
-    if envelope.message.get_msg_type() == MessageType::MsgSnapshot {
-        let snapshot = SnapshotId(snapshot_number(&envelope.message));
-        replica.snapshots.sending(to.id, snapshot);
-        outbox.effects.push(Effect::SendSnapshot { to: to.node, replica: to.id, snapshot, envelope });
-    } else {
-        outbox.messages.entry(to.node).or_default().push(envelope);
-    }
-}
-
-/// The snapshot's number, which the core put into its data when it offered it.
-fn snapshot_number(message: &Message) -> u64 {
-    let bytes = message.get_snapshot().get_data();
-    u64::from_be_bytes(bytes.try_into().expect("the core itself wrote eight bytes"))
 }
 
 /// The membership change that an entry carries. The type is looked at before the data: leaving joint consensus has none.

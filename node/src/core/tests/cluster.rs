@@ -4,21 +4,21 @@
 //! [`Cluster::work`], and [`Cluster::settle`] does all of both that is not held, until nothing is left. Clients hold
 //! [`Ticket`]s; every ticket is answered exactly once, or lost with its node, and the cluster checks that.
 //!
-//! Everything that leaves a core is written down in words ([`trace`](super::trace)): golden scripts compare it with what is in
+//! Everything that leaves a core is written down in words ([`trace`]): golden scripts compare it with what is in
 //! their file, and two runs of the same steps must give the same words.
 
-use super::invariants::Invariants;
-use super::member::{Job, Lane, Member, Running};
-use super::network::{Link, Network, Packet};
-use super::trace;
+use super::network::Network;
 use crate::core::replica::Replica;
 use crate::core::wire::{self, Envelope, Item};
 use crate::core::{CoreConfig, Effect, Event, Ticket, Time};
+use crate::sim::invariants::Invariants;
+use crate::sim::member::{Job, Lane, Member, Running};
+use crate::sim::network::{Link, Packet, SnapshotPacket};
+use crate::sim::plan::descriptors;
+use crate::sim::trace;
 use bytes::{Bytes, BytesMut};
 use flotilla_router::call::Staleness;
-use flotilla_router::{
-    Command, Condition, Consistency, Descriptor, Epoch, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, Role, ShardId,
-};
+use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId};
 use flotilla_storage::{WriteResult, read};
 use raft::eraftpb::MessageType;
 use std::collections::BTreeMap;
@@ -73,31 +73,12 @@ pub(super) struct Cluster {
     next_ticket: u64,
     /// What happened, in words, since it was last taken.
     trace: Vec<String>,
-    /// Whether anything is written down.
-    tracing: bool,
     /// A running hash over all effects' debug output.
     pub(super) fingerprint: u64,
     /// Read contexts that were sent.
     contexts: Vec<Bytes>,
     /// What must hold.
     pub(super) invariants: Invariants,
-    /// Whether the trace goes to the terminal at once, for runs that may end in a panic.
-    spoken: bool,
-}
-
-/// `n` shards of neighbouring ranges, the first voter of each on another node.
-fn descriptors(nodes: u64, shards: u64) -> Vec<Descriptor> {
-    let ranges = flotilla_router::range::initial_ranges(shards as usize);
-    ranges
-        .into_iter()
-        .zip(SHARD.0..)
-        .map(|(range, id)| {
-            let node = |place| NodeId((id - SHARD.0 + place) % nodes + 1);
-            let replica = |node: NodeId| flotilla_router::Replica { id: ReplicaId(id * 10 + node.0), node, role: Role::Voter };
-            let replicas = (0..nodes).map(|place| replica(node(place))).collect();
-            Descriptor { id: ShardId(id), range, epoch: Epoch { membership: 1, range: 1 }, replicas }
-        })
-        .collect()
 }
 
 /// The configuration of most tests: production defaults, and leaders that stay where they are.
@@ -112,8 +93,10 @@ impl Cluster {
     /// Founds and starts a cluster in which every node holds every shard.
     pub(super) fn new(nodes: u64, shards: u64, config: CoreConfig) -> Self {
         config.validate().unwrap();
-        let shards = descriptors(nodes, shards);
-        let members = (1..=nodes).map(|id| (NodeId(id), Member::found(NodeId(id), &shards))).collect();
+        let shards = descriptors(nodes, shards, nodes);
+        let members: BTreeMap<_, _> = (1..=nodes).map(|id| (NodeId(id), Member::found(NodeId(id), &shards))).collect();
+        let disk = |(id, member): (&NodeId, &Member)| (*id, member.engine.clone());
+        let invariants = Invariants::new(&shards, members.iter().map(disk).collect());
         let mut cluster = Self {
             config,
             shards,
@@ -122,11 +105,9 @@ impl Cluster {
             clients: BTreeMap::new(),
             next_ticket: 1,
             trace: Vec::new(),
-            tracing: true,
             fingerprint: 0,
             contexts: Vec::new(),
-            invariants: Invariants::default(),
-            spoken: false,
+            invariants,
         };
         for id in cluster.nodes() {
             cluster.start(id);
@@ -196,7 +177,8 @@ impl Cluster {
     /// Starts a node that is down.
     pub(super) fn start(&mut self, id: NodeId) {
         let config = self.config.clone();
-        self.member_mut(id).start(&config);
+        let recovered = self.member_mut(id).start(&config).unwrap();
+        self.invariants.starts(id, &recovered).unwrap();
         self.pass(id);
     }
 
@@ -233,7 +215,6 @@ impl Cluster {
         for effect in effects {
             self.carry_out(id, effect);
         }
-        self.check(id);
         n
     }
 
@@ -291,7 +272,11 @@ impl Cluster {
 
     /// Carries out the oldest job of a lane, held or not; its outcome waits in the mailbox. Whether there was one.
     pub(super) fn work(&mut self, id: NodeId, lane: Lane) -> bool {
-        self.member_mut(id).work(lane)
+        let worked = self.member_mut(id).work(lane).unwrap();
+        if let (true, Some(running)) = (worked, &self.members[&id].running) {
+            self.invariants.worked(id, running).unwrap();
+        }
+        worked
     }
 
     /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was one.
@@ -313,7 +298,8 @@ impl Cluster {
                 })
                 .expect("a core wrote this frame");
             }
-            Packet::Snapshot { shard, replica, announcement, manifest, files } => {
+            Packet::Snapshot(snapshot) => {
+                let SnapshotPacket { shard, replica, announcement, manifest, files } = *snapshot;
                 let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
                 self.member_mut(link.1).stage(link.0, envelope, manifest, files);
                 self.snapshot_sent(link.0, shard, replica, true);
@@ -348,8 +334,8 @@ impl Cluster {
 
     /// A packet will not arrive. Senders of snapshots are told, always.
     fn lost(&mut self, link: Link, packet: Packet) {
-        if let Packet::Snapshot { shard, replica, .. } = packet {
-            self.snapshot_sent(link.0, shard, replica, false);
+        if let Packet::Snapshot(snapshot) = packet {
+            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, false);
         }
     }
 
@@ -447,11 +433,6 @@ impl Cluster {
         Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: 0, message }
     }
 
-    /// Whether the trace is written.
-    pub(super) fn set_tracing(&mut self, tracing: bool) {
-        self.tracing = tracing;
-    }
-
     /// What happened since the last call, in words.
     pub(super) fn take_trace(&mut self) -> Vec<String> {
         std::mem::take(&mut self.trace)
@@ -460,11 +441,6 @@ impl Cluster {
     /// The read contexts that were sent since the last call, each once.
     pub(super) fn take_contexts(&mut self) -> Vec<Bytes> {
         std::mem::take(&mut self.contexts)
-    }
-
-    /// From here on the trace goes to the terminal.
-    pub(super) fn speak(&mut self) {
-        self.spoken = true;
     }
 
     /// Whether all nodes run and have applied all that any has committed.
@@ -482,47 +458,19 @@ impl Cluster {
         self.nodes().into_iter().flat_map(|id| self.shard_ids().into_iter().filter_map(move |s| place(id, s))).collect()
     }
 
-    /// Compares the data of all nodes that run.
-    pub(super) fn check_data(&mut self) {
-        for id in self.nodes() {
-            for shard in self.shard_ids() {
-                // In the middle of an install there is nothing to compare.
-                if self.replica(id, shard).is_some_and(|r| !r.snapshots.is_installing()) {
-                    let hash = self.hash(id, shard).expect("it runs");
-                    self.invariants.hash(id, shard, hash);
-                }
-            }
-        }
-    }
-
-    /// What must hold of a node after each pass.
-    fn check(&mut self, id: NodeId) {
-        for shard in self.shard_ids() {
-            let Some(replica) = self.replica(id, shard) else { continue };
-            let (leads, term, applied) = (replica.leads(), replica.raw.raft.term, replica.applied.index);
-            if leads {
-                self.invariants.leads(id, shard, term);
-            }
-            self.invariants.applied(id, shard, applied);
-        }
-    }
-
     fn carry_out(&mut self, id: NodeId, effect: Effect) {
         let debug = format!("{id} {effect:?}");
         let chained = [self.fingerprint.to_be_bytes().as_slice(), debug.as_bytes()].concat();
         self.fingerprint = fnv(&chained);
-        if self.tracing {
-            let before = self.trace.len();
-            trace::effect(id, &effect, &mut self.trace);
-            if self.spoken {
-                self.trace[before..].iter().for_each(|line| eprintln!("  {line}"));
-            }
+        trace::effect(id, &effect, &mut self.trace);
+        // Whoever forges messages wants to see a shard set aside.
+        if !matches!(effect, Effect::Quarantined { .. }) {
+            self.invariants.effect(id, &effect).unwrap();
         }
         match effect {
             Effect::Send { to, messages, beat } => self.send(id, to, messages, beat),
             Effect::Persist { write, batch } => self.running_mut(id).push(Lane::Persist, Job::Persist { write, batch }),
             Effect::Apply { work } => {
-                work.iter().for_each(|work| self.invariants.committed(id, work));
                 self.running_mut(id).push(Lane::Apply, Job::Apply { work });
             }
             Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
@@ -592,7 +540,8 @@ impl Cluster {
         };
         let mut announcement = BytesMut::new();
         envelope.encode(&mut announcement);
-        let packet = Packet::Snapshot { shard, replica, announcement: announcement.freeze(), manifest, files };
+        let packet = SnapshotPacket { shard, replica, announcement: announcement.freeze(), manifest, files };
+        let packet = Packet::Snapshot(Box::new(packet));
         if let Some(packet) = self.network.send((from, to), packet) {
             self.lost((from, to), packet);
         }
@@ -605,9 +554,24 @@ impl Cluster {
         if let Answer::Refused(refusal) = &answer
             && refusal.outcome() == Outcome::NotApplied
         {
-            self.invariants.refused(ticket);
+            self.invariants.refused(ticket).unwrap();
         }
         client.answer = Some(answer);
+    }
+}
+
+/// What a client was told.
+pub(super) fn answer(answer: &Answer) -> String {
+    match answer {
+        Answer::Written(result) => trace::written(result),
+        Answer::Read { found, .. } => match found {
+            Some((revision, value)) if value.len() > 40 => format!("{} bytes, r{revision}", value.len()),
+            Some((revision, value)) => format!("{}, r{revision}", value.escape_ascii()),
+            None => "missing".into(),
+        },
+        Answer::Transferred => "handed over".into(),
+        Answer::Refused(refusal) => trace::refused(refusal),
+        Answer::Lost => "lost with its node".into(),
     }
 }
 

@@ -2,9 +2,9 @@
 //! what is in it, ends the process.
 
 use super::cluster::{Cluster, SHARD, config};
-use super::member::Member;
 use crate::core::wire::{self, Envelope};
 use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
+use crate::sim::member::Member;
 use bytes::Bytes;
 use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, NodeId, Op, ShardId};
 use flotilla_storage::{Applied, recover};
@@ -286,7 +286,7 @@ proptest! {
 #[test]
 fn votes_that_were_not_asked_for_are_refused() {
     let mut cluster = Cluster::led();
-    cluster.running_mut(N2).hold(super::member::Lane::Persist);
+    cluster.running_mut(N2).hold(crate::sim::member::Lane::Persist);
     cluster.put(N1, "k", "v");
     cluster.partition(&[N2], &[N1, N3]);
     cluster.tick(N2, 30);

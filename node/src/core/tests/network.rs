@@ -3,33 +3,9 @@
 //!
 //! A **cut** link loses what is put on it, a **held** one keeps it. What travels are the very bytes of [`wire`](crate::core::wire).
 
-use bytes::Bytes;
-use flotilla_router::{NodeId, ReplicaId, ShardId};
-use flotilla_storage::SnapshotManifest;
+use crate::sim::network::{Link, Packet};
+use flotilla_router::NodeId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// From one node to another.
-pub(super) type Link = (NodeId, NodeId);
-
-/// What travels.
-#[derive(Clone, Debug)]
-pub(super) enum Packet {
-    /// The messages of one pass.
-    Frame(Bytes),
-    /// A snapshot: what announces it, what it holds, and its files' contents.
-    Snapshot {
-        /// The shard.
-        shard: ShardId,
-        /// Whom it is for.
-        replica: ReplicaId,
-        /// The encoded raft message.
-        announcement: Bytes,
-        /// What it holds.
-        manifest: SnapshotManifest,
-        /// Contents by file name.
-        files: Vec<(String, Bytes)>,
-    },
-}
 
 /// The queues.
 #[derive(Default)]
@@ -54,15 +30,6 @@ impl Network {
         self.queues.get_mut(&link)?.remove(place)
     }
 
-    /// Puts a copy of the first packet at the end of the queue.
-    pub(super) fn duplicate(&mut self, link: Link) {
-        if let Some(queue) = self.queues.get_mut(&link)
-            && let Some(first) = queue.front().cloned()
-        {
-            queue.push_back(first);
-        }
-    }
-
     /// How many packets wait on a link.
     pub(super) fn waiting(&self, link: Link) -> usize {
         self.queues.get(&link).map_or(0, VecDeque::len)
@@ -71,11 +38,6 @@ impl Network {
     /// The links on which something waits that may arrive by itself.
     pub(super) fn deliverable(&self) -> Vec<Link> {
         self.queues.iter().filter(|(link, queue)| !queue.is_empty() && !self.held.contains(link)).map(|(link, _)| *link).collect()
-    }
-
-    /// The links on which anything waits.
-    pub(super) fn busy(&self) -> Vec<Link> {
-        self.queues.iter().filter(|(_, queue)| !queue.is_empty()).map(|(link, _)| *link).collect()
     }
 
     /// From here on the link loses everything; gives back what was on it.

@@ -12,10 +12,9 @@
 //!
 //! One small handler per command, in [`Script::command`]. A command behind `quiet` says nothing.
 
-use super::cluster::{Cluster, FOREVER, SHARD, config};
-use super::member::Lane;
-use super::trace;
+use super::cluster::{self, Cluster, FOREVER, SHARD, config};
 use crate::core::{CoreConfig, Event, Ticket};
+use crate::sim::member::Lane;
 use flotilla_router::{Consistency, NodeId, ShardId};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -149,11 +148,11 @@ impl Script {
             "hold" if words.len() == 2 && words[1].starts_with('n') => {
                 self.cluster.network.hold((node(words[0]), node(words[1])));
             }
-            "hold" => self.cluster.running_mut(node(words[0])).hold(Lane::parse(words[1])),
+            "hold" => self.cluster.running_mut(node(words[0])).hold(lane(words[1])),
             "release" if words.len() == 2 && words[1].starts_with('n') => {
                 self.cluster.network.release((node(words[0]), node(words[1])));
             }
-            "release" => self.cluster.running_mut(node(words[0])).release(Lane::parse(words[1])),
+            "release" => self.cluster.running_mut(node(words[0])).release(lane(words[1])),
             "work" => self.work(words),
             "crash" => self.cluster.crash(node(words[0]), option(words, "keep").map_or(0, |n| number(n) as usize)),
             "start" => self.cluster.start(node(words[0])),
@@ -235,7 +234,7 @@ impl Script {
     /// `work <node> <lane>`: its oldest job, and a pass.
     fn work(&mut self, words: &[&str]) {
         let id = node(words[0]);
-        assert!(self.cluster.work(id, Lane::parse(words[1])), "node {id} has nothing to do there");
+        assert!(self.cluster.work(id, lane(words[1])), "node {id} has nothing to do there");
         self.cluster.pass(id);
     }
 
@@ -287,7 +286,7 @@ impl Script {
 
     fn asked(&mut self, id: NodeId, tickets: &[Ticket]) -> Vec<String> {
         self.cluster.pass(id);
-        let answer = |t: &Ticket| Some(format!("#{}: {}", t.0, trace::answer(self.cluster.answer(*t)?)));
+        let answer = |t: &Ticket| Some(format!("#{}: {}", t.0, cluster::answer(self.cluster.answer(*t)?)));
         tickets.iter().map(|t| answer(t).unwrap_or_else(|| format!("#{} waits", t.0))).collect()
     }
 
@@ -396,5 +395,16 @@ impl Script {
         });
         self.cluster.post(to, Event::Message { from, envelope });
         self.cluster.pass(to);
+    }
+}
+
+/// A lane by its name.
+fn lane(name: &str) -> Lane {
+    match name {
+        "persist" => Lane::Persist,
+        "apply" => Lane::Apply,
+        "build" => Lane::Build,
+        "fetch" => Lane::Fetch,
+        other => panic!("no lane {other:?}; there are persist, apply, build, fetch"),
     }
 }

@@ -2,9 +2,10 @@
 //! `RawNode`, so that we notice when a new raft-rs closes it; then the core is shown to avoid it.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
-use super::member::{Lane, Member};
 use crate::core::wire::{self, Item};
 use crate::core::{CoreConfig, Event, ready};
+use crate::sim::member::{Lane, Member};
+use crate::sim::network::Packet;
 use bytes::{BufMut, Bytes};
 use flotilla_router::{Consistency, NodeId, ReplicaId};
 use flotilla_storage::{Read as _, keys, records};
@@ -477,4 +478,66 @@ fn trap_04_a_forged_snapshot_is_refused() {
         assert_eq!(cluster.running_mut(N2).core.counters().messages_refused, before + 1);
         assert!(cluster.running_mut(N2).staged.is_empty(), "it is discarded");
     }
+}
+
+/// What peer 2 would be sent, and whether each append's entries follow the place that it names.
+fn appends_in_place<'a>(messages: impl Iterator<Item = &'a Message>) -> Vec<bool> {
+    let appends = messages.filter(|m| m.get_msg_type() == MessageType::MsgAppend && m.to % 10 == 2 && !m.entries.is_empty());
+    appends.map(|m| m.entries[0].index == m.index + 1).collect()
+}
+
+/// An empty append, which only tells of a commit, waits to be sent when the follower turns out to be further behind: raft-rs adds
+/// the entries that it lacks to that message, which names a place above them.
+#[test]
+fn trap_16_entries_are_never_sent_behind_a_place_that_is_not_below_them() {
+    // Sprung on a bare leader.
+    let mut raw = bare_leader(true, |config| config.batch_append = true);
+    let mut answer = message(MessageType::MsgAppendResponse, 2, 1);
+    answer.index = 1;
+    raw.step(answer.clone()).unwrap();
+    handle(&mut raw);
+    raw.propose(vec![], b"one".to_vec()).unwrap();
+    raw.propose(vec![], b"two".to_vec()).unwrap();
+    handle(&mut raw);
+    let mut committed = message(MessageType::MsgAppendResponse, 3, 1);
+    committed.index = 3;
+    raw.step(committed).unwrap();
+    answer.index = 3;
+    answer.set_reject(true);
+    answer.reject_hint = 1;
+    answer.log_term = 1;
+    raw.step(answer).unwrap();
+    let (sent, _) = handle(&mut raw);
+    assert_eq!(appends_in_place(sent.iter()), [false], "raft-rs has closed the trap: {sent:?}");
+
+    // Avoided by the core, in the same situation.
+    let mut cluster = Cluster::led();
+    cluster.network.hold((N1, N2));
+    cluster.post_put(N1, "a", "one", FOREVER);
+    cluster.pass(N1);
+    cluster.work(N1, Lane::Persist);
+    cluster.deliver((N1, N3), 0);
+    cluster.pass(N3);
+    cluster.work(N3, Lane::Persist);
+    cluster.pass(N3);
+    while cluster.deliver((N3, N1), 0) {}
+    let last = cluster.replica(N1, SHARD).unwrap().raw.raft.raft_log.last_index();
+    let refusal = cluster.forge(N2, N1, |m| {
+        m.set_msg_type(MessageType::MsgAppendResponse);
+        (m.index, m.reject_hint, m.log_term) = (last, last - 1, m.term);
+        m.set_reject(true);
+    });
+    cluster.post(N1, Event::Message { from: N2, envelope: refusal });
+    while cluster.drop_packet((N1, N2), 0) {}
+    cluster.pass(N1);
+    let mut in_place = Vec::new();
+    while let Some(Packet::Frame(frame)) = cluster.network.take((N1, N2), 0) {
+        wire::decode_frame(frame, |item| {
+            if let Item::Message(envelope) = item {
+                in_place.extend(appends_in_place(std::iter::once(&envelope.message)));
+            }
+        })
+        .unwrap();
+    }
+    assert_eq!(in_place, [true]);
 }

@@ -2,7 +2,6 @@
 //!
 //! Signs of life between nodes and published descriptors are left out: they are in every other pass and say nothing new.
 
-use super::cluster::Answer;
 use crate::core::Effect;
 use crate::core::wire::Envelope;
 use flotilla_router::{NodeId, Refusal};
@@ -10,7 +9,7 @@ use flotilla_storage::{LogEntry, LogWrite, WriteResult};
 use raft::eraftpb::MessageType;
 
 /// Appends what an effect of node `id` says.
-pub(super) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
+pub(crate) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
     let mut say = |words: String| out.push(format!("n{id} {words}"));
     match effect {
         Effect::Send { to, messages, .. } => {
@@ -59,22 +58,8 @@ pub(super) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
     }
 }
 
-/// What a client was told.
-pub(super) fn answer(answer: &Answer) -> String {
-    match answer {
-        Answer::Written(result) => written(result),
-        Answer::Read { found, .. } => match found {
-            Some((revision, value)) if value.len() > 40 => format!("{} bytes, r{revision}", value.len()),
-            Some((revision, value)) => format!("{}, r{revision}", value.escape_ascii()),
-            None => "missing".into(),
-        },
-        Answer::Transferred => "handed over".into(),
-        Answer::Refused(refusal) => refused(refusal),
-        Answer::Lost => "lost with its node".into(),
-    }
-}
-
-fn written(result: &WriteResult) -> String {
+/// What became of a write.
+pub(crate) fn written(result: &WriteResult) -> String {
     match result {
         WriteResult::Written { revision } => format!("written, r{revision}"),
         WriteResult::Deleted => "deleted".into(),
@@ -84,7 +69,8 @@ fn written(result: &WriteResult) -> String {
     }
 }
 
-fn refused(refusal: &Refusal) -> String {
+/// Why somebody says no.
+pub(crate) fn refused(refusal: &Refusal) -> String {
     let hint = match refusal {
         Refusal::NotLeader { leader: Some(leader), .. } => format!(", n{leader} leads"),
         Refusal::Conflict { why } | Refusal::Invalid { why } => format!(", {why}"),

@@ -1,20 +1,20 @@
-//! One node of a [`Cluster`](super::cluster::Cluster): the core, and around it what the shell would be, on an engine in memory.
+//! One node of a simulated cluster: the core, and around it what the shell would be, on an engine in memory.
 //!
 //! What the core asks of storage becomes a [`Job`] in one of a few [`Lane`]s, each carried out in order, each of which a test
 //! can hold: so it sees what leaves before an fsync, and what only after. A crash forgets jobs, events and unsynced writes.
 
 use crate::core::wire::Envelope;
-use crate::core::{CoreConfig, Event, Identity, Node, SnapshotId, Time};
+use crate::core::{CoreConfig, Event, Identity, Node, SnapshotId};
 use flotilla_router::{Descriptor, Incarnation, NodeId, ReplicaId, ShardId};
 use flotilla_storage::{
-    Applier, ApplyWork, HardState, LogBatch, MemoryEngine, SnapshotManifest, append, bootstrap, log, recover, snapshot,
+    Applier, ApplyWork, HardState, LogBatch, MemoryEngine, Recovered, SnapshotManifest, append, bootstrap, log, recover, snapshot,
 };
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 /// Which of a node's storage workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lane {
+pub(crate) enum Lane {
     /// Writes to the log.
     Persist,
     /// Applies entries, and installs snapshots.
@@ -27,22 +27,11 @@ pub(super) enum Lane {
 
 impl Lane {
     /// All of them.
-    pub(super) const ALL: [Self; 4] = [Self::Persist, Self::Apply, Self::Build, Self::Fetch];
-
-    /// By name, as scripts write it.
-    pub(super) fn parse(name: &str) -> Self {
-        match name {
-            "persist" => Self::Persist,
-            "apply" => Self::Apply,
-            "build" => Self::Build,
-            "fetch" => Self::Fetch,
-            other => panic!("no lane {other:?}; there are persist, apply, build, fetch"),
-        }
-    }
+    pub(crate) const ALL: [Self; 4] = [Self::Persist, Self::Apply, Self::Build, Self::Fetch];
 }
 
 /// Something that the core asked of storage.
-pub(super) enum Job {
+pub(crate) enum Job {
     /// Write to the log, synced.
     Persist { write: u64, batch: LogBatch },
     /// Apply entries, unsynced.
@@ -56,49 +45,60 @@ pub(super) enum Job {
 }
 
 /// A node, up or down.
-pub(super) struct Member {
+pub(crate) struct Member {
     /// Which.
-    pub(super) id: NodeId,
+    pub(crate) id: NodeId,
     /// Its disk.
-    pub(super) engine: MemoryEngine,
+    pub(crate) engine: MemoryEngine,
     /// How often it was started.
-    pub(super) incarnation: u64,
-    /// Its own monotonic clock.
-    pub(super) now: Time,
+    pub(crate) incarnation: u64,
+    /// Its own monotonic clock, where a test moves it by hand.
+    #[cfg(test)]
+    pub(crate) now: crate::core::Time,
     /// What runs; nothing while it is down.
-    pub(super) running: Option<Running>,
+    pub(crate) running: Option<Running>,
 }
 
 /// What a crash takes away.
-pub(super) struct Running {
+pub(crate) struct Running {
     /// The core.
-    pub(super) core: Node,
+    pub(crate) core: Node,
     applier: Applier,
     /// Events that the next pass handles.
-    pub(super) mailbox: VecDeque<Event>,
+    pub(crate) mailbox: VecDeque<Event>,
     jobs: BTreeMap<Lane, VecDeque<Job>>,
-    held: BTreeSet<Lane>,
+    /// Lanes that a test holds by hand.
+    #[cfg(test)]
+    held: std::collections::BTreeSet<Lane>,
     /// Snapshots that were built and not dropped.
-    pub(super) built: BTreeMap<SnapshotId, SnapshotManifest>,
+    pub(crate) built: BTreeMap<SnapshotId, SnapshotManifest>,
     /// Snapshots that arrived and were neither installed nor discarded.
-    pub(super) staged: BTreeMap<SnapshotId, SnapshotManifest>,
+    pub(crate) staged: BTreeMap<SnapshotId, SnapshotManifest>,
     next_staged: u64,
 }
 
 impl Member {
     /// A founder of the cluster that consists of these shards; down.
-    pub(super) fn found(id: NodeId, shards: &[Descriptor]) -> Self {
+    pub(crate) fn found(id: NodeId, shards: &[Descriptor]) -> Self {
         let engine = MemoryEngine::new();
         assert!(bootstrap(&engine, shards, id, &[]).unwrap());
-        Self { id, engine, incarnation: 0, now: Time::ZERO, running: None }
+        Self {
+            id,
+            engine,
+            incarnation: 0,
+            #[cfg(test)]
+            now: crate::core::Time::ZERO,
+            running: None,
+        }
     }
 
-    /// Starts through recovery, as a new incarnation.
-    pub(super) fn start(&mut self, config: &CoreConfig) {
+    /// Starts through recovery, as a new incarnation. Returns what was found.
+    pub(crate) fn start(&mut self, config: &CoreConfig) -> Result<Vec<Recovered>, String> {
         assert!(self.running.is_none(), "node {} runs already", self.id);
         self.incarnation += 1;
-        let recovered = recover(&self.engine).unwrap_or_else(|e| panic!("node {} does not recover: {e}", self.id));
-        let applier = Applier::new(&self.engine, &recovered).unwrap();
+        let recovered = recover(&self.engine).map_err(|e| format!("node {} does not recover: {e}", self.id))?;
+        let found = recovered.clone();
+        let applier = Applier::new(&self.engine, &recovered).map_err(|e| format!("node {} does not start: {e}", self.id))?;
         let identity = Identity { node: self.id, incarnation: Incarnation(self.incarnation) };
         let core = Node::new(config.clone(), identity, recovered, slog::Logger::root(slog::Discard, slog::o!()));
         self.running = Some(Running {
@@ -106,15 +106,17 @@ impl Member {
             applier,
             mailbox: VecDeque::new(),
             jobs: BTreeMap::new(),
-            held: BTreeSet::new(),
+            #[cfg(test)]
+            held: Default::default(),
             built: BTreeMap::new(),
             staged: BTreeMap::new(),
             next_staged: 1,
         });
+        Ok(found)
     }
 
     /// Loses power; of the writes behind the last synced one the first `kept` survive.
-    pub(super) fn crash(&mut self, kept: usize) {
+    pub(crate) fn crash(&mut self, kept: usize) {
         assert!(self.running.take().is_some(), "node {} is down already", self.id);
         self.engine.crash_keeping(kept);
     }
@@ -130,7 +132,7 @@ impl Member {
     }
 
     /// The files of a built snapshot.
-    pub(super) fn snapshot_files(&self, snapshot: SnapshotId) -> Option<(SnapshotManifest, Vec<(String, bytes::Bytes)>)> {
+    pub(crate) fn snapshot_files(&self, snapshot: SnapshotId) -> Option<(SnapshotManifest, Vec<(String, bytes::Bytes)>)> {
         let manifest = self.running.as_ref()?.built.get(&snapshot)?.clone();
         let folder = Self::built_folder(snapshot);
         let files = manifest.files.iter().map(|f| (f.name.clone(), self.engine.file(&folder, &f.name).unwrap())).collect();
@@ -138,7 +140,7 @@ impl Member {
     }
 
     /// A snapshot has arrived whole.
-    pub(super) fn stage(
+    pub(crate) fn stage(
         &mut self,
         from: NodeId,
         envelope: Envelope,
@@ -157,12 +159,12 @@ impl Member {
     }
 
     /// Forgets a snapshot that this node built.
-    pub(super) fn drop_built(&mut self, snapshot: SnapshotId) {
+    pub(crate) fn drop_built(&mut self, snapshot: SnapshotId) {
         self.running_mut().built.remove(&snapshot);
     }
 
     /// Forgets a snapshot that came.
-    pub(super) fn discard_staged(&mut self, staged: SnapshotId) {
+    pub(crate) fn discard_staged(&mut self, staged: SnapshotId) {
         let gone = self.running_mut().staged.remove(&staged);
         assert!(gone.is_some(), "node {} discards {staged:?}, which it doesn't have", self.id);
     }
@@ -171,44 +173,48 @@ impl Member {
         self.running.as_mut().expect("the node runs")
     }
 
-    /// Carries out the oldest job of a lane; whether there was one. Its outcome waits in the mailbox.
-    pub(super) fn work(&mut self, lane: Lane) -> bool {
-        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front()) else { return false };
+    /// Carries out the oldest job of a lane; whether there was one. Its outcome waits in the mailbox. An error is what would end
+    /// the process.
+    pub(crate) fn work(&mut self, lane: Lane) -> Result<bool, String> {
+        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front()) else { return Ok(false) };
+        let id = self.id;
+        let ends = |error: flotilla_storage::StorageError| format!("node {id} ends: {error}");
         let event = match job {
             Job::Persist { write, batch } => {
-                append(&self.engine, &batch).unwrap();
+                append(&self.engine, &batch).map_err(ends)?;
                 Event::Persisted { write }
             }
             Job::Apply { work } => {
                 let running = self.running.as_mut().expect("a job was taken from it");
-                let applied = running.applier.apply(&self.engine, work).unwrap();
+                let applied = running.applier.apply(&self.engine, work).map_err(ends)?;
                 Event::Applied { applied }
             }
             Job::Install { shard, replica, staged, hard_state } => {
                 let folder = self.staged_folder(staged);
                 let running = self.running.as_mut().expect("a job was taken from it");
                 let manifest = running.staged.remove(&staged).expect("what is installed was staged");
-                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state).unwrap();
+                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state).map_err(ends)?;
                 running.applier.installed(&manifest);
                 Event::SnapshotInstalled { shard, at: manifest.at, revision: manifest.revision }
             }
             Job::Build { shard, snapshot: id } => {
                 use flotilla_storage::Engine as _;
-                let manifest = snapshot::build(&self.engine, &self.engine.view(), shard, &Self::built_folder(id)).unwrap();
+                let folder = Self::built_folder(id);
+                let manifest = snapshot::build(&self.engine, &self.engine.view(), shard, &folder).map_err(ends)?;
                 let at = Some(manifest.at);
                 self.running_mut().built.insert(id, manifest);
                 Event::SnapshotBuilt { shard, snapshot: id, at }
             }
             Job::Fetch { fetch, shard, low, high, bytes_max } => {
                 // Every entry must be there, unless the log was truncated since the core asked.
-                let entries = log::entries(&self.engine, shard, low, high, bytes_max).unwrap();
+                let entries = log::entries(&self.engine, shard, low, high, bytes_max).map_err(ends)?;
                 let there = !entries.is_empty() || self.truncated_index(shard) >= low;
                 assert!(there, "node {} was asked for entries from {low} that are not on its disk", self.id);
                 Event::EntriesFetched { fetch, shard, entries }
             }
         };
         self.running_mut().mailbox.push_back(event);
-        true
+        Ok(true)
     }
 
     fn truncated_index(&self, shard: ShardId) -> u64 {
@@ -217,34 +223,38 @@ impl Member {
     }
 
     /// What a restart would find.
-    pub(super) fn on_disk(&self, shard: ShardId) -> flotilla_storage::Recovered {
+    #[cfg(test)]
+    pub(crate) fn on_disk(&self, shard: ShardId) -> Recovered {
         recover(&self.engine).unwrap().into_iter().find(|r| r.descriptor.id == shard).expect("the node holds the shard")
     }
 }
 
 impl Running {
     /// Adds a job.
-    pub(super) fn push(&mut self, lane: Lane, job: Job) {
+    pub(crate) fn push(&mut self, lane: Lane, job: Job) {
         self.jobs.entry(lane).or_default().push_back(job);
     }
 
     /// From here on a lane's jobs wait.
-    pub(super) fn hold(&mut self, lane: Lane) {
+    #[cfg(test)]
+    pub(crate) fn hold(&mut self, lane: Lane) {
         self.held.insert(lane);
     }
 
     /// A lane's jobs may be done again.
-    pub(super) fn release(&mut self, lane: Lane) {
+    #[cfg(test)]
+    pub(crate) fn release(&mut self, lane: Lane) {
         self.held.remove(&lane);
     }
 
     /// How many jobs of a lane wait.
-    pub(super) fn waiting(&self, lane: Lane) -> usize {
+    pub(crate) fn waiting(&self, lane: Lane) -> usize {
         self.jobs.get(&lane).map_or(0, VecDeque::len)
     }
 
     /// The lanes that have something to do and are not held.
-    pub(super) fn workable(&self) -> Vec<Lane> {
+    #[cfg(test)]
+    pub(crate) fn workable(&self) -> Vec<Lane> {
         Lane::ALL.into_iter().filter(|lane| !self.held.contains(lane) && self.waiting(*lane) > 0).collect()
     }
 }

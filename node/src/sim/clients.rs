@@ -1,0 +1,247 @@
+//! Clients: each asks one thing at a time, of a node that probably leads, and writes down what it was told.
+//!
+//! They fight over few keys, so that operations on a key overlap; values are unique, so that every answer says what it saw. A
+//! client that is not answered within its patience gives up: what it asked may still happen, and is *unknown*, as is what a node
+//! that went down was asked. At the end the histories go through the linearizability checker.
+
+use super::answers::short_input;
+use super::dice::Dice;
+use super::invariants::Holds;
+use super::plan::{MS, Plan, SECOND};
+use super::world::{Happening, World};
+use crate::check::{Input, Operation, Output};
+use crate::core::{Event, Ticket};
+use bytes::Bytes;
+use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Revision, ShardId};
+use std::collections::BTreeMap;
+
+/// Keys per shard that is fought over.
+const HOT_KEYS: u64 = 2;
+/// How often a shard is tried at the end, and how long in between.
+const PROBE_EVERY: u64 = 150 * MS;
+
+/// A step of a client.
+pub(super) enum Turn {
+    /// It asks something.
+    Ask { client: u64 },
+    /// It has waited long enough.
+    GiveUp { client: u64, ticket: Ticket },
+    /// At the end: a write to a shard, again and again until one is acknowledged.
+    Probe { shard: ShardId },
+}
+
+/// Who waits for a ticket.
+pub(super) struct Waiting {
+    pub(super) client: u64,
+    pub(super) node: NodeId,
+    pub(super) called: u64,
+    /// What it asked: more than one where it scans.
+    pub(super) asks: Vec<(Bytes, Input)>,
+    /// Whether what it sees counts for linearizability.
+    pub(super) fresh: bool,
+    /// The whole value, where it writes one.
+    pub(super) value: Option<Bytes>,
+}
+
+/// All clients, and what they know.
+pub(super) struct Clients {
+    /// Shards that are fought over.
+    hot: Vec<Descriptor>,
+    pub(super) waiting: BTreeMap<Ticket, Waiting>,
+    next_ticket: u64,
+    next_value: u64,
+    /// The last revision that anybody was shown.
+    pub(super) seen: BTreeMap<Bytes, Revision>,
+    /// What happened.
+    pub(super) history: Vec<Operation>,
+    /// Shards that have taken a write since everything was healed.
+    pub(super) probed: BTreeMap<ShardId, bool>,
+    /// Whether clients go on asking.
+    going: bool,
+}
+
+impl Clients {
+    /// Clients of a plan.
+    pub(super) fn new(plan: &Plan) -> Self {
+        let step = plan.shards.len() / plan.hot_shards as usize;
+        let hot = plan.shards.iter().step_by(step.max(1)).take(plan.hot_shards as usize).cloned().collect();
+        Self {
+            hot,
+            waiting: BTreeMap::new(),
+            next_ticket: 1,
+            next_value: 1,
+            seen: BTreeMap::new(),
+            history: Vec::new(),
+            probed: plan.shards.iter().map(|d| (d.id, false)).collect(),
+            going: true,
+        }
+    }
+
+    /// One of the shards that are fought over.
+    pub(super) fn hot_shard(&self, dice: &mut Dice) -> ShardId {
+        self.hot[dice.below(self.hot.len() as u64) as usize].id
+    }
+
+    /// A key of a shard.
+    fn key(descriptor: &Descriptor, n: u64) -> Bytes {
+        let key = [&descriptor.range.start[..], format!("\x01{n}").as_bytes()].concat();
+        assert!(descriptor.range.contains(&key), "shard {} has no room for its keys", descriptor.id);
+        key.into()
+    }
+}
+
+impl World {
+    /// Puts the clients' first questions into the queue.
+    pub(super) fn clients_begin(&mut self) {
+        for client in 0..self.plan.clients {
+            let delay = self.dice.below(SECOND);
+            self.later(delay, Happening::Client(Turn::Ask { client }));
+        }
+    }
+
+    /// Clients ask no more; from here on every shard is tried, until it takes a write.
+    pub(super) fn clients_probe(&mut self) {
+        self.clients.going = false;
+        let shards: Vec<_> = self.clients.probed.keys().copied().collect();
+        for shard in shards {
+            let delay = self.dice.below(PROBE_EVERY);
+            self.later(delay, Happening::Client(Turn::Probe { shard }));
+        }
+    }
+
+    /// A client does something.
+    pub(super) fn client_turn(&mut self, turn: Turn) -> Holds {
+        match turn {
+            Turn::Ask { client } if self.clients.going => self.ask(client),
+            Turn::GiveUp { client, ticket } => {
+                if let Some(waiting) = self.clients.waiting.remove(&ticket) {
+                    self.say(|| format!("client {client} gives {} up", ticket.0));
+                    self.write_down(waiting, None, |_| Output::Unknown);
+                    self.think(client);
+                }
+            }
+            Turn::Probe { shard } if !self.clients.probed[&shard] => self.probe(shard),
+            Turn::Ask { .. } | Turn::Probe { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// A client asks again, after a while.
+    pub(super) fn think(&mut self, client: u64) {
+        let delay = self.dice.around(self.plan.think);
+        self.later(delay, Happening::Client(Turn::Ask { client }));
+    }
+
+    /// A node to ask: mostly one that says that it leads, be it deposed or not; sometimes any.
+    fn ask_whom(&mut self, shard: ShardId) -> Option<NodeId> {
+        let leading: Vec<_> =
+            self.seats.values().filter(|s| s.leaders.get(&shard) == Some(&s.member.id)).map(|s| s.member.id).collect();
+        let members: Vec<_> = self.plan.shards[(shard.0 - 2) as usize].replicas.iter().map(|r| r.node).collect();
+        let from = if leading.is_empty() || self.dice.percent(10) { &members } else { &leading };
+        let node = self.dice.pick(from);
+        self.is_up(node).then_some(node)
+    }
+
+    fn ask(&mut self, client: u64) {
+        let descriptor = {
+            let hot = &self.clients.hot;
+            let cold = self.dice.percent(3);
+            let of = if cold { &self.plan.shards } else { hot };
+            of[self.dice.below(of.len() as u64) as usize].clone()
+        };
+        let Some(node) = self.ask_whom(descriptor.id) else { return self.think(client) };
+        let key = Clients::key(&descriptor, self.dice.below(HOT_KEYS));
+        let deadline = self.clock(node) + std::time::Duration::from_nanos(self.dice.around(SECOND));
+        match self.dice.below(100) {
+            0..55 => {
+                let value = self.value(true);
+                let condition = self.condition(&key, 25);
+                let input = Input::Put { value: value.clone(), condition };
+                let op = Op::Put { key: key.clone(), value: value.clone() };
+                let ticket = self.wait(client, node, vec![(key, input)], true, Some(value));
+                self.post(node, Event::Command { ticket, shard: descriptor.id, command: Command { op, condition }, deadline });
+            }
+            55..63 => {
+                let condition = self.condition(&key, 40);
+                let op = Op::Delete { key: key.clone() };
+                let ticket = self.wait(client, node, vec![(key, Input::Delete { condition })], true, None);
+                self.post(node, Event::Command { ticket, shard: descriptor.id, command: Command { op, condition }, deadline });
+            }
+            n => {
+                let consistency = match n {
+                    63..67 => Consistency::Stale { age_max: None },
+                    _ if self.plan.config.reads.lease && n < 92 => Consistency::Lease,
+                    67..72 => Consistency::Lease,
+                    _ => Consistency::Linearizable,
+                };
+                let keys = if self.dice.percent(15) { HOT_KEYS } else { 1 };
+                let asks = match keys {
+                    1 => vec![(key, Input::Get)],
+                    // A scan of the shard.
+                    _ => (0..keys).map(|n| (Clients::key(&descriptor, n), Input::Get)).collect(),
+                };
+                let fresh = !matches!(consistency, Consistency::Stale { .. });
+                let ticket = self.wait(client, node, asks, fresh, None);
+                self.post(node, Event::Read { ticket, shard: descriptor.id, consistency, deadline });
+            }
+        }
+    }
+
+    /// A value that nobody else writes.
+    fn value(&mut self, may_be_large: bool) -> Bytes {
+        let padding = if may_be_large && self.dice.percent(30) { self.plan.large_value_bytes } else { 0 };
+        let n = self.clients.next_value;
+        self.clients.next_value += 1;
+        format!("v{n}:{}", ".".repeat(padding as usize)).into()
+    }
+
+    fn condition(&mut self, key: &Bytes, percent: u64) -> Condition {
+        if !self.dice.percent(percent) {
+            return Condition::Always;
+        }
+        let seen = self.clients.seen.get(key).copied();
+        match (self.dice.below(8), seen) {
+            (0, _) => Condition::Absent,
+            (1, _) => Condition::Present,
+            (_, Some(revision)) => Condition::At(revision),
+            (_, None) => Condition::Absent,
+        }
+    }
+
+    fn wait(&mut self, client: u64, node: NodeId, asks: Vec<(Bytes, Input)>, fresh: bool, value: Option<Bytes>) -> Ticket {
+        let ticket = Ticket(self.clients.next_ticket);
+        self.clients.next_ticket += 1;
+        self.say(|| format!("client {client} asks n{node} #{}: {}", ticket.0, in_words(&asks)));
+        self.invariants.asks(ticket, value.clone());
+        self.clients.waiting.insert(ticket, Waiting { client, node, called: self.now, asks, fresh, value });
+        let patience = self.dice.around(2 * SECOND);
+        self.later(patience, Happening::Client(Turn::GiveUp { client, ticket }));
+        ticket
+    }
+
+    fn probe(&mut self, shard: ShardId) {
+        if let Some(node) = self.ask_whom(shard) {
+            let descriptor = self.plan.shards[(shard.0 - 2) as usize].clone();
+            let (key, value) = (Clients::key(&descriptor, HOT_KEYS), self.value(false));
+            let deadline = self.clock(node) + std::time::Duration::from_nanos(SECOND);
+            let op = Op::Put { key: key.clone(), value: value.clone() };
+            let input = Input::Put { value: value.clone(), condition: Condition::Always };
+            let ticket = self.wait(PROBERS + shard.0, node, vec![(key, input)], true, Some(value));
+            let command = Command { op, condition: Condition::Always };
+            self.post(node, Event::Command { ticket, shard, command, deadline });
+        }
+        self.later(PROBE_EVERY, Happening::Client(Turn::Probe { shard }));
+    }
+}
+
+/// Clients from here on are the probes of shards.
+pub(super) const PROBERS: u64 = 1 << 32;
+
+fn in_words(asks: &[(Bytes, Input)]) -> String {
+    let words = asks.iter().map(|(key, input)| match short_input(input.clone()) {
+        Input::Get => format!("get {}", key.escape_ascii()),
+        Input::Put { value, condition } => format!("put {} {} {condition:?}", key.escape_ascii(), value.escape_ascii()),
+        Input::Delete { condition } => format!("delete {} {condition:?}", key.escape_ascii()),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}

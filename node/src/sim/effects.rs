@@ -1,0 +1,149 @@
+//! What a core asks for, carried out in simulated time: storage work goes into the node's lanes, messages onto the network, answers
+//! to the clients.
+
+use super::invariants::Holds;
+use super::member::{Job, Lane};
+use super::network::{Link, Packet, SnapshotPacket};
+use super::plan::MS;
+use super::world::{Happening, World};
+use crate::core::wire::{self, Envelope, Item};
+use crate::core::{Effect, Event, SnapshotId};
+use bytes::BytesMut;
+use flotilla_router::{NodeId, ReplicaId, ShardId};
+
+impl World {
+    /// Carries out what a core has just said.
+    pub(super) fn carry_out(&mut self, node: NodeId, effect: Effect) -> Holds {
+        let push = |world: &mut Self, lane, job| {
+            let running = world.seat(node).member.running.as_mut().expect("it has just spoken");
+            running.push(lane, job);
+        };
+        match effect {
+            Effect::Send { to, messages, beat } => {
+                let mut frame = wire::start_frame();
+                messages.iter().for_each(|envelope| envelope.encode(&mut frame));
+                if let Some(beat) = beat {
+                    wire::encode_beat(beat, &mut frame);
+                }
+                self.note(&frame);
+                self.send((node, to), Packet::Frame(frame.freeze()));
+            }
+            Effect::Persist { write, batch } => {
+                self.note(&write.to_be_bytes());
+                for write in &batch.writes {
+                    if write.delete.is_some() {
+                        self.meet("overruled entries");
+                    }
+                    if write.truncate.is_some() {
+                        self.meet("truncated logs");
+                    }
+                }
+                push(self, Lane::Persist, Job::Persist { write, batch });
+            }
+            Effect::Apply { work } => push(self, Lane::Apply, Job::Apply { work }),
+            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
+                self.meet("installed snapshots");
+                push(self, Lane::Apply, Job::Install { shard, replica, staged, hard_state });
+            }
+            Effect::BuildSnapshot { shard, snapshot } => push(self, Lane::Build, Job::Build { shard, snapshot }),
+            Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
+                self.meet("fetched entries");
+                push(self, Lane::Fetch, Job::Fetch { fetch, shard, low, high, bytes_max });
+            }
+            Effect::DropSnapshot { snapshot } => self.seat(node).member.drop_built(snapshot),
+            Effect::SendSnapshot { to, replica, snapshot, envelope } => {
+                self.send_snapshot(node, to, replica, snapshot, &envelope)?
+            }
+            Effect::DiscardStaged { staged } => self.seat(node).member.discard_staged(staged),
+            Effect::PublishLeader { shard, leader } => {
+                match leader {
+                    Some(leader) => self.seat(node).leaders.insert(shard, leader),
+                    None => self.seat(node).leaders.remove(&shard),
+                };
+            }
+            Effect::Read { tickets, descriptor, staleness } => {
+                self.note(&[1]);
+                return self.clients_look(node, &tickets, &descriptor, staleness);
+            }
+            Effect::Reply { ticket, result, .. } => {
+                self.note(format!("{ticket:?} {result:?}").as_bytes());
+                return self.client_answered(node, ticket, result);
+            }
+            Effect::TransferDone { .. }
+            | Effect::PublishDescriptor { .. }
+            | Effect::Report { .. }
+            | Effect::Drained
+            | Effect::Quarantined { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, link: Link, packet: Packet) {
+        let fate = self.network.send(link, &packet, self.now, &mut self.dice);
+        if let [None, _] = fate.arrivals {
+            self.lost(link, &packet);
+        }
+        for at in fate.arrivals.into_iter().flatten() {
+            self.later(at - self.now, Happening::Arrive { link, packet: packet.clone() });
+        }
+    }
+
+    fn send_snapshot(
+        &mut self,
+        from: NodeId,
+        to: NodeId,
+        replica: ReplicaId,
+        snapshot: SnapshotId,
+        envelope: &Envelope,
+    ) -> Holds {
+        let Some((manifest, files)) = self.seats[&from].member.snapshot_files(snapshot) else {
+            return Err(format!("node {from} sends {snapshot:?}, which it has dropped"));
+        };
+        let mut announcement = BytesMut::new();
+        envelope.encode(&mut announcement);
+        let packet = SnapshotPacket { shard: envelope.shard, replica, announcement: announcement.freeze(), manifest, files };
+        self.send((from, to), Packet::Snapshot(Box::new(packet)));
+        Ok(())
+    }
+
+    /// A packet will not arrive. Senders of snapshots are told, always.
+    fn lost(&mut self, link: Link, packet: &Packet) {
+        if let Packet::Snapshot(snapshot) = packet {
+            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, false);
+        }
+    }
+
+    fn snapshot_sent(&mut self, node: NodeId, shard: ShardId, to: ReplicaId, delivered: bool) {
+        let (delay, life) = (self.dice.around(10 * MS), self.seats[&node].life);
+        self.later(delay, Happening::SnapshotSent { node, life, shard, to, delivered });
+    }
+
+    /// A packet has come to the end of its link.
+    pub(super) fn arrive(&mut self, link: Link, packet: Packet) {
+        let (from, to) = link;
+        if !self.is_up(to) {
+            return self.lost(link, &packet);
+        }
+        match packet {
+            Packet::Frame(frame) => {
+                let running = self.seat(to).member.running.as_mut().expect("it is up");
+                let mailbox = &mut running.mailbox;
+                wire::decode_frame(frame, |item| {
+                    mailbox.push_back(match item {
+                        Item::Message(envelope) => Event::Message { from, envelope: *envelope },
+                        Item::Beat(beat) => Event::Beat { from, beat },
+                    });
+                })
+                .expect("a core wrote this frame");
+                self.wake(to);
+            }
+            Packet::Snapshot(snapshot) => {
+                let SnapshotPacket { shard, replica, announcement, manifest, files } = *snapshot;
+                let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
+                self.seat(to).member.stage(from, envelope, manifest, files);
+                self.snapshot_sent(from, shard, replica, true);
+                self.wake(to);
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! What goes wrong: drawn from the plan, one after the other, several at a time, each with an end.
+
+use super::invariants::Holds;
+use super::member::Lane;
+use super::plan::{Fault, MS, SECOND};
+use super::world::{Happening, World};
+use crate::core::{Event, Ticket};
+use flotilla_router::{NodeId, ShardId};
+use std::collections::BTreeMap;
+
+/// A step of what goes wrong.
+pub(super) enum Turn {
+    /// The next fault.
+    Next,
+    /// A node that is down starts, if it is still that one that went down then.
+    Start { node: NodeId, life: u64 },
+    /// A node that was told to drain ends.
+    End { node: NodeId, life: u64 },
+    /// A disk has room again.
+    Room { node: NodeId },
+    /// A node hears nothing any more.
+    Deafen { node: NodeId, until: u64 },
+    /// A node is cut off both ways.
+    Isolate { node: NodeId, until: u64 },
+}
+
+/// What went wrong so far.
+#[derive(Default)]
+pub(super) struct Faults {
+    /// How often.
+    pub(super) counts: BTreeMap<Fault, u64>,
+    /// Orders to hand over use tickets from here on.
+    next_ticket: u64,
+}
+
+/// Tickets of nobody: orders whose outcome does not matter.
+const NOBODY: u64 = 1 << 60;
+
+impl World {
+    /// Puts the first fault into the queue.
+    pub(super) fn faults_begin(&mut self) {
+        // Let there be leaders first.
+        self.later(SECOND, Happening::Fault(Turn::Next));
+    }
+
+    /// Something goes wrong, or right again.
+    pub(super) fn fault_turn(&mut self, turn: Turn) -> Holds {
+        match turn {
+            Turn::Next if self.now < self.plan.unrest => {
+                let fault = self.dice.pick(&self.plan.faults.clone());
+                *self.faults.counts.entry(fault).or_default() += 1;
+                self.strike(fault)?;
+                let next = self.dice.around(self.plan.fault_every);
+                self.later(next, Happening::Fault(Turn::Next));
+            }
+            Turn::Start { node, life } if self.seats[&node].life == life && !self.is_up(node) => self.start(node)?,
+            Turn::End { node, life } if self.seats[&node].life == life && self.is_up(node) => {
+                // A process that ends well closes its engine, which syncs everything.
+                self.crash(node, usize::MAX)?;
+                self.start(node)?;
+            }
+            Turn::Room { node } => self.post(node, Event::Disk { free_bytes: 1, reserve_bytes: 1 }),
+            Turn::Deafen { node, until } => {
+                self.nodes().into_iter().for_each(|other| self.network.cut((other, node), until));
+            }
+            Turn::Isolate { node, until } => self.isolate(node, until),
+            Turn::Next | Turn::Start { .. } | Turn::End { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Everything works again: all nodes run, nothing is lost, late, cut, clogged, held or paused.
+    pub(super) fn heal(&mut self) -> Holds {
+        self.say(|| "everything is healed".into());
+        self.network.heal();
+        let now = self.now;
+        for node in self.nodes() {
+            let seat = self.seat(node);
+            seat.paused_until = seat.paused_until.min(now);
+            seat.lane_held_until.clear();
+            if self.is_up(node) {
+                self.post(node, Event::Disk { free_bytes: 1, reserve_bytes: 1 });
+            } else {
+                self.start(node)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn any_node(&mut self) -> NodeId {
+        let nodes = self.nodes();
+        self.dice.pick(&nodes)
+    }
+
+    fn any_shard(&mut self) -> ShardId {
+        let at = self.dice.below(self.plan.shards.len() as u64);
+        self.plan.shards[at as usize].id
+    }
+
+    /// A node that leads a shard which clients care about, or any.
+    fn somebody(&mut self) -> NodeId {
+        let shard = if self.dice.percent(70) { self.clients.hot_shard(&mut self.dice) } else { self.any_shard() };
+        self.leader(shard).filter(|_| self.dice.percent(60)).unwrap_or_else(|| self.any_node())
+    }
+
+    /// A node that says that it leads.
+    pub(super) fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        self.seats
+            .values()
+            .find(|s| s.member.running.is_some() && s.leaders.get(&shard) == Some(&s.member.id))
+            .map(|s| s.member.id)
+    }
+
+    fn isolate(&mut self, node: NodeId, until: u64) {
+        for other in self.nodes().into_iter().filter(|other| *other != node) {
+            self.network.cut((node, other), until);
+            self.network.cut((other, node), until);
+        }
+    }
+
+    fn survivors(&mut self) -> usize {
+        self.dice.pick(&[0, 0, 1, 2, 5, usize::MAX])
+    }
+
+    fn down(&mut self, node: NodeId, kept: usize, at_least: u64) -> Holds {
+        if !self.is_up(node) {
+            return Ok(());
+        }
+        self.crash(node, kept)?;
+        let away = self.dice.pick(&[100 * MS, 500 * MS, 2 * SECOND]);
+        let (delay, life) = (at_least + self.dice.around(away), self.seats[&node].life);
+        self.later(delay, Happening::Fault(Turn::Start { node, life }));
+        Ok(())
+    }
+
+    fn strike(&mut self, fault: Fault) -> Holds {
+        let (a, b) = (self.somebody(), self.any_node());
+        let until = self.now + self.dice.around(SECOND);
+        self.say(|| format!("{fault:?} of n{a}, n{b}"));
+        let others: Vec<_> = self.nodes().into_iter().filter(|id| *id != a).collect();
+        match fault {
+            Fault::Crash => {
+                let kept = self.survivors();
+                self.down(a, kept, 0)?;
+            }
+            Fault::PowerLoss => {
+                let spared = self.dice.percent(40).then_some(b);
+                let delay = self.dice.pick(&[0, 200 * MS]);
+                for node in self.nodes().into_iter().filter(|id| Some(*id) != spared) {
+                    let kept = self.survivors();
+                    self.down(node, kept, delay)?;
+                }
+            }
+            Fault::Isolate => self.isolate(a, until),
+            Fault::Echo => {
+                // From within the time in which the others elect anew to about when a leader that hears nothing gives up.
+                let heard_at = self.now + self.dice.within(500, 1700) * MS;
+                others.iter().for_each(|other| self.network.clog((*other, a), heard_at));
+                let (delay, until) = (self.dice.below(300 * MS), heard_at + 500 * MS);
+                self.later(delay, Happening::Fault(Turn::Isolate { node: a, until }));
+            }
+            Fault::Split => {
+                let (left, right): (Vec<_>, Vec<_>) = self.nodes().into_iter().partition(|_| self.dice.percent(50));
+                for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
+                    self.network.cut((l, r), until);
+                    self.network.cut((r, l), until);
+                }
+            }
+            Fault::OneWay if self.dice.percent(50) => others.iter().for_each(|other| self.network.cut((a, *other), until)),
+            Fault::OneWay if self.dice.percent(50) => others.iter().for_each(|other| self.network.cut((*other, a), until)),
+            Fault::OneWay => self.network.cut((a, b), until),
+            Fault::Ring => {
+                let nodes = self.plan.nodes;
+                for (x, y) in (1..=nodes).flat_map(|x| (1..=nodes).map(move |y| (x, y))) {
+                    let apart = x.abs_diff(y).min(nodes - x.abs_diff(y));
+                    if apart > 1 {
+                        self.network.cut((NodeId(x), NodeId(y)), until);
+                    }
+                }
+            }
+            Fault::Clog if self.dice.percent(50) => others.iter().for_each(|other| self.network.clog((a, *other), until)),
+            Fault::Clog => self.network.clog((a, b), until),
+            Fault::SlowDisk => {
+                let lane = self.dice.pick(&[Lane::Persist, Lane::Persist, Lane::Apply, Lane::Build, Lane::Fetch]);
+                self.seat(a).lane_held_until.insert(lane, until);
+            }
+            Fault::Pause => self.seat(a).paused_until = until,
+            Fault::Transfer => {
+                let shard = self.clients.hot_shard(&mut self.dice);
+                let from = self.leader(shard).unwrap_or(a);
+                self.faults.next_ticket += 1;
+                let ticket = Ticket(NOBODY + self.faults.next_ticket);
+                self.post(from, Event::Transfer { ticket, shard, to: b });
+                if self.dice.percent(40) {
+                    // The one that hands over does not hear how it went.
+                    let delay = self.dice.below(3 * self.plan.latency);
+                    self.later(delay, Happening::Fault(Turn::Deafen { node: from, until }));
+                }
+            }
+            Fault::Drain => {
+                self.post(a, Event::Drain);
+                let (delay, life) = (self.dice.around(SECOND), self.seats[&a].life);
+                self.later(delay, Happening::Fault(Turn::End { node: a, life }));
+            }
+            Fault::DiskFull => {
+                self.post(a, Event::Disk { free_bytes: 0, reserve_bytes: 1 });
+                let delay = until - self.now;
+                self.later(delay, Happening::Fault(Turn::Room { node: a }));
+            }
+            Fault::Unreachable => self.post(a, Event::NodeUnreachable { node: b }),
+        }
+        Ok(())
+    }
+}

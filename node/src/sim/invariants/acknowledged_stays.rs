@@ -1,0 +1,70 @@
+//! Every acknowledged write is there. At the moment of the acknowledgement its entry must survive a crash of all nodes at once on a
+//! quorum of the shard's voters (this is what an fsync is for); at the end the key must be at its revision, or above.
+
+use super::{Holds, hold};
+use bytes::Bytes;
+use flotilla_router::{Command, Descriptor, NodeId, Op, ShardId};
+use flotilla_storage::{LogPosition, MemoryEngine, log, read};
+use std::collections::BTreeMap;
+
+/// Where every written value stands.
+#[derive(Default)]
+pub(crate) struct AcknowledgedStays {
+    places: BTreeMap<Bytes, (ShardId, LogPosition)>,
+    /// The last acknowledged place of every shard.
+    acknowledged: BTreeMap<ShardId, LogPosition>,
+}
+
+impl AcknowledgedStays {
+    /// An entry was committed.
+    pub(crate) fn committed(&mut self, shard: ShardId, at: LogPosition, commands: &[Command]) {
+        for command in commands {
+            if let Op::Put { value, .. } = &command.op {
+                self.places.insert(value.clone(), (shard, at));
+            }
+        }
+    }
+
+    /// A client was told that `value` was written.
+    pub(crate) fn acknowledged(
+        &mut self,
+        value: &Bytes,
+        descriptors: &BTreeMap<ShardId, Descriptor>,
+        disks: &BTreeMap<NodeId, MemoryEngine>,
+    ) -> Holds {
+        let Some(&(shard, at)) = self.places.get(value) else {
+            return Err("a write is acknowledged that no node was told to apply".into());
+        };
+        let descriptor = &descriptors[&shard];
+        let voters: Vec<_> = descriptor.voters().collect();
+        let durable = voters.iter().filter(|voter| survives(&disks[&voter.node], shard, at)).count();
+        hold!(
+            durable > voters.len() / 2,
+            "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of {} voters",
+            voters.len()
+        );
+        let last = self.acknowledged.entry(shard).or_default();
+        *last = at.max(*last);
+        Ok(())
+    }
+
+    /// Everything is healed.
+    pub(crate) fn end(&self, descriptors: &BTreeMap<ShardId, Descriptor>, disks: &BTreeMap<NodeId, MemoryEngine>) -> Holds {
+        for (shard, at) in &self.acknowledged {
+            for voter in descriptors[shard].voters() {
+                let node = voter.node;
+                let applied = read::applied(&disks[&node], *shard).map_err(|error| error.to_string())?;
+                hold!(applied >= *at, "shard {shard}: node {node} is at {applied:?} at the end; {at:?} was acknowledged");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether an entry, or data that it is part of, would be there after a crash.
+fn survives(disk: &MemoryEngine, shard: ShardId, at: LogPosition) -> bool {
+    let durable = disk.durable();
+    let in_log =
+        || log::entries(&durable, shard, at.index, at.index + 1, u64::MAX).is_ok_and(|e| e.first().is_some_and(|e| e.at == at));
+    in_log() || read::applied(&durable, shard).is_ok_and(|applied| applied >= at)
+}

@@ -1,0 +1,168 @@
+//! What a seed stands for: the cluster, its configuration, its hardware, and how badly it is treated.
+//!
+//! Every kind of fault is switched off in some seeds. A run that suffers everything at once gets nowhere; many runs that each
+//! suffer a few things, hard, get everywhere (swarm testing).
+
+use super::dice::Dice;
+use crate::core::CoreConfig;
+use flotilla_router::{Descriptor, Epoch, NodeId, ReplicaId, Role, ShardId};
+
+/// One simulated millisecond, in nanoseconds.
+pub(crate) const MS: u64 = 1_000_000;
+/// One simulated second.
+pub(crate) const SECOND: u64 = 1000 * MS;
+
+/// What goes wrong, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Fault {
+    /// One process dies; of its unsynced writes none, some or all survive.
+    Crash,
+    /// All nodes, or all but one, lose power at the same moment.
+    PowerLoss,
+    /// One node is cut off from all others, both ways.
+    Isolate,
+    /// One node is cut off; what it was told just before arrives late, when the others have gone on without it.
+    Echo,
+    /// The nodes fall into two halves.
+    Split,
+    /// One direction between two nodes, or from one node to all, loses everything.
+    OneWay,
+    /// Each node reaches only its neighbours.
+    Ring,
+    /// One direction between two nodes stands still; what was sent arrives later.
+    Clog,
+    /// One kind of storage work on one node stands still.
+    SlowDisk,
+    /// A process stands still while time goes on.
+    Pause,
+    /// Somebody orders a shard to be handed over.
+    Transfer,
+    /// A node is told to drain, and ends soon after.
+    Drain,
+    /// A disk is nearly full, for a while.
+    DiskFull,
+    /// The transport reports a node as unreachable.
+    Unreachable,
+}
+
+impl Fault {
+    /// All of them.
+    pub(crate) const ALL: [Self; 14] = [
+        Self::Crash,
+        Self::PowerLoss,
+        Self::Isolate,
+        Self::Echo,
+        Self::Split,
+        Self::OneWay,
+        Self::Ring,
+        Self::Clog,
+        Self::SlowDisk,
+        Self::Pause,
+        Self::Transfer,
+        Self::Drain,
+        Self::DiskFull,
+        Self::Unreachable,
+    ];
+}
+
+/// One seed's cluster and fate. Times are in nanoseconds.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// How many nodes.
+    pub(crate) nodes: u64,
+    /// The shards at their founding.
+    pub(crate) shards: Vec<Descriptor>,
+    /// What every core is told.
+    pub(crate) config: CoreConfig,
+    /// How long faults and clients go on.
+    pub(crate) unrest: u64,
+    /// What a packet takes at least.
+    pub(crate) latency: u64,
+    /// How many of a hundred packets are lost, doubled, or late by a lot.
+    pub(crate) loss_percent: u64,
+    /// See above.
+    pub(crate) duplicate_percent: u64,
+    /// See above.
+    pub(crate) late_percent: u64,
+    /// What a synced write takes.
+    pub(crate) fsync: u64,
+    /// How far each node's clock runs ahead of, or behind, simulated time, in parts of a thousand.
+    pub(crate) clock_permille: Vec<u64>,
+    /// The faults that happen in this seed.
+    pub(crate) faults: Vec<Fault>,
+    /// The mean time between two of them.
+    pub(crate) fault_every: u64,
+    /// How many clients.
+    pub(crate) clients: u64,
+    /// How long a client thinks between two operations.
+    pub(crate) think: u64,
+    /// How many shards the clients fight over.
+    pub(crate) hot_shards: u64,
+    /// Bytes of some of the values.
+    pub(crate) large_value_bytes: u64,
+}
+
+impl Plan {
+    /// What the dice make of a seed.
+    pub(crate) fn draw(seed: u64, dice: &mut Dice) -> Self {
+        let nodes = dice.pick(&[3, 3, 3, 3, 4, 5, 5, 6, 7]);
+        let voters = dice.pick(&[3, 3, 3, 5]).min(nodes);
+        let shards = descriptors(nodes, dice.pick(&[8, 8, 8, 8, 8, 12, 12, 16, 24, 64]), voters);
+        let config = configured(seed, dice);
+        // A lease holds as long as clocks differ by no more than was allowed for.
+        let spread = if config.reads.lease { 40 } else { dice.pick(&[0, 100, 300]) };
+        let clock_permille = (0..nodes).map(|_| 1000 - spread + dice.below(2 * spread + 1)).collect();
+        let mut faults: Vec<_> = Fault::ALL.into_iter().filter(|_| dice.percent(45)).collect();
+        if faults.is_empty() {
+            faults.push(Fault::Crash);
+        }
+        Self {
+            nodes,
+            hot_shards: dice.within(1, 4),
+            shards,
+            config,
+            unrest: dice.within(4, 10) * SECOND,
+            latency: dice.pick(&[MS / 10, MS / 2, MS, 5 * MS, 20 * MS]),
+            loss_percent: dice.pick(&[0, 0, 1, 5, 15, 30]),
+            duplicate_percent: dice.pick(&[0, 0, 5, 20]),
+            late_percent: dice.pick(&[0, 0, 2, 10]),
+            fsync: dice.pick(&[MS / 5, MS, 5 * MS, 20 * MS]),
+            clock_permille,
+            faults,
+            fault_every: dice.pick(&[300, 700, 1500]) * MS,
+            clients: dice.within(3, 9),
+            think: dice.pick(&[2, 10, 30]) * MS,
+            large_value_bytes: dice.pick(&[0, 2 << 10, 8 << 10, 16 << 10]),
+        }
+    }
+}
+
+/// `count` shards of neighbouring ranges, each on `voters` nodes, the first voter of each on another node.
+pub(crate) fn descriptors(nodes: u64, count: u64, voters: u64) -> Vec<Descriptor> {
+    const FIRST: u64 = 2;
+    let ranges = flotilla_router::range::initial_ranges(count as usize);
+    ranges
+        .into_iter()
+        .zip(FIRST..)
+        .map(|(range, id)| {
+            let node = |place| NodeId((id - FIRST + place) % nodes + 1);
+            let replica = |node: NodeId| flotilla_router::Replica { id: ReplicaId(id * 10 + node.0), node, role: Role::Voter };
+            let replicas = (0..voters).map(|place| replica(node(place))).collect();
+            Descriptor { id: ShardId(id), range, epoch: Epoch { membership: 1, range: 1 }, replicas }
+        })
+        .collect()
+}
+
+fn configured(seed: u64, dice: &mut Dice) -> CoreConfig {
+    let mut config = CoreConfig { seed, ..CoreConfig::default() };
+    config.raft.max_inflight_writes = dice.pick(&[1, 1, 1, 2, 4]);
+    config.raft.max_size_per_msg_bytes = dice.pick(&[1, 4 << 10, 1 << 20]);
+    config.raft.max_inflight_msgs = dice.pick(&[1, 4, 256]);
+    config.raft.max_entry_size_bytes = dice.pick(&[1, 1 << 10, 256 << 10]);
+    config.raft.max_committed_size_per_ready_bytes = dice.pick(&[1, 4 << 20]);
+    config.raft.balance_leaders = dice.percent(50);
+    config.log.bytes_per_shard_max = dice.pick(&[64 << 10, 64 << 10, 64 << 10, 300 << 10, 64 << 20]);
+    config.log.cache_bytes_max = dice.pick(&[0, 100 << 10, 128 << 20]);
+    config.reads.lease = dice.percent(30);
+    config
+}

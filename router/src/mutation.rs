@@ -1,0 +1,97 @@
+//! Known mistakes, to show that the tests would notice them. Without the feature `mutation` none can be switched on, and every
+//! question about one is the constant `false`; releases are built without it.
+//!
+//! One process makes at most one mistake, from its start to its end. Which test catches which, and how soon, is a table in
+//! `docs/simulation.md`.
+
+/// A mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mutation {
+    /// Every read of a node's life is confirmed under one context.
+    ReusedReadContext = 1,
+    /// A lease that was once held is held for ever, until the leader hears that it is none.
+    LeaseWithoutClock,
+    /// Writes to the log are reported durable, and are not.
+    SkippedFsync,
+    /// A command takes effect although the shard's range changed since it was proposed.
+    EpochUnchecked,
+    /// A removed replica leaves no trace that a restart would find.
+    TombstoneForgotten,
+    /// Data and applied index are written one after the other.
+    AppliedApart,
+    /// A write that was proposed, and may yet be applied, is called *not applied* when its time is up.
+    UnknownAsFailure,
+    /// A follower answers before what it answers for is durable.
+    EarlyAnswers,
+    /// A vote is not written down.
+    VoteForgotten,
+    /// A read looks before what it was promised to see is applied.
+    ReadBeforeApplied,
+    /// A leader goes on trusting its lease while it hands over.
+    LeaseKeptInTransfer,
+    /// A proposal that was refused by another leader is proposed again by itself.
+    ProposedTwice,
+}
+
+impl Mutation {
+    /// All of them, and their names.
+    pub const ALL: [(&'static str, Self); 12] = [
+        ("reused-read-context", Self::ReusedReadContext),
+        ("lease-without-clock", Self::LeaseWithoutClock),
+        ("skipped-fsync", Self::SkippedFsync),
+        ("epoch-unchecked", Self::EpochUnchecked),
+        ("tombstone-forgotten", Self::TombstoneForgotten),
+        ("applied-apart", Self::AppliedApart),
+        ("unknown-as-failure", Self::UnknownAsFailure),
+        ("early-answers", Self::EarlyAnswers),
+        ("vote-forgotten", Self::VoteForgotten),
+        ("read-before-applied", Self::ReadBeforeApplied),
+        ("lease-kept-in-transfer", Self::LeaseKeptInTransfer),
+        ("proposed-twice", Self::ProposedTwice),
+    ];
+
+    /// The mistake of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, mutation)| mutation)
+    }
+
+    /// Whether it was switched on.
+    #[cfg(not(feature = "mutation"))]
+    #[inline(always)]
+    pub const fn is_on(self) -> bool {
+        false
+    }
+
+    /// Whether it was switched on.
+    #[cfg(feature = "mutation")]
+    pub fn is_on(self) -> bool {
+        switch::ON.load(std::sync::atomic::Ordering::Relaxed) == self as u8
+    }
+
+    /// Switches it on, for the rest of the process's life.
+    #[cfg(feature = "mutation")]
+    pub fn switch_on(self) {
+        switch::ON.store(self as u8, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+#[cfg(feature = "mutation")]
+mod switch {
+    //! Which mistake is on; 0 for none.
+    pub(super) static ON: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_have_names_and_are_off() {
+        for (name, mutation) in Mutation::ALL {
+            assert_eq!(Mutation::named(name), Some(mutation));
+            assert!(!mutation.is_on(), "{name} is on");
+        }
+        assert_eq!(Mutation::named("no-such-mistake"), None);
+    }
+}
