@@ -1,5 +1,7 @@
 //! A blocking HTTP client for the threads of a test.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use ureq::Agent;
 use ureq::http::{HeaderMap, Request};
@@ -47,20 +49,38 @@ impl Answer {
 #[derive(Clone)]
 pub(crate) struct Client {
     agent: Agent,
-    /// The HTTP port of node 1.
-    http: u16,
+    /// Where each node serves HTTP, the first first.
+    nodes: Nodes,
+}
+
+/// Where nodes serve HTTP.
+#[derive(Clone)]
+enum Nodes {
+    /// On this machine, on this port and those after it.
+    From(u16),
+    /// At these addresses.
+    At(Arc<[SocketAddr]>),
 }
 
 impl Client {
     /// A client of the nodes whose first serves HTTP on this port. Nothing is ever sent a second time.
     pub(crate) fn new(http: u16, timeout: Duration) -> Self {
+        Self::of(Nodes::From(http), timeout)
+    }
+
+    /// A client of the nodes at these addresses.
+    pub(crate) fn at(addresses: &[SocketAddr], timeout: Duration) -> Self {
+        Self::of(Nodes::At(addresses.into()), timeout)
+    }
+
+    fn of(nodes: Nodes, timeout: Duration) -> Self {
         let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(timeout)).proxy(None);
-        Self { agent: config.max_idle_connections_per_host(32).max_idle_connections(128).build().into(), http }
+        Self { agent: config.max_idle_connections_per_host(32).max_idle_connections(128).build().into(), nodes }
     }
 
     /// The same nodes, with connections of its own and another patience.
     pub(crate) fn patience(&self, timeout: Duration) -> Self {
-        Self::new(self.http, timeout)
+        Self::of(self.nodes.clone(), timeout)
     }
 
     /// Sends a request; an error is a connection that was refused or lost, or the timeout.
@@ -72,8 +92,11 @@ impl Client {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
-        let port = self.http + node as u16 - 1;
-        let mut request = Request::builder().method(method).uri(format!("http://127.0.0.1:{port}{path}"));
+        let address = match &self.nodes {
+            Nodes::From(port) => SocketAddr::from(([127, 0, 0, 1], port + node as u16 - 1)),
+            Nodes::At(addresses) => addresses[node as usize - 1],
+        };
+        let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

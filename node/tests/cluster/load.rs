@@ -63,7 +63,8 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    fn count(&self, node: u64, fate: Fate, took: Duration) {
+    /// Counts a request.
+    pub(crate) fn count(&self, node: u64, fate: Fate, took: Duration) {
         self.fates[node as usize][fate as usize].fetch_add(1, Ordering::Relaxed);
         if fate == Fate::Done {
             self.slowest_micros.fetch_max(took.as_micros() as u64, Ordering::Relaxed);

@@ -14,6 +14,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use http::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -80,6 +81,8 @@ pub(crate) struct Cluster {
     dev: Option<Dev>,
     /// Nodes that the test started by itself.
     alone: BTreeMap<u64, Child>,
+    /// What stands in front of the command that starts a node, such as what brings it into a network of its own.
+    pub(crate) launchers: BTreeMap<u64, Vec<OsString>>,
     /// Removed last.
     _temp: tempfile::TempDir,
     _turn: MutexGuard<'static, ()>,
@@ -117,7 +120,8 @@ impl Cluster {
         let folder = folder.map_or_else(|| temp.path().join("dev"), Path::to_owned);
         let http = free_ports(nodes as u16);
         let client = Client::new(http, Duration::from_secs(10));
-        Self { client, folder, nodes, shards, http, dev: None, alone: BTreeMap::new(), _temp: temp, _turn: turn }
+        let (alone, launchers) = Default::default();
+        Self { client, folder, nodes, shards, http, dev: None, alone, launchers, _temp: temp, _turn: turn }
     }
 
     /// A node's folder.
@@ -275,7 +279,13 @@ impl Cluster {
     /// The command that starts one node.
     pub(crate) fn start_command(&self, node: u64) -> Command {
         let mut command = flotilla();
-        command.args(["start", "--config"]).arg(self.home(node).join("flotilla.toml"));
+        if let Some([program, args @ ..]) = self.launchers.get(&node).map(Vec::as_slice) {
+            let target = command.get_program().to_owned();
+            command = Command::new(program);
+            command.args(args).arg(target).stdin(Stdio::null()).env_remove("FLOTILLA_LOG");
+        }
+        // A test that is killed can't end what it started.
+        command.args(["start", "--with-parent", "--config"]).arg(self.home(node).join("flotilla.toml"));
         command
     }
 
@@ -315,11 +325,12 @@ impl Cluster {
         };
         let shards = list["shards"].as_array().unwrap().iter().filter(|shard| shard["id"] != 1);
         let paths = shards.map(|shard| {
-            let mut key = bound(shard, "start", "start_b64").unwrap();
-            key.extend_from_slice(format!("/{name}/").as_bytes());
-            if let Some(end) = bound(shard, "end", "end_b64") {
-                assert!(key < end, "{shard} has no room for {name}");
-            }
+            let start = bound(shard, "start", "start_b64").unwrap();
+            let end = bound(shard, "end", "end_b64");
+            // A shard that ends at "/" needs something smaller.
+            let keys = ["/", "!"].map(|mark| [&start, mark.as_bytes(), name.as_bytes(), b"/"].concat());
+            let key = keys.into_iter().find(|key| end.as_ref().is_none_or(|end| key < end));
+            let key = key.unwrap_or_else(|| panic!("{shard} has no room for {name}"));
             (shard["id"].as_u64().unwrap(), key.iter().map(|byte| format!("%{byte:02X}")).collect())
         });
         paths.collect()
