@@ -10,7 +10,8 @@ impl Dice {
     pub(crate) fn new(seed: u64) -> Self {
         let mut dice = Self(seed);
         // Neighbouring seeds begin with neighbouring states; the first numbers are thrown away with that likeness.
-        (dice.next(), dice.next());
+        dice.next();
+        dice.next();
         dice
     }
 

@@ -81,7 +81,7 @@ pub fn run(seed: u64, options: &Options) -> Report {
         assert!(!plan.faults.is_empty(), "none of {:?} is a kind of fault: {:?}", options.faults, fault_names());
     }
     let tell = options.tell;
-    let mut words = tell.then(|| vec![format!("{plan:#?}")]).unwrap_or_default();
+    let mut words = if tell { vec![format!("{plan:#?}")] } else { Vec::new() };
     let mut world = match catch_unwind(|| World::new(plan, dice, tell)) {
         Ok(Ok(world)) => world,
         Ok(Err(why)) => return Report::stillborn(why),
@@ -190,5 +190,5 @@ impl World {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sim"))]
 mod tests;

@@ -48,8 +48,10 @@ fn apply(dice: &mut Dice) -> Holds {
         let entry = LogEntry { at, kind: EntryKind::Normal, data: payload.finish(), context: Bytes::new() };
         let work = ApplyWork { shard: SHARD, entries: vec![ApplyEntry { entry, wants_results: true }] };
         let applied = applier.apply(&engine, vec![work]).map_err(words)?;
-        let results = applied.into_iter().flat_map(|a| a.results).flat_map(|(_, results)| results);
+        let results: Vec<_> = applied.into_iter().flat_map(|a| a.results).flat_map(|(_, results)| results).collect();
+        hold!(results.len() == commands.len(), "entry {n}: {} commands came to {} results", commands.len(), results.len());
         for (command, result) in commands.iter().zip(results) {
+            hold!(result.fits(command), "entry {n}: {command:?} can't come to {result:?}");
             let valid = range_epoch == EPOCH.range && command.touches(&descriptor.range);
             let key = command.routing_key();
             let current = model.get(key).map(|(revision, _)| *revision);
@@ -67,10 +69,10 @@ fn apply(dice: &mut Dice) -> Holds {
                 WriteResult::Deleted
             };
             hold!(result == expected, "entry {n} of range epoch {range_epoch}: {command:?} came to {result:?}, not {expected:?}");
+        }
+        for key in commands.iter().map(Command::routing_key) {
             let found = read::get(&engine, false, key).map_err(words)?;
-            let last = commands.iter().rev().find(|other| other.routing_key() == key);
-            let settled = last == Some(command);
-            hold!(!settled || found.as_ref() == model.get(key), "entry {n}: {key:?} is {found:?}, not {:?}", model.get(key));
+            hold!(found.as_ref() == model.get(key), "entry {n}: {key:?} is {found:?}, not {:?}", model.get(key));
         }
     }
     Ok(())
