@@ -56,8 +56,9 @@ fn a_cluster_is_checked_and_its_history_checked_again() {
         .filter(|(_, line)| line["answer"] == "value")
         .collect();
     let overwritten = |(early, (_, old)): (usize, &(usize, Value))| {
-        let later = reads[early + 1..].iter().filter(|(_, new)| new["key"] == old["key"] && new["revision"] != old["revision"]);
-        later.last().filter(|(_, new)| new["called"].as_u64() > old["returned"].as_u64().map(|at| at + 1_000_000)).cloned()
+        let mut later =
+            reads[early + 1..].iter().filter(|(_, new)| new["key"] == old["key"] && new["revision"] != old["revision"]);
+        later.next_back().filter(|(_, new)| new["called"].as_u64() > old["returned"].as_u64().map(|at| at + 1_000_000)).cloned()
     };
     let (old, (at, mut falsified)) = reads
         .iter()
