@@ -51,13 +51,19 @@ impl Check {
     }
 
     /// Waits for the verdict, which must be a clean one.
-    pub(crate) fn verdict(mut self) -> Verdict {
-        let child = self.child.take().expect("taken once");
-        let status = finish(child, self.left() + VERDICT_PATIENCE).status;
-        let [said, complained] = ["json", "err"].map(|e| std::fs::read_to_string(self.history.with_extension(e)).unwrap());
-        assert!(status.success(), "flotilla check ended with {status}: {said}\n{complained}");
+    pub(crate) fn verdict(self) -> Verdict {
+        let (code, said, complained) = self.outcome();
+        assert!(code == Some(0), "flotilla check ended with {code:?}: {said}\n{complained}");
         let figures = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
         Verdict { figures }
+    }
+
+    /// Waits for its end: exit code, output, complaints.
+    pub(crate) fn outcome(mut self) -> (Option<i32>, String, String) {
+        let child = self.child.take().expect("taken once");
+        let code = finish(child, self.left() + VERDICT_PATIENCE).status.code();
+        let [said, complained] = ["json", "err"].map(|e| std::fs::read_to_string(self.history.with_extension(e)).unwrap());
+        (code, said, complained)
     }
 }
 
