@@ -75,6 +75,13 @@ impl Descriptor {
         self.replicas.iter().copied().filter(|r| r.role == Role::Voter)
     }
 
+    /// Whether a group can be made of the members: somebody votes, and no replica or node is there twice.
+    pub fn is_sound(&self) -> bool {
+        let replicas = &self.replicas;
+        let unique = |i: usize| replicas[..i].iter().all(|r| r.id != replicas[i].id && r.node != replicas[i].node);
+        self.voters().next().is_some() && (0..replicas.len()).all(unique)
+    }
+
     /// The encoding: format ‖ id ‖ epoch ‖ range ‖ replicas.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.replicas.len() * 17);
@@ -159,5 +166,19 @@ mod tests {
         for n in 0..bytes.len() {
             assert!(Descriptor::decode(bytes.slice(..n)).is_err(), "the first {n} bytes were taken for a descriptor");
         }
+    }
+
+    #[test]
+    fn a_group_needs_a_voter_and_nobody_twice() {
+        let replica = |id, node, role| Replica { id: ReplicaId(id), node: NodeId(node), role };
+        let sound = |replicas: &[Replica]| {
+            let (id, range, epoch) = (ShardId(7), KeyRange::all(), Epoch::default());
+            Descriptor { id, range, epoch, replicas: replicas.to_vec() }.is_sound()
+        };
+        let first = replica(1, 1, Role::Voter);
+        assert!(sound(&[first]) && sound(&[first, replica(2, 2, Role::Learner)]));
+        assert!(!sound(&[]) && !sound(&[replica(1, 1, Role::Learner)]), "a group without a voter was taken");
+        assert!(!sound(&[first, replica(1, 2, Role::Voter)]), "a replica was taken twice");
+        assert!(!sound(&[first, replica(2, 1, Role::Voter)]), "a node was taken twice");
     }
 }

@@ -5,7 +5,7 @@
 //! 3. One ordered walk over `log` checks every entry: its checksum, that it belongs to this shard and index, that it follows the
 //!    one before without a gap, that terms don't fall. Bodies are copied only above the applied position.
 //! 4. Per replica the pieces must fit: truncated ≤ applied ≤ last, commit ≤ last, and the log holds the applied entry with the
-//!    applied term.
+//!    applied term. No number lies so high that sums of it could overflow, and raft-rs can make a group of the members.
 //!
 //! Anything else is an error that names shard and index. Nothing is skipped or repaired by guess: a replica that forgot what it
 //! promised may cost an acknowledged write, a process that does not start costs none.
@@ -17,11 +17,15 @@ use crate::engine::{Cursor, Engine, Family, Order, Read};
 use crate::error::StorageError;
 use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
-use crate::work::{HardState, LogEntry, LogPosition, Recovered};
+use crate::work::{HardState, LogEntry, LogPosition, NUMBER_MAX, Recovered};
 use bytes::Bytes;
 use flotilla_router::mutation::Mutation;
 use flotilla_router::{Descriptor, ReplicaId, ShardId};
 use std::collections::BTreeMap;
+
+/// No number on a disk comes this far. Above what peers may say, since a node counts on from that: a term that was taken from a peer
+/// and raised by an election must not keep the node from starting.
+const REACHED_MAX: u64 = NUMBER_MAX << 4;
 
 /// What one replica remembers beside its log and data.
 #[derive(Default)]
@@ -186,7 +190,23 @@ fn finish(shard: ShardId, remembered: Remembered) -> Result<Option<Recovered>, S
     let replica = replica.ok_or_else(|| missing("replica id"))?;
     let mut hard_state = hard_state.ok_or_else(|| missing("hard state"))?;
     let truncated = truncated.ok_or_else(|| missing("truncated position"))?;
-    let applied = applied.ok_or_else(|| missing("applied state"))?.at;
+    let applied = applied.ok_or_else(|| missing("applied state"))?;
+    // What the log holds is bounded by these, below.
+    for (record, number) in [
+        ("truncated position", truncated.index.max(truncated.term)),
+        ("hard state", hard_state.term.max(hard_state.commit)),
+        ("applied state", applied.revision.0),
+    ] {
+        if number > REACHED_MAX {
+            let why = format!("{number} is beyond what any node counts to");
+            return Err(StorageError::ShardRecord { shard, record, why });
+        }
+    }
+    let applied = applied.at;
+    if !descriptor.is_sound() {
+        let why = "nobody votes, or a replica or node is there twice".into();
+        return Err(StorageError::ShardRecord { shard, record: "descriptor", why });
+    }
     if descriptor.id != shard {
         let why = format!("the descriptor of shard {} stands here", descriptor.id);
         return Err(StorageError::ShardRecord { shard, record: "descriptor", why });

@@ -19,6 +19,10 @@ pub struct LogPosition {
 /// raft-rs asks for an index above 0, so that an empty replica is told from an initial one.
 pub const INITIAL: LogPosition = LogPosition { index: 1, term: 1 };
 
+/// Above this an index, a term or a revision that a peer speaks of is not honest: nobody counts that far, and sums of it could
+/// overflow.
+pub const NUMBER_MAX: u64 = 1 << 56;
+
 /// What a log entry is. The kind is looked at **before** the data: the entry that leaves joint consensus has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {

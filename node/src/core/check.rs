@@ -8,11 +8,10 @@ use super::config::CoreConfig;
 use super::replica::Replica;
 use super::wire::Envelope;
 use flotilla_router::{NodeId, ReplicaId};
+use flotilla_storage::NUMBER_MAX;
 use raft::StateRole;
 use raft::eraftpb::MessageType::{self, *};
 
-/// Above this an index or a term is not honest, and sums of it could overflow.
-pub(super) const NUMBER_MAX: u64 = 1 << 56;
 /// Entries of one message, in bytes: `max_size_per_msg` and one more entry of the largest size, generously.
 const ENTRIES_BYTES_MAX: u64 = 16 << 20;
 

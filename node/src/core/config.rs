@@ -4,6 +4,13 @@
 
 use serde::{Deserialize, Serialize};
 
+/// A day of the longest ticks. Sums and products of election timeouts stay far from overflowing.
+const ELECTION_TICKS_MAX: usize = 10_000;
+/// More than any disk or memory has; sums of two such limits can't overflow.
+const BYTES_MAX: u64 = 1 << 50;
+/// raft-rs makes room for as many messages as may be in flight, for every follower of a group.
+const INFLIGHT_MAX: usize = 1 << 16;
+
 /// The `[raft]` table: how groups elect, replicate and bound what is in flight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -150,6 +157,9 @@ impl CoreConfig {
                 raft.election_ticks, raft.heartbeat_ticks
             ));
         }
+        if raft.election_ticks > ELECTION_TICKS_MAX {
+            return Err(format!("raft.election_ticks is {}; at most {ELECTION_TICKS_MAX}", raft.election_ticks));
+        }
         for (name, bytes, least) in [
             ("raft.max_size_per_msg_bytes", raft.max_size_per_msg_bytes, 1),
             ("raft.max_committed_size_per_ready_bytes", raft.max_committed_size_per_ready_bytes, 1),
@@ -160,16 +170,20 @@ impl CoreConfig {
             ("log.bytes_per_shard_max", self.log.bytes_per_shard_max, 1 << 16),
             ("log.bytes_max", self.log.bytes_max, self.log.bytes_per_shard_max),
             ("log.unapplied_bytes_max", self.log.unapplied_bytes_max, raft.max_size_per_msg_bytes),
+            ("log.cache_bytes_max", self.log.cache_bytes_max, 0),
         ] {
             if bytes < least {
                 return Err(format!("{name} is {bytes}; it must be at least {least}"));
+            }
+            if bytes > BYTES_MAX {
+                return Err(format!("{name} is {bytes}; at most {BYTES_MAX}"));
             }
         }
         for (name, count) in
             [("raft.max_inflight_msgs", raft.max_inflight_msgs), ("raft.max_inflight_writes", raft.max_inflight_writes)]
         {
-            if count == 0 {
-                return Err(format!("{name} is 0; it must be at least 1"));
+            if !(1..=INFLIGHT_MAX).contains(&count) {
+                return Err(format!("{name} is {count}; 1 to {INFLIGHT_MAX} are allowed"));
             }
         }
         if self.reads.lease && !raft.check_quorum {
@@ -224,9 +238,12 @@ mod tests {
     fn defaults_are_valid_and_each_bad_value_is_named() {
         CoreConfig::default().validate().unwrap();
         type Spoil = fn(&mut CoreConfig);
-        let bad: [(&str, Spoil); 6] = [
+        let bad: [(&str, Spoil); 9] = [
             ("raft.heartbeat_ticks", |c| c.raft.heartbeat_ticks = 0),
             ("raft.election_ticks", |c| c.raft.election_ticks = c.raft.heartbeat_ticks),
+            ("raft.election_ticks", |c| c.raft.election_ticks = usize::MAX / 2 + 1),
+            ("raft.max_inflight_msgs", |c| c.raft.max_inflight_msgs = usize::MAX),
+            ("log.cache_bytes_max", |c| c.log.cache_bytes_max = u64::MAX),
             ("raft.max_size_per_msg_bytes", |c| c.raft.max_size_per_msg_bytes = 0),
             ("raft.max_inflight_msgs", |c| c.raft.max_inflight_msgs = 0),
             ("raft.max_uncommitted_size_bytes", |c| c.raft.max_uncommitted_size_bytes = 1),

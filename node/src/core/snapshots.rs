@@ -11,13 +11,12 @@
 //! one is being installed, the group takes no message and no tick. Every staged snapshot is installed or discarded.
 
 use super::Node;
-use super::check;
 use super::effect::Effect;
 use super::event::SnapshotId;
 use super::replica::conf_state;
 use super::wire::Envelope;
 use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
-use flotilla_storage::{LogPosition, SnapshotManifest};
+use flotilla_storage::{LogPosition, NUMBER_MAX, SnapshotManifest};
 use raft::SnapshotStatus;
 use raft::eraftpb::{MessageType, Snapshot};
 use std::collections::BTreeMap;
@@ -170,10 +169,12 @@ impl Node {
             && replica.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from)
             && manifest.descriptor.id == shard
             && manifest.at == at
-            && message.term <= check::NUMBER_MAX
-            && at.index <= check::NUMBER_MAX
+            && message.term <= NUMBER_MAX
+            && at.index <= NUMBER_MAX
+            // Writes go on above it.
+            && manifest.revision.0 <= NUMBER_MAX
             && (1..=message.term).contains(&at.term)
-            && is_sound(&manifest.descriptor)
+            && manifest.descriptor.is_sound()
             && *metadata.get_conf_state() == conf_state(&manifest.descriptor)
             && manifest.descriptor.replica(replica.id).is_some();
         if !honest || others_overlap || replica.quarantined.is_some() || replica.snapshots.is_installing() {
@@ -226,11 +227,4 @@ impl Node {
         self.note_applied(shard);
         self.touch(shard);
     }
-}
-
-/// Whether raft-rs can make a group of these members: somebody votes, and nobody is there twice.
-fn is_sound(descriptor: &Descriptor) -> bool {
-    let replicas = &descriptor.replicas;
-    let unique = |i: usize| replicas[..i].iter().all(|r| r.id != replicas[i].id && r.node != replicas[i].node);
-    descriptor.voters().next().is_some() && (0..replicas.len()).all(unique)
 }

@@ -219,6 +219,11 @@ impl ShardState {
             let why = "a membership change that would change the shard's id or range".into();
             return Err(StorageError::Apply { shard, index: entry.at.index, why });
         }
+        if !descriptor.is_sound() {
+            // Stored, it would keep every replica from ever starting again.
+            let why = "a membership change to a group in which nobody votes, or somebody is there twice".into();
+            return Err(StorageError::Apply { shard, index: entry.at.index, why });
+        }
         self.descriptor = descriptor.clone();
         Ok(Some(descriptor))
     }

@@ -247,6 +247,18 @@ fn a_snapshot_resets_its_shard() {
     assert_eq!(applied[0].results[0].1, [written(71)]);
 }
 
+/// Stored, such a descriptor would keep every replica of the shard from starting again.
+#[test]
+fn a_membership_change_to_no_group_is_refused() {
+    let (engine, mut applier) = started();
+    let mut nobody = descriptor(7, "b", Some("y"));
+    nobody.replicas.iter_mut().for_each(|replica| replica.role = flotilla_router::Role::Learner);
+    let mut entry = normal(2, 2, Bytes::new());
+    (entry.kind, entry.context) = (EntryKind::ConfChangeV2, nobody.encode());
+    let error = applier.apply(&engine, vec![work(SHARD, [entry])]).unwrap_err().to_string();
+    assert!(error.contains("nobody votes"), "{error}");
+}
+
 /// The entries of the crash tests: each leaves a trace in data, revision and (some) descriptor that must fit the applied index.
 fn traced(index: u64) -> LogEntry {
     if index.is_multiple_of(5) {

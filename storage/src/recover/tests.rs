@@ -233,3 +233,28 @@ fn many_shards_are_found_in_order() {
         assert_eq!(replica.last, if i % 3 == 0 { at(4, 2) } else { at(1, 1) }, "shard {}", replica.descriptor.id);
     }
 }
+
+/// The checksums are right, so something wrote it; raft-rs would overflow at the next election, or end the process at this start.
+#[test]
+fn a_record_that_no_group_could_work_with_is_named() {
+    let too_high = REACHED_MAX + 1;
+    let engine = filled();
+    set_hard_state(&engine, HardState { term: NUMBER_MAX + 1, vote: 0, commit: 9 });
+    assert!(recover(&engine).is_ok(), "an election above the highest term that a peer may say keeps the node from starting");
+    set_hard_state(&engine, HardState { term: too_high, vote: 0, commit: 9 });
+    fails_with(&engine, &["shard 7", "hard state", "beyond what any node counts to"]);
+    let engine = filled();
+    let mut record = crate::read::applied_record(&engine, SHARD).unwrap();
+    record.revision.0 = too_high;
+    change(&engine, |batch| batch.put(Family::Data, &keys::applied(SHARD), &records::encode_applied(record)));
+    fails_with(&engine, &["shard 7", "applied state", "beyond what any node counts to"]);
+    let spoils: [fn(&mut Descriptor); 2] = [|d| d.replicas.clear(), |d| d.replicas.push(d.replicas[0])];
+    for spoil in spoils {
+        let (engine, mut descriptor) = (filled(), descriptor(7, "", None));
+        spoil(&mut descriptor);
+        let (key, mut record) = (keys::state(SHARD, StateTag::Descriptor), Vec::new());
+        records::encode_descriptor(&mut record, &key, &descriptor);
+        change(&engine, |batch| batch.put(Family::State, &key, &record));
+        fails_with(&engine, &["shard 7", "descriptor", "nobody votes"]);
+    }
+}
