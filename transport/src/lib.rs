@@ -31,6 +31,8 @@ mod config;
 mod dial;
 mod error;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod handshake;
 mod lane;

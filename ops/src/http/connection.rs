@@ -24,8 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// How an HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -33,6 +32,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const LINGER: Duration = Duration::from_secs(2);
 /// The same in bytes.
 const LINGER_BYTES: usize = 64 << 20;
+
+/// What carries a connection: a TCP stream, or bytes in memory, where the server is fuzzed.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
 
 /// What the server wants of a connection, and how to wake it.
 #[derive(Default)]
@@ -71,8 +75,8 @@ enum Ended {
 }
 
 /// Serves one connection to its end.
-pub(super) async fn serve<K: Kv, A: Admin, I: Inspect>(
-    mut stream: TcpStream,
+pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
+    mut stream: S,
     app: Arc<super::service::App<K, A, I>>,
     leash: Arc<Leash>,
 ) {
@@ -135,7 +139,7 @@ pub(super) async fn serve<K: Kv, A: Admin, I: Inspect>(
 }
 
 /// Reads the first bytes, and says whether they begin HTTP/2. `None` where nothing more is to be done.
-async fn sniff(stream: &mut TcpStream, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
+async fn sniff(stream: &mut impl Socket, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
     let mut first = BytesMut::with_capacity(1024);
     let mut reading = std::pin::pin!(async {
         let mut patience = limits.idle_timeout;
@@ -192,7 +196,7 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
 }
 
 /// Says why, and closes.
-pub(super) async fn refuse(mut stream: TcpStream, problem: &Problem) {
+pub(super) async fn refuse(mut stream: impl Socket, problem: &Problem) {
     let answer = raw_answer(problem);
     let said = tokio::time::timeout(LINGER, async {
         stream.write_all(&answer).await?;
@@ -204,7 +208,7 @@ pub(super) async fn refuse(mut stream: TcpStream, problem: &Problem) {
 }
 
 /// Reads and throws away what still comes, for a moment.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl Socket) {
     let mut left = LINGER_BYTES;
     let mut scratch = vec![0; 16 << 10];
     let _ = tokio::time::timeout(LINGER, async {

@@ -30,4 +30,6 @@ mod server;
 mod service;
 mod wire;
 
+#[doc(hidden)]
+pub use server::Offline;
 pub use server::{BindError, Server};

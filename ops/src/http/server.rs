@@ -182,6 +182,23 @@ impl Server {
     }
 }
 
+/// The server without a port: it serves what it is handed. Public for fuzzing alone, which brings connections from memory, far
+/// faster than any socket could.
+#[doc(hidden)]
+pub struct Offline<K, A, I>(Arc<App<K, A, I>>);
+
+impl<K: Kv, A: Admin, I: Inspect> Offline<K, A, I> {
+    /// A server in front of this node.
+    pub fn new(limits: Limits, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
+        Self(Arc::new(App::new(limits, kv, admin, inspect, metrics)))
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(&self, stream: impl connection::Socket) {
+        connection::serve(stream, self.0.clone(), Arc::default()).await;
+    }
+}
+
 /// Waits until no connection is open.
 async fn until_closed(control: &Control) {
     loop {

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 /// What a connection is doing, for those who judge whether it is too slow. Times are milliseconds since it began; 0 for "not so".
 pub(super) struct Pulse {
@@ -132,8 +131,8 @@ impl Pulse {
 }
 
 /// The socket as hyper sees it.
-pub(super) struct Wire {
-    stream: TcpStream,
+pub(super) struct Wire<S> {
+    stream: S,
     /// What was read before hyper came.
     prefix: Bytes,
     /// What is written in the place of hyper's own answer.
@@ -143,13 +142,13 @@ pub(super) struct Wire {
     malformed: prometheus::IntCounter,
 }
 
-impl Wire {
-    pub(super) fn new(stream: TcpStream, prefix: Bytes, pulse: std::sync::Arc<Pulse>, malformed: prometheus::IntCounter) -> Self {
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    pub(super) fn new(stream: S, prefix: Bytes, pulse: std::sync::Arc<Pulse>, malformed: prometheus::IntCounter) -> Self {
         Self { stream, prefix, instead: Bytes::new(), pulse, malformed }
     }
 
     /// The socket, when hyper is done.
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub(super) fn into_stream(self) -> S {
         self.stream
     }
 
@@ -222,7 +221,7 @@ pub(super) fn raw_answer(problem: &Problem) -> Bytes {
     out.into()
 }
 
-impl AsyncRead for Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if self.prefix.is_empty() {
@@ -236,7 +235,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_instead(cx))?;
         if let Some(status) = self.own_answer(buf) {

@@ -26,8 +26,8 @@ pub(crate) use send::send;
 
 use crate::frame::{FrameError, FrameReader};
 use bytes::{BufMut, Bytes, BytesMut};
-use flotilla_router::codec::Put;
-use flotilla_router::codec::Reader;
+use flotilla_router::DecodeError;
+use flotilla_router::codec::{Put, Reader};
 
 /// The most files in a snapshot.
 const FILES_MAX: u32 = 10_000;
@@ -42,7 +42,7 @@ const CHUNKS_AHEAD: usize = 4;
 
 /// What the receiver says in the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Verdict {
+pub(crate) enum Verdict {
     /// It is installed, or will be: the sender's part is done.
     Taken,
     /// The handler does not want it.
@@ -55,7 +55,7 @@ enum Verdict {
 
 impl Verdict {
     /// As one frame: kind (1) ‖ text.
-    fn encode(&self) -> Bytes {
+    pub(crate) fn encode(&self) -> Bytes {
         let (kind, text) = match self {
             Self::Taken => (0, ""),
             Self::Refused(text) => (1, &text[..]),
@@ -73,6 +73,11 @@ impl Verdict {
     /// Reads it from its stream.
     async fn read(stream: quinn::RecvStream) -> Result<Self, FrameError> {
         let frame = FrameReader::new(stream, TEXT_BYTES_MAX + 16).next().await?.ok_or(FrameError::Truncated)?;
+        Ok(Self::decode(frame)?)
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    pub(crate) fn decode(frame: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new("verdict on a snapshot", frame);
         let kind = reader.u8()?;
         let text = reader.string()?;
@@ -81,13 +86,13 @@ impl Verdict {
             1 => Ok(Self::Refused(text)),
             2 => Ok(Self::Busy),
             3 => Ok(Self::Failed(text)),
-            other => Err(reader.error(format!("unknown kind {other}")).into()),
+            other => Err(reader.error(format!("unknown kind {other}"))),
         }
     }
 }
 
 /// Whether a file may be called so: letters, digits, `-`, `_` and `.`, no dot first. So no name leads out of its folder.
-fn is_allowed_name(name: &str) -> bool {
+pub(crate) fn is_allowed_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && !name.starts_with('.')
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
