@@ -15,23 +15,50 @@ use crate::shared::{Shared, stopped};
 use crate::{batch, snapshot, tls, writer};
 use flotilla_router::NodeId;
 use quinn::{Connection, Incoming, RecvStream, SendStream};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 /// How many connections may be in TLS or handshake at a time: what strangers can make this node do at once.
 const HANDSHAKES_MAX: usize = 64;
 
+/// A complaint is logged again after so long.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+/// So many different complaints are remembered: what strangers make this node remember.
+const COMPLAINTS_MAX: usize = 64;
+
+/// Why connections were refused, and when that was last said.
+#[derive(Default)]
+struct Complaints(Mutex<HashMap<String, Instant>>);
+
+impl Complaints {
+    /// Whether this was not said lately; notes that it is said now.
+    fn is_new(&self, why: &str) -> bool {
+        let (now, mut said) = (Instant::now(), self.0.lock().expect("nothing panics with it held"));
+        said.retain(|_, at| now.duration_since(*at) < COMPLAIN_EVERY);
+        if said.contains_key(why) {
+            return false;
+        }
+        if said.len() < COMPLAINTS_MAX {
+            said.insert(why.to_owned(), now);
+        }
+        true
+    }
+}
+
 /// Takes connections until the endpoint is closed.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let complaints = Arc::new(Complaints::default());
     while let Some(incoming) = shared.endpoint.accept().await {
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             shared.stats.connections_refused.count();
             incoming.refuse();
             continue;
         };
-        let shared = shared.clone();
+        let (shared, complaints) = (shared.clone(), complaints.clone());
         shared.runtime.clone().spawn(async move {
             let address = incoming.remote_address();
             let greeted = tokio::time::timeout(shared.config.idle_timeout * 2, greet(&shared, incoming)).await;
@@ -46,7 +73,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 }
                 Err(why) => {
                     shared.stats.connections_refused.count();
-                    tracing::warn!(%address, why, "connection refused");
+                    // The same complaint several times a second would hide all others.
+                    if complaints.is_new(&why) {
+                        tracing::warn!(%address, why, "connection refused");
+                    }
                 }
             }
         });
@@ -78,9 +108,9 @@ async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Ident
 async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity) {
     let node = identity.node;
     shared.supersede(node, identity.incarnation, &connection);
-    if let Some(peer) = shared.peer(node) {
-        peer.wake.notify_one();
-    }
+    // Whoever dials opens its lanes once it is content with us, too. Only then is it worth dialling back at once: a node that turns us
+    // away would otherwise have us try again each time it dials.
+    let mut content = false;
     let answers =
         Arc::new(Answers::new(shared.stats.clone(), shared.config.request_bytes_in_flight_max, shared.config.frame_bytes_max));
     let mut streams = JoinSet::new();
@@ -91,6 +121,11 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
         let broken = tokio::select! {
             stream = connection.accept_uni() => match stream {
                 Ok(stream) => {
+                    if !std::mem::replace(&mut content, true)
+                        && let Some(peer) = shared.peer(node)
+                    {
+                        peer.wake.notify_one();
+                    }
                     streams.spawn_on(read_lane(shared.clone(), node, stream), &shared.runtime);
                     None
                 }

@@ -68,7 +68,8 @@ pub(crate) enum Refusal {
     Cluster { node: NodeId, theirs: ClusterId, ours: ClusterId },
     #[error(
         "node {node} was founded with other shards or nodes than this one: `founding` and `peers` must be the same on every \
-         founder; correct them, and give the node that is wrong an empty data directory"
+         founder. The one that differs from the other founders too is wrong: correct its configuration, and give it an empty data \
+         directory if it never held data, or its old one back if it did"
     )]
     Founding { node: NodeId },
     #[error(

@@ -162,3 +162,26 @@ fn what_cannot_start_says_why_in_one_line() {
     let message = start(Identity { cluster: ClusterId(5), ..identity }, Config::default());
     assert!(message.contains("but this is node 1 of cluster 0000000000000005"), "{message}");
 }
+
+/// One end turns the other away, which for its part is content: it must not be made to dial anew by each call from the first.
+#[test]
+fn a_node_that_is_turned_away_tries_less_and_less_often() {
+    let ca = ca();
+    let config = Config {
+        connect_backoff_min: Duration::from_millis(20),
+        connect_backoff_max: Duration::from_secs(10),
+        ..Config::default()
+    };
+    let one = Node::start(&ca, 1, 1, config.clone());
+    let newer = Node::start(&ca, 2, 9, config.clone());
+    newer.dial(&one);
+    newer.wait_reachable(one.id);
+    newer.kill();
+    let older = Node::start(&ca, 2, 1, config);
+    older.dial(&one);
+    one.dial(&older);
+    std::thread::sleep(Duration::from_millis(1500));
+    let tries = older.transport.stats().connections_failed.get();
+    // Pauses of 20, 40, 80, … ms, the shortest half as long.
+    assert!((1..=10).contains(&tries), "{tries} tries in 1.5 s");
+}
