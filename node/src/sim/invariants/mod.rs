@@ -222,3 +222,6 @@ fn commands(data: &Bytes) -> Result<Vec<Command>, String> {
     let Ok(payload) = Payload::decode(data.clone()) else { return Ok(Vec::new()) };
     payload.collect::<Result<_, _>>().map_err(|error| format!("an entry was committed that can't be read: {error}"))
 }
+
+#[cfg(test)]
+mod tests;
