@@ -5,6 +5,7 @@
 //! sets the shard aside, never the process.
 
 use super::config::CoreConfig;
+use super::elections;
 use super::replica::Replica;
 use super::wire::Envelope;
 use flotilla_router::{NodeId, ReplicaId};
@@ -100,6 +101,8 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
         {
             Refuse("a vote that was not asked for")
         }
+        // The same trap, where this replica's own vote is enough. The leader that wants to hand over asks again.
+        MsgTimeoutNow if elections::would_win_too_early(replica) => Drop,
         // A lease rests on followers that stand by their leader. One that has just started does not know whom it stood by.
         MsgRequestVote | MsgRequestPreVote
             if context.config.reads.lease && context.ticks < context.config.raft.election_ticks as u64 =>

@@ -83,6 +83,9 @@ impl Elections {
             return false;
         }
         replica.elections.led_ticks += 1;
+        if would_win_too_early(replica) {
+            return false;
+        }
         let raft = &replica.raw.raft;
         if replica.elections.is_new && raft.term == INITIAL.term && raft.leader_id == 0 {
             let meant_to_lead = replica.descriptor.voters().next().is_some_and(|first| first.id == replica.id);
@@ -106,6 +109,15 @@ impl Elections {
         }
         ready
     }
+}
+
+/// Whether a campaign would be won by this replica's own vote while entries are not yet on disk. raft-rs makes it a leader in the
+/// same call, and ends the process, since it counts on votes that come from others only after all is written.
+pub(super) fn would_win_too_early(replica: &Replica) -> bool {
+    let raft = &replica.raw.raft;
+    raft.state != StateRole::Leader
+        && raft.raft_log.persisted != raft.raft_log.last_index()
+        && raft.prs().conf().voters().ids().iter().all(|voter| voter == replica.id.0)
 }
 
 /// Sets the election timeout to a function of (seed, shard, replica, term). Called after everything that may have changed it.
