@@ -112,7 +112,7 @@ fn many(arguments: &Arguments, options: &Options) -> ExitCode {
     let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
     let (next, stop, sum) = (AtomicU64::new(arguments.from), AtomicBool::new(false), Mutex::new(Sum::default()));
     let end = arguments.from.saturating_add(arguments.seeds);
-    let (progress, begun) = (bar(arguments.seeds), Instant::now());
+    let (progress, begun, told) = (bar(arguments.seeds), Instant::now(), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -130,6 +130,11 @@ fn many(arguments: &Arguments, options: &Options) -> ExitCode {
                     }
                     sum.lock().expect("nothing below panics").add(seed, report);
                     progress.inc(1);
+                    // Where nobody watches a bar, a line a minute.
+                    let minutes = begun.elapsed().as_secs() / 60;
+                    if progress.is_hidden() && told.fetch_max(minutes, Ordering::Relaxed) < minutes {
+                        eprintln!("{minutes} min: {} of {} seeds", progress.position(), arguments.seeds);
+                    }
                 }
             });
         }
