@@ -67,6 +67,17 @@ pub enum StorageError {
         /// What RocksDB said.
         why: String,
     },
+    /// Refusal to start: RocksDB opened its files, and some of what was durable is not in them.
+    #[error(
+        "{} has forgotten what it knew ({why}), and this node what it promised: restore the directory as it was when the node ran \
+         last, or replace this node by one with a new id and an empty directory", dir.display()
+    )]
+    Forgotten {
+        /// The path that was given.
+        dir: PathBuf,
+        /// How that shows.
+        why: String,
+    },
     /// Corruption of a log.
     #[error("shard {shard}, log index {index}: {why}; the log of this replica can't be trusted any more")]
     LogEntry {
@@ -132,6 +143,26 @@ pub enum StorageError {
 }
 
 impl StorageError {
+    /// Whether it is a refusal to start, which says what to do.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::NotADirectory { .. }
+            | Self::ReadOnly { .. }
+            | Self::InUse { .. }
+            | Self::ForeignDirectory { .. }
+            | Self::UnknownFormat { .. }
+            | Self::Unopenable { .. }
+            | Self::Forgotten { .. } => true,
+            Self::LogEntry { .. }
+            | Self::ShardRecord { .. }
+            | Self::NodeRecord { .. }
+            | Self::DataRecord { .. }
+            | Self::Apply { .. }
+            | Self::Snapshot { .. }
+            | Self::Engine { .. } => false,
+        }
+    }
+
     /// An entry of `shard`'s log that can't be read.
     pub(crate) fn entry(shard: ShardId, index: u64, why: impl ToString) -> Self {
         Self::LogEntry { shard, index, why: why.to_string() }

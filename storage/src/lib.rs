@@ -24,7 +24,8 @@
 //! - The ranges of a node's shards are disjoint, so keys carry no shard. The core alone judges overlap; nothing here does.
 //!
 //! **Rooms.** [`engine`] is the contract; [`memory`] keeps it without a disk and forgets in a crash what a disk would, `rocks` (with
-//! the feature `rocksdb`) is the real one, and `open` locks a directory and binds it to a node. [`bootstrap`](mod@bootstrap) founds, [`log`] and
+//! the feature `rocksdb`) is the real one, and `open` locks a directory and binds it to a node,
+//! `started` notices when RocksDB has forgotten. [`bootstrap`](mod@bootstrap) founds, [`log`] and
 //! [`apply`] write, [`read`] looks, [`snapshot`] and [`manifest`] move a shard as a whole, [`recover`](mod@recover) starts again. [`work`] are the
 //! plain data that the core speaks. Without the feature the crate depends on no RocksDB, no file system and no thread: that is
 //! what the pure core and its simulator are built with.
@@ -51,6 +52,8 @@ pub mod recover;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 pub mod snapshot;
+#[cfg(feature = "rocksdb")]
+mod started;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod work;

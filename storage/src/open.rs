@@ -1,24 +1,27 @@
 //! How a node takes hold of its data directory.
 //!
 //! ```text
-//! <dir>/flotilla.lock   held, as a file lock, by the process that works in the directory
-//! <dir>/db/             RocksDB's files
+//! <dir>/flotilla.lock      held, as a file lock, by the process that works in the directory
+//! <dir>/flotilla.started   how far the database had come at least (`started.rs`)
+//! <dir>/db/                RocksDB's files; made in db.new/, so that what stands here is never half a database
 //! ```
 //!
 //! 1. The directory is made, if it is not there, and locked. A second process is told so, and touches nothing.
-//! 2. RocksDB opens its files and replays its write-ahead log.
+//! 2. RocksDB opens its files and replays its write-ahead log. A database that lies behind what the directory remembers of it is refused,
+//!    as far as that can be seen before RocksDB changes anything.
 //! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A foreign one is refused with
 //!    the cure. An empty directory is bound now.
 //!    It gets a number at random, by which the other nodes know it again: a node that comes back with an empty directory has
 //!    forgotten what it promised, and must not pass for its former self.
 //! 4. The incarnation is raised by one, synced, before anything else happens: what a former self of this node sent or promised
-//!    by incarnation can't be mistaken for ours.
+//!    by incarnation can't be mistaken for ours. The directory remembers it.
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
 use crate::keys::{self, NodeTag};
 use crate::records::{self, IdentityRecord};
 use crate::rocks::{RocksEngine, RocksOptions};
+use crate::started::{Manifest, Started, forgotten};
 use flotilla_router::{ClusterId, Incarnation, NodeId};
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -53,7 +56,17 @@ pub struct Opened {
 /// Opens a node's data directory.
 pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Opened, StorageError> {
     let lock = lock(dir)?;
-    let engine = RocksEngine::open(&dir.join(DB), options, Some(lock))?;
+    let (started, db) = (Started::read(dir)?, dir.join(DB));
+    if let Some(started) = &started {
+        if !db.is_dir() {
+            return Err(forgotten(dir, "its database is gone"));
+        }
+        // One that can't be found, RocksDB complains about.
+        if let Ok(manifest) = Manifest::in_force(&db) {
+            started.check_manifest(dir, manifest)?;
+        }
+    }
+    let engine = RocksEngine::open(&db, options, Some(lock))?;
     let known = known_identity(&engine, dir)?;
     let fresh = known.is_none();
     let Identity { cluster, node } = identity;
@@ -68,6 +81,13 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
             wanted_node: node,
         });
     }
+    let (sequence, manifest) = (engine.sequence(), engine.manifest()?);
+    if let Some(started) = &started {
+        let Some(IdentityRecord { directory, incarnation, .. }) = known else {
+            return Err(forgotten(dir, "its database knows of no node"));
+        };
+        started.check(dir, &Started { cluster, node, directory, incarnation, sequence, manifest })?;
+    }
     let incarnation = Incarnation(known.map_or(0, |known| known.incarnation.0) + 1);
     let directory = match known {
         Some(known) => known.directory,
@@ -77,6 +97,8 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
     records::encode_identity(&mut record, &key, IdentityRecord { cluster, node, incarnation, directory });
     batch.put(Family::State, &key, &record);
     engine.write(batch, true)?;
+    let (sequence, manifest) = (engine.sequence(), engine.manifest()?);
+    engine.remember(dir, Started { cluster, node, directory, incarnation, sequence, manifest })?;
     Ok(Opened { engine, incarnation, directory, fresh })
 }
 

@@ -16,7 +16,7 @@ use crate::core::{Event, Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Metrics, Server};
 use flotilla_router::Routes;
-use flotilla_storage::{Applier, Engine as _};
+use flotilla_storage::{Applier, Engine as _, StorageError};
 use flotilla_transport::{Credentials, Transport};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -43,17 +43,17 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let started = Instant::now();
     let identity = flotilla_storage::Identity { cluster: config.cluster, node: config.node };
     let credentials = Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
-    let opened = flotilla_storage::open(&config.data, identity, &config.rocks())?;
+    let opened = flotilla_storage::open(&config.data, identity, &config.rocks()).map_err(with_cure)?;
     let (engine, incarnation) = (Arc::new(opened.engine), opened.incarnation);
-    if !flotilla_storage::is_bootstrapped(&*engine)? {
+    if !flotilla_storage::is_bootstrapped(&*engine).map_err(with_cure)? {
         let shards = founding::descriptors(config);
         let contents = founding::meta_contents(config, &shards);
-        flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents)?;
+        flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents).map_err(with_cure)?;
         tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was founded");
     }
-    let recovered = flotilla_storage::recover(&*engine).context("recover replicas")?;
+    let recovered = flotilla_storage::recover(&*engine).map_err(with_cure).context("recover replicas")?;
     let routes = Arc::new(Routes::default());
-    routes.learn(flotilla_storage::routes(&*engine)?);
+    routes.learn(flotilla_storage::routes(&*engine).map_err(with_cure)?);
     tracing::info!(
         node = %config.node, %incarnation, replicas = recovered.len(), milliseconds = started.elapsed().as_millis() as u64,
         "data opened"
@@ -64,14 +64,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let runtime = Handle::current();
     let snapshots = Snapshots::new(engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data)?;
     let snapshots = Arc::new(snapshots);
-    let applier = Applier::new(&*engine, &recovered)?;
+    let applier = Applier::new(&*engine, &recovered).map_err(with_cure)?;
     let (to_apply, to_write) = (Arc::default(), Arc::default());
     let mut threads = vec![
         writer::start(engine.clone(), mailbox.clone(), metrics.clone(), Arc::clone(&to_write))?,
         applier::start(engine.clone(), applier, mailbox.clone(), snapshots.clone(), metrics.clone(), Arc::clone(&to_apply))?,
     ];
 
-    let known_directories = std::sync::Mutex::new(flotilla_storage::known_directories(&*engine)?);
+    let known_directories = std::sync::Mutex::new(flotilla_storage::known_directories(&*engine).map_err(with_cure)?);
     let peers = Arc::new(Peers {
         engine: engine.clone(),
         known_directories,
@@ -81,7 +81,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         runtime,
     });
-    let founding = flotilla_storage::founding(&*engine)?.context("the data directory was founded just now")?;
+    let founding = flotilla_storage::founding(&*engine).map_err(with_cure)?.context("the data directory was founded just now")?;
     let identity = flotilla_transport::Identity {
         cluster: config.cluster,
         node: config.node,
@@ -147,6 +147,17 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
     let server = Server::bind(config.http, config.limits.clone(), service, admin, health, metrics).await?;
     Ok(Running { server, transport, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
+}
+
+/// What is wrong with the data, and what to do about it.
+fn with_cure(error: StorageError) -> anyhow::Error {
+    if error.is_refusal() {
+        return error.into();
+    }
+    anyhow::anyhow!(
+        "{error}; nothing was skipped or removed: repair the disk or restore the directory, or replace this node by one with a new id \
+         and an empty directory"
+    )
 }
 
 /// Tells the core when the disk is nearly full, and when there is room again.

@@ -110,3 +110,101 @@ fn corrupt_files_are_refused_and_kept() {
     fs::write(&current, sound).unwrap();
     assert_eq!(open_here(dir.path()).unwrap().incarnation, Incarnation(2));
 }
+
+/// RocksDB by itself would begin anew, or go back to what it was once, without a word.
+#[test]
+fn a_database_that_has_forgotten_is_refused_each_time_and_opens_again_when_it_is_whole() {
+    let files = |db: &Path, what: &str| -> Vec<std::path::PathBuf> {
+        let all = fs::read_dir(db).unwrap().map(|entry| entry.unwrap().path());
+        all.filter(|path| path.file_name().unwrap().to_str().unwrap().contains(what)).collect()
+    };
+    type Damage<'a> = (&'a str, Box<dyn Fn(&Path)>, &'a [&'a str]);
+    let damages: Vec<Damage<'_>> = vec![
+        ("no CURRENT", Box::new(|db| fs::remove_file(db.join("CURRENT")).unwrap()), &["can't be opened", "nothing was removed"]),
+        (
+            "no log",
+            Box::new(move |db| files(db, ".log").iter().for_each(|path| fs::remove_file(path).unwrap())),
+            &["no WAL files"],
+        ),
+        (
+            "an empty log",
+            Box::new(move |db| files(db, ".log").iter().for_each(|path| fs::write(path, "").unwrap())),
+            &["has forgotten", "its database knows of 1"],
+        ),
+        (
+            "half a list of files",
+            Box::new(move |db| {
+                let path = files(db, "MANIFEST").pop().unwrap();
+                let contents = fs::read(&path).unwrap();
+                fs::write(path, &contents[..contents.len() / 2]).unwrap();
+            }),
+            &["has forgotten", "MANIFEST-"],
+        ),
+        ("no database", Box::new(|db| fs::remove_dir_all(db).unwrap()), &["its database is gone", "restore the directory"]),
+    ];
+    for (what, damage, wanted) in damages {
+        let dir = tempfile::tempdir().unwrap();
+        for n in 1..=2u8 {
+            let opened = open_here(dir.path()).unwrap();
+            let mut batch = opened.engine.batch();
+            batch.put(Family::Data, &[n], &[n; 100]);
+            opened.engine.write(batch, true).unwrap();
+        }
+        let (db, kept) = (dir.path().join(DB), dir.path().join("kept"));
+        copy(&db, &kept);
+        damage(&db);
+        for _ in 0..2 {
+            let error = refusal(dir.path(), OURS);
+            for wanted in wanted {
+                assert!(error.contains(wanted), "{what}: {error:?} does not say {wanted:?}");
+            }
+        }
+        let _ = fs::remove_dir_all(&db);
+        copy(&kept, &db);
+        let opened = open_here(dir.path()).unwrap();
+        assert_eq!((opened.incarnation, opened.fresh), (Incarnation(3), false), "{what}");
+        assert!((1..=2).all(|n| opened.engine.get(Family::Data, &[n]).unwrap().unwrap() == [n; 100][..]), "{what}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap()) {
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// After an orderly end the log's end is known, and a log that lost it is told from one that a crash cut short.
+#[test]
+fn a_log_that_lost_its_end_after_an_orderly_end_is_refused() {
+    for orderly in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let opened = open_here(dir.path()).unwrap();
+        let mut batch = opened.engine.batch();
+        batch.put(Family::Data, b"last", &[7; 100]);
+        opened.engine.write(batch, true).unwrap();
+        if orderly {
+            opened.engine.close().unwrap();
+        }
+        drop(opened);
+        let logs = fs::read_dir(dir.path().join(DB)).unwrap().map(|entry| entry.unwrap().path());
+        let log =
+            logs.filter(|path| path.extension().is_some_and(|e| e == "log")).max_by_key(|p| p.metadata().unwrap().len()).unwrap();
+        File::options().write(true).open(&log).unwrap().set_len(log.metadata().unwrap().len() - 20).unwrap();
+        match open(dir.path(), OURS, &small_rocks()) {
+            Ok(opened) => assert!(!orderly && opened.engine.get(Family::Data, b"last").unwrap().is_none()),
+            Err(error) => assert!(orderly && error.to_string().contains("was durable, and its database ends with"), "{error}"),
+        }
+    }
+}
+
+/// A crash while the database is made leaves nothing in its place.
+#[test]
+fn a_database_that_was_never_finished_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let new = dir.path().join("db.new");
+    fs::create_dir_all(&new).unwrap();
+    fs::write(new.join("CURRENT"), "half of it").unwrap();
+    let opened = open_here(dir.path()).unwrap();
+    assert!(opened.fresh && !new.exists());
+}

@@ -4,24 +4,27 @@
 //! `self_cell`, so that neither outlives the other and no `unsafe` is written here. The families' handles lie beside the database
 //! in the same way, so that no call looks them up by name.
 //!
-//! How it is set up is told in [`options`], how snapshots' files are written and taken in, in `files.rs`.
+//! How it is set up is told in [`options`], how its folder comes to be, in `opening.rs`, how snapshots' files are written and taken in,
+//! in `files.rs`.
 
 mod files;
+mod opening;
 pub mod options;
 
 pub use options::RocksOptions;
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, Record, Statistics, WriteBatch};
 use crate::error::StorageError;
+use crate::started::{Manifest, Started};
 use crate::work::SnapshotFile;
 use rocksdb::{
-    Cache, ColumnFamily, ColumnFamilyDescriptor, DBRawIteratorWithThreadMode, DBWithThreadMode, Options, ReadOptions,
-    SingleThreaded, SnapshotWithThreadMode, WriteOptions, properties,
+    Cache, ColumnFamily, DBRawIteratorWithThreadMode, DBWithThreadMode, Options, ReadOptions, SingleThreaded,
+    SnapshotWithThreadMode, WriteOptions, properties,
 };
 use self_cell::self_cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The families are made when the database is opened and never change, so no lock is needed around them.
 type RawDb = DBWithThreadMode<SingleThreaded>;
@@ -81,6 +84,8 @@ struct Inner {
     read: ReadOptions,
     synced: WriteOptions,
     unsynced: WriteOptions,
+    /// What the node's directory remembers of the database, and where; `None` for an engine without such a directory.
+    started: Mutex<Option<(PathBuf, Started)>>,
     /// Keeps other processes out of the directory for as long as the engine lives.
     _lock: Option<File>,
 }
@@ -113,19 +118,38 @@ impl RocksEngine {
     /// [`open`](crate::open::open()) is what a node calls: it locks and identifies the directory as well.
     pub fn open(dir: &Path, options: &RocksOptions, lock: Option<File>) -> Result<Self, StorageError> {
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let families = [("log", options.log(&cache)), ("state", options.state(&cache)), ("data", options.data(&cache))];
-        let descriptors = families.into_iter().map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
-        let unopenable = |why: String| StorageError::Unopenable { dir: dir.to_owned(), why };
-        let raw = RawDb::open_cf_descriptors(&options.database(), dir, descriptors).map_err(|e| unopenable(e.into_string()))?;
-        let db = Db::try_new(raw, |raw| {
-            let family = |name: &str| raw.cf_handle(name).ok_or_else(|| unopenable(format!("it has no family {name}")));
-            Ok::<_, StorageError>(Families { log: family("log")?, state: family("state")?, data: family("data")? })
-        })?;
+        let db = opening::open(dir, options, &cache)?;
         let data_options = options.data(&cache);
         let (mut synced, unsynced) = (WriteOptions::default(), WriteOptions::default());
         synced.set_sync(true);
-        let (db, dir, read) = (Arc::new(db), dir.to_owned(), ReadOptions::default());
-        Ok(Self { inner: Arc::new(Inner { db, dir, cache, data_options, read, synced, unsynced, _lock: lock }) })
+        let (db, dir, read, started) = (Arc::new(db), dir.to_owned(), ReadOptions::default(), Mutex::default());
+        Ok(Self { inner: Arc::new(Inner { db, dir, cache, data_options, read, synced, unsynced, started, _lock: lock }) })
+    }
+
+    /// RocksDB's number of the last write.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.inner.db.raw().latest_sequence_number()
+    }
+
+    /// RocksDB's list of files.
+    pub(crate) fn manifest(&self) -> Result<Manifest, StorageError> {
+        Manifest::in_force(&self.inner.dir).map_err(|error| StorageError::engine("look at the list of files", error))
+    }
+
+    /// From here on `dir` remembers how far this engine has come.
+    pub(crate) fn remember(&self, dir: &Path, started: Started) -> Result<(), StorageError> {
+        started.write(dir)?;
+        *self.inner.started.lock().expect("nothing panics with it held") = Some((dir.to_owned(), started));
+        Ok(())
+    }
+
+    /// The list of files has something in it that must not be lost; and, where that is given, so has the log, up to this write.
+    fn remember_more(&self, sequence: Option<u64>) -> Result<(), StorageError> {
+        let mut held = self.inner.started.lock().expect("nothing panics with it held");
+        let Some((dir, started)) = &mut *held else { return Ok(()) };
+        started.manifest = self.manifest()?;
+        started.sequence = sequence.unwrap_or(started.sequence);
+        started.write(dir)
     }
 
     /// The sum of a property over the families.
@@ -282,7 +306,8 @@ impl Engine for RocksEngine {
     }
 
     fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
-        files::ingest(&self.inner.db, folder, files)
+        files::ingest(&self.inner.db, folder, files)?;
+        self.remember_more(None)
     }
 
     fn remove_folder(&self, folder: &Path) -> Result<(), StorageError> {
@@ -317,7 +342,7 @@ impl Engine for RocksEngine {
         let db = self.inner.db.raw();
         db.flush_wal(true).map_err(failed("sync write-ahead log"))?;
         db.cancel_all_background_work(true);
-        Ok(())
+        self.remember_more(Some(self.sequence()))
     }
 }
 

@@ -3,6 +3,8 @@
 //! - **Recovery** tolerates a corrupt *tail* of the write-ahead log and nothing else. RocksDB's default silently drops everything
 //!   behind a corruption in the middle, synced or not; the strictest mode refuses to open after an ordinary kill. Log files are
 //!   not recycled, because a recycled file's old contents look like a corrupt tail.
+//! - **Log files** are expected to be there: each names the one before it, and the list of files those that were closed. Without
+//!   that, RocksDB takes a log with a hole for one without.
 //! - **`log`** is written once, in order, and deleted in order soon after: large memtables, so that most entries are truncated
 //!   before they reach a file; no bloom filter, no compression in the upper levels.
 //! - **`data`** is read by key: a bloom filter, a block cache, compression below the upper levels.
@@ -53,10 +55,15 @@ impl Default for RocksOptions {
 
 impl RocksOptions {
     /// What concerns the database as a whole.
-    pub(super) fn database(&self) -> Options {
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
+    ///
+    /// `create` makes it, with its families. One that is there already is never made: where RocksDB finds no list of its files, it would
+    /// begin anew in the midst of the old ones, and remove them.
+    pub(super) fn database(&self, create: bool) -> Result<Options, rocksdb::Error> {
+        // No binding has a function for it.
+        let mut options = Options::default().get_options_from_string("track_and_verify_wals=true")?;
+        options.create_if_missing(create);
+        options.create_missing_column_families(create);
+        options.set_track_and_verify_wals_in_manifest(true);
         options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
         options.set_recycle_log_file_num(0);
         options.set_max_total_wal_size(self.wal_bytes_max);
@@ -73,7 +80,7 @@ impl RocksOptions {
         options.set_log_level(LogLevel::Warn);
         options.set_max_log_file_size(4 << 20);
         options.set_keep_log_file_num(4);
-        options
+        Ok(options)
     }
 
     /// The `log` family.
