@@ -96,7 +96,7 @@ impl Node {
         self.outbox.effects.push(Effect::BuildSnapshot { shard, snapshot: id });
     }
 
-    /// A snapshot is ready to be sent, or could not be built; then raft-rs will ask again.
+    /// A snapshot is ready to be sent, or could not be built, or its files were spoiled; then raft-rs will ask again.
     pub(super) fn snapshot_built(&mut self, shard: ShardId, snapshot: SnapshotId, at: Option<LogPosition>) {
         let wanted = self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot));
         let (Some(replica), Some(at)) = (wanted, at) else {
@@ -104,6 +104,8 @@ impl Node {
                 self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot))
             {
                 replica.snapshots.outgoing = None;
+                // It may have been offered, and spoiled since.
+                replica.raw.mut_store().offer_snapshot(None);
             }
             self.outbox.effects.push(Effect::DropSnapshot { snapshot });
             return;

@@ -16,7 +16,7 @@ use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::{HardState, SnapshotManifest, fatal};
-use flotilla_transport::Transport;
+use flotilla_transport::{SnapshotError, Transport};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -132,10 +132,26 @@ impl Snapshots {
                 Err(error) => {
                     this.metrics.snapshots_failed.inc();
                     tracing::info!(%shard, %to, %error, "a snapshot did not arrive; it will be tried again");
+                    if matches!(error, SnapshotError::Refused(_) | SnapshotError::Read { .. }) {
+                        this.drop_if_spoiled(shard, snapshot, manifest).await;
+                    }
                 }
             }
             this.mailbox.report(Event::SnapshotSent { shard, to: replica, delivered: sent.is_ok() });
         });
+    }
+
+    /// Has a built snapshot built anew if its files are not what they were: sent again, they would be refused again.
+    async fn drop_if_spoiled(self: &Arc<Self>, shard: ShardId, snapshot: SnapshotId, manifest: Arc<SnapshotManifest>) {
+        let this = self.clone();
+        let verify = move || flotilla_storage::snapshot::verify(&*this.engine, &manifest, &this.out(snapshot));
+        let verified = self.runtime.spawn_blocking(verify).await;
+        // One that was dropped meanwhile has no files either.
+        let is_kept = self.built.lock().expect("nothing panics with it held").contains_key(&snapshot);
+        if let (Ok(Err(error)), true) = (verified, is_kept) {
+            tracing::warn!(%shard, %error, "the files of a snapshot were spoiled on this node's disk; it is built anew");
+            self.mailbox.report(Event::SnapshotBuilt { shard, snapshot, at: None });
+        }
     }
 
     /// A fresh folder for a snapshot that is about to come.
