@@ -55,8 +55,10 @@ impl FromStr for NodeName {
 impl NodeName {
     /// The one node that a certificate names.
     pub(crate) fn of_certificate(der: &[u8]) -> Result<Self, String> {
-        let (_, certificate) = X509Certificate::from_der(der).map_err(|error| format!("not an X.509 certificate: {error}"))?;
-        let san = certificate.subject_alternative_name().map_err(|error| format!("unreadable SAN: {error}"))?;
+        const CURE: &str = "make one with `flotilla cert node`";
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|error| format!("not an X.509 certificate: {error}; {CURE}"))?;
+        let san = certificate.subject_alternative_name().map_err(|error| format!("unreadable SAN: {error}; {CURE}"))?;
         let names = san.iter().flat_map(|san| &san.value.general_names).filter_map(|name| match name {
             GeneralName::DNSName(name) if name.ends_with(SUFFIX) => name.parse::<Self>().ok(),
             _ => None,

@@ -46,7 +46,7 @@ impl Credentials {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     Err(TransportError::Credentials { what, why: format!("there is no such file; {cure}") })
                 }
-                Err(error) => Err(TransportError::Credentials { what, why: error.to_string() }),
+                Err(error) => Err(TransportError::Credentials { what, why: format!("{error}; {cure}") }),
             }
         };
         let ca = read("CA certificate", ca_path, "make one with `flotilla cert ca`")?;
@@ -80,7 +80,7 @@ impl Credentials {
             rustls::Error::InconsistentKeys(_) => {
                 refuse(key_what, format!("does not belong to {cert_what}; take the two that were made together"))
             }
-            other => refuse(key_what, other.to_string()),
+            other => refuse(key_what, format!("{other}; make one with `flotilla cert node`")),
         })?;
         // What a peer will check is checked here first, where the message can name the file.
         let verifier = WebPkiServerVerifier::builder_with_provider(ca.clone(), Arc::new(provider()))
@@ -98,7 +98,7 @@ impl Credentials {
                 rustls::Error::InvalidCertificate(
                     CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
                 ) => "is not valid yet; check this machine's clock".into(),
-                other => other.to_string(),
+                other => format!("{other}; make one with `flotilla cert node`"),
             };
             refuse(cert_what, why)
         })?;
