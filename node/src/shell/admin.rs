@@ -6,7 +6,7 @@
 use super::driver::LoopState;
 use super::health;
 use super::mailbox::{Mail, Mailbox, overloaded};
-use super::service::Service;
+use super::service::{Service, or_stop};
 use crate::core::inspect::ShardReport;
 use bytes::Bytes;
 use flotilla_ops::Ordered;
@@ -433,9 +433,9 @@ impl Admin {
     async fn add_hash(&self, view: &mut ShardView) -> Result<(), Refusal> {
         let deadline = Instant::now() + PEER_PATIENCE;
         let grant = self.service.grant(view.id, Consistency::Stale { age_max: None }, deadline).await?;
-        let hashed = tokio::task::spawn_blocking(move || read::hash(&*grant.view, &grant.descriptor)).await;
-        let broken = |why: String| Refusal::Internal { why, outcome: Outcome::NotApplied };
-        let hash = hashed.map_err(|e| broken(e.to_string()))?.map_err(|e| broken(e.to_string()))?;
+        let hash = move || or_stop(&grant, read::hash(&*grant.view, &grant.descriptor));
+        let hash = tokio::task::spawn_blocking(hash).await;
+        let hash = hash.map_err(|e| Refusal::Internal { why: e.to_string(), outcome: Outcome::NotApplied })?;
         if let Some(local) = &mut view.local {
             local.applied = hash.applied.index;
             local.hash = Some(format!("{:016x}", hash.hash));

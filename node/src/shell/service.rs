@@ -338,7 +338,7 @@ fn wrong_shard(grant: &Grant) -> Refusal {
 
 /// What was read. A record that can't be read ends the process: this node's disk is not to be trusted, and the other replicas
 /// can answer.
-fn or_stop<T>(grant: &Grant, read: Result<T, StorageError>) -> T {
+pub(super) fn or_stop<T>(grant: &Grant, read: Result<T, StorageError>) -> T {
     read.unwrap_or_else(|error| {
         tracing::error!(shard = %grant.descriptor.id, "a stored record can't be read; replace this node's disk, and let it join anew");
         fatal::abort(&error)
