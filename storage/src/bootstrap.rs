@@ -7,6 +7,7 @@
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use crate::keys::{self, NodeTag, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, INITIAL};
@@ -65,7 +66,9 @@ pub fn bootstrap<E: Engine>(
     let key = keys::node(NodeTag::Founded);
     records::seal(&mut record, &key, |body| body.put_u64(hash.digest()));
     batch.put(Family::State, &key, &record);
+    FailPoint::FoundBegun.pass()?;
     engine.write(batch, true)?;
+    FailPoint::FoundWritten.pass()?;
     Ok(true)
 }
 

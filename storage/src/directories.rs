@@ -6,6 +6,7 @@
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use crate::keys::{self, NodeTag};
 use crate::records;
 use bytes::BufMut;
@@ -37,7 +38,9 @@ pub fn remember_directory<E: Engine>(engine: &E, node: NodeId, directory: u64) -
     let (key, mut record, mut batch) = (keys::directory(node), Vec::new(), engine.batch());
     records::seal(&mut record, &key, |body| body.put_u64(directory));
     batch.put(Family::State, &key, &record);
-    engine.write(batch, true)
+    FailPoint::DirectoryBegun.pass()?;
+    engine.write(batch, true)?;
+    FailPoint::DirectoryWritten.pass()
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ pub mod bootstrap;
 pub mod directories;
 pub mod engine;
 pub mod error;
+pub mod failpoint;
 #[cfg(feature = "rocksdb")]
 pub mod fatal;
 pub mod keys;
@@ -63,6 +64,7 @@ pub use bootstrap::{bootstrap, founding, is_bootstrapped, routes, save_routes};
 pub use directories::{known_directories, remember_directory};
 pub use engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
 pub use error::StorageError;
+pub use failpoint::FailPoint;
 pub use log::append;
 pub use memory::MemoryEngine;
 #[cfg(feature = "rocksdb")]

@@ -13,6 +13,7 @@
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use crate::keys::{self, StateTag};
 use crate::records;
 use crate::work::{LogBatch, LogEntry, LogWrite};
@@ -34,7 +35,14 @@ pub fn append<E: Engine>(engine: &E, log_batch: &LogBatch) -> Result<(), Storage
     if batch.is_empty() && !log_batch.sync {
         return Ok(());
     }
-    engine.write(batch, log_batch.sync && !Mutation::SkippedFsync.is_on())
+    let (begun, written) = if log_batch.sync {
+        (FailPoint::LogBegun, FailPoint::LogWritten)
+    } else {
+        (FailPoint::LazyLogBegun, FailPoint::LazyLogWritten)
+    };
+    begun.pass()?;
+    engine.write(batch, log_batch.sync && !Mutation::SkippedFsync.is_on())?;
+    written.pass()
 }
 
 /// Adds one shard's share to the batch.

@@ -18,6 +18,7 @@
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use crate::keys::{self, NodeTag};
 use crate::records::{self, IdentityRecord};
 use crate::rocks::{RocksEngine, RocksOptions};
@@ -56,6 +57,7 @@ pub struct Opened {
 /// Opens a node's data directory.
 pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Opened, StorageError> {
     let lock = lock(dir)?;
+    FailPoint::OpenLocked.pass()?;
     let (started, db) = (Started::read(dir)?, dir.join(DB));
     if let Some(started) = &started {
         if !db.is_dir() {
@@ -67,6 +69,7 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
         }
     }
     let engine = RocksEngine::open(&db, options, Some(lock))?;
+    FailPoint::OpenReplayed.pass()?;
     let known = known_identity(&engine, dir)?;
     let fresh = known.is_none();
     let Identity { cluster, node } = identity;
@@ -99,6 +102,7 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
     engine.write(batch, true)?;
     let (sequence, manifest) = (engine.sequence(), engine.manifest()?);
     engine.remember(dir, Started { cluster, node, directory, incarnation, sequence, manifest })?;
+    FailPoint::OpenBound.pass()?;
     Ok(Opened { engine, incarnation, directory, fresh })
 }
 

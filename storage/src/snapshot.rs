@@ -19,6 +19,7 @@
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, SnapshotManifest};
@@ -50,7 +51,9 @@ pub fn build_with<E: Engine>(
     let descriptor = records::decode_descriptor(&key, &record).map_err(|e| StorageError::record(shard, e))?;
     let applied = crate::read::applied_record(view, shard)?;
     let (start, end) = keys::data_range(shard.is_meta(), &descriptor.range);
+    FailPoint::BuildBegun.pass()?;
     let files = engine.export(view, &start, &end, folder, file_bytes_max)?;
+    FailPoint::BuildWritten.pass()?;
     Ok(SnapshotManifest { descriptor, at: applied.at, revision: applied.revision, files })
 }
 
@@ -78,19 +81,23 @@ pub fn install<E: Engine>(
 ) -> Result<(), StorageError> {
     verify(engine, manifest, folder)?;
     let install = Install::new(manifest.clone(), folder.to_owned(), replica, hard_state)?;
+    FailPoint::InstallVerified.pass()?;
     install.mark(engine)?;
+    FailPoint::InstallMarked.pass()?;
     install.complete(engine)
 }
 
 /// Completes every install whose marker stands. The first thing to do at start.
 pub(crate) fn complete_installs<E: Engine>(engine: &E) -> Result<(), StorageError> {
     for install in Install::marked(engine)? {
+        FailPoint::ResumeBegun.pass()?;
         verify(engine, &install.manifest, &install.folder).map_err(|e| {
             let why =
                 format!("its install was cut short and can't be completed: {e}; remove this replica and let it be made anew");
             StorageError::snapshot(install.shard(), why)
         })?;
         install.complete(engine)?;
+        FailPoint::ResumeEnded.pass()?;
     }
     Ok(())
 }
@@ -143,9 +150,13 @@ impl Install {
     /// Steps 3 to 6.
     fn complete<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
         self.clear(engine)?;
+        FailPoint::InstallCleared.pass()?;
         self.ingest(engine)?;
+        FailPoint::InstallIngested.pass()?;
         self.finish(engine)?;
-        engine.remove_folder(&self.folder)
+        FailPoint::InstallFinished.pass()?;
+        engine.remove_folder(&self.folder)?;
+        FailPoint::InstallTidied.pass()
     }
 
     /// Step 3.

@@ -51,6 +51,8 @@ pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()
         return Ok(());
     }
     flotilla_ops::logging::init(config.logging.format, &config.logging.filter)?;
+    #[cfg(feature = "failpoints")]
+    flotilla_storage::failpoint::arm().map_err(anyhow::Error::msg)?;
     if args.with_parent {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).context("follow the parent")?;
     }

@@ -10,7 +10,7 @@ use super::snapshots::Snapshots;
 use crate::core::{Event, SnapshotId};
 use flotilla_ops::Metrics;
 use flotilla_router::ShardId;
-use flotilla_storage::{Applier, ApplyWork, Engine as _, SnapshotManifest, fatal};
+use flotilla_storage::{Applier, ApplyWork, Engine as _, FailPoint, SnapshotManifest, fatal};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -66,6 +66,7 @@ fn run(
                 Work::Pin { shard, snapshot } => snapshots.build(shard, snapshot, engine.view()),
                 Work::Installed(manifest) => {
                     applier.installed(&manifest);
+                    fatal::or_abort(FailPoint::InstallNoted.pass());
                     let (shard, at, revision) = (manifest.descriptor.id, manifest.at, manifest.revision);
                     metrics.snapshots_installed.inc();
                     mailbox.report(Event::SnapshotInstalled { shard, at, revision });

@@ -15,7 +15,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{NodeId, ReplicaId, ShardId};
-use flotilla_storage::{HardState, SnapshotManifest, fatal};
+use flotilla_storage::{FailPoint, HardState, SnapshotManifest, fatal};
 use flotilla_transport::{SnapshotError, Transport};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -123,10 +123,12 @@ impl Snapshots {
         let header = encode_header(envelope, &manifest);
         let folder = self.out(snapshot);
         let files = manifest.files.iter().map(|f| (f.name.clone(), folder.join(&f.name))).collect();
+        fatal::or_abort(FailPoint::SendBegun.pass());
         let sending = transport.send_snapshot(to, header, files);
         let this = self.clone();
         self.runtime.spawn(async move {
             let sent = sending.await;
+            fatal::or_abort(FailPoint::SendEnded.pass());
             match &sent {
                 Ok(()) => this.metrics.snapshots_sent.inc(),
                 Err(error) => {
@@ -156,12 +158,14 @@ impl Snapshots {
 
     /// A fresh folder for a snapshot that is about to come.
     pub fn stage(&self) -> PathBuf {
+        fatal::or_abort(FailPoint::StageBegun.pass());
         let n = self.next_staged.fetch_add(1, Ordering::Relaxed);
         self.folder.join("in").join(n.to_string())
     }
 
     /// A snapshot lies in `folder`: tells the core. Its verdict is given when it was installed or discarded.
     pub fn staged(&self, from: NodeId, header: Bytes, folder: PathBuf, verdict: oneshot::Sender<Result<(), String>>) {
+        fatal::or_abort(FailPoint::StageArrived.pass());
         let (envelope, manifest) = match decode_header(header) {
             Ok(decoded) => decoded,
             Err(why) => {
@@ -173,6 +177,7 @@ impl Snapshots {
             let _ = verdict.send(Err(error.to_string()));
             return self.remove(folder);
         }
+        fatal::or_abort(FailPoint::StageVerified.pass());
         self.metrics.snapshots_received.inc();
         self.metrics.snapshot_bytes_received.inc_by(manifest.bytes());
         let staged = SnapshotId(self.next_staged.fetch_add(1, Ordering::Relaxed));

@@ -16,7 +16,7 @@ use crate::core::{Event, Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Metrics, Server};
 use flotilla_router::Routes;
-use flotilla_storage::{Applier, Engine as _, StorageError};
+use flotilla_storage::{Applier, Engine as _, FailPoint, StorageError};
 use flotilla_transport::{Credentials, Transport};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -203,7 +203,9 @@ impl Running {
         self.mailbox.offer(Mail::Stop);
         let threads = self.threads;
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
+        FailPoint::CloseBegun.pass()?;
         self.engine.close().context("close the data directory")?;
+        FailPoint::CloseEnded.pass()?;
         tracing::info!("stopped");
         Ok(())
     }

@@ -26,6 +26,7 @@ pub(crate) mod overlay;
 
 use crate::engine::{Engine, Family, WriteBatch};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{Applied, ApplyWork, EntryKind, LogEntry, LogPosition, Recovered, SnapshotManifest, WriteResult};
@@ -249,7 +250,9 @@ impl<E: Engine> Staged<E> {
         let batch = std::mem::replace(&mut self.batch, engine.batch());
         self.users.clear();
         self.metas.clear();
-        engine.write(batch, false)
+        FailPoint::ApplyBegun.pass()?;
+        engine.write(batch, false)?;
+        FailPoint::ApplyWritten.pass()
     }
 }
 

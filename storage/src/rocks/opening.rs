@@ -7,6 +7,7 @@
 use super::files::remove_folder;
 use super::{Db, Families, RawDb, RocksOptions, failed};
 use crate::error::StorageError;
+use crate::failpoint::FailPoint;
 use rocksdb::{Cache, ColumnFamilyDescriptor};
 use std::fs::{self, File};
 use std::io;
@@ -40,6 +41,7 @@ fn create(dir: &Path, options: &RocksOptions, cache: &Cache) -> Result<(), Stora
     remove_folder(&new)?;
     fs::create_dir_all(&new).map_err(io_failed)?;
     drop(open_raw(&new, options, cache, true).map_err(failed(ACTION))?);
+    FailPoint::OpenCreated.pass()?;
     fs::rename(&new, dir).map_err(io_failed)?;
     let above = dir.parent().unwrap_or(Path::new("."));
     File::open(above).and_then(|above| above.sync_all()).map_err(io_failed)

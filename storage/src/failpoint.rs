@@ -1,0 +1,208 @@
+//! Fail points: named places at which a test has the process die, or the disk say no, to see what a restart makes of it.
+//!
+//! Without the feature `failpoints`, which no release has, [`FailPoint::pass`] is the constant `Ok(())` and nothing can be armed.
+//! With it, `flotilla start` reads the environment variable `FAILPOINTS` ([`arm`]):
+//!
+//! ```text
+//! FAILPOINTS='install-marked=return'             dies there, the first time
+//! FAILPOINTS='log-written=20*off->return'        dies there the 21st time
+//! FAILPOINTS='apply-begun=1%return(error)'       one time in a hundred, fails there like a disk that answers with an error
+//! ```
+//!
+//! To die is to abort on the spot, as a crash would: nothing is flushed, no destructor runs. One line on standard error says where,
+//! and at which pass. The grammar is that of the crate `fail`.
+//!
+//! A point between two steps stands for the death before the second as much as for the one after the first. Each has a round of its
+//! own in `node/tests/failpoints.rs`, and one that no round ever meets fails that test. What was seen is told in `docs/crashes.md`.
+
+use crate::error::StorageError;
+
+/// A place at which the process can be made to die.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum FailPoint {
+    /// The data directory is locked, RocksDB not yet opened.
+    OpenLocked,
+    /// RocksDB's files were made, in a folder that does not count yet.
+    OpenCreated,
+    /// RocksDB has replayed its write-ahead log.
+    OpenReplayed,
+    /// The identity, with the new incarnation, is durable.
+    OpenBound,
+    /// A new node is about to write its first state.
+    FoundBegun,
+    /// It is durable.
+    FoundWritten,
+    /// Another node's data directory is about to be remembered.
+    DirectoryBegun,
+    /// It is durable.
+    DirectoryWritten,
+    /// A batch of entries and hard states is about to be written and synced.
+    LogBegun,
+    /// It is durable, and nobody was told.
+    LogWritten,
+    /// A batch that nobody waits for, such as a truncation, is about to be written.
+    LazyLogBegun,
+    /// It is written, not synced.
+    LazyLogWritten,
+    /// A batch of applied commands is about to be written.
+    ApplyBegun,
+    /// It is written, and nobody was told.
+    ApplyWritten,
+    /// A snapshot is about to be built of a pinned view.
+    BuildBegun,
+    /// Its files are complete, and nobody was told.
+    BuildWritten,
+    /// A built snapshot is about to be sent.
+    SendBegun,
+    /// The other end has said what became of it.
+    SendEnded,
+    /// A snapshot is about to come in.
+    StageBegun,
+    /// Its files are there and synced.
+    StageArrived,
+    /// They are what the manifest says.
+    StageVerified,
+    /// The core wants it, its files were verified once more, nothing was changed yet.
+    InstallVerified,
+    /// The install marker is durable.
+    InstallMarked,
+    /// The shard's data and log are deleted.
+    InstallCleared,
+    /// The files' records are taken in.
+    InstallIngested,
+    /// The shard's records are written, and the marker is gone.
+    InstallFinished,
+    /// The files are removed.
+    InstallTidied,
+    /// The applier has taken note of it, and the core does not know yet.
+    InstallNoted,
+    /// A restart has found an install marker.
+    ResumeBegun,
+    /// It has completed the install.
+    ResumeEnded,
+    /// The node is going down in good order, and its engine is about to be closed.
+    CloseBegun,
+    /// All is durable.
+    CloseEnded,
+}
+
+impl FailPoint {
+    /// All of them, by their names, in the order in which they are declared.
+    pub const ALL: [(&'static str, Self); 32] = [
+        ("open-locked", Self::OpenLocked),
+        ("open-created", Self::OpenCreated),
+        ("open-replayed", Self::OpenReplayed),
+        ("open-bound", Self::OpenBound),
+        ("found-begun", Self::FoundBegun),
+        ("found-written", Self::FoundWritten),
+        ("directory-begun", Self::DirectoryBegun),
+        ("directory-written", Self::DirectoryWritten),
+        ("log-begun", Self::LogBegun),
+        ("log-written", Self::LogWritten),
+        ("lazy-log-begun", Self::LazyLogBegun),
+        ("lazy-log-written", Self::LazyLogWritten),
+        ("apply-begun", Self::ApplyBegun),
+        ("apply-written", Self::ApplyWritten),
+        ("build-begun", Self::BuildBegun),
+        ("build-written", Self::BuildWritten),
+        ("send-begun", Self::SendBegun),
+        ("send-ended", Self::SendEnded),
+        ("stage-begun", Self::StageBegun),
+        ("stage-arrived", Self::StageArrived),
+        ("stage-verified", Self::StageVerified),
+        ("install-verified", Self::InstallVerified),
+        ("install-marked", Self::InstallMarked),
+        ("install-cleared", Self::InstallCleared),
+        ("install-ingested", Self::InstallIngested),
+        ("install-finished", Self::InstallFinished),
+        ("install-tidied", Self::InstallTidied),
+        ("install-noted", Self::InstallNoted),
+        ("resume-begun", Self::ResumeBegun),
+        ("resume-ended", Self::ResumeEnded),
+        ("close-begun", Self::CloseBegun),
+        ("close-ended", Self::CloseEnded),
+    ];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL[self as usize].0
+    }
+
+    /// The point of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, point)| point)
+    }
+
+    /// Goes on, always.
+    #[cfg(not(feature = "failpoints"))]
+    #[inline(always)]
+    pub const fn pass(self) -> Result<(), StorageError> {
+        Ok(())
+    }
+
+    /// Goes on, unless it is armed: then the process ends here, or a disk's error comes back.
+    #[cfg(feature = "failpoints")]
+    pub fn pass(self) -> Result<(), StorageError> {
+        armed::pass(self)
+    }
+}
+
+/// Arms what the environment variable `FAILPOINTS` names, for the rest of the process's life. A name that is not known, or an action
+/// that can't be read, is an error that says so.
+#[cfg(feature = "failpoints")]
+pub use armed::arm;
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    //! What a build with fail points does at them.
+
+    use super::FailPoint;
+    use crate::error::StorageError;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// The argument of `return` that asks for an error instead of death.
+    const ERROR: &str = "error";
+
+    /// How often each point was passed.
+    static PASSES: [AtomicU64; FailPoint::ALL.len()] = [const { AtomicU64::new(0) }; FailPoint::ALL.len()];
+
+    /// Arms what `FAILPOINTS` names.
+    pub fn arm() -> Result<(), String> {
+        let Ok(wanted) = std::env::var("FAILPOINTS") else { return Ok(()) };
+        for item in wanted.split(';').map(str::trim).filter(|item| !item.is_empty()) {
+            let Some((name, actions)) = item.split_once('=') else { return Err(format!("FAILPOINTS: no action in {item:?}")) };
+            if FailPoint::named(name).is_none() {
+                return Err(format!("FAILPOINTS: there is no fail point {name:?}"));
+            }
+            fail::cfg(name, actions).map_err(|why| format!("FAILPOINTS: {item:?}: {why}"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn pass(point: FailPoint) -> Result<(), StorageError> {
+        let passes = PASSES[point as usize].fetch_add(1, Ordering::Relaxed) + 1;
+        fail::fail_point!(point.name(), |argument| {
+            if argument.as_deref() == Some(ERROR) {
+                return Err(StorageError::engine(point.name(), format!("input/output error, injected at pass {passes}")));
+            }
+            eprintln!("fail point {}, pass {passes}: the process dies here", point.name());
+            std::process::abort()
+        });
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_have_names_of_their_own_and_let_pass() {
+        for (i, (name, point)) in FailPoint::ALL.into_iter().enumerate() {
+            assert_eq!((point as usize, point.name(), FailPoint::named(name)), (i, name, Some(point)));
+            assert!(point.pass().is_ok(), "{name} is armed");
+        }
+        assert_eq!(FailPoint::named("no-such-point"), None);
+    }
+}
