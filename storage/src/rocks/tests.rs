@@ -130,3 +130,32 @@ fn a_view_keeps_the_database_open() {
     drop(view);
     assert_eq!(survivors(&RocksEngine::start(dir.path())), 3);
 }
+
+/// A log that was cut short is followed by a younger one: what stands in the younger must not be applied on top of the gap.
+#[test]
+fn a_hole_between_two_logs_refuses_to_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = filled(dir.path(), 20);
+    let db = dir.path().join("db");
+    let older = wal(&db);
+    // The other families still need the older log; what comes goes into a new one.
+    let raw = engine.inner.db.raw();
+    raw.flush_cf(engine.inner.db.family(Family::Data)).unwrap();
+    let mut batch = engine.batch();
+    batch.put(Family::State, &[20], &[20; 100]);
+    engine.write(batch, false).unwrap();
+    for cut in [0, 50, u64::MAX] {
+        let copied = dir.path().join(format!("cut{cut}"));
+        copy(&db, &copied);
+        let log = copied.join(older.file_name().unwrap());
+        match cut {
+            u64::MAX => fs::remove_file(log).unwrap(),
+            _ => File::options().write(true).open(&log).unwrap().set_len(log.metadata().unwrap().len() - cut).unwrap(),
+        }
+        match RocksEngine::open(&copied, &small_rocks(), None) {
+            Ok(_) => assert_eq!(cut, 0, "the log goes on behind a hole"),
+            Err(StorageError::Unopenable { why, .. }) => assert!(cut > 0 && why.contains("WAL"), "{cut} bytes cut: {why}"),
+            Err(error) => panic!("{cut} bytes cut: {error}"),
+        }
+    }
+}
