@@ -48,6 +48,7 @@ const ALWAYS: &[(Kind, Damage)] = &[
     (Kind::Current, Damage::Gone),
     (Kind::Wal, Damage::Gone),
     (Kind::Manifest, Damage::Cut(600)),
+    (Kind::Manifest, Damage::Cut(995)),
     (Kind::Table, Damage::Gone),
     (Kind::Table, Damage::Flip(100)),
     (Kind::Wal, Damage::Flip(400)),
@@ -118,7 +119,7 @@ fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
     let mut fleet = Fleet::prepare(4);
     // Slow enough to be caught in the act.
     fleet.cluster.edit_config(|config| {
-        config["transport"].as_table_mut().unwrap().insert("snapshot_bytes_per_second".into(), (2 << 20).into());
+        config["transport"].as_table_mut().unwrap().insert("snapshot_bytes_per_second".into(), (8 << 20).into());
     });
     let nodes = fleet.cluster.all();
     nodes.iter().for_each(|node| fleet.start(*node));

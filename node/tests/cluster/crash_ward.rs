@@ -74,6 +74,7 @@ pub(crate) struct Ward {
     pub(crate) fleet: Fleet,
     /// What was acknowledged.
     pub(crate) book: Arc<Book>,
+    shards: Vec<u64>,
     dice: Dice,
 }
 
@@ -87,7 +88,7 @@ impl Ward {
         fleet.stop(PATIENT);
         fleet.start(PATIENT);
         fleet.wait_ready(&[PATIENT]);
-        Self { fleet, book: Arc::new(book), dice }
+        Self { fleet, book: Arc::new(book), shards, dice }
     }
 
     /// Damages a file while the node is down, starts it, and sees what it does: the file's name, the outcome, and whether the node is well
@@ -95,6 +96,11 @@ impl Ward {
     pub(crate) fn treat(&mut self, kind: Kind, damage: Damage) -> (String, Outcome, bool) {
         // Something new since the last case, which stands in the log alone.
         std::thread::sleep(Duration::from_millis(150));
+        if kind == Kind::Manifest {
+            // It is only written when there are tables to be noted.
+            let client = self.fleet.client().clone();
+            self.book.fill(&client, &[1, 2], &self.shards, 768 << 10, &mut self.dice);
+        }
         if kind == Kind::Wal || self.dice.below(2) == 0 {
             self.fleet.kill(&[PATIENT]);
         } else {
