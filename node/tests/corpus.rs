@@ -13,6 +13,8 @@ mod config;
 mod http;
 #[path = "../fuzz/targets/message.rs"]
 mod message;
+#[path = "../fuzz/targets/peers.rs"]
+mod peers;
 #[cfg(feature = "shell")]
 #[path = "../fuzz/targets/quic.rs"]
 mod quic;

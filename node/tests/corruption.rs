@@ -29,7 +29,8 @@ mod ward;
 use cluster::Cluster;
 use damage::{Damage, Kind, copy, flip, restore};
 use fleet::{CUT_BYTES, Fleet};
-use load::{Book, Dice};
+use flotilla_node::dice::Dice;
+use load::Book;
 use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
@@ -75,8 +76,8 @@ fn a_damaged_minority_never_loses_silently() {
         None => {
             cases.extend(ALWAYS);
             for _ in 0..3 {
-                let kind = dice.one(&Kind::ALL);
-                cases.push_back((kind, dice.one(&Damage::drawn(&mut dice.clone()))));
+                let kind = dice.pick(&Kind::ALL);
+                cases.push_back((kind, dice.pick(&Damage::drawn(&mut dice.clone()))));
             }
         }
         Some(rounds) => {

@@ -27,7 +27,8 @@ mod load;
 
 use cluster::THREE;
 use fleet::{CUT_BYTES, Fleet};
-use load::{Book, Dice};
+use flotilla_node::dice::Dice;
+use load::Book;
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
@@ -134,7 +135,7 @@ fn no_kill_loses_what_was_acknowledged() {
             } else {
                 sleep_up_to(&mut dice, 300);
                 let mut victims = nodes.clone();
-                let spared = if cycle % 6 == 0 { 0 } else { dice.one(&[0, 1, 1, 2, 2, 2]) };
+                let spared = if cycle % 6 == 0 { 0 } else { dice.pick(&[0, 1, 1, 2, 2, 2]) };
                 for _ in 0..spared {
                     victims.remove(dice.below(victims.len() as u64) as usize);
                 }

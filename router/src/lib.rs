@@ -8,6 +8,7 @@
 //! - [`command`]: what a log entry carries, byte by byte.
 //! - [`call`]: what is asked of a node and what it answers; the same whether the question came by HTTP or from another node.
 //! - [`refusal`]: every way a node says no, each with its outcome and its cure.
+//! - [`mutation`]: known mistakes, which only tests can switch on.
 //! - [`routes`]: key to shard on an immutable snapshot that is swapped whole, and what changes per shard (the leader's hint).
 //!
 //! Pure look-up and pure encoding: **no IO, no clock, no thread**, and no import of a sibling crate.

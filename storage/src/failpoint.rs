@@ -160,12 +160,16 @@ mod armed {
     use super::FailPoint;
     use crate::error::StorageError;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Mutex, PoisonError};
 
     /// The argument of `return` that asks for an error instead of death.
     const ERROR: &str = "error";
 
     /// How often each point was passed.
     static PASSES: [AtomicU64; FailPoint::ALL.len()] = [const { AtomicU64::new(0) }; FailPoint::ALL.len()];
+
+    /// Who holds it is dying: where several threads come to a point at once, one of them says so and ends the process.
+    static DYING: Mutex<()> = Mutex::new(());
 
     /// Arms what `FAILPOINTS` names.
     pub fn arm() -> Result<(), String> {
@@ -186,6 +190,7 @@ mod armed {
             if argument.as_deref() == Some(ERROR) {
                 return Err(StorageError::engine(point.name(), format!("input/output error, injected at pass {passes}")));
             }
+            let _dying = DYING.lock().unwrap_or_else(PoisonError::into_inner);
             eprintln!("fail point {}, pass {passes}: the process dies here", point.name());
             std::process::abort()
         });

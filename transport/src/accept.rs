@@ -2,7 +2,8 @@
 //!
 //! A connection is taken only after TLS and handshake have agreed on who dialled. From then on one task reads each stream and
 //! hands every frame on where it reads it. Whatever breaks the protocol (a frame too large, an unknown lane, a batch that can't be
-//! read) closes the whole connection with the reason: a peer that does this once is not to be trusted with the rest.
+//! read) closes the whole connection with the reason: a peer that does this once is not to be trusted with the rest. Why somebody was turned
+//! away is logged, but not again and again.
 
 use crate::answers::Answers;
 use crate::dial::{receive_hello, send_hello};

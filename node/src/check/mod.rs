@@ -28,8 +28,6 @@ pub mod keys;
 mod linear;
 #[cfg(feature = "shell")]
 pub mod lines;
-#[cfg(any(test, feature = "shell"))]
-mod random;
 mod register;
 mod shrink;
 #[cfg(test)]

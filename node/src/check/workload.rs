@@ -13,7 +13,7 @@ use super::figures::{Figures, Outcome as Counts};
 use super::history::{Input, Operation, Output, Scanned};
 use super::keys::{Judged, Pool, lock};
 use super::lines::{Header, Writer};
-use super::random::Random;
+use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_ops::cli::probe::{Probe, Told};
 use flotilla_router::{Condition, KeyRange, Revision};
@@ -139,15 +139,15 @@ impl Load {
 
     /// One client: asks until the time is up.
     async fn client(self: Arc<Self>, client: u64) {
-        let mut random = Random(self.plan.seed ^ (client + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut dice = Dice::new(self.plan.seed ^ (client + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut asked = 0;
         while self.begun.elapsed() < self.plan.duration && !self.stop.load(Ordering::Relaxed) {
             asked += 1;
-            let at = random.below(self.probe.endpoints() as u64) as usize;
-            let refused = if random.chance(5) {
-                self.scan(client, &mut random, at).await
+            let at = dice.below(self.probe.endpoints() as u64) as usize;
+            let refused = if dice.percent(5) {
+                self.scan(client, &mut dice, at).await
             } else {
-                self.ask(client, &mut random, at, asked).await
+                self.ask(client, &mut dice, at, asked).await
             };
             if refused {
                 tokio::time::sleep(PAUSE).await;
@@ -156,9 +156,9 @@ impl Load {
     }
 
     /// Asks for one key, and says whether that was refused.
-    async fn ask(&self, client: u64, random: &mut Random, at: usize, asked: u64) -> bool {
-        let Some(key) = self.pool.begin(random) else { return false };
-        let input = input(random, &key.revisions(), client, asked);
+    async fn ask(&self, client: u64, dice: &mut Dice, at: usize, asked: u64) -> bool {
+        let Some(key) = self.pool.begin(dice) else { return false };
+        let input = input(dice, &key.revisions(), client, asked);
         let (name, called) = (&key.name, self.now());
         let mut operation = Operation { client, key: name.clone(), called, returned: None, input, output: Output::Unknown };
         let id = self.pool.note_asked(&operation);
@@ -179,8 +179,8 @@ impl Load {
     }
 
     /// Scans the keys of a shard that are in use, and says whether that was refused.
-    async fn scan(&self, client: u64, random: &mut Random, at: usize) -> bool {
-        let Some((keys, range)) = self.pool.begin_all(random) else { return false };
+    async fn scan(&self, client: u64, dice: &mut Dice, at: usize) -> bool {
+        let Some((keys, range)) = self.pool.begin_all(dice) else { return false };
         let called = self.now();
         let told = self.probe.scan(at, &range).await;
         let returned = self.now();
@@ -238,13 +238,13 @@ fn output<T>(told: Told<T>, answered: impl FnOnce(T) -> Output) -> (Output, Opti
 }
 
 /// Something to ask of a key whose last revisions are these.
-fn input(random: &mut Random, revisions: &[Revision], client: u64, asked: u64) -> Input {
+fn input(dice: &mut Dice, revisions: &[Revision], client: u64, asked: u64) -> Input {
     let last = revisions.last().copied();
     // Mostly the last revision that somebody was shown, so that some of the conditions hold.
-    let some = if random.chance(75) { last } else { random.pick(revisions).copied() };
+    let some = if dice.percent(75) { last } else { dice.choose(revisions).copied() };
     let at = some.map_or(Condition::Absent, Condition::At);
     let value = Bytes::from(format!("{client}-{asked}"));
-    match random.below(100) {
+    match dice.below(100) {
         0..40 => Input::Get,
         40..60 => Input::Put { value, condition: Condition::Always },
         60..76 => Input::Put { value, condition: at },
@@ -262,9 +262,9 @@ mod tests {
 
     #[test]
     fn every_question_is_asked_and_conditions_use_what_was_seen() {
-        let mut random = Random(1);
+        let mut dice = Dice::new(1);
         let seen = [Revision(3), Revision(8)];
-        let inputs: Vec<Input> = (0..2_000).map(|n| input(&mut random, &seen, 1, n)).collect();
+        let inputs: Vec<Input> = (0..2_000).map(|n| input(&mut dice, &seen, 1, n)).collect();
         let count = |wanted: fn(&Input) -> bool| inputs.iter().filter(|input| wanted(input)).count();
         assert!(count(|input| *input == Input::Get) > 600);
         assert!(count(|input| matches!(input, Input::Put { condition: Condition::At(Revision(8)), .. })) > 150);

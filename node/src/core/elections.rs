@@ -120,6 +120,16 @@ pub(super) fn would_win_too_early(replica: &Replica) -> bool {
         && raft.prs().conf().voters().ids().iter().all(|voter| voter == replica.id.0)
 }
 
+/// A leader that has just lost its vote leads no more. raft-rs lets it go on, and ends the process when what it proposed is committed:
+/// it has no progress of its own any more. Leaders hand over before they are removed, but a change may stand in the log of whoever is
+/// elected next.
+pub(super) fn step_down_without_a_vote(replica: &mut Replica) {
+    let raft = &mut replica.raw.raft;
+    if raft.state == StateRole::Leader && !raft.promotable() {
+        raft.become_follower(raft.term, 0);
+    }
+}
+
 /// Sets the election timeout to a function of (seed, shard, replica, term). Called after everything that may have changed it.
 pub(super) fn set_timeout(replica: &mut Replica, config: &CoreConfig) {
     let raft = &mut replica.raw.raft;

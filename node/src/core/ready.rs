@@ -245,6 +245,7 @@ impl Node {
                 if let Ok(conf_state) = replica.raw.apply_conf_change(&change) {
                     replica.raw.mut_store().set_conf_state(conf_state);
                 }
+                elections::step_down_without_a_vote(replica);
             }
             replica.raw.advance_apply_to(at.index);
             for (ticket, result) in replica.proposals.settle(results) {

@@ -5,12 +5,12 @@
 //! that went down was asked. At the end the histories go through the linearizability checker.
 
 use super::answers::short_input;
-use super::dice::Dice;
 use super::invariants::Holds;
 use super::plan::{MS, Plan, SECOND};
 use super::world::{Happening, World};
 use crate::check::{Input, Operation, Output};
 use crate::core::{Event, Ticket};
+use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Revision, ShardId};
 use std::collections::BTreeMap;
@@ -136,7 +136,7 @@ impl World {
     fn ask_whom(&mut self, shard: ShardId) -> Option<NodeId> {
         let leading: Vec<_> =
             self.seats.values().filter(|s| s.leaders.get(&shard) == Some(&s.member.id)).map(|s| s.member.id).collect();
-        let members: Vec<_> = self.plan.shards[(shard.0 - 2) as usize].replicas.iter().map(|r| r.node).collect();
+        let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).collect();
         let from = if leading.is_empty() || self.dice.percent(10) { &members } else { &leading };
         let node = self.dice.pick(from);
         self.is_up(node).then_some(node)
@@ -189,7 +189,7 @@ impl World {
 
     /// A value that nobody else writes.
     fn value(&mut self, may_be_large: bool) -> Bytes {
-        let padding = if may_be_large && self.dice.percent(30) { self.plan.large_value_bytes } else { 0 };
+        let padding = if may_be_large && self.dice.percent(45) { self.plan.large_value_bytes } else { 0 };
         let n = self.clients.next_value;
         self.clients.next_value += 1;
         format!("v{n}:{}", ".".repeat(padding as usize)).into()
@@ -221,7 +221,7 @@ impl World {
 
     fn probe(&mut self, shard: ShardId) {
         if let Some(node) = self.ask_whom(shard) {
-            let descriptor = self.plan.shards[(shard.0 - 2) as usize].clone();
+            let descriptor = self.plan.shard(shard).clone();
             let (key, value) = (Clients::key(&descriptor, HOT_KEYS), self.value(false));
             let deadline = self.clock(node) + std::time::Duration::from_nanos(SECOND);
             let op = Op::Put { key: key.clone(), value: value.clone() };

@@ -154,7 +154,7 @@ impl World {
             Fault::Isolate => self.isolate(a, until),
             Fault::Echo => {
                 // From within the time in which the others elect anew to about when a leader that hears nothing gives up.
-                let heard_at = self.now + self.dice.within(500, 1700) * MS;
+                let heard_at = self.now + self.dice.within(500..=1699) * MS;
                 others.iter().for_each(|other| self.network.clog((*other, a), heard_at));
                 let (delay, until) = (self.dice.below(300 * MS), heard_at + 500 * MS);
                 self.later(delay, Happening::Fault(Turn::Isolate { node: a, until }));

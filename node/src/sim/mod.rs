@@ -5,16 +5,15 @@
 //! step all [`invariants`] are looked at. Then everything is **healed**, and every shard must take a write and every replica
 //! catch up, within a bounded number of ticks. At the end the clients' histories must be linearizable.
 //!
-//! - [`plan`]: what a seed stands for. [`dice`]: its numbers.
-//! - [`world`]: the queue of what happens; [`effects`]: what a core asks for. [`member`]: one node. [`network`]: the links. [`faults`]. [`clients`], and
-//!   [`answers`]: what they are told.
+//! - [`plan`]: what a seed stands for, drawn with [`Dice`].
+//! - [`world`]: the queue of what happens; [`effects`]: what a core asks for; [`member`]: one node; [`network`]: the links; [`faults`].
+//! - [`clients`], and [`answers`]: what they are told.
 //! - [`invariants`]: what must hold, one file each.
 //! - [`models`]: what no cluster can show yet.
 //! - [`trace`]: what a core does, in words.
 //!
 //! The binary `flotilla-sim` runs many seeds; `docs/simulation.md` says how.
 
-pub(crate) mod dice;
 pub(crate) mod invariants;
 pub(crate) mod member;
 pub(crate) mod network;
@@ -29,7 +28,7 @@ mod models;
 mod world;
 
 use crate::check;
-use dice::Dice;
+use crate::dice::Dice;
 use plan::{MS, Plan, SECOND};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;

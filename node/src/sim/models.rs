@@ -1,8 +1,8 @@
 //! What no cluster can show yet, because shards don't split and replicas aren't removed so far: apply against a model, with entries
 //! as a split will leave them in the log; and tombstones across a restart. Each seed of the simulation tries both.
 
-use super::dice::Dice;
 use super::invariants::{Holds, hold};
+use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, ReplicaId, Revision, Role, ShardId};
@@ -41,7 +41,7 @@ fn apply(dice: &mut Dice) -> Holds {
     let mut highest = Revision(0);
     for n in 1..=ENTRIES {
         let range_epoch = dice.pick(&[EPOCH.range, EPOCH.range, EPOCH.range, EPOCH.range - 1, EPOCH.range + 1]);
-        let commands: Vec<_> = (0..dice.within(1, 4)).map(|_| command(dice, &model, n)).collect();
+        let commands: Vec<_> = (0..dice.within(1..=3)).map(|_| command(dice, &model, n)).collect();
         let mut payload = PayloadBuilder::new(range_epoch, 0);
         commands.iter().for_each(|command| payload.push(command));
         let at = LogPosition { index: INITIAL.index + n, term: INITIAL.term };
@@ -95,7 +95,7 @@ fn command(dice: &mut Dice, model: &BTreeMap<Bytes, (Revision, Bytes)>, n: u64) 
 /// A replica that was removed is remembered by a restart, beside those that live on.
 fn tombstone(dice: &mut Dice) -> Holds {
     let (engine, _) = founded()?;
-    let (shard, replica) = (ShardId(dice.within(3, 1000)), ReplicaId(dice.within(30, 10_000)));
+    let (shard, replica) = (ShardId(dice.within(3..=999)), ReplicaId(dice.within(30..=9999)));
     let (key, mut record) = (keys::state(shard, keys::StateTag::Tombstone), Vec::new());
     records::encode_replica(&mut record, &key, replica);
     let mut batch = engine.batch();

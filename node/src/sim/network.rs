@@ -4,8 +4,8 @@
 //! lot. A direction can be **cut** (what is sent is lost) or **clogged** (what is sent arrives when the clog is gone), until a
 //! moment. What travels are the very bytes of [`wire`](crate::core::wire).
 
-use super::dice::Dice;
 use super::plan::{MS, Plan};
+use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::SnapshotManifest;

@@ -3,8 +3,8 @@
 //! Every kind of fault is switched off in some seeds. A run that suffers everything at once gets nowhere; many runs that each
 //! suffer a few things, hard, get everywhere (swarm testing).
 
-use super::dice::Dice;
 use crate::core::CoreConfig;
+use crate::dice::Dice;
 use flotilla_router::{Descriptor, Epoch, NodeId, ReplicaId, Role, ShardId};
 
 /// One simulated millisecond, in nanoseconds.
@@ -118,10 +118,10 @@ impl Plan {
         }
         Self {
             nodes,
-            hot_shards: dice.within(1, 4),
+            hot_shards: dice.within(1..=3),
             shards,
             config,
-            unrest: dice.within(4, 10) * SECOND,
+            unrest: dice.within(4..=9) * SECOND,
             latency: dice.pick(&[MS / 10, MS / 2, MS, 5 * MS, 20 * MS]),
             loss_percent: dice.pick(&[0, 0, 1, 5, 15, 30]),
             duplicate_percent: dice.pick(&[0, 0, 5, 20]),
@@ -130,10 +130,17 @@ impl Plan {
             clock_permille,
             faults,
             fault_every: dice.pick(&[300, 700, 1500]) * MS,
-            clients: dice.within(3, 9),
+            clients: dice.within(3..=8),
             think: dice.pick(&[2, 10, 30]) * MS,
-            large_value_bytes: dice.pick(&[0, 2 << 10, 8 << 10, 16 << 10]),
+            large_value_bytes: dice.pick(&[0, 4 << 10, 16 << 10, 16 << 10]),
         }
+    }
+}
+
+impl Plan {
+    /// A shard at its founding.
+    pub(crate) fn shard(&self, id: ShardId) -> &Descriptor {
+        self.shards.iter().find(|descriptor| descriptor.id == id).expect("shards come from the plan")
     }
 }
 

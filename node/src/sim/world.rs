@@ -14,7 +14,6 @@
 //! Every effect and every arrival goes into the trace's hash.
 
 use super::clients::Clients;
-use super::dice::Dice;
 use super::faults::Faults;
 use super::invariants::{Holds, Invariants};
 use super::member::{Lane, Member};
@@ -22,6 +21,7 @@ use super::network::{Link, Network, Packet};
 use super::plan::{MS, Plan};
 use super::trace;
 use crate::core::{Event, Time};
+use crate::dice::Dice;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::Xxh3;

@@ -5,53 +5,24 @@
 //! share a round only where they can be told apart: never two about the same process, never two rules of the same sort, and
 //! disks always alone.
 
+use flotilla_node::dice::Dice;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// Numbers from a seed (SplitMix64): the same ones each time.
-#[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+/// A number whose order of magnitude is as even as the number itself: short times are as worth trying as long ones.
+fn skewed(dice: &mut Dice, range: RangeInclusive<u64>) -> u64 {
+    let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
+    let share = (dice.next() >> 11) as f64 / (1u64 << 53) as f64;
+    ((low + share * (high - low)).exp() as u64).clamp(*range.start(), *range.end())
+}
 
-impl Dice {
-    /// The numbers of this seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+/// Some of the nodes, in order.
+fn some(dice: &mut Dice, nodes: u64, count: u64) -> Vec<u64> {
+    let mut all: Vec<u64> = (1..=nodes).collect();
+    while all.len() as u64 > count {
+        all.remove(dice.next() as usize % all.len());
     }
-
-    /// The next number.
-    pub(crate) fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    }
-
-    /// One of these numbers.
-    pub(crate) fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
-        range.start() + self.roll() % (range.end() - range.start() + 1)
-    }
-
-    /// True in so many of a thousand cases.
-    pub(crate) fn chance(&mut self, permille: u64) -> bool {
-        self.roll() % 1000 < permille
-    }
-
-    /// A number whose order of magnitude is as even as the number itself: short times are as worth trying as long ones.
-    fn skewed(&mut self, range: RangeInclusive<u64>) -> u64 {
-        let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
-        let share = (self.roll() >> 11) as f64 / (1u64 << 53) as f64;
-        ((low + share * (high - low)).exp() as u64).clamp(*range.start(), *range.end())
-    }
-
-    /// Some of the nodes, in order.
-    fn some(&mut self, nodes: u64, count: u64) -> Vec<u64> {
-        let mut all: Vec<u64> = (1..=nodes).collect();
-        while all.len() as u64 > count {
-            all.remove(self.roll() as usize % all.len());
-        }
-        all
-    }
+    all
 }
 
 /// What sort of fault it is; each is counted.
@@ -362,13 +333,13 @@ impl Iterator for Schedule {
 
     fn next(&mut self) -> Option<Round> {
         let dice = &mut self.dice;
-        let pause_millis = dice.skewed(300..=6_000);
+        let pause_millis = skewed(dice, 300..=6_000);
         let mut faults = vec![draw(dice, self.nodes)];
         let second = draw(dice, self.nodes);
-        if dice.chance(500) && second.goes_with(&faults[0]) {
+        if dice.permille(500) && second.goes_with(&faults[0]) {
             faults.push(second);
         }
-        Some(Round { pause_millis, faults, hold_millis: dice.skewed(100..=30_000) })
+        Some(Round { pause_millis, faults, hold_millis: skewed(dice, 100..=30_000) })
     }
 }
 
@@ -393,19 +364,19 @@ fn draw(dice: &mut Dice, nodes: u64) -> Fault {
         4..=5 => Fault::Kill {
             nodes: {
                 let count = dice.within(2..=nodes - 1);
-                dice.some(nodes, count)
+                some(dice, nodes, count)
             },
             again_millis: None,
         },
         6 => Fault::Kill { nodes: (1..=nodes).collect(), again_millis: None },
-        7..=8 => Fault::Kill { nodes: vec![node], again_millis: Some(dice.skewed(5..=1_500)) },
+        7..=8 => Fault::Kill { nodes: vec![node], again_millis: Some(skewed(dice, 5..=1_500)) },
         9..=12 => Fault::Stop { node },
         13..=14 => Fault::Restart { node },
         15..=16 => Fault::Cut { node },
         17..=18 => Fault::OneWay { from: node, to: other },
         19..=20 => Fault::Ring,
         21..=22 => Fault::Loss { links, permille: dice.within(10..=300) },
-        23..=24 => Fault::Delay { links, millis: dice.skewed(2..=300) },
+        23..=24 => Fault::Delay { links, millis: skewed(dice, 2..=300) },
         25 => Fault::Duplicate { links, permille: dice.within(50..=500) },
         26..=27 => Fault::Reorder { links, permille: dice.within(10..=300) },
         28 => Fault::DiskLow,

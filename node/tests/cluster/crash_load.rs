@@ -13,6 +13,7 @@ use crate::cluster::Cluster;
 use crate::cluster::http::{Answer, Client};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use flotilla_node::dice::Dice;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::Path;
@@ -29,31 +30,6 @@ const RECENT: usize = 200;
 /// The length of ordinary values, and of those that fill logs.
 const SMALL_BYTES: usize = 64;
 const LARGE_BYTES: usize = 32 << 10;
-
-/// Numbers from a seed (SplitMix64): the same ones each time.
-#[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
-
-impl Dice {
-    /// The numbers of this seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A number below `n`.
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ z >> 31) % n
-    }
-
-    /// One of these.
-    pub(crate) fn one<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// The value of an attempt, which no other has: who reads it knows which it is, and whether a byte of it changed. Printable, and
 /// nothing that could be compressed.
@@ -254,8 +230,8 @@ impl Book {
         let recent: Vec<usize> = lock(&self.recent).iter().copied().collect();
         for i in 0..count {
             let any = dice.below(self.slots.len() as u64) as usize;
-            let index = if i % 3 == 2 || recent.is_empty() { any } else { dice.one(&recent) };
-            self.check_key(client, dice.one(nodes), index);
+            let index = if i % 3 == 2 || recent.is_empty() { any } else { dice.pick(&recent) };
+            self.check_key(client, dice.pick(nodes), index);
         }
         drop(self.judge());
     }
@@ -339,9 +315,9 @@ impl Book {
         for shard in shards {
             let mut taken = 0;
             while taken < bytes {
-                let index = dice.one(&self.large[shard]);
+                let index = dice.pick(&self.large[shard]);
                 let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-                let done = self.attempt(&client, dice.one(nodes), index, &mut lock(&self.slots[index]), dice, LARGE_BYTES);
+                let done = self.attempt(&client, dice.pick(nodes), index, &mut lock(&self.slots[index]), dice, LARGE_BYTES);
                 drop(gate);
                 taken += if done { LARGE_BYTES } else { 0 };
                 if Instant::now() > deadline {
@@ -391,7 +367,7 @@ impl Book {
                         let done = {
                             let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
                             match self.slots[index].try_lock() {
-                                Ok(mut slot) => self.attempt(&client, dice.one(nodes), index, &mut slot, &mut dice, SMALL_BYTES),
+                                Ok(mut slot) => self.attempt(&client, dice.pick(nodes), index, &mut slot, &mut dice, SMALL_BYTES),
                                 Err(TryLockError::WouldBlock) => continue,
                                 Err(TryLockError::Poisoned(_)) => return,
                             }

@@ -6,7 +6,8 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use super::fleet::{CUT_BYTES, Fleet};
-use super::load::{Book, Dice};
+use super::load::Book;
+use flotilla_node::dice::Dice;
 use flotilla_storage::FailPoint;
 use rustix::process::Signal;
 use std::os::unix::process::ExitStatusExt as _;

@@ -9,7 +9,8 @@
 
 use super::damage::{Damage, Kind, copy, restore};
 use super::fleet::Fleet;
-use super::load::{Book, Dice};
+use super::load::Book;
+use flotilla_node::dice::Dice;
 use std::fmt;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;

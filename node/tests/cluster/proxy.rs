@@ -12,7 +12,7 @@
 //! Nothing else is needed for it, no privileges and no kernel modules (netem is not in every kernel). One thread per socket, one
 //! for what is late. What is held back is bounded by [`HELD_BYTES_MAX`]; beyond, it is lost, as in a full switch.
 
-use super::schedule::Dice;
+use flotilla_node::dice::Dice;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{SocketAddr, UdpSocket};
@@ -49,7 +49,8 @@ impl Rules {
     /// When this datagram is to be sent on, after now: never, once, or twice.
     fn judge(&self, dice: &mut Dice) -> Vec<Duration> {
         // Always as many rolls, so that what becomes of a datagram does not depend on what other rules do to those before.
-        let [lost, doubled, held] = [self.loss_permille, self.duplicate_permille, self.reorder_permille].map(|p| dice.chance(p));
+        let [lost, doubled, held] =
+            [self.loss_permille, self.duplicate_permille, self.reorder_permille].map(|p| dice.permille(p));
         let [hold, echo] = [(); 2].map(|()| Duration::from_millis(dice.within(1..=SHUFFLE_MILLIS_MAX)));
         if self.is_cut || lost {
             return Vec::new();

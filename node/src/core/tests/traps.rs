@@ -418,6 +418,8 @@ fn trap_13_unapplied_entries_are_bounded() {
 #[test]
 fn trap_14_a_removed_leader_goes_on() {
     let mut raw = bare_leader(true, |_| {});
+    raw.propose(vec![], b"one".to_vec()).unwrap();
+    handle(&mut raw);
     let mut single = ConfChangeSingle { node_id: 1, ..ConfChangeSingle::default() };
     single.set_change_type(ConfChangeType::RemoveNode);
     raw.apply_conf_change(&ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }).unwrap();
@@ -427,12 +429,41 @@ fn trap_14_a_removed_leader_goes_on() {
     assert_eq!(raw.raft.state, raft::StateRole::Leader);
     assert!(handle(&mut raw).0.iter().any(|m| m.get_msg_type() == MessageType::MsgHeartbeat), "it still heartbeats");
 
-    // The core has no event that changes a membership, and takes no proposal from a peer: no such entry comes to be. What is
-    // built on that must hand over first; hand-over is here, and ends with another leader or with an answer.
+    // It has no progress of its own any more, and raft-rs looks at it when the next entry commits.
+    let last = raw.raft.raft_log.last_index();
+    let ended = panics(|| {
+        for peer in [2, 3] {
+            let mut answer = message(MessageType::MsgAppendResponse, peer, 1);
+            answer.index = last;
+            let _ = raw.step(answer);
+        }
+    });
+    assert!(ended, "raft-rs has closed the trap");
+
+    // A leader is to hand over before it is removed; hand-over is here, and ends with another leader or with an answer.
     let mut cluster = Cluster::led();
     let ticket = cluster.post_transfer(N1, SHARD, N3);
     cluster.settle();
     assert_eq!((cluster.answer(ticket), cluster.leader(SHARD)), (Some(&Answer::Transferred), Some(N3)));
+
+    // And if its removal was in the log when it was elected, it leads until that is applied, and no longer. The core has no event that
+    // changes a membership yet.
+    let mut removed = cluster.shards[0].clone();
+    let id = removed.on_node(N3).unwrap().id;
+    removed.replicas.retain(|replica| replica.id != id);
+    removed.epoch.membership += 1;
+    let mut single = ConfChangeSingle { node_id: id.0, ..ConfChangeSingle::default() };
+    single.set_change_type(ConfChangeType::RemoveNode);
+    let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
+    let core = &mut cluster.running_mut(N3).core;
+    core.registry.get_mut(SHARD).unwrap().raw.propose_conf_change(removed.encode().to_vec(), change).unwrap();
+    let put = cluster.post_put(N3, "k", "v", FOREVER);
+    cluster.settle();
+    assert!(!cluster.replica(N3, SHARD).unwrap().leads(), "it leads without a vote");
+    cluster.run(60);
+    let leader = cluster.leader(SHARD).expect("the others elect one of them");
+    assert!(leader != N3 && cluster.answer(put).is_some());
+    assert!(matches!(cluster.put(leader, "k", "w"), Some(Answer::Written(_))));
 }
 
 #[test]

@@ -31,11 +31,14 @@ impl AppliedGrows {
     }
 
     /// A node starts.
-    pub(crate) fn starts(&mut self, node: NodeId, recovered: &[Recovered]) {
+    pub(crate) fn starts(&mut self, node: NodeId, recovered: &[Recovered]) -> Holds {
         self.applied.retain(|(of, _), _| *of != node);
         for replica in recovered {
-            self.applied.insert((node, replica.descriptor.id), replica.applied.index);
-            self.started.insert((node, replica.descriptor.id), replica.applied.index);
+            let (shard, index) = (replica.descriptor.id, replica.applied.index);
+            self.applied.insert((node, shard), index);
+            let before = self.started.insert((node, shard), index).unwrap_or(0);
+            hold!(before <= index, "node {node} started with {before} applied in shard {shard}, and starts with {index} now");
         }
+        Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! Nothing is applied twice, and nothing that was called *not applied* is applied at all. Every value that clients write is unique,
 //! so a value that is committed at two places is one write applied twice.
+//! Since it reads every entry that is committed, it also tells which keys the entries of a stretch of log write.
 
 use super::{Holds, hold};
 use crate::core::Ticket;

@@ -167,7 +167,7 @@ impl Invariants {
 
     /// A node starts with what was found on its disk.
     pub(crate) fn starts(&mut self, node: NodeId, recovered: &[Recovered]) -> Holds {
-        self.applied_grows.starts(node, recovered);
+        self.applied_grows.starts(node, recovered)?;
         for replica in recovered {
             self.equal_state.compare(node, &self.descriptors[&replica.descriptor.id], &self.disks[&node])?;
         }

@@ -1,22 +1,23 @@
-//! The numbers that a seed gives: everything that a simulation leaves to chance is drawn here, in one order, so that the seed
-//! repeats all of it.
+//! Numbers from a seed (SplitMix64): the same seed draws the same numbers, so that whoever names it repeats what was drawn.
+//!
+//! The simulation, the workload of `flotilla check` and the tests on real processes all leave to chance what is drawn here, and nothing
+//! else. (The core has a function of its own, for a hash and not a stream: `core/elections.rs`.)
 
-/// A stream of numbers (splitmix64).
+use std::ops::RangeInclusive;
+
+/// A stream of numbers.
 #[derive(Clone, Debug)]
-pub(crate) struct Dice(u64);
+pub struct Dice(u64);
 
 impl Dice {
     /// The stream of a seed.
-    pub(crate) fn new(seed: u64) -> Self {
-        let mut dice = Self(seed);
-        // Neighbouring seeds begin with neighbouring states; the first numbers are thrown away with that likeness.
-        dice.next();
-        dice.next();
-        dice
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
     }
 
     /// The next number.
-    pub(crate) fn next(&mut self) -> u64 {
+    #[allow(clippy::should_implement_trait, reason = "a stream without an end needs no Option")]
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -25,27 +26,37 @@ impl Dice {
     }
 
     /// Below `n`, which is not 0.
-    pub(crate) fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    /// From `low` up to, and without, `high`.
-    pub(crate) fn within(&mut self, low: u64, high: u64) -> u64 {
-        low + self.below(high - low)
+    /// One of these numbers.
+    pub fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
+        range.start() + self.below(range.end() - range.start() + 1)
     }
 
-    /// In so many of a hundred cases.
-    pub(crate) fn percent(&mut self, n: u64) -> bool {
+    /// True in so many of a hundred cases.
+    pub fn percent(&mut self, n: u64) -> bool {
         self.below(100) < n
     }
 
-    /// One of these.
-    pub(crate) fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+    /// True in so many of a thousand cases.
+    pub fn permille(&mut self, n: u64) -> bool {
+        self.below(1000) < n
+    }
+
+    /// One of these, which are some.
+    pub fn pick<T: Copy>(&mut self, of: &[T]) -> T {
         of[self.below(of.len() as u64) as usize]
     }
 
+    /// One of these; `None` where there is none.
+    pub fn choose<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
+        (!of.is_empty()).then(|| &of[self.below(of.len() as u64) as usize])
+    }
+
     /// Around `mean`: mostly less, sometimes several times as much (a geometric spread, up to eight times).
-    pub(crate) fn around(&mut self, mean: u64) -> u64 {
+    pub fn around(&mut self, mean: u64) -> u64 {
         let doublings = self.next().trailing_zeros().min(4);
         (mean << doublings) / 4 + self.below(mean / 2 + 1)
     }
