@@ -101,8 +101,9 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
         {
             Refuse("a vote that was not asked for")
         }
-        // The same trap, where this replica's own vote is enough. The leader that wants to hand over asks again.
-        MsgTimeoutNow if elections::would_win_too_early(replica) => Drop,
+        // The same trap, where this replica's own vote is enough. A leader, too, may lose its lead to the message's term first. Whoever
+        // wants to hand over asks again.
+        MsgTimeoutNow | MsgRequestPreVoteResponse if elections::would_win_too_early(replica) => Drop,
         // A lease rests on followers that stand by their leader. One that has just started does not know whom it stood by.
         MsgRequestVote | MsgRequestPreVote
             if context.config.reads.lease && context.ticks < context.config.raft.election_ticks as u64 =>

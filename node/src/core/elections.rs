@@ -83,10 +83,10 @@ impl Elections {
             return false;
         }
         replica.elections.led_ticks += 1;
-        if would_win_too_early(replica) {
+        let raft = &replica.raw.raft;
+        if raft.state != StateRole::Leader && would_win_too_early(replica) {
             return false;
         }
-        let raft = &replica.raw.raft;
         if replica.elections.is_new && raft.term == INITIAL.term && raft.leader_id == 0 {
             let meant_to_lead = replica.descriptor.voters().next().is_some_and(|first| first.id == replica.id);
             if !meant_to_lead && context.ticks < FIRST_ELECTION_GRACE_TICKS {
@@ -115,8 +115,7 @@ impl Elections {
 /// same call, and ends the process, since it counts on votes that come from others only after all is written.
 pub(super) fn would_win_too_early(replica: &Replica) -> bool {
     let raft = &replica.raw.raft;
-    raft.state != StateRole::Leader
-        && raft.raft_log.persisted != raft.raft_log.last_index()
+    raft.raft_log.persisted != raft.raft_log.last_index()
         && raft.prs().conf().voters().ids().iter().all(|voter| voter == replica.id.0)
 }
 

@@ -59,6 +59,10 @@ impl Snapshots {
         }
         std::fs::create_dir_all(folder.join("out"))?;
         std::fs::create_dir_all(folder.join("in"))?;
+        // An install marker names files in there: a power cut must not take the folder away from above them.
+        for made in [&folder, data] {
+            std::fs::File::open(made)?.sync_all()?;
+        }
         let folder = folder.canonicalize()?;
         let (built, staged) = (Mutex::default(), Mutex::default());
         Ok(Self { engine, mailbox, metrics, runtime, folder, next_staged: AtomicU64::new(1), built, staged })

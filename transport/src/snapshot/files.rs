@@ -60,7 +60,7 @@ impl Writer {
         self.orders.send(Order::Append(chunk)).await.is_ok()
     }
 
-    /// Waits until all files and the folder are durable.
+    /// Waits until all files, the folder and its place in the folder above are durable.
     pub(super) async fn finish(self) -> io::Result<()> {
         drop(self.orders);
         self.thread.await.unwrap_or_else(|error| Err(io::Error::other(error)))
@@ -87,5 +87,9 @@ fn write(dir: &Path, mut orders: mpsc::Receiver<Order>) -> io::Result<()> {
     if let Some(file) = current {
         file.sync_all()?;
     }
-    File::open(dir)?.sync_all()
+    File::open(dir)?.sync_all()?;
+    match dir.parent() {
+        Some(above) => File::open(above)?.sync_all(),
+        None => Ok(()),
+    }
 }
