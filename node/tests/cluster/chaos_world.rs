@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The size of values, such that logs are soon cut and who was away gets a snapshot.
 const PADDING_BYTES: usize = 4000;
-/// How long a probe waits for an answer before it asks another node; the silences are exact to about this much.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a probe waits for an answer before it asks another node: at first, after one in vain, and from then on. The silences are
+/// exact to about this much. A leader behind late links leads on, and a write takes four times the delay.
+const PATIENCE: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 /// What a link may lose and still count as clean, in a thousand.
 const CLEAN_LOSS_PERMILLE_MAX: u64 = 20;
 /// How late a link may be and still count as clean.
@@ -148,7 +149,7 @@ impl Probes {
         let threads = (0..ledger.keys.len()).map(|i| {
             let shard = ledger.keys[i].shard;
             let prober = Prober {
-                client: client.patience(PATIENCE),
+                clients: PATIENCE.map(|patience| client.patience(patience)),
                 replicas: replicas[&shard].clone(),
                 all: all.to_vec(),
                 world: world.clone(),
@@ -198,7 +199,7 @@ impl Drop for Probes {
 }
 
 struct Prober {
-    client: Client,
+    clients: [Client; PATIENCE.len()],
     replicas: Vec<u64>,
     all: Vec<u64>,
     world: Arc<World>,
@@ -211,6 +212,7 @@ struct Prober {
 impl Prober {
     fn run(self, key: &Key) {
         let mut spoke = Instant::now();
+        let mut in_vain = 0;
         for n in key.shard as usize.. {
             if self.stop.load(Ordering::SeqCst) {
                 return;
@@ -218,10 +220,12 @@ impl Prober {
             let before = self.world.quorum(&self.replicas);
             let nodes = before.map_or_else(|| self.all.clone(), |(nodes, _)| nodes);
             let (writer, reader) = (nodes[n % nodes.len()], nodes[(n + 1) % nodes.len()]);
+            let client = &self.clients[in_vain.min(PATIENCE.len() - 1)];
             let begun = Instant::now();
-            let (fate, _) = key.write(&self.client, writer, PADDING_BYTES);
+            let (fate, _) = key.write(client, writer, PADDING_BYTES);
             self.counts.count(writer, fate, begun.elapsed());
             let is_done = fate == Fate::Done;
+            in_vain = if is_done { 0 } else { in_vain + 1 };
             // A majority that was gone meanwhile, if only for a moment, excuses the silence until it came back.
             match self.world.quorum(&self.replicas) {
                 Some((_, since)) => self.note(key.shard, spoke.max(since).elapsed(), is_done),
@@ -231,7 +235,7 @@ impl Prober {
                 spoke = Instant::now();
             }
             let begun = Instant::now();
-            match key.look(&self.client, reader, "") {
+            match key.look(client, reader, "") {
                 Ok(fate) => self.counts.count(reader, fate, begun.elapsed()),
                 Err(wrong) => self.seen.lock().unwrap().violations.push(wrong),
             }
