@@ -75,11 +75,11 @@ impl Descriptor {
         self.replicas.iter().copied().filter(|r| r.role == Role::Voter)
     }
 
-    /// Whether a group can be made of the members: somebody votes, and no replica or node is there twice.
+    /// Whether a shard can be made of it: it owns keys, somebody votes, and no replica or node is there twice.
     pub fn is_sound(&self) -> bool {
         let replicas = &self.replicas;
         let unique = |i: usize| replicas[..i].iter().all(|r| r.id != replicas[i].id && r.node != replicas[i].node);
-        self.voters().next().is_some() && (0..replicas.len()).all(unique)
+        !self.range.is_empty() && self.voters().next().is_some() && (0..replicas.len()).all(unique)
     }
 
     /// The encoding: format ‖ id ‖ epoch ‖ range ‖ replicas.
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_needs_a_voter_and_nobody_twice() {
+    fn a_shard_needs_keys_and_a_voter_and_nobody_twice() {
         let replica = |id, node, role| Replica { id: ReplicaId(id), node: NodeId(node), role };
         let sound = |replicas: &[Replica]| {
             let (id, range, epoch) = (ShardId(7), KeyRange::all(), Epoch::default());
@@ -180,5 +180,8 @@ mod tests {
         assert!(!sound(&[]) && !sound(&[replica(1, 1, Role::Learner)]), "a group without a voter was taken");
         assert!(!sound(&[first, replica(1, 2, Role::Voter)]), "a replica was taken twice");
         assert!(!sound(&[first, replica(2, 1, Role::Voter)]), "a node was taken twice");
+        let range = KeyRange::new(&b"m"[..], Some("m".into()));
+        let nothing = Descriptor { id: ShardId(7), range, epoch: Epoch::default(), replicas: vec![first] };
+        assert!(!nothing.is_sound(), "a shard without a key was taken");
     }
 }

@@ -204,7 +204,7 @@ fn finish(shard: ShardId, remembered: Remembered) -> Result<Option<Recovered>, S
     }
     let applied = applied.at;
     if !descriptor.is_sound() {
-        let why = "nobody votes, or a replica or node is there twice".into();
+        let why = "it owns no key, nobody votes, or a replica or node is there twice".into();
         return Err(StorageError::ShardRecord { shard, record: "descriptor", why });
     }
     if descriptor.id != shard {

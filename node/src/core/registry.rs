@@ -15,7 +15,7 @@ use super::ready::ReadyQueue;
 use super::replica::{Replica, conf_state};
 use super::snapshots::Snapshots;
 use bytes::Bytes;
-use flotilla_router::{KeyRange, ShardId};
+use flotilla_router::{Descriptor, KeyRange, ShardId};
 use flotilla_storage::Recovered;
 use raft::RawNode;
 use std::collections::BTreeMap;
@@ -64,6 +64,28 @@ impl Registry {
         };
         elections::set_timeout(&mut replica, config);
         self.replicas.insert(shard, replica);
+    }
+
+    /// The shard is what this descriptor says, from now on.
+    ///
+    /// # Panics
+    /// If its range overlaps another's.
+    pub(super) fn change(&mut self, descriptor: Arc<Descriptor>) {
+        let shard = descriptor.id;
+        assert_eq!(self.overlapping(shard, &descriptor.range), None, "the new range of shard {shard} overlaps another's");
+        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        if !shard.is_meta() {
+            self.by_start.remove(&replica.descriptor.range.start);
+            self.by_start.insert(descriptor.range.start.clone(), shard);
+        }
+        replica.descriptor = descriptor;
+    }
+
+    /// A live replica of another shard that is about to own a key of `range`, by a snapshot that was accepted.
+    pub(super) fn about_to_overlap(&self, shard: ShardId, range: &KeyRange) -> Option<ShardId> {
+        let others = self.replicas.values().filter(|replica| replica.shard != shard && !replica.shard.is_meta());
+        let mut incoming = others.filter_map(|replica| replica.snapshots.incoming_descriptor());
+        incoming.find(|descriptor| !shard.is_meta() && descriptor.range.overlaps(range)).map(|descriptor| descriptor.id)
     }
 
     /// A live replica of another shard that owns a key of `range`. The meta shard's keys are in a space of their own.

@@ -55,6 +55,11 @@ struct Incoming {
 }
 
 impl Snapshots {
+    /// What the shard will be once the snapshot that was accepted is installed.
+    pub(super) fn incoming_descriptor(&self) -> Option<&Descriptor> {
+        self.incoming.as_ref().map(|incoming| &*incoming.descriptor)
+    }
+
     /// Whether a snapshot is becoming this replica's state.
     pub(super) fn is_installing(&self) -> bool {
         self.incoming.is_some()
@@ -160,7 +165,9 @@ impl Node {
     fn accept_snapshot(&mut self, from: NodeId, staged: SnapshotId, envelope: Envelope, manifest: &SnapshotManifest) -> bool {
         let shard = envelope.shard;
         let message = &envelope.message;
-        let others_overlap = self.registry.overlapping(shard, &manifest.descriptor.range).is_some();
+        let range = &manifest.descriptor.range;
+        let others_overlap =
+            self.registry.overlapping(shard, range).or_else(|| self.registry.about_to_overlap(shard, range)).is_some();
         let Some(replica) = self.registry.get_mut(shard) else { return false };
         let metadata = message.get_snapshot().get_metadata();
         let at = LogPosition { index: metadata.index, term: metadata.term };
@@ -214,12 +221,12 @@ impl Node {
         let incoming = replica.snapshots.incoming.take().expect("an installation was reported that was not under way");
         let ready = incoming.ready.expect("it was handed out with its Ready");
         replica.applied = at;
-        replica.descriptor = incoming.descriptor;
         replica.handed_out = at.index;
         replica.ready.reset(at.index);
         let passed_over = replica.proposals.take_passed_over(at.index);
-        self.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
         let id = replica.id;
+        self.registry.change(incoming.descriptor.clone());
+        self.outbox.effects.push(Effect::PublishDescriptor { descriptor: incoming.descriptor });
         self.ready_persisted(shard, id, ready);
         let replica = self.registry.get_mut(shard).expect("looked up just now");
         replica.raw.advance_apply_to(at.index);

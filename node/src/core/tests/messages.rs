@@ -2,12 +2,13 @@
 //! what is in it, ends the process.
 
 use super::cluster::{Cluster, SHARD, config};
+use crate::core::replica::conf_state;
 use crate::core::wire::{self, Envelope};
 use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
-use crate::sim::member::Member;
+use crate::sim::member::{Lane, Member};
 use bytes::Bytes;
-use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, NodeId, Op, ShardId};
-use flotilla_storage::{Applied, recover};
+use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, KeyRange, NodeId, Op, ShardId};
+use flotilla_storage::{Applied, LogPosition, SnapshotManifest, recover};
 use proptest::prelude::*;
 use protobuf::ProtobufEnum as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
@@ -286,7 +287,7 @@ proptest! {
 #[test]
 fn votes_that_were_not_asked_for_are_refused() {
     let mut cluster = Cluster::led();
-    cluster.running_mut(N2).hold(crate::sim::member::Lane::Persist);
+    cluster.running_mut(N2).hold(Lane::Persist);
     cluster.put(N1, "k", "v");
     cluster.partition(&[N2], &[N1, N3]);
     cluster.tick(N2, 30);
@@ -320,4 +321,57 @@ fn a_shard_that_is_set_aside_leaves_nobody_waiting() {
     cluster.post(N1, Event::Message { from: N2, envelope });
     cluster.pass(N1);
     assert_eq!(cluster.open_tickets(), []);
+}
+
+/// Has node 3, which leads neither shard, be sent a snapshot after which the shard's range would be this one. Whether it is taken.
+fn offer(cluster: &mut Cluster, shard: ShardId, start: &'static str, end: Option<&'static str>) -> bool {
+    let replica = cluster.replica(N3, shard).unwrap();
+    let raft = &replica.raw.raft;
+    let (leader, term, index) = (raft.leader_id, raft.term, raft.raft_log.last_index() + 10);
+    let from = replica.leader_node().unwrap();
+    let mut descriptor = (*replica.descriptor).clone();
+    descriptor.range = KeyRange::new(start, end.map(Into::into));
+    let epoch = descriptor.epoch;
+    let mut message = Message { from: leader, to: replica.id.0, term, ..Message::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    let metadata = message.mut_snapshot().mut_metadata();
+    (metadata.index, metadata.term) = (index, term);
+    metadata.set_conf_state(conf_state(&descriptor));
+    let at = LogPosition { index, term };
+    let before = cluster.running_mut(N3).staged.len();
+    let manifest = SnapshotManifest { descriptor, at, revision: Default::default(), files: vec![] };
+    cluster.member_mut(N3).stage(from, Envelope { shard, epoch, committed: 0, message }, manifest, vec![]);
+    cluster.pass(N3);
+    cluster.running_mut(N3).staged.len() > before
+}
+
+/// What was taken is installed.
+fn install(cluster: &mut Cluster) {
+    assert!(cluster.member_mut(N3).work(Lane::Apply).unwrap());
+    cluster.pass(N3);
+    assert!(cluster.running_mut(N3).staged.is_empty());
+}
+
+/// A peer that lies about ranges must not leave a node with two owners of a key: it would never start again.
+#[test]
+fn no_snapshot_takes_keys_that_another_shard_of_the_node_has_or_is_about_to_have() {
+    let (low, high) = (ShardId(2), ShardId(3));
+    let mut cluster = Cluster::new(3, 2, config());
+    cluster.run(20);
+    assert!(!offer(&mut cluster, high, "", None), "the lower shard has some of it");
+    assert!(!offer(&mut cluster, high, "x", Some("x")), "a shard without a key");
+    assert!(offer(&mut cluster, low, "", Some("a")));
+    assert!(!offer(&mut cluster, high, "a", None), "the lower shard still has some of it");
+    install(&mut cluster);
+    assert!(offer(&mut cluster, high, "b", None));
+    install(&mut cluster);
+    assert!(!offer(&mut cluster, low, "", Some("c")), "the higher shard begins below now");
+    assert!(offer(&mut cluster, high, "p", None));
+    install(&mut cluster);
+    assert!(offer(&mut cluster, low, "", Some("n")));
+    assert!(!offer(&mut cluster, high, "m", None), "the lower shard is about to have some of it");
+    install(&mut cluster);
+    let running = cluster.running_mut(N3);
+    let ranges = [low, high].map(|shard| running.core.registry.get_mut(shard).unwrap().descriptor.range.clone());
+    assert_eq!(ranges, [KeyRange::new("", Some("n".into())), KeyRange::new("p", None)]);
 }
