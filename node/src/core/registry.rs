@@ -1,4 +1,4 @@
-//! The one place that creates and destroys replicas.
+//! The one place that creates and destroys replicas, and says which keys they own.
 //!
 //! A replica comes to be when the node starts and finds it on disk. (A split, a message from a group that this node was added
 //! to, and a removal will come here too, and to no other file, because each must be judged against all ranges of the node.)
@@ -83,9 +83,12 @@ impl Registry {
 
     /// A live replica of another shard that is about to own a key of `range`, by a snapshot that was accepted.
     pub(super) fn about_to_overlap(&self, shard: ShardId, range: &KeyRange) -> Option<ShardId> {
+        if shard.is_meta() {
+            return None;
+        }
         let others = self.replicas.values().filter(|replica| replica.shard != shard && !replica.shard.is_meta());
         let mut incoming = others.filter_map(|replica| replica.snapshots.incoming_descriptor());
-        incoming.find(|descriptor| !shard.is_meta() && descriptor.range.overlaps(range)).map(|descriptor| descriptor.id)
+        incoming.find(|descriptor| descriptor.range.overlaps(range)).map(|descriptor| descriptor.id)
     }
 
     /// A live replica of another shard that owns a key of `range`. The meta shard's keys are in a space of their own.

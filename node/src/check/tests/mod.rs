@@ -1,7 +1,7 @@
 //! Tests of the checker: it must find what is wrong, and nothing else.
 //!
 //! - `table`: histories made by hand, right and wrong, each named by what it shows.
-//! - `reference`: long histories from a register under dice schedules, which are right, and the same with one answer changed.
+//! - `reference`: long histories from a register under random schedules, which are right, and the same with one answer changed.
 //! - `brute`: thousands of small histories, right and wrong, judged by trying every order.
 
 mod brute;

@@ -1,4 +1,4 @@
-//! Histories from a register that is right by construction, under a dice schedule; and one answer changed.
+//! Histories from a register that is right by construction, under a random schedule; and one answer changed.
 
 use super::super::{Operation, Verdict, check};
 use super::{Input, Output};
