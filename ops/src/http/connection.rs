@@ -74,22 +74,24 @@ enum Ended {
     Dropped,
 }
 
-/// Serves one connection to its end.
+/// Serves one connection, which came in on a loopback address or not, to its end.
 pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
     mut stream: S,
+    on_loopback: bool,
     app: Arc<super::service::App<K, A, I>>,
     leash: Arc<Leash>,
 ) {
     let Some((prefix, is_http2)) = sniff(&mut stream, &app.limits, &leash).await else { return };
     let pulse = Arc::new(Pulse::new(!is_http2));
     let wire = Wire::new(stream, prefix, pulse.clone(), app.metrics.http.malformed.clone());
-    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone() });
+    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone(), on_loopback });
     let service = service_fn(move |request| session.clone().handle(request));
     let limits = &app.limits;
     if is_http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
+            .auto_date_header(false)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20))
             .max_concurrent_streams(limits.http2_streams_max)
@@ -113,7 +115,7 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
     // Timeouts are ours: hyper's own would make a timer for each request, and close idle connections as early as slow ones.
     // Not `pipeline_flush`: with it hyper buffers a stream without bound, holds answers back while the next head is incomplete, and
     // forgets them where that head is malformed. The tests of slow clients and malformed heads show each.
-    builder.max_header_size(limits.header_bytes_max).header_read_timeout(None);
+    builder.max_header_size(limits.header_bytes_max).header_read_timeout(None).auto_date_header(false);
     let mut connection = builder.serve_connection(TokioIo::new(wire), service);
     let ended = drive(&pulse, &leash, limits, |cx, finish| {
         let mut connection = Pin::new(&mut connection);

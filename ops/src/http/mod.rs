@@ -3,7 +3,8 @@
 //! A request's way: [`server`] accepts and counts connections, [`connection`] tells HTTP/1.1 from HTTP/2 and closes who is too slow,
 //! [`wire`] lies between hyper and the socket, [`service`] finds the route, and one file per route answers: [`key`], [`scan`] and
 //! [`delete_range`], [`batch`], [`admin`], [`health`]. What they share: [`path`] and [`query`] (decoding, never normalising),
-//! [`etag`] (conditions), [`body`] (bodies, both ways, bounded), [`answer`] (headers), [`cursor`].
+//! [`head`] and [`pages`] (what is refused before any route), [`etag`] (conditions), [`body`] (bodies, both ways, bounded), [`answer`]
+//! (headers, with [`date`]), [`cursor`].
 //!
 //! **Invariants.** A handler returns an answer or a [`crate::Problem`]; only [`answer`] makes the latter a response. A write is
 //! handed to the node after its whole body has been read, so a half-sent body writes nothing. The way of a GET or PUT of one key
@@ -19,10 +20,13 @@ mod batch;
 mod body;
 mod connection;
 mod cursor;
+mod date;
 mod delete_range;
 mod etag;
+mod head;
 mod health;
 mod key;
+mod pages;
 mod path;
 mod query;
 mod scan;
@@ -30,6 +34,8 @@ mod server;
 mod service;
 mod wire;
 
+#[doc(inline)]
+pub use pages::Pages;
 #[doc(hidden)]
 pub use server::Offline;
 pub use server::{BindError, Server};

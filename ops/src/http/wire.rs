@@ -8,6 +8,7 @@
 //! client error with an empty body, which we never send. If such a head came in one packet behind a good request, hyper's empty
 //! answer stays as it is.
 
+use super::date;
 use crate::problem::Problem;
 use bytes::{Buf, Bytes};
 use http::StatusCode;
@@ -211,9 +212,11 @@ pub(super) fn raw_answer(problem: &Problem) -> Bytes {
     let body = problem.to_json();
     let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
     let mut out = format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n\
+         date: {}\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
         status.as_u16(),
         status.canonical_reason().unwrap_or_default(),
+        date::now().to_str().unwrap_or_default(),
         body.len()
     )
     .into_bytes();

@@ -2,7 +2,7 @@
 
 use crate::{Client, Rig};
 use bytes::Bytes;
-use flotilla_ops::{BindError, Limits, Metrics, Server};
+use flotilla_ops::{BindError, Limits, Metrics, Pages, Server};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
@@ -73,7 +73,7 @@ async fn heads_that_are_no_http_get_a_problem_too() {
         (format!("GET /livez HTTP/1.1\r\n{many}\r\n"), 431, "header_too_large"),
         (format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000)), 431, "header_too_large"),
         (format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(900_000)), 431, "header_too_large"),
-        (format!("GET /v1/kv/{} HTTP/1.1\r\n\r\n", "a".repeat(20_000)), 414, "key_too_long"),
+        (format!("GET /v1/kv/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(20_000)), 414, "key_too_long"),
     ] {
         let mut client = rig.client().await;
         let _ = tokio::io::AsyncWriteExt::write_all(&mut client.stream, head.as_bytes()).await;
@@ -200,7 +200,16 @@ async fn shutting_down_answers_what_is_in_flight() {
 async fn a_port_in_use_is_one_clear_line() {
     let rig = Rig::start().await;
     let metrics = Arc::new(Metrics::default());
-    let error = Server::bind(rig.addr, Limits::default(), rig.fake.clone(), rig.fake.clone(), rig.fake.clone(), metrics).await;
+    let error = Server::bind(
+        rig.addr,
+        Limits::default(),
+        Pages::default(),
+        rig.fake.clone(),
+        rig.fake.clone(),
+        rig.fake.clone(),
+        metrics,
+    )
+    .await;
     let error = error.err().expect("two servers on one port");
     assert!(matches!(error, BindError::InUse { .. }), "{error:?}");
     assert!(error.to_string().contains(&format!("{} is in use already", rig.addr)) && !error.to_string().contains('\n'));
