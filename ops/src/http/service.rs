@@ -1,9 +1,10 @@
 //! From a request to its route, and from its result to a response: what every request passes, whatever it is about.
 
 use super::body::{Body, Budget};
+use super::heads::Framing;
 use super::pages::Pages;
 use super::wire::Pulse;
-use super::{answer, head, pages};
+use super::{answer, head, pages, target};
 use crate::limits::Limits;
 use crate::metrics::{Metrics, Route};
 use crate::problem::Problem;
@@ -12,8 +13,9 @@ use flotilla_router::{Ask, NodeId, Reply};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -69,9 +71,9 @@ pub(super) struct Session<K, A, I> {
 }
 
 /// A request that is being answered; counted while it lives, also when its client goes away.
-struct InFlight<'a, K, A, I>(&'a Session<K, A, I>);
+struct InFlight<K, A, I>(Arc<Session<K, A, I>>);
 
-impl<K, A, I> Drop for InFlight<'_, K, A, I> {
+impl<K, A, I> Drop for InFlight<K, A, I> {
     fn drop(&mut self) {
         self.0.pulse.answered();
         self.0.app.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -80,19 +82,33 @@ impl<K, A, I> Drop for InFlight<'_, K, A, I> {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
-    /// Answers one request.
-    pub(super) async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    /// Takes one request. What hyper says of its body is told at once: nothing more is read before.
+    pub(super) fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
+        self.pulse.called(request.body().size_hint().exact().map_or(Framing::Chunked, Framing::Length));
+        self.app.metrics.http.in_flight.inc();
+        let others = self.app.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(self.clone());
+        self.answer(request, others, in_flight)
+    }
+
+    /// Answers it.
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        others: usize,
+        in_flight: InFlight<K, A, I>,
+    ) -> Result<Response<Body>, Infallible> {
         let begun = Instant::now();
         let app = &*self.app;
-        self.pulse.called();
-        app.metrics.http.in_flight.inc();
-        let others = app.in_flight.fetch_add(1, Ordering::Relaxed);
-        let in_flight = InFlight(&self);
-
         let (parts, body) = request.into_parts();
         let mut shown_to = None;
         let (route, result) = if others >= app.limits.requests_in_flight_max {
             (Route::Other, Err(Problem::overloaded("requests in flight", app.limits.requests_in_flight_max).close()))
+        } else if let Some(problem) = target::refusal(parts.uri.path(), &app.limits) {
+            (Route::Other, Err(problem))
         } else {
             match head::check(&parts, &app.limits).and_then(|()| app.pages.judge(&parts, self.on_loopback)) {
                 Err(problem) => (Route::Other, Err(problem)),
@@ -135,6 +151,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         session: &Arc<Session<K, A, I>>,
     ) -> (Route, Result<Response<Body>, Problem>) {
         let path = parts.uri.path();
+        if parts.method == Method::CONNECT {
+            return (Route::Other, Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE, POST")));
+        }
         if let Some(key) = path.strip_prefix("/v1/kv/") {
             return (Route::Key, self.key(parts, body, key).await);
         }

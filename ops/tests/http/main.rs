@@ -7,11 +7,13 @@ mod batch;
 mod client;
 mod doors;
 mod fake;
+mod halves;
 mod keys;
 mod operators;
 mod protocol;
 mod ranges;
 mod slow;
+mod targets;
 
 use client::{Answer, Client};
 use fake::Fake;
