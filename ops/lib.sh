@@ -9,11 +9,35 @@ die() {
     exit 1
 }
 
-# RocksDB is C++, and its bindings are generated with libclang.
+# Whether a file is the library that bindgen loads. Machines have others of nearly its name: libclang-cpp is clang's C++ interface
+# (it comes with llvm), libclang_rt are the sanitizers, libclangAST.a and its like are parts.
+is_libclang() {
+    case "${1##*/}" in
+        libclang-cpp* | *-cpp.*) return 1 ;;
+        libclang.so | libclang.so.* | libclang-*.so | libclang-*.so.*) [ -e "$1" ] ;;
+        *) return 1 ;;
+    esac
+}
+
+# RocksDB is C++, and its bindings are generated with libclang, which needs the compiler's own headers (stddef.h and the like) too:
+# the library alone comes with programs that don't. Where bindgen looks, so do we: in LIBCLANG_PATH alone if that is set, otherwise
+# in the folders below. The argument is the root of the file system: empty, but in tests.
 have_libclang() {
-    local file
-    for file in "${LIBCLANG_PATH:-}"/libclang*.so* /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* /usr/lib64/libclang*.so*; do
-        [ -e "$file" ] && return 0
+    local root="$1" file found=no
+    if [ -n "${LIBCLANG_PATH:-}" ]; then
+        for file in "$root$LIBCLANG_PATH" "$root$LIBCLANG_PATH"/libclang*; do
+            if is_libclang "$file" && [ ! -d "$file" ]; then return 0; fi
+        done
+        return 1
+    fi
+    for file in "$root"/usr/lib/llvm-*/lib/libclang* "$root"/usr/local/llvm*/lib*/libclang* "$root"/usr/lib/libclang* \
+        "$root"/usr/lib/*/libclang* "$root"/usr/lib64/libclang* "$root"/usr/lib64/*/libclang* "$root"/usr/local/lib*/libclang*; do
+        if is_libclang "$file"; then found=yes; fi
+    done
+    [ "$found" = yes ] || return 1
+    for file in "$root"/usr/lib/llvm-*/lib/clang/*/include/stddef.h "$root"/usr/local/llvm*/lib*/clang/*/include/stddef.h \
+        "$root"/usr/lib/clang/*/include/stddef.h "$root"/usr/lib64/clang/*/include/stddef.h "$root"/usr/local/lib*/clang/*/include/stddef.h; do
+        if [ -e "$file" ]; then return 0; fi
     done
     return 1
 }
@@ -42,7 +66,12 @@ install_packages() {
     command -v c++ >/dev/null || missing+=(g++)
     # The linker needs the C library's headers and start files as well.
     [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
-    have_libclang || missing+=(libclang-dev)
+    if ! have_libclang ""; then
+        if [ -n "${LIBCLANG_PATH:-}" ]; then
+            die "LIBCLANG_PATH is $LIBCLANG_PATH, and there is no libclang.so in it; unset it, or set it to the folder that has one"
+        fi
+        missing+=(libclang-dev)
+    fi
     command -v curl >/dev/null || missing+=(curl ca-certificates)
     if [ "${#missing[@]}" -gt 0 ]; then apt_install "${missing[@]}"; fi
 }
@@ -54,7 +83,8 @@ install_rust() {
         export PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
     fi
     if ! command -v cargo >/dev/null; then
-        if [ -n "$(apt-cache policy rustup 2>/dev/null | sed -n 's/^ *Candidate: *\([^(].*\)/\1/p')" ]; then
+        # Where there is none, the candidate is `(none)`.
+        if [[ "$(apt-cache policy rustup 2>/dev/null)" =~ Candidate:\ [^\(] ]]; then
             apt_install rustup
         else
             say "installing Rust's own installer, rustup, since this distribution has no package of it"
@@ -65,9 +95,11 @@ install_rust() {
         fi
     fi
     if command -v rustup >/dev/null; then
-        if ! rustup toolchain list 2>/dev/null | grep -q "^$wanted-"; then
+        if ! [[ "$(rustup toolchain list 2>/dev/null)" == *"$wanted-"* ]]; then
             say "installing Rust $wanted, as rust-toolchain.toml says"
-            rustup toolchain install "$wanted" --profile minimal --component clippy --component rustfmt >&2
+            if ! rustup toolchain install "$wanted" --profile minimal --component clippy --component rustfmt >&2; then
+                die "Rust $wanted could not be installed; when the network lets it, run this again, or: rustup toolchain install $wanted"
+            fi
         fi
         return
     fi
@@ -89,7 +121,7 @@ use_target() {
         say "target/ is not $CARGO_TARGET_DIR, where this builds; left as it is"
     fi
     if [ ! -e "$CARGO_TARGET_DIR/release/flotilla" ]; then
-        say "the first build takes about ten minutes, because of RocksDB; later ones don't"
+        say "the first build takes about a quarter of an hour on two cores, because of RocksDB; later ones don't"
     fi
 }
 
