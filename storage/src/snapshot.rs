@@ -79,13 +79,53 @@ pub fn install<E: Engine>(
     replica: ReplicaId,
     hard_state: HardState,
 ) -> Result<(), StorageError> {
+    let mut installing = begin_install(engine, manifest, folder, replica, hard_state)?;
+    while installing.step(engine)? {}
+    Ok(())
+}
+
+/// Step 1 of [`install`]; the others are [`Installing::step`]s. Whoever takes them one by one sees what readers see in between.
+pub fn begin_install<E: Engine>(
+    engine: &E,
+    manifest: &SnapshotManifest,
+    folder: &Path,
+    replica: ReplicaId,
+    hard_state: HardState,
+) -> Result<Installing, StorageError> {
     verify(engine, manifest, folder)?;
     let install = Install::new(manifest.clone(), folder.to_owned(), replica, hard_state)?;
     FailPoint::InstallVerified.pass()?;
-    install.mark(engine)?;
-    FailPoint::InstallMarked.pass()?;
-    install.complete(engine)
+    Ok(Installing { install, next: 0 })
 }
+
+/// An install under way, whose files were verified.
+pub struct Installing {
+    install: Install,
+    /// The place of the next step in [`STEPS`].
+    next: usize,
+}
+
+impl Installing {
+    /// Takes the next step, durably; whether there is another.
+    pub fn step<E: Engine>(&mut self, engine: &E) -> Result<bool, StorageError> {
+        self.install.take(STEPS[self.next], engine)?;
+        self.next += 1;
+        Ok(self.next < STEPS.len())
+    }
+}
+
+/// A step that changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Mark,
+    Clear,
+    Ingest,
+    Finish,
+    Tidy,
+}
+
+/// The steps 2 to 6, in order.
+const STEPS: [Step; 5] = [Step::Mark, Step::Clear, Step::Ingest, Step::Finish, Step::Tidy];
 
 /// Completes every install whose marker stands. The first thing to do at start.
 pub(crate) fn complete_installs<E: Engine>(engine: &E) -> Result<(), StorageError> {
@@ -147,16 +187,21 @@ impl Install {
         engine.write(batch, true)
     }
 
+    /// One step, and the place behind it at which a test can end the process.
+    fn take<E: Engine>(&self, step: Step, engine: &E) -> Result<(), StorageError> {
+        let point = match step {
+            Step::Mark => self.mark(engine).map(|()| FailPoint::InstallMarked),
+            Step::Clear => self.clear(engine).map(|()| FailPoint::InstallCleared),
+            Step::Ingest => self.ingest(engine).map(|()| FailPoint::InstallIngested),
+            Step::Finish => self.finish(engine).map(|()| FailPoint::InstallFinished),
+            Step::Tidy => engine.remove_folder(&self.folder).map(|()| FailPoint::InstallTidied),
+        }?;
+        point.pass()
+    }
+
     /// Steps 3 to 6.
     fn complete<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
-        self.clear(engine)?;
-        FailPoint::InstallCleared.pass()?;
-        self.ingest(engine)?;
-        FailPoint::InstallIngested.pass()?;
-        self.finish(engine)?;
-        FailPoint::InstallFinished.pass()?;
-        engine.remove_folder(&self.folder)?;
-        FailPoint::InstallTidied.pass()
+        STEPS.into_iter().skip(1).try_for_each(|step| self.take(step, engine))
     }
 
     /// Step 3.

@@ -128,18 +128,11 @@ fn a_snapshot_makes_an_equal_shard<E: TestEngine>() {
 }
 
 fn a_restart_after_every_step_completes_the_install<E: TestEngine>() {
-    let steps: [fn(&Install, &E); 5] = [
-        |install, engine| install.mark(engine).unwrap(),
-        |install, engine| install.clear(engine).unwrap(),
-        |install, engine| install.ingest(engine).unwrap(),
-        |install, engine| install.finish(engine).unwrap(),
-        |install, engine| engine.remove_folder(&install.folder).unwrap(),
-    ];
-    for done in 0..=steps.len() {
+    for done in 0..=STEPS.len() {
         let mut scene = Scene::<E>::new();
         let install = scene.install();
         verify(&scene.target, &scene.manifest, &scene.folder).unwrap();
-        steps[..done].iter().for_each(|step| step(&install, &scene.target));
+        STEPS[..done].iter().for_each(|step| install.take(*step, &scene.target).unwrap());
         scene.restart();
         if done == 0 {
             scene.check_untouched();
