@@ -16,6 +16,11 @@ const FAULTS: &[(Mutation, &str)] = &[
     (Mutation::LeaseKeptInTransfer, "Transfer"),
     (Mutation::ReadBeforeApplied, "SlowDisk,Transfer"),
     (Mutation::AppliedApart, "Crash,PowerLoss"),
+    (Mutation::ReadDuringInstall, "SlowDisk,Crash"),
+    (Mutation::AgeByArrival, "Pause,Clog,Isolate"),
+    (Mutation::AgeBeforeApplied, "SlowDisk,Transfer"),
+    (Mutation::PromiseByLeaderId, "Stutter"),
+    (Mutation::PromiseForgotten, "Startle"),
 ];
 
 /// Within so many seeds every mistake is caught.

@@ -32,11 +32,23 @@ pub enum Mutation {
     LeaseKeptInTransfer,
     /// A proposal that was refused by another leader is proposed again by itself.
     ProposedTwice,
+    /// A stale read is answered while a snapshot is being installed.
+    ReadDuringInstall,
+    /// Contexts that no quorum has confirmed within a heartbeat interval are called lost, the youngest too.
+    YoungContextsDropped,
+    /// What a leader says is as fresh as the moment at which it arrives.
+    AgeByArrival,
+    /// A leader takes what it has committed for what it shows.
+    AgeBeforeApplied,
+    /// A follower stands by its leader as long as raft-rs knows of one.
+    PromiseByLeaderId,
+    /// A node that has just started stands by nobody.
+    PromiseForgotten,
 }
 
 impl Mutation {
     /// All of them, and their names.
-    pub const ALL: [(&'static str, Self); 12] = [
+    pub const ALL: [(&'static str, Self); 18] = [
         ("reused-read-context", Self::ReusedReadContext),
         ("lease-without-clock", Self::LeaseWithoutClock),
         ("skipped-fsync", Self::SkippedFsync),
@@ -49,6 +61,12 @@ impl Mutation {
         ("read-before-applied", Self::ReadBeforeApplied),
         ("lease-kept-in-transfer", Self::LeaseKeptInTransfer),
         ("proposed-twice", Self::ProposedTwice),
+        ("read-during-install", Self::ReadDuringInstall),
+        ("young-contexts-dropped", Self::YoungContextsDropped),
+        ("age-by-arrival", Self::AgeByArrival),
+        ("age-before-applied", Self::AgeBeforeApplied),
+        ("promise-by-leader-id", Self::PromiseByLeaderId),
+        ("promise-forgotten", Self::PromiseForgotten),
     ];
 
     /// The mistake of that name.

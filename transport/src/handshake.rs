@@ -5,6 +5,7 @@
 //!
 //! - another protocol version, another cluster, or the same cluster founded otherwise;
 //! - a node that is not the one its certificate names, or not the one that was dialled, or that claims to be this node;
+//! - leases on one end that the other end makes no promises for ([`LeaseTerms`]);
 //! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy of a data directory.
 
 use crate::certs::NodeName;
@@ -13,7 +14,7 @@ use flotilla_router::codec::Reader;
 use flotilla_router::{ClusterId, DecodeError, Incarnation, NodeId};
 
 /// Rises with every change of what is said on these connections.
-pub(crate) const PROTOCOL_VERSION: u16 = 1;
+pub(crate) const PROTOCOL_VERSION: u16 = 2;
 const MAGIC: &[u8; 8] = b"flotilla";
 /// The longest handshake that is read, of any version.
 pub(crate) const HELLO_BYTES_MAX: usize = 1024;
@@ -32,6 +33,32 @@ pub struct Identity {
     pub founding: u64,
     /// The number of its data directory, drawn when that was made: a node that lost its disk has another.
     pub directory: u64,
+    /// What its leases rest on, where they are on.
+    pub leases: Option<LeaseTerms>,
+}
+
+/// What a leader's lease and its followers' promises are made of. They are made on different nodes, and fit only if these are equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeaseTerms {
+    /// Milliseconds of a tick.
+    pub tick_ms: u64,
+    /// Ticks for which a follower stands by a leader that it has heard.
+    pub election_ticks: u64,
+    /// By how many percent clocks may differ.
+    pub drift_max_percent: u32,
+}
+
+/// Leases in words, as they are configured.
+fn in_words(leases: Option<LeaseTerms>) -> String {
+    leases.map_or_else(
+        || "`reads.lease` off".into(),
+        |LeaseTerms { tick_ms, election_ticks, drift_max_percent }| {
+            format!(
+                "`reads.lease` on, with `raft.tick_ms` {tick_ms}, `raft.election_ticks` {election_ticks}, \
+                 `reads.clock_drift_max_percent` {drift_max_percent}"
+            )
+        },
+    )
 }
 
 /// What a connection is for.
@@ -84,6 +111,12 @@ pub(crate) enum Refusal {
     #[error("both ends say that they are node {0}: give each process its own node id, data directory and certificate")]
     SameNode(NodeId),
     #[error(
+        "node {node} has {}, node {us} has {}: where leases are on these must be the same on every node, or a leader would read by a lease \
+         that others do not stand by. Make them the same: stop all nodes, change their configurations, and start them",
+        in_words(*theirs), in_words(*ours)
+    )]
+    Leases { node: NodeId, theirs: Option<LeaseTerms>, us: NodeId, ours: Option<LeaseTerms> },
+    #[error(
         "incarnation {theirs} of node {node} is older than {seen}, which was seen already: two processes run as node {node}, or \
          its data directory was put back to an old state; stop one of them, or let it join as a new node"
     )]
@@ -99,7 +132,7 @@ impl Hello {
     }
 
     /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ founding (8) ‖ directory (8) ‖
-    /// purpose (1). Magic, version and node stay where they
+    /// purpose (1) ‖ leases (1) ‖ where they are on: tick (8) ‖ election ticks (8) ‖ drift (4). Magic, version and node stay where they
     /// are in all versions, so that the complaint about a version can say whose it is.
     pub(crate) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(64);
@@ -114,6 +147,12 @@ impl Hello {
             Purpose::Lanes => 0,
             Purpose::Snapshot => 1,
         });
+        bytes.put_u8(u8::from(self.identity.leases.is_some()));
+        if let Some(LeaseTerms { tick_ms, election_ticks, drift_max_percent }) = self.identity.leases {
+            bytes.put_u64(tick_ms);
+            bytes.put_u64(election_ticks);
+            bytes.put_u32(drift_max_percent);
+        }
         bytes.freeze()
     }
 
@@ -129,12 +168,18 @@ impl Hello {
             return Err(Refusal::Version(node, version));
         }
         let (cluster, incarnation) = (ClusterId(reader.u64()?), Incarnation(reader.u64()?));
-        let identity = Identity { node, cluster, incarnation, founding: reader.u64()?, directory: reader.u64()? };
+        let (founding, directory) = (reader.u64()?, reader.u64()?);
         let purpose = match reader.u8()? {
             0 => Purpose::Lanes,
             1 => Purpose::Snapshot,
             other => return Err(reader.error(format!("unknown purpose {other}")).into()),
         };
+        let leases = match reader.u8()? {
+            0 => None,
+            1 => Some(LeaseTerms { tick_ms: reader.u64()?, election_ticks: reader.u64()?, drift_max_percent: reader.u32()? }),
+            other => return Err(reader.error(format!("unknown leases {other}")).into()),
+        };
+        let identity = Identity { node, cluster, incarnation, founding, directory, leases };
         reader.end()?;
         Ok(Self { version, identity, purpose })
     }
@@ -160,6 +205,9 @@ impl Hello {
         if theirs.founding != ours.founding {
             return Err(Refusal::Founding { node: theirs.node });
         }
+        if theirs.leases != ours.leases {
+            return Err(Refusal::Leases { node: theirs.node, theirs: theirs.leases, us: ours.node, ours: ours.leases });
+        }
         Ok(())
     }
 }
@@ -169,12 +217,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const LEASES: LeaseTerms = LeaseTerms { tick_ms: 50, election_ticks: 12, drift_max_percent: 10 };
     const OURS: Identity =
-        Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1), founding: 4, directory: 1 };
+        Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1), founding: 4, directory: 1, leases: None };
 
     fn hello(cluster: u64, node: u64) -> Hello {
-        let identity =
-            Identity { cluster: ClusterId(cluster), node: NodeId(node), incarnation: Incarnation(9), founding: 4, directory: 2 };
+        let (cluster, node) = (ClusterId(cluster), NodeId(node));
+        let identity = Identity { cluster, node, incarnation: Incarnation(9), founding: 4, directory: 2, leases: None };
         Hello::new(identity, Purpose::Lanes)
     }
 
@@ -185,16 +234,19 @@ mod tests {
     #[test]
     fn a_handshake_survives_the_wire() {
         for purpose in [Purpose::Lanes, Purpose::Snapshot] {
-            let hello = Hello { purpose, ..hello(1, 2) };
-            assert_eq!(Hello::decode(hello.encode()), Ok(hello));
+            for leases in [None, Some(LEASES)] {
+                let mut hello = Hello { purpose, ..hello(1, 2) };
+                hello.identity.leases = leases;
+                assert_eq!(Hello::decode(hello.encode()), Ok(hello));
+            }
         }
     }
 
     #[test]
     fn another_version_is_refused_even_if_it_is_longer() {
-        let mut bytes = BytesMut::from(&Hello { version: 2, ..hello(1, 2) }.encode()[..]);
+        let mut bytes = BytesMut::from(&Hello { version: 99, ..hello(1, 2) }.encode()[..]);
         bytes.put_slice(b"more");
-        assert_eq!(Hello::decode(bytes.freeze()), Err(Refusal::Version(NodeId(2), 2)));
+        assert_eq!(Hello::decode(bytes.freeze()), Err(Refusal::Version(NodeId(2), 99)));
     }
 
     #[test]
@@ -215,6 +267,28 @@ mod tests {
         assert_eq!(hello(1, 2).check(ours, named(1, 2), None), Err(Refusal::Founding { node: NodeId(2) }));
     }
 
+    #[test]
+    fn leases_that_do_not_fit_are_refused_on_both_ends() {
+        let others = [
+            None,
+            Some(LeaseTerms { tick_ms: 100, ..LEASES }),
+            Some(LeaseTerms { election_ticks: 11, ..LEASES }),
+            Some(LeaseTerms { drift_max_percent: 0, ..LEASES }),
+        ];
+        for theirs in others {
+            for (ours, theirs) in [(Some(LEASES), theirs), (theirs, Some(LEASES))] {
+                let mut hello = hello(1, 2);
+                hello.identity.leases = theirs;
+                let message = hello.check(Identity { leases: ours, ..OURS }, named(1, 2), None).unwrap_err().to_string();
+                let words = ["node 2 has `reads.lease`", "node 1 has `reads.lease`", "stop all nodes", "same on every node"];
+                assert!(words.iter().all(|words| message.contains(words)), "{message}");
+            }
+        }
+        let mut hello = hello(1, 2);
+        hello.identity.leases = Some(LEASES);
+        assert_eq!(hello.check(Identity { leases: Some(LEASES), ..OURS }, named(1, 2), None), Ok(()));
+    }
+
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
@@ -222,7 +296,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_handshake_is_refused(n in 0usize..51) {
+        fn a_cut_handshake_is_refused(n in 0usize..52) {
             prop_assert!(Hello::decode(hello(1, 2).encode().slice(..n)).is_err());
         }
     }

@@ -46,8 +46,14 @@ fn a_node_of_another_cluster_is_refused_even_where_its_authority_is_trusted() {
     let both = format!("{}{}", ours.cert_pem(), theirs.cert_pem());
     let start = |ca: &ClusterCa, node: u64| {
         let (cert, key) = ca.node(NodeId(node), &[]).unwrap();
-        let identity =
-            Identity { cluster: ca.cluster(), node: NodeId(node), incarnation: Incarnation(1), founding: 0, directory: 1 };
+        let identity = Identity {
+            cluster: ca.cluster(),
+            node: NodeId(node),
+            incarnation: Incarnation(1),
+            founding: 0,
+            directory: 1,
+            leases: None,
+        };
         Node::start_as(identity, &Credentials::from_pem(&both, &cert, &key).unwrap(), Config::default()).unwrap()
     };
     let (one, two) = (start(&ours, 1), start(&theirs, 2));
@@ -145,7 +151,8 @@ fn a_client_certificate_opens_no_peer_connection() {
 fn what_cannot_start_says_why_in_one_line() {
     let ca = ca();
     let record = Arc::new(common::Record::default());
-    let identity = Identity { cluster: CLUSTER, node: NodeId(1), incarnation: Incarnation(1), founding: 0, directory: 1 };
+    let identity =
+        Identity { cluster: CLUSTER, node: NodeId(1), incarnation: Incarnation(1), founding: 0, directory: 1, leases: None };
     let error = Transport::start(Config::default(), identity, &credentials(&ca, 1), record).err().unwrap();
     assert!(matches!(error, TransportError::NoRuntime));
 

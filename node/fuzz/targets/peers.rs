@@ -3,9 +3,12 @@
 
 use super::script::Script;
 use bytes::Bytes;
-use flotilla_node::core::Envelope;
+use flotilla_node::core::wire::Stamp;
+use flotilla_node::core::{Envelope, Time, Timing};
 use flotilla_router::command::PayloadBuilder;
-use flotilla_router::{Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Replica, ReplicaId, Revision, Role, ShardId};
+use flotilla_router::{
+    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, NodeId, Op, Replica, ReplicaId, Revision, Role, ShardId,
+};
 use protobuf::{Message as _, ProtobufEnum as _};
 use raft::eraftpb::{
     ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType,
@@ -50,7 +53,8 @@ pub(crate) fn honest_answer(asked: &Envelope) -> Option<Envelope> {
         answer.commit = asked_message.commit;
     }
     answer.context = asked_message.context.clone();
-    Some(Envelope { message: answer, ..asked.clone() })
+    let timing = Timing { echo: asked.timing.stamp, ..asked.timing };
+    Some(Envelope { timing, message: answer, ..asked.clone() })
 }
 
 /// Mostly a type that a peer may send.
@@ -188,6 +192,14 @@ pub(crate) fn bend(message: &mut Message, s: &mut Script<'_>) {
     }
 }
 
+/// What clocks may show: any times, of this life and of others.
+fn timing(s: &mut Script<'_>) -> Timing {
+    let mut stamp = || Stamp::new(Incarnation(u64::from(s.u8() & 3)), Time::from_millis(s.number(1000)));
+    let (stamp, echo) = (stamp(), stamp());
+    let lag = (s.u8() & 1 == 0).then(|| Time::from_micros(s.number(0)));
+    Timing { stamp, echo, held: Time::from_micros(s.number(0)), lag }
+}
+
 /// Any message of a shard, to a replica whose term, last and committed index are these.
 pub(crate) fn message(shard: ShardId, (term, last, committed): (u64, u64, u64), s: &mut Script<'_>) -> (NodeId, Envelope) {
     let mut message = Message::default();
@@ -225,5 +237,7 @@ pub(crate) fn message(shard: ShardId, (term, last, committed): (u64, u64, u64), 
     let entries = (0..u64::from(shape >> 6)).map(|i| entry(message.index.wrapping_add(1 + i), message.log_term.max(term), s));
     message.set_entries(entries.collect::<Vec<_>>().into());
     let epoch = Epoch { membership: s.number(1), range: 1 };
-    (from, Envelope { shard, epoch, committed: s.number(committed), message })
+    let committed = s.number(committed);
+    let timing = if who & 0x10 == 0 { Timing::default() } else { timing(s) };
+    (from, Envelope { shard, epoch, committed, timing, message })
 }

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_node::core::wire;
-use flotilla_node::core::{Beat, Envelope};
+use flotilla_node::core::{Beat, Envelope, Timing};
 use flotilla_router::call::{self, Answer, Ask, Consistency, Forwarded, Item, Reply, Response, Scan, ScanPage, Staleness};
 use flotilla_router::codec::Put;
 use flotilla_router::command::PayloadBuilder;
@@ -134,7 +134,7 @@ fn envelope(kind: MessageType) -> Envelope {
         }
         _ => message.context = Bytes::from_static(&[1; 16]),
     }
-    Envelope { shard: ShardId(3), epoch: Epoch { membership: 2, range: 1 }, committed: 4, message }
+    Envelope { shard: ShardId(3), epoch: Epoch { membership: 2, range: 1 }, committed: 4, timing: Timing::default(), message }
 }
 
 fn raft_frame() -> Bytes {

@@ -104,9 +104,8 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
         // The same trap, where this replica's own vote is enough. A leader, too, may lose its lead to the message's term first. Whoever
         // wants to hand over asks again.
         MsgTimeoutNow | MsgRequestPreVoteResponse if elections::would_win_too_early(replica) => Drop,
-        // A lease rests on followers that stand by their leader. One that has just started does not know whom it stood by.
         MsgRequestVote | MsgRequestPreVote
-            if context.config.reads.lease && context.ticks < context.config.raft.election_ticks as u64 =>
+            if elections::stands_by_its_leader(replica, message, context.config, context.ticks) =>
         {
             Drop
         }

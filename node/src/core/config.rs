@@ -96,9 +96,10 @@ impl From<ReadMode> for flotilla_router::Consistency {
 pub struct ReadsConfig {
     /// What a request without `consistency=` gets.
     pub default_consistency: ReadMode,
-    /// Whether leaders hold leases. Without, `consistency=lease` is answered through a quorum.
+    /// Whether leaders hold leases. Without, `consistency=lease` is answered through a quorum. The same on every node.
     pub lease: bool,
-    /// How much faster another node's clock may run than this one's, in percent. A lease is shorter by as much.
+    /// How much faster another node's clock may run than this one's, in percent. A lease is shorter by as much, and what other clocks have
+    /// measured counts for as much less where the age of a stale read is shown.
     pub clock_drift_max_percent: u32,
 }
 
@@ -207,6 +208,13 @@ impl CoreConfig {
     pub(super) fn lease(&self) -> Option<super::Time> {
         let ticks = u32::try_from(self.raft.election_ticks.saturating_sub(2)).unwrap_or(0);
         self.reads.lease.then(|| self.tick() * ticks * (100 - self.reads.clock_drift_max_percent.min(100)) / 100)
+    }
+
+    /// What leases rest on, where they are on: the length of a tick in milliseconds, ticks of an election timeout, percent of drift.
+    /// A leader counts on what its followers promise by theirs, so all nodes must have the same.
+    pub fn lease_terms(&self) -> Option<(u64, u64, u32)> {
+        let raft = &self.raft;
+        self.reads.lease.then_some((raft.tick_ms, raft.election_ticks as u64, self.reads.clock_drift_max_percent))
     }
 
     /// raft-rs's own configuration for one replica.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 /// One output.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "the largest announces a snapshot, and all are moved once")]
 pub enum Effect {
     /// Send to one node: one frame per lane for all messages of the pass. May be lost.
     Send {

@@ -7,6 +7,11 @@
 //! **The first election.** In a new cluster the first voter of each descriptor is meant to lead, which spreads leadership
 //! evenly. It calls the election soon and again until somebody leads; the others hold back for a while.
 //!
+//! **The promise**, on which leases rest ([`super::reads`]): whoever has heard a leader gives nobody its vote for an election timeout of
+//! its own ticks, unless that leader itself hands over. raft-rs has such a rule, but hangs it on `leader_id`, which it clears whenever a
+//! message of a higher term comes along, be it late; and it forgets it in a restart. So the tick at which a leader was last heard is
+//! kept here, and a node that has just started stands by whomever it may have heard before.
+//!
 //! **Hand-over.** Propose: only the leader, to a voter, one at a time. On result: the target leads, or an election timeout has
 //! passed. A leader never holds a lease again in the term in which it tried to hand over ([`super::reads`]).
 
@@ -19,6 +24,7 @@ use flotilla_router::mutation::Mutation;
 use flotilla_router::{NodeId, Refusal, ReplicaId, Role, ShardId};
 use flotilla_storage::{INITIAL, Recovered};
 use raft::StateRole;
+use raft::eraftpb::Message;
 
 /// Ticks between two attempts of the replica that is meant to lead a new shard.
 const FIRST_ELECTION_RETRY_TICKS: u64 = 4;
@@ -41,6 +47,9 @@ pub(super) struct Elections {
     pub(super) transferred_in_term: u64,
     /// Ticks since this replica began to lead.
     pub(super) led_ticks: u64,
+    /// The node's tick at which this replica last heard a leader; that of its start, before it has: whom it stood by then it does not
+    /// know.
+    pub(super) heard_leader_at: u64,
 }
 
 /// A hand-over under way.
@@ -74,6 +83,7 @@ impl Elections {
             transfer: None,
             transferred_in_term: 0,
             led_ticks: 0,
+            heard_leader_at: 0,
         }
     }
 
@@ -109,6 +119,18 @@ impl Elections {
         }
         ready
     }
+}
+
+/// Whether this replica stands by a leader whom it has heard, and so must not take up this request for its vote: its election timeout is
+/// not over, and nobody hands over. A request of an older term is none: raft-rs answers it, so that whoever asks learns the term.
+pub(super) fn stands_by_its_leader(replica: &Replica, message: &Message, config: &CoreConfig, ticks: u64) -> bool {
+    let heard_at = replica.elections.heard_leader_at;
+    let kept = if heard_at == 0 { !Mutation::PromiseForgotten.is_on() } else { !Mutation::PromiseByLeaderId.is_on() };
+    config.reads.lease
+        && message.term >= replica.raw.raft.term
+        && message.context != raft::CAMPAIGN_TRANSFER
+        && ticks - heard_at < config.raft.election_ticks as u64
+        && kept
 }
 
 /// Whether a campaign would be won by this replica's own vote while entries are not yet on disk. raft-rs makes it a leader in the
@@ -181,6 +203,7 @@ impl Node {
         let replica = self.registry.get_mut(shard).expect("the caller has looked");
         let (commands, bytes) = replica.proposals.take_waiting();
         let reads = replica.reads.stop_leading();
+        replica.freshness.stop_leading();
         self.waiting_bytes -= bytes;
         for ticket in commands.into_iter().chain(reads) {
             let refusal = Refusal::NotLeader { shard, leader };

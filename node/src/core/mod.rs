@@ -15,7 +15,7 @@
 //! [`elections`] overwrites them after every call that may have drawn one.
 //!
 //! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field: [`proposals`],
-//! [`reads`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is handled; [`outbox`] is
+//! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is handled; [`outbox`] is
 //! what leaves at the end of a pass; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys
 //! replicas; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
 //!
@@ -35,6 +35,7 @@ mod balance;
 mod check;
 mod compaction;
 mod elections;
+mod freshness;
 mod log;
 mod outbox;
 mod proposals;
@@ -47,7 +48,7 @@ mod snapshots;
 pub use config::{CoreConfig, LogConfig, RaftConfig, ReadMode, ReadsConfig};
 pub use effect::Effect;
 pub use event::{Beat, Event, SnapshotId, Ticket};
-pub use wire::Envelope;
+pub use wire::{Envelope, Timing};
 
 use elections::Elections;
 use flotilla_router::{Incarnation, NodeId, Refusal, ShardId};
@@ -201,7 +202,7 @@ impl Node {
     /// Takes one event in.
     pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Clock { now } => self.now = self.now.max(now),
+            Event::Clock { now } => self.set_clock(now),
             Event::Tick => self.tick(),
             Event::Message { from, envelope } => self.message(from, envelope),
             Event::Beat { from, beat } => {
@@ -258,9 +259,8 @@ impl Node {
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
         let mut counters = self.counters;
-        counters.replicas = self.registry.len() as u64;
-        (counters.leaders, counters.quarantined) = (self.registry.leaders(), self.registry.quarantined());
-        counters.apply_lag = self.registry.apply_lag();
+        (counters.replicas, counters.leaders) = (self.registry.len() as u64, self.registry.leaders());
+        (counters.quarantined, counters.apply_lag) = (self.registry.quarantined(), self.registry.apply_lag());
         counters.cache_bytes = self.cache_bytes;
         counters
     }
@@ -325,7 +325,7 @@ impl Node {
         };
         match check::check(replica, from, &envelope, &context) {
             check::Verdict::Step => {
-                self.note_freshness(shard, &envelope);
+                self.note_heard(shard, &envelope);
                 let replica = self.registry.get_mut(shard).expect("looked up just now");
                 // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do about it.
                 let _ = replica.raw.step(envelope.message);

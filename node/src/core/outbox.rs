@@ -4,10 +4,11 @@
 //! order in which it came up; then the write and the work for apply, unless those before are still under way: then they gather.
 
 use super::Node;
+use super::Time;
 use super::effect::Effect;
 use super::event::SnapshotId;
 use super::replica::Replica;
-use super::wire::Envelope;
+use super::wire::{Envelope, Stamp};
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::{ApplyWork, LogBatch, LogWrite};
 use raft::eraftpb::{Message, MessageType};
@@ -16,6 +17,10 @@ use std::collections::BTreeMap;
 /// What leaves at the end of the pass.
 #[derive(Default)]
 pub(super) struct Outbox {
+    /// The time of this pass, and what messages that leave in it say of it.
+    pub(super) now: Time,
+    /// See above.
+    pub(super) stamp: Stamp,
     /// In the order in which they must be carried out.
     pub(super) effects: Vec<Effect>,
     /// Messages that may leave now, by node.
@@ -51,6 +56,7 @@ impl Outbox {
             shard: replica.shard,
             epoch: replica.descriptor.epoch,
             committed: replica.raw.raft.raft_log.committed,
+            timing: replica.timing(&message, self.stamp, self.now),
             message,
         };
         if envelope.message.get_msg_type() == MessageType::MsgSnapshot {

@@ -6,26 +6,32 @@
 //! yet sent**. Contexts are (incarnation, counter) and never used twice: raft-rs keys what is pending by the context, and an
 //! answer to an older use would confirm a newer read on a leader that was deposed in between.
 //!
-//! **Lease** (thesis §6.4.1). A confirmed context proves that a quorum heard this leader at, or after, the time when it was
-//! sent; each of them stands by it for an election timeout of its own clock. Until then, less a drift bound, no other leader
-//! can exist. Void while and after handing over in the same term, and on stepping down. Never raft-rs's own lease mode.
+//! A context stays on its way until it is confirmed or leadership is gone: every heartbeat carries the youngest one again, and its
+//! confirmation confirms those before it. So a quorum may be as far away as an election timeout. (Contexts that were called lost
+//! after a heartbeat interval, and replaced, could never be confirmed from further away than that.)
 //!
-//! **Stale**. At once, with the applied index, and the time since the replica knew that it had applied all that was committed.
+//! **Lease** (thesis §6.4.1). A confirmed context proves that a quorum heard this leader at, or after, the time when it was
+//! sent; each of them stands by it for an election timeout of its own clock ([`super::elections`]). Until then, less a drift bound,
+//! no other leader can exist. Void while and after handing over in the same term, and on stepping down. Never raft-rs's own lease
+//! mode. The clock is read after the read was taken in: a process that then stands still answers late, not wrongly.
+//!
+//! **Stale**. At once, by any replica, with its applied index and its age ([`super::freshness`]); not while a snapshot is being
+//! installed, when there is nothing whole to be seen.
 
 use super::effect::Effect;
 use super::event::Ticket;
-use super::replica::Replica;
-use super::wire::Envelope;
 use super::{Node, Time};
 use flotilla_router::call::Staleness;
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Consistency, Refusal, ReplicaId, ShardId};
+use flotilla_router::{Consistency, Refusal, ShardId};
 use raft::StateRole;
-use raft::eraftpb::MessageType;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
-/// Contexts of one shard that may be on their way at once. Reads gather while they are.
+/// Contexts of one shard that are sent one right after the other. Further reads gather until one comes back, or a heartbeat interval
+/// has passed since the last was sent.
 const CONTEXTS_MAX: usize = 2;
+/// Contexts of one shard that may be on their way at all.
+const CONTEXTS_FAR_MAX: usize = 64;
 
 /// The reads of one shard.
 #[derive(Default)]
@@ -38,18 +44,16 @@ pub(super) struct Reads {
     confirmed: Vec<(u64, Vec<(Ticket, Time)>)>,
     /// Until when this leader may answer alone.
     lease_until: Option<Time>,
-    /// When the replica last knew that it had applied all that was committed.
-    fresh_at: Option<Time>,
-    /// A committed index that the leader named, and when, which is not applied yet.
-    catching_up: Option<(u64, Time)>,
-    /// On the leader: when each follower last answered in this term.
-    heard: BTreeMap<ReplicaId, Time>,
 }
 
+/// A context on its way.
 struct Sent {
     context: [u8; 16],
+    /// Who joined, and until when they wait.
     reads: Vec<(Ticket, Time)>,
+    /// When it was first sent.
     at: Time,
+    /// Ticks since then.
     ticks: usize,
 }
 
@@ -57,6 +61,18 @@ impl Reads {
     /// Whether no read waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.sent.is_empty() && self.confirmed.is_empty()
+    }
+
+    /// Whether reads wait for a context that may be sent now.
+    fn wants_context(&self, heartbeat_ticks: usize) -> bool {
+        let far = |sent: &Sent| sent.ticks >= heartbeat_ticks && self.sent.len() < CONTEXTS_FAR_MAX;
+        !self.waiting.is_empty() && (self.sent.len() < CONTEXTS_MAX || self.sent.back().is_some_and(far))
+    }
+
+    /// Contexts that raft-rs does not know any more will not be confirmed: their reads wait for another.
+    fn take_back(&mut self) {
+        let lost: Vec<_> = self.sent.drain(..).flat_map(|s| s.reads).collect();
+        self.waiting.splice(..0, lost);
     }
 
     /// A quorum has confirmed a context, and with it all that were sent before.
@@ -85,7 +101,6 @@ impl Reads {
     /// Leadership is gone: takes the reads that were not confirmed. Those that were may still look.
     pub(super) fn stop_leading(&mut self) -> Vec<Ticket> {
         self.void_lease();
-        self.heard.clear();
         let sent = self.sent.drain(..).flat_map(|s| s.reads);
         self.waiting.drain(..).chain(sent).map(|(ticket, _)| ticket).collect()
     }
@@ -116,23 +131,18 @@ impl Reads {
     }
 }
 
-impl Replica {
-    /// When a quorum was last heard by this leader, itself included.
-    fn heard_by_quorum_at(&self, now: Time) -> Option<Time> {
-        let at = |id| if id == self.id { Some(now) } else { self.reads.heard.get(&id).copied() };
-        let mut times: Vec<_> = self.descriptor.voters().map(|v| at(v.id)).collect();
-        times.sort();
-        // With n voters, n / 2 + 1 of them were heard at or after the one at this place.
-        times.get(times.len().checked_sub(times.len() / 2 + 1)?).copied().flatten()
-    }
-}
-
 impl Node {
     /// A client's read: served at once, refused, or in line.
     pub(super) fn read(&mut self, ticket: Ticket, shard: ShardId, consistency: Consistency, deadline: Time) {
         let refusal = match (self.registry.get_mut(shard), consistency) {
             (None, _) => Refusal::NotHosted { shard },
             (Some(replica), _) if replica.quarantined.is_some() => Refusal::NotHosted { shard },
+            // Its keys are gone, and those of the snapshot are not there yet: another replica can answer.
+            (Some(replica), Consistency::Stale { .. })
+                if replica.snapshots.is_installing() && !Mutation::ReadDuringInstall.is_on() =>
+            {
+                Refusal::NotHosted { shard }
+            }
             (Some(_), Consistency::Stale { age_max }) => return self.stale_read(ticket, shard, age_max),
             (Some(replica), _) if !replica.leads() => Refusal::NotLeader { shard, leader: replica.leader_node() },
             (Some(replica), Consistency::Lease) if replica.reads.lease_holds(self.now) => {
@@ -154,8 +164,7 @@ impl Node {
     fn stale_read(&mut self, ticket: Ticket, shard: ShardId, age_max: Option<Time>) {
         let now = self.now;
         let replica = self.registry.get_mut(shard).expect("the caller has looked");
-        let fresh_at = if replica.leads() { replica.heard_by_quorum_at(now) } else { replica.reads.fresh_at };
-        let age = fresh_at.map(|at| now.saturating_sub(at));
+        let age = replica.age(now);
         let staleness = Some(Staleness { applied: replica.applied.index, age });
         let descriptor = replica.descriptor.clone();
         let effect = if age_max.is_some_and(|max| age.is_none_or(|age| age > max)) {
@@ -169,14 +178,11 @@ impl Node {
     /// Sends one context for all reads of the shard that wait.
     pub(super) fn send_read_contexts(&mut self, shard: ShardId) {
         let (incarnation, now) = (self.identity.incarnation, self.now);
+        let heartbeat_ticks = self.config.raft.heartbeat_ticks;
         let Some(replica) = self.registry.get_mut(shard) else { return };
         let raft = &replica.raw.raft;
         // Before its first commit of its term a leader does not know what is committed; raft-rs would drop the context.
-        if replica.reads.waiting.is_empty()
-            || replica.reads.sent.len() >= CONTEXTS_MAX
-            || raft.state != StateRole::Leader
-            || !raft.commit_to_current_term()
-        {
+        if !replica.reads.wants_context(heartbeat_ticks) || raft.state != StateRole::Leader || !raft.commit_to_current_term() {
             return;
         }
         let mut context = [0; 16];
@@ -193,7 +199,12 @@ impl Node {
     /// Lets confirmed reads look, whose index is applied.
     pub(super) fn serve_confirmed_reads(&mut self, shard: ShardId) {
         let lease_holds = self.config.lease();
+        let heartbeat_ticks = self.config.raft.heartbeat_ticks;
         let Some(replica) = self.registry.get_mut(shard) else { return };
+        if replica.snapshots.is_installing() {
+            // What was confirmed while it led is in the snapshot, too; but not before all of that is there.
+            return;
+        }
         let transferred = replica.elections.transferred_in_term == replica.raw.raft.term;
         if lease_holds.is_none() || transferred && !Mutation::LeaseKeptInTransfer.is_on() {
             replica.reads.void_lease();
@@ -208,11 +219,7 @@ impl Node {
             !ready
         });
         // A context that came back made room for the reads that gathered meanwhile: they need not wait for a tick.
-        if !replica.reads.waiting.is_empty()
-            && replica.reads.sent.len() < CONTEXTS_MAX
-            && replica.leads()
-            && replica.raw.raft.commit_to_current_term()
-        {
+        if replica.reads.wants_context(heartbeat_ticks) && replica.leads() && replica.raw.raft.commit_to_current_term() {
             self.dirty.insert(shard);
         }
         if !tickets.is_empty() {
@@ -221,7 +228,7 @@ impl Node {
         }
     }
 
-    /// Retries a context whose heartbeats may have been lost, under a new one, and answers reads whose time is up.
+    /// Answers reads whose time is up, and lets those that gathered behind far contexts have one of their own.
     pub(super) fn tick_reads(&mut self, shard: ShardId) {
         let heartbeat_ticks = self.config.raft.heartbeat_ticks;
         let Some(replica) = self.registry.get_mut(shard) else { return };
@@ -229,45 +236,14 @@ impl Node {
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(Refusal::Expired { shard }) });
         }
         replica.reads.sent.iter_mut().for_each(|s| s.ticks += 1);
-        if replica.reads.sent.front().is_some_and(|s| s.ticks >= heartbeat_ticks) {
-            // All of them, so that a context that was lost holds no place for ever.
-            let lost: Vec<_> = replica.reads.sent.drain(..).flat_map(|s| s.reads).collect();
-            replica.reads.waiting.splice(..0, lost);
+        let raft = &replica.raw.raft;
+        let forgotten = raft.pending_read_count() == 0 && raft.ready_read_count() == 0;
+        let given_up = replica.reads.sent.front().is_some_and(|s| s.ticks >= heartbeat_ticks);
+        if forgotten || given_up && Mutation::YoungContextsDropped.is_on() {
+            replica.reads.take_back();
         }
-        if !replica.reads.waiting.is_empty() {
+        if replica.reads.wants_context(heartbeat_ticks) {
             self.touch(shard);
-        }
-    }
-
-    /// Notes that the leader named its committed index, before the message that did so is stepped.
-    pub(super) fn note_freshness(&mut self, shard: ShardId, envelope: &Envelope) {
-        let now = self.now;
-        let Some(replica) = self.registry.get_mut(shard) else { return };
-        if replica.leads() {
-            replica.reads.heard.insert(ReplicaId(envelope.message.from), now);
-            return;
-        }
-        let from_leader = matches!(envelope.message.get_msg_type(), MessageType::MsgHeartbeat | MessageType::MsgAppend)
-            && envelope.message.term >= replica.raw.raft.term;
-        if !from_leader {
-            return;
-        }
-        if envelope.committed <= replica.applied.index {
-            replica.reads.fresh_at = Some(now);
-            replica.reads.catching_up = None;
-        } else if replica.reads.catching_up.is_none() {
-            replica.reads.catching_up = Some((envelope.committed, now));
-        }
-    }
-
-    /// Notes that more was applied.
-    pub(super) fn note_applied(&mut self, shard: ShardId) {
-        let Some(replica) = self.registry.get_mut(shard) else { return };
-        if let Some((index, at)) = replica.reads.catching_up
-            && index <= replica.applied.index
-        {
-            replica.reads.fresh_at = Some(at);
-            replica.reads.catching_up = None;
         }
     }
 }

@@ -7,7 +7,9 @@
 //! 2. `ready()`. From here to `advance_append_async` nothing else is called on the group.
 //! 3. A leader's messages leave at once, before its own fsync. Read states and committed entries are queued.
 //! 4. Entries are put where raft-rs can read them, and with the hard state into the write that all groups of the pass share.
-//! 5. A follower's messages wait for that write. A Ready that needs no sync waits for nothing, but never overtakes one that does.
+//! 5. A follower's messages wait for that write. A Ready that needs no sync waits for nothing, but never overtakes one that does. Only
+//!    its answers to heartbeats leave at once: they vouch for nothing that the write holds, only that this replica was in the leader's
+//!    term when it heard it, and reads that wait for a quorum would otherwise wait for its slowest disk.
 //! 6. After the fsync: `on_persist_ready` with the highest number, then the messages that waited.
 //! 7. After apply: conf changes first, then `advance_apply_to`.
 //!
@@ -25,7 +27,7 @@ use flotilla_router::{Refusal, ReplicaId, ShardId};
 use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
 use protobuf::Message as _;
 use raft::GetEntriesContext;
-use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType, Message};
+use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType, Message, MessageType};
 use std::collections::VecDeque;
 
 /// Readys of one group that are not yet persisted.
@@ -136,8 +138,10 @@ impl Node {
         }
         let number = ready.number();
         let mut messages = ready.take_persisted_messages();
-        if Mutation::EarlyAnswers.is_on() {
-            messages.drain(..).for_each(|message| self.outbox.send(replica, message));
+        let may_leave =
+            |message: &mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse || Mutation::EarlyAnswers.is_on();
+        for message in messages.extract_if(.., may_leave) {
+            self.outbox.send(replica, message);
         }
         let committed = ready.take_committed_entries();
         if !ready.snapshot().is_empty() {

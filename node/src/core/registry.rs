@@ -8,6 +8,7 @@
 use super::compaction::Compaction;
 use super::config::CoreConfig;
 use super::elections::{self, Elections};
+use super::freshness::Freshness;
 use super::log::LogView;
 use super::proposals::Proposals;
 use super::reads::Reads;
@@ -56,6 +57,7 @@ impl Registry {
             ready: ReadyQueue::new(recovered.hard_state, recovered.last.index),
             proposals: Proposals::default(),
             reads: Reads::default(),
+            freshness: Freshness::default(),
             elections: Elections::new(&recovered),
             snapshots: Snapshots::default(),
             compaction: Compaction::new(recovered.last, recovered.log_bytes),

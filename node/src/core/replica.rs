@@ -3,6 +3,7 @@
 use super::compaction::Compaction;
 use super::elections::Elections;
 use super::event::Ticket;
+use super::freshness::Freshness;
 use super::log::LogView;
 use super::proposals::Proposals;
 use super::reads::Reads;
@@ -34,6 +35,8 @@ pub(super) struct Replica {
     pub(super) proposals: Proposals,
     /// Reads that wait.
     pub(super) reads: Reads,
+    /// How old what it shows may be.
+    pub(super) freshness: Freshness,
     /// Election timeouts, transfers.
     pub(super) elections: Elections,
     /// Snapshots under way, out and in.

@@ -2,21 +2,26 @@
 //!
 //! ```text
 //! frame    := format (1) ‖ item*
-//! item     := 1 ‖ shard (8) ‖ epoch.membership (8) ‖ epoch.range (8) ‖ committed (8) ‖ length (4) ‖ raft message (protobuf)
+//! item     := 1 ‖ shard (8) ‖ epoch.membership (8) ‖ epoch.range (8) ‖ committed (8) ‖ timing ‖ length (4) ‖ raft message (protobuf)
 //!           | 2 ‖ leaders (4) ‖ replicas (4) ‖ flags (1)
+//! timing   := stamp (8) ‖ echo (8) ‖ held (4) ‖ lag (4)
 //! ```
+//!
+//! A stamp is the low 16 bits of an incarnation and 48 bits of microseconds on that life's clock, 0 where there is none; `held` and
+//! `lag` are microseconds, `lag` all ones where there is none.
 //!
 //! raft 0.7 is bound to rust-protobuf 2, whose parser recurses without bound on nested *groups* in unknown fields
 //! (RUSTSEC-2024-0437). raft's messages have none, so [`guard`] walks over the bytes first and refuses every group.
 
+use super::Time;
 use super::event::Beat;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_router::codec::{DecodeError, Reader};
-use flotilla_router::{Epoch, ShardId};
+use flotilla_router::{Epoch, Incarnation, ShardId};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const ITEM_MESSAGE: u8 = 1;
 const ITEM_BEAT: u8 = 2;
 /// No honest message comes near this.
@@ -31,8 +36,71 @@ pub struct Envelope {
     pub epoch: Epoch,
     /// The sender's committed index: unlike a heartbeat's, not cut to what the receiver is known to hold.
     pub committed: u64,
+    /// What the two ends know of each other's clocks.
+    pub timing: Timing,
     /// The message.
     pub message: Message,
+}
+
+/// A moment on the clock of one life of one node. Others only hand it back: whoever has started anew does not take a moment of an
+/// earlier life for one of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp(u64);
+
+/// Bits of a stamp that are microseconds: nine years.
+const STAMP_BITS: u32 = 48;
+
+impl Stamp {
+    /// No moment.
+    pub const NONE: Self = Self(0);
+
+    /// This moment of this life.
+    pub fn new(life: Incarnation, now: Time) -> Self {
+        let micros = u64::try_from(now.as_micros()).unwrap_or(u64::MAX).min((1 << STAMP_BITS) - 1);
+        Self(life.0 << STAMP_BITS | micros)
+    }
+
+    /// The moment, if it is one of this life.
+    pub fn at(self, life: Incarnation) -> Option<Time> {
+        let is_ours = self.0 >> STAMP_BITS == life.0 & 0xffff && self != Self::NONE;
+        is_ours.then(|| Time::from_micros(self.0 & ((1 << STAMP_BITS) - 1)))
+    }
+
+    /// Whether it is later than the other, or of another life.
+    pub fn is_news_after(self, other: Self) -> bool {
+        self != Self::NONE && (self.0 >> STAMP_BITS != other.0 >> STAMP_BITS || self.0 > other.0)
+    }
+}
+
+/// What the two ends of a message know of each other's clocks; [`freshness`](super::freshness) makes use of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// When the message left, on its sender's clock.
+    pub stamp: Stamp,
+    /// The last stamp of the receiver's that its sender has heard in the message's term.
+    pub echo: Stamp,
+    /// From a leader: for how long, on its clock, it has known that.
+    pub held: Time,
+    /// From a leader: how long before the message left it is last shown to have led.
+    pub lag: Option<Time>,
+}
+
+impl Timing {
+    fn encode(&self, out: &mut BytesMut) {
+        // What does not fit is not vouched for.
+        let micros = |time: Time| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+        out.put_u64(self.stamp.0);
+        out.put_u64(self.echo.0);
+        out.put_u32(micros(self.held));
+        out.put_u32(self.lag.map_or(u32::MAX, micros));
+    }
+
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        let (stamp, echo) = (Stamp(reader.u64()?), Stamp(reader.u64()?));
+        let held = Time::from_micros(reader.u32()?.into());
+        let lag = Some(reader.u32()?).filter(|lag| *lag != u32::MAX).map(|lag| Time::from_micros(lag.into()));
+        Ok(Self { stamp, echo, held, lag })
+    }
 }
 
 /// One part of a frame.
@@ -52,6 +120,7 @@ impl Envelope {
         out.put_u64(self.epoch.membership);
         out.put_u64(self.epoch.range);
         out.put_u64(self.committed);
+        self.timing.encode(out);
         let bytes = self.message.compute_size();
         out.put_u32(bytes);
         out.reserve(bytes as usize);
@@ -65,6 +134,7 @@ impl Envelope {
         let shard = ShardId(reader.u64()?);
         let epoch = Epoch { membership: reader.u64()?, range: reader.u64()? };
         let committed = reader.u64()?;
+        let timing = Timing::decode(reader)?;
         let bytes = reader.bytes()?;
         if bytes.len() > MESSAGE_BYTES_MAX {
             return Err(reader.error(format!("a raft message of {} bytes", bytes.len())));
@@ -72,7 +142,7 @@ impl Envelope {
         guard(&bytes, Shape::Message).map_err(|why| reader.error(why))?;
         let mut message = Message::default();
         message.merge_from_carllerche_bytes(&bytes).map_err(|e| reader.error(e.to_string()))?;
-        Ok(Self { shard, epoch, committed, message })
+        Ok(Self { shard, epoch, committed, timing, message })
     }
 }
 
@@ -204,7 +274,9 @@ mod tests {
         message.term = 9;
         message.set_entries(vec![Entry { index: 5, term: 9, data: vec![7; 300].into(), ..Default::default() }].into());
         message.mut_snapshot().mut_metadata().mut_conf_state().set_voters(vec![1, 2, 3]);
-        Envelope { shard: ShardId(2), epoch: Epoch { membership: 1, range: 2 }, committed: 4, message }
+        let stamp = |micros| Stamp::new(Incarnation(3), Time::from_micros(micros));
+        let timing = Timing { stamp: stamp(70), echo: stamp(60), held: Time::from_micros(9), lag: Some(Time::from_micros(4)) };
+        Envelope { shard: ShardId(2), epoch: Epoch { membership: 1, range: 2 }, committed: 4, timing, message }
     }
 
     fn items(frame: Bytes) -> Result<Vec<Item>, DecodeError> {
@@ -225,9 +297,30 @@ mod tests {
         // The parser caches sizes inside; compare what counts.
         assert_eq!(read.message.write_to_bytes().unwrap(), envelope().message.write_to_bytes().unwrap());
         assert_eq!((read.shard, read.epoch, read.committed), (ShardId(2), Epoch { membership: 1, range: 2 }, 4));
+        assert_eq!(read.timing, envelope().timing);
         for n in 2..frame.len() {
             let _ = items(frame.slice(..n));
         }
+    }
+
+    #[test]
+    fn a_stamp_means_something_to_the_life_that_made_it() {
+        let (life, next) = (Incarnation(0x1_0005), Incarnation(0x1_0006));
+        let stamp = Stamp::new(life, Time::from_nanos(1_999_999));
+        assert_eq!(stamp.at(life), Some(Time::from_micros(1999)), "never later than it was");
+        assert_eq!((stamp.at(next), Stamp::NONE.at(Incarnation(1 << 16))), (None, None));
+        let later = Stamp::new(life, Time::from_millis(2));
+        assert!(later.is_news_after(stamp) && !stamp.is_news_after(later) && !Stamp::NONE.is_news_after(stamp));
+        assert!(Stamp::new(next, Time::ZERO).is_news_after(later), "another life is always news");
+        assert_eq!(Stamp::new(life, Time::MAX).at(life), Some(Time::from_micros((1 << STAMP_BITS) - 1)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_vouched_for() {
+        let mut out = BytesMut::new();
+        Timing { lag: Some(Time::from_secs(1 << 20)), held: Time::from_secs(1 << 20), ..Timing::default() }.encode(&mut out);
+        let read = Timing::decode(&mut Reader::new("timing", out.freeze())).unwrap();
+        assert_eq!((read.lag, read.held), (None, Time::from_micros(u32::MAX.into())));
     }
 
     #[test]
@@ -235,7 +328,7 @@ mod tests {
         for shape in [vec![0x0b; 100_000], [vec![0x3a, 100], vec![0x0b; 100]].concat(), vec![0x0c]] {
             let mut frame = start_frame();
             frame.put_u8(ITEM_MESSAGE);
-            frame.put_slice(&[0; 32]);
+            frame.put_slice(&[0; 56]);
             frame.put_u32(shape.len() as u32);
             frame.put_slice(&shape);
             assert!(items(frame.freeze()).unwrap_err().why.contains("group"));

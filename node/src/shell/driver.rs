@@ -2,7 +2,8 @@
 //!
 //! It owns the core, and nothing else touches it. It never waits for anything but its mailbox and the next tick: disk, network
 //! and clients each have a thread or queue of their own. Ticks are never closer together than the tick's length, so that a pause
-//! does not make a follower count time that did not pass since it heard its leader; leases rest on that.
+//! does not make a follower count time that did not pass since it heard its leader; leases rest on that. Those who hold them count on a
+//! clock that runs in suspend, too ([`super::clock`]).
 
 use super::applier;
 use super::mailbox::{Grant, Mail, Mailbox, ReplyTo};
@@ -78,6 +79,8 @@ pub struct Driver {
     drained: Vec<oneshot::Sender<()>>,
     counted: Counters,
     requests: HashMap<ShardId, (u64, u64)>,
+    /// The core's time in this pass.
+    now: Time,
 }
 
 impl Driver {
@@ -92,6 +95,7 @@ impl Driver {
             drained: Vec::new(),
             counted: Counters::default(),
             requests: HashMap::new(),
+            now: Time::ZERO,
         }
     }
 
@@ -103,7 +107,8 @@ impl Driver {
             self.mailbox.take(&mut mails, next_tick);
             // After the mailbox was emptied: what is vouched for at this moment is vouched for to everybody who asked before.
             let started = Instant::now();
-            self.core.handle(Event::Clock { now: self.mailbox.time(started) });
+            self.now = self.mailbox.now();
+            self.core.handle(Event::Clock { now: self.now });
             if started >= next_tick {
                 next_tick = started + tick;
                 self.core.handle(Event::Tick);
@@ -179,7 +184,7 @@ impl Driver {
             }
             Effect::Read { tickets, descriptor, staleness } => {
                 let view = Arc::new(self.hands.engine.view());
-                let grant = Grant { view, descriptor, staleness };
+                let grant = Grant { view, descriptor, staleness, at: self.now };
                 let mut of_peers = Vec::new();
                 for ticket in tickets {
                     match self.waiters.remove(&ticket) {

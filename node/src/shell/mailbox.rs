@@ -5,6 +5,7 @@
 //! is refused.
 
 use super::View;
+use super::clock;
 use super::queue::Queue;
 use crate::core::inspect::ShardReport;
 use crate::core::{Event, Time};
@@ -25,8 +26,10 @@ pub struct Grant {
     pub view: Arc<View>,
     /// What the shard was at that moment.
     pub descriptor: Arc<Descriptor>,
-    /// For stale reads, how old that state may be.
+    /// For stale reads, how old that state may be, as of `at`.
     pub staleness: Option<Staleness>,
+    /// When the core granted it, on its clock.
+    pub at: Time,
 }
 
 /// Who waits for an answer.
@@ -108,11 +111,13 @@ pub enum Mail {
 pub struct Mailbox {
     queue: Arc<Queue<Mail>>,
     started: Instant,
+    /// The same moment on the core's clock.
+    begun: Time,
 }
 
 impl Default for Mailbox {
     fn default() -> Self {
-        Self { queue: Arc::default(), started: Instant::now() }
+        Self { queue: Arc::default(), started: Instant::now(), begun: clock::now() }
     }
 }
 
@@ -122,7 +127,17 @@ impl Mailbox {
         self.queue.take(into, Some(deadline));
     }
 
-    /// The core's time at `instant`.
+    /// The core's time: [`clock`]'s, from when the mailbox was made.
+    pub fn now(&self) -> Time {
+        clock::now().saturating_sub(self.begun)
+    }
+
+    /// The core's time at a moment that is to come.
+    pub fn deadline(&self, instant: Instant) -> Time {
+        self.now() + instant.saturating_duration_since(Instant::now())
+    }
+
+    /// The time for which the process has been awake, up to `instant`.
     pub fn time(&self, instant: Instant) -> Time {
         instant.saturating_duration_since(self.started)
     }

@@ -10,7 +10,8 @@
 //!
 //! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with.
 //! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
-//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded.
+//! - [`clock`]: the time that leases and ages rest on.
+//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded; [`stale`]: stale ones.
 //! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
 //!
 //! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what is committed and who is told
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod applier;
+pub mod clock;
 pub mod config;
 pub mod driver;
 pub mod founding;
@@ -29,6 +31,7 @@ pub mod queue;
 pub mod rates;
 pub mod service;
 pub mod snapshots;
+pub mod stale;
 pub mod start;
 pub mod writer;
 

@@ -134,7 +134,11 @@ impl Service {
             Ask::Get { consistency: Consistency::Stale { .. }, .. } | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
         );
         if here && stale {
-            return self.answer(shard, ask, deadline).await;
+            match self.answer(shard, ask, deadline).await {
+                // Its own replica is set aside, or being replaced by a snapshot: any other will do.
+                Err(Refusal::NotHosted { .. }) => return self.elsewhere(shard, ask, deadline).await,
+                answered => return answered,
+            }
         }
         match self.routes.leader(shard.id) {
             Some(leader) if leader == self.node => self.answer(shard, ask, deadline).await,
@@ -197,13 +201,13 @@ impl Service {
         let shard = self.resolve(&forwarded.ask).filter(|shard| of_one_key && shard.on_node(self.node).is_some());
         let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
         let (this, shard) = (self.clone(), shard.id);
-        let deadline = self.mailbox.time(Instant::now() + forwarded.time_left);
+        let deadline = self.mailbox.now() + forwarded.time_left;
         let mail = match forwarded.ask {
             Ask::Get { key, consistency } => {
                 let answered = move |granted: Result<Grant, Refusal>| {
                     let response = granted.and_then(|grant| {
                         this.metrics.reads(consistency).inc();
-                        this.get(&grant, &key)
+                        this.get(&grant, &key, consistency)
                     });
                     responder.respond(call::encode(&response));
                 };
@@ -251,7 +255,7 @@ impl Service {
         match ask {
             Ask::Get { key, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
-                self.get(&grant, key)
+                self.get(&grant, key, *consistency)
             }
             Ask::Scan { scan, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
@@ -262,7 +266,7 @@ impl Service {
                 // A scan may read from disk for a while; other tasks of this thread move elsewhere.
                 let page = tokio::task::block_in_place(|| read::scan(&*grant.view, scan, range, grant.descriptor.id.is_meta()));
                 let page = or_stop(&grant, page);
-                Ok(self.reply(&grant, Answer::Page(page)))
+                self.reply(&grant, Answer::Page(page), *consistency)
             }
             Ask::Write(command) => self.write(shard, command, deadline).await,
             Ask::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
@@ -270,23 +274,19 @@ impl Service {
     }
 
     /// Looks a key up.
-    fn get(&self, grant: &Grant, key: &[u8]) -> Response {
+    fn get(&self, grant: &Grant, key: &[u8], consistency: Consistency) -> Response {
         if !grant.descriptor.range.contains(key) {
             return Err(wrong_shard(grant));
         }
         let found = or_stop(grant, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
         let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
-        Ok(self.reply(grant, answer))
-    }
-
-    fn reply(&self, grant: &Grant, answer: Answer) -> Reply {
-        Reply { shard: grant.descriptor.id, node: self.node, answer, staleness: grant.staleness }
+        self.reply(grant, answer, consistency)
     }
 
     /// Asks the loop for a view that is fresh enough.
     pub(super) async fn grant(&self, shard: ShardId, consistency: Consistency, deadline: Instant) -> Result<Grant, Refusal> {
         let (reply, granted) = oneshot::channel();
-        let deadline = self.mailbox.time(deadline);
+        let deadline = self.mailbox.deadline(deadline);
         if !self.mailbox.offer(Mail::Read { shard, consistency, deadline, reply: ReplyTo::Task(reply) }) {
             return Err(overloaded());
         }
@@ -298,7 +298,7 @@ impl Service {
     async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Response {
         let (command, rest) = cut_to_shard(command, &shard.range);
         let (reply, settled) = oneshot::channel();
-        let deadline = self.mailbox.time(deadline);
+        let deadline = self.mailbox.deadline(deadline);
         let mail = Mail::Command { shard: shard.id, command, deadline, reply: ReplyTo::Task(reply) };
         if !self.mailbox.offer(mail) {
             return Err(overloaded());

@@ -17,7 +17,7 @@ use anyhow::Context as _;
 use flotilla_ops::{Metrics, Server};
 use flotilla_router::Routes;
 use flotilla_storage::{Applier, Engine as _, FailPoint, StorageError};
-use flotilla_transport::{Credentials, Transport};
+use flotilla_transport::{Credentials, LeaseTerms, Transport};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -88,6 +88,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         incarnation,
         founding,
         directory: opened.directory,
+        leases: config.core().lease_terms().map(|(tick_ms, election_ticks, drift_max_percent)| LeaseTerms {
+            tick_ms,
+            election_ticks,
+            drift_max_percent,
+        }),
     };
     let transport = Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?);
 

@@ -4,12 +4,13 @@
 
 use super::clients::{PROBERS, Waiting};
 use super::invariants::Holds;
+use super::invariants::stale_reads::Shown;
 use super::world::World;
 use crate::check::{Input, Operation, Output};
 use crate::core::Ticket;
 use bytes::Bytes;
 use flotilla_router::call::Staleness;
-use flotilla_router::{Descriptor, NodeId, Outcome, Refusal, ShardId};
+use flotilla_router::{Descriptor, NodeId, Outcome, Refusal, Revision, ShardId};
 use flotilla_storage::{WriteResult, read};
 
 impl World {
@@ -33,10 +34,10 @@ impl World {
         let output = match result {
             Ok(WriteResult::Written { revision }) => {
                 let value = waiting.value.as_ref().ok_or("a delete is answered as a put")?;
-                self.invariants.acknowledged(value)?;
+                self.invariants.acknowledged(value, now)?;
                 self.clients.seen.insert(waiting.asks[0].0.clone(), revision);
                 if let Some(probed) = client.checked_sub(PROBERS) {
-                    self.clients.probed.insert(ShardId(probed), true);
+                    self.clients.probed.entry(ShardId(probed)).or_default().written = true;
                 }
                 Output::Written { revision }
             }
@@ -82,6 +83,9 @@ impl World {
                 }
                 found.push(look);
             }
+            if let Some(staleness) = staleness {
+                self.judge_stale(node, descriptor.id, staleness, &waiting, &found)?;
+            }
             self.say(|| {
                 format!(
                     "client {client} sees for #{}: {:?}",
@@ -90,9 +94,36 @@ impl World {
                 )
             });
             self.write_down(waiting, Some(now), |place| Output::Read(found[place].clone()));
-            self.think(client);
+            match client.checked_sub(PROBERS) {
+                Some(probed) => self.clients.probed.entry(ShardId(probed)).or_default().read = true,
+                None => self.think(client),
+            }
         }
         Ok(())
+    }
+
+    /// A stale answer shows the state at its index, and is as fresh as it says, on its node's own clock.
+    fn judge_stale(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        staleness: Staleness,
+        waiting: &Waiting,
+        found: &[Option<(Revision, Bytes)>],
+    ) -> Holds {
+        let applied = read::applied(&self.seats[&node].member.engine, shard).map_err(|error| error.to_string())?.index;
+        if staleness.applied > applied {
+            return Err(format!("node {node} says that it has applied {}, and has applied {applied}", staleness.applied));
+        }
+        if staleness.age > waiting.age_max.or(staleness.age) || waiting.age_max.is_some() && staleness.age.is_none() {
+            return Err(format!("node {node} answers with age {:?}, at most {:?} was asked for", staleness.age, waiting.age_max));
+        }
+        self.meet(if staleness.age.is_some() { "stale reads with an age" } else { "stale reads without an age" });
+        // Clocks show whole microseconds.
+        let age = |age: std::time::Duration| age.as_nanos() as u64 * 1000 / self.permille(node) + 2000;
+        let fresh_as_of = staleness.age.map(|claimed| self.now.saturating_sub(age(claimed)));
+        let found = waiting.asks.iter().zip(found).map(|((key, _), found)| (key, found.as_ref())).collect();
+        self.invariants.stale(&Shown { node, shard, applied, fresh_as_of, found })
     }
 
     /// A node went down: who waits there will never know.

@@ -19,6 +19,8 @@ use std::collections::BTreeMap;
 const HOT_KEYS: u64 = 2;
 /// How often a shard is tried at the end, and how long in between.
 const PROBE_EVERY: u64 = 150 * MS;
+/// How long each try may take.
+const PROBE_PATIENCE: u64 = 5 * SECOND;
 
 /// A step of a client.
 pub(super) enum Turn {
@@ -26,7 +28,7 @@ pub(super) enum Turn {
     Ask { client: u64 },
     /// It has waited long enough.
     GiveUp { client: u64, ticket: Ticket },
-    /// At the end: a write to a shard, again and again until one is acknowledged.
+    /// At the end: a write to a shard, and a linearizable read, again and again until one of each is answered.
     Probe { shard: ShardId },
 }
 
@@ -39,8 +41,19 @@ pub(super) struct Waiting {
     pub(super) asks: Vec<(Bytes, Input)>,
     /// Whether what it sees counts for linearizability.
     pub(super) fresh: bool,
+    /// How old what it sees may be, where it said so.
+    pub(super) age_max: Option<std::time::Duration>,
     /// The whole value, where it writes one.
     pub(super) value: Option<Bytes>,
+}
+
+/// What a shard has done for whoever tried it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Probed {
+    /// It has taken a write.
+    pub(super) written: bool,
+    /// It has answered a linearizable read.
+    pub(super) read: bool,
 }
 
 /// All clients, and what they know.
@@ -54,8 +67,8 @@ pub(super) struct Clients {
     pub(super) seen: BTreeMap<Bytes, Revision>,
     /// What happened.
     pub(super) history: Vec<Operation>,
-    /// Shards that have taken a write since everything was healed.
-    pub(super) probed: BTreeMap<ShardId, bool>,
+    /// What every shard has done since everything was healed.
+    pub(super) probed: BTreeMap<ShardId, Probed>,
     /// Whether clients go on asking.
     going: bool,
 }
@@ -72,7 +85,7 @@ impl Clients {
             next_value: 1,
             seen: BTreeMap::new(),
             history: Vec::new(),
-            probed: plan.shards.iter().map(|d| (d.id, false)).collect(),
+            probed: plan.shards.iter().map(|d| (d.id, Probed::default())).collect(),
             going: true,
         }
     }
@@ -120,8 +133,8 @@ impl World {
                     self.think(client);
                 }
             }
-            Turn::Probe { shard } if !self.clients.probed[&shard] => self.probe(shard),
-            Turn::Ask { .. } | Turn::Probe { .. } => {}
+            Turn::Probe { shard } => self.probe(shard),
+            Turn::Ask { .. } => {}
         }
         Ok(())
     }
@@ -132,12 +145,12 @@ impl World {
         self.later(delay, Happening::Client(Turn::Ask { client }));
     }
 
-    /// A node to ask: mostly one that says that it leads, be it deposed or not; sometimes any.
-    fn ask_whom(&mut self, shard: ShardId) -> Option<NodeId> {
+    /// A node to ask: mostly one that says that it leads, be it deposed or not; sometimes, or where `any` will do, any.
+    fn ask_whom(&mut self, shard: ShardId, any: bool) -> Option<NodeId> {
         let leading: Vec<_> =
             self.seats.values().filter(|s| s.leaders.get(&shard) == Some(&s.member.id)).map(|s| s.member.id).collect();
         let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).collect();
-        let from = if leading.is_empty() || self.dice.percent(10) { &members } else { &leading };
+        let from = if leading.is_empty() || self.dice.percent(if any { 80 } else { 10 }) { &members } else { &leading };
         let node = self.dice.pick(from);
         self.is_up(node).then_some(node)
     }
@@ -149,10 +162,12 @@ impl World {
             let of = if cold { &self.plan.shards } else { hot };
             of[self.dice.below(of.len() as u64) as usize].clone()
         };
-        let Some(node) = self.ask_whom(descriptor.id) else { return self.think(client) };
+        let what = self.dice.below(100);
+        let stale = (63..70).contains(&what);
+        let Some(node) = self.ask_whom(descriptor.id, stale) else { return self.think(client) };
         let key = Clients::key(&descriptor, self.dice.below(HOT_KEYS));
         let deadline = self.clock(node) + std::time::Duration::from_nanos(self.dice.around(SECOND));
-        match self.dice.below(100) {
+        match what {
             0..55 => {
                 let value = self.value(true);
                 let condition = self.condition(&key, 25);
@@ -168,10 +183,12 @@ impl World {
                 self.post(node, Event::Command { ticket, shard: descriptor.id, command: Command { op, condition }, deadline });
             }
             n => {
+                let age_max =
+                    self.dice.pick(&[None, None, Some(100), Some(250), Some(1000)]).map(std::time::Duration::from_millis);
                 let consistency = match n {
-                    63..67 => Consistency::Stale { age_max: None },
-                    _ if self.plan.config.reads.lease && n < 92 => Consistency::Lease,
-                    67..72 => Consistency::Lease,
+                    _ if stale => Consistency::Stale { age_max },
+                    _ if self.plan.config.reads.lease && n < 93 => Consistency::Lease,
+                    70..75 => Consistency::Lease,
                     _ => Consistency::Linearizable,
                 };
                 let keys = if self.dice.percent(15) { HOT_KEYS } else { 1 };
@@ -180,8 +197,10 @@ impl World {
                     // A scan of the shard.
                     _ => (0..keys).map(|n| (Clients::key(&descriptor, n), Input::Get)).collect(),
                 };
-                let fresh = !matches!(consistency, Consistency::Stale { .. });
-                let ticket = self.wait(client, node, asks, fresh, None);
+                let ticket = self.wait(client, node, asks, !stale, None);
+                if let (true, Some(waiting)) = (stale, self.clients.waiting.get_mut(&ticket)) {
+                    waiting.age_max = age_max;
+                }
                 self.post(node, Event::Read { ticket, shard: descriptor.id, consistency, deadline });
             }
         }
@@ -213,17 +232,27 @@ impl World {
         self.clients.next_ticket += 1;
         self.say(|| format!("client {client} asks n{node} #{}: {}", ticket.0, in_words(&asks)));
         self.invariants.asks(ticket, value.clone());
-        self.clients.waiting.insert(ticket, Waiting { client, node, called: self.now, asks, fresh, value });
-        let patience = self.dice.around(2 * SECOND);
+        self.clients.waiting.insert(ticket, Waiting { client, node, called: self.now, asks, fresh, age_max: None, value });
+        let patience = if client < PROBERS { self.dice.around(2 * SECOND) } else { PROBE_PATIENCE };
         self.later(patience, Happening::Client(Turn::GiveUp { client, ticket }));
         ticket
     }
 
     fn probe(&mut self, shard: ShardId) {
-        if let Some(node) = self.ask_whom(shard) {
-            let descriptor = self.plan.shard(shard).clone();
-            let (key, value) = (Clients::key(&descriptor, HOT_KEYS), self.value(false));
-            let deadline = self.clock(node) + std::time::Duration::from_nanos(SECOND);
+        let Probed { written, read } = self.clients.probed[&shard];
+        if written && read {
+            return;
+        }
+        let descriptor = self.plan.shard(shard).clone();
+        let key = Clients::key(&descriptor, HOT_KEYS);
+        if let Some(node) = self.ask_whom(shard, false).filter(|_| !read) {
+            let deadline = self.clock(node) + std::time::Duration::from_nanos(PROBE_PATIENCE);
+            let ticket = self.wait(PROBERS + shard.0, node, vec![(key.clone(), Input::Get)], true, None);
+            self.post(node, Event::Read { ticket, shard, consistency: Consistency::Linearizable, deadline });
+        }
+        if let Some(node) = self.ask_whom(shard, false).filter(|_| !written) {
+            let value = self.value(false);
+            let deadline = self.clock(node) + std::time::Duration::from_nanos(PROBE_PATIENCE);
             let op = Op::Put { key: key.clone(), value: value.clone() };
             let input = Input::Put { value: value.clone(), condition: Condition::Always };
             let ticket = self.wait(PROBERS + shard.0, node, vec![(key, input)], true, Some(value));

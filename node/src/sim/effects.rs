@@ -43,7 +43,7 @@ impl World {
             Effect::Apply { work } => push(self, Lane::Apply, Job::Apply { work }),
             Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
                 self.meet("installed snapshots");
-                push(self, Lane::Apply, Job::Install { shard, replica, staged, hard_state });
+                push(self, Lane::Install, Job::Install { shard, replica, staged, hard_state });
             }
             Effect::BuildSnapshot { shard, snapshot } => push(self, Lane::Build, Job::Build { shard, snapshot }),
             Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {

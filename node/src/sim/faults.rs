@@ -2,6 +2,7 @@
 
 use super::invariants::Holds;
 use super::member::Lane;
+use super::network::Link;
 use super::plan::{Fault, MS, SECOND};
 use super::world::{Happening, World};
 use crate::core::{Event, Ticket};
@@ -22,6 +23,12 @@ pub(super) enum Turn {
     Deafen { node: NodeId, until: u64 },
     /// A node is cut off both ways.
     Isolate { node: NodeId, until: u64 },
+    /// Another direction between two replicas of a shard stands still.
+    Stutter { shard: ShardId, until: u64 },
+    /// A direction stands still.
+    Still { link: Link, until: u64 },
+    /// A node dies and is back at once.
+    Startle { node: NodeId },
 }
 
 /// What went wrong so far.
@@ -64,7 +71,20 @@ impl World {
                 self.nodes().into_iter().for_each(|other| self.network.cut((other, node), until));
             }
             Turn::Isolate { node, until } => self.isolate(node, until),
-            Turn::Next | Turn::Start { .. } | Turn::End { .. } => {}
+            Turn::Stutter { shard, until } if self.now < until.min(self.plan.unrest) => self.stutter(shard, until),
+            Turn::Still { link, until } if self.now < self.plan.unrest => self.network.clog(link, until),
+            Turn::Startle { node } if self.now < self.plan.unrest && self.is_up(node) => {
+                let kept = self.survivors();
+                self.crash(node, kept)?;
+                let (delay, life) = (self.dice.within(1..=60) * MS, self.seats[&node].life);
+                self.later(delay, Happening::Fault(Turn::Start { node, life }));
+            }
+            Turn::Still { .. }
+            | Turn::Startle { .. }
+            | Turn::Next
+            | Turn::Start { .. }
+            | Turn::End { .. }
+            | Turn::Stutter { .. } => {}
         }
         Ok(())
     }
@@ -73,6 +93,13 @@ impl World {
     pub(super) fn heal(&mut self) -> Holds {
         self.say(|| "everything is healed".into());
         self.network.heal();
+        // What the hardware is like stays so, as far as anybody could be elected on it, which takes several writes one after the other.
+        if self.dice.percent(50) {
+            self.plan.fsync = self.plan.fsync.min(5 * MS);
+        } else {
+            self.plan.fsync = self.plan.fsync.min(50 * MS);
+            self.network.hurry();
+        }
         let now = self.now;
         for node in self.nodes() {
             let seat = self.seat(node);
@@ -85,6 +112,12 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The hardware gets better, too.
+    pub(super) fn hurry(&mut self) {
+        self.network.hurry();
+        self.plan.fsync = self.plan.fsync.min(5 * MS);
     }
 
     fn any_node(&mut self) -> NodeId {
@@ -116,6 +149,62 @@ impl World {
             self.network.cut((node, other), until);
             self.network.cut((other, node), until);
         }
+    }
+
+    /// One direction stands still for a while, mostly from or to the leader, or between two others; soon another.
+    fn stutter(&mut self, shard: ShardId, until: u64) {
+        let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|replica| replica.node).collect();
+        let (mut from, to) = (self.dice.pick(&members), self.dice.pick(&members));
+        if self.dice.percent(40) {
+            from = self.leader(shard).unwrap_or(from);
+        }
+        if from != to {
+            let link = if self.dice.percent(70) { (from, to) } else { (to, from) };
+            let still = self.dice.within(50..=1200) * MS;
+            self.network.clog(link, self.now + still);
+        }
+        let next = self.dice.below(200 * MS);
+        self.later(next, Happening::Fault(Turn::Stutter { shard, until }));
+    }
+
+    /// Who leads a shard of three, and the other two.
+    fn leader_and_two(&mut self, shard: ShardId) -> Option<[NodeId; 3]> {
+        let leader = self.leader(shard)?;
+        let mut others: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).filter(|node| *node != leader).collect();
+        if self.dice.percent(50) {
+            others.reverse();
+        }
+        <[NodeId; 2]>::try_from(others).ok().map(|[one, other]| [leader, one, other])
+    }
+
+    /// A leader that is not heard any more by one of its followers, which does not reach it either and so will want to lead.
+    fn estrange(&mut self, leader: NodeId, rival: NodeId) {
+        let until = self.now + 2500 * MS;
+        self.network.clog((leader, rival), until);
+        self.network.cut((rival, leader), until);
+    }
+
+    /// A follower hears its leader again, for a moment, after it had asked a rival for its vote; what that had answered comes afterwards.
+    fn old_words(&mut self, [leader, follower, rival]: [NodeId; 3]) {
+        self.estrange(leader, rival);
+        let heard_again = self.dice.within(800..=1150);
+        let deaf_again = heard_again + self.dice.within(20..=150);
+        let rival_heard = deaf_again + self.dice.below(60);
+        let still = self.dice.within(600..=heard_again - 40);
+        let (begun, after) = (self.now, |ms: u64| ms * MS);
+        self.network.clog((leader, follower), begun + after(heard_again));
+        for (from, link, to) in [(still, (rival, follower), rival_heard), (deaf_again, (leader, follower), deaf_again + 1000)] {
+            self.later(after(from), Happening::Fault(Turn::Still { link, until: begun + after(to) }));
+        }
+    }
+
+    /// See [`Fault::Startle`].
+    fn startle(&mut self, [leader, follower, rival]: [NodeId; 3]) {
+        self.estrange(leader, rival);
+        let at = self.dice.within(600..=1500) * MS;
+        let link = (leader, follower);
+        self.later(at, Happening::Fault(Turn::Still { link, until: self.now + at + 1000 * MS }));
+        self.later(at, Happening::Fault(Turn::Startle { node: follower }));
     }
 
     fn survivors(&mut self) -> usize {
@@ -181,7 +270,7 @@ impl World {
             Fault::Clog if self.dice.percent(50) => others.iter().for_each(|other| self.network.clog((a, *other), until)),
             Fault::Clog => self.network.clog((a, b), until),
             Fault::SlowDisk => {
-                let lane = self.dice.pick(&[Lane::Persist, Lane::Persist, Lane::Apply, Lane::Build, Lane::Fetch]);
+                let lane = self.dice.pick(&[Lane::Persist, Lane::Persist, Lane::Apply, Lane::Install, Lane::Build, Lane::Fetch]);
                 self.seat(a).lane_held_until.insert(lane, until);
             }
             Fault::Pause => self.seat(a).paused_until = until,
@@ -206,6 +295,22 @@ impl World {
                 self.post(a, Event::Disk { free_bytes: 0, reserve_bytes: 1 });
                 let delay = until - self.now;
                 self.later(delay, Happening::Fault(Turn::Room { node: a }));
+            }
+            Fault::Stutter => {
+                let shard = self.clients.hot_shard(&mut self.dice);
+                match self.leader_and_two(shard) {
+                    Some(three) if self.dice.percent(60) => self.old_words(three),
+                    _ => {
+                        let until = self.now + self.dice.within(1000..=3000) * MS;
+                        self.stutter(shard, until);
+                    }
+                }
+            }
+            Fault::Startle => {
+                let shard = self.clients.hot_shard(&mut self.dice);
+                if let Some(three) = self.leader_and_two(shard) {
+                    self.startle(three);
+                }
             }
             Fault::Unreachable => self.post(a, Event::NodeUnreachable { node: b }),
         }

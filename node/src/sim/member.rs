@@ -6,8 +6,10 @@
 use crate::core::wire::Envelope;
 use crate::core::{CoreConfig, Event, Identity, Node, SnapshotId};
 use flotilla_router::{Descriptor, Incarnation, NodeId, ReplicaId, ShardId};
+use flotilla_storage::snapshot::{self, Installing};
 use flotilla_storage::{
-    Applier, ApplyWork, HardState, LogBatch, MemoryEngine, Recovered, SnapshotManifest, append, bootstrap, log, recover, snapshot,
+    Applier, ApplyWork, Family, HardState, LogBatch, MemoryEngine, Read as _, Recovered, SnapshotManifest, append, bootstrap,
+    keys, log, records, recover,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -17,8 +19,10 @@ use std::path::PathBuf;
 pub(crate) enum Lane {
     /// Writes to the log.
     Persist,
-    /// Applies entries, and installs snapshots.
+    /// Applies entries.
     Apply,
+    /// Installs snapshots, step by step, while other shards go on.
+    Install,
     /// Builds snapshots.
     Build,
     /// Reads entries from disk.
@@ -27,7 +31,7 @@ pub(crate) enum Lane {
 
 impl Lane {
     /// All of them.
-    pub(crate) const ALL: [Self; 4] = [Self::Persist, Self::Apply, Self::Build, Self::Fetch];
+    pub(crate) const ALL: [Self; 5] = [Self::Persist, Self::Apply, Self::Install, Self::Build, Self::Fetch];
 }
 
 /// Something that the core asked of storage.
@@ -38,10 +42,23 @@ pub(crate) enum Job {
     Apply { work: Vec<ApplyWork> },
     /// Install a staged snapshot.
     Install { shard: ShardId, replica: ReplicaId, staged: SnapshotId, hard_state: HardState },
+    /// Go on with an installation.
+    GoOn { manifest: Box<SnapshotManifest>, installing: Box<Installing> },
     /// Build a snapshot.
     Build { shard: ShardId, snapshot: SnapshotId },
     /// Read entries.
     Fetch { fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64 },
+}
+
+/// What became of a lane's oldest job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Worked {
+    /// There was none.
+    Idle,
+    /// It goes on.
+    Midway,
+    /// It is done, and its outcome is the last thing in the mailbox.
+    Done,
 }
 
 /// A node, up or down.
@@ -173,10 +190,9 @@ impl Member {
         self.running.as_mut().expect("the node runs")
     }
 
-    /// Carries out the oldest job of a lane; whether there was one. Its outcome waits in the mailbox. An error is what would end
-    /// the process.
-    pub(crate) fn work(&mut self, lane: Lane) -> Result<bool, String> {
-        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front()) else { return Ok(false) };
+    /// Carries out the oldest job of a lane, or a step of it. An error is what would end the process.
+    pub(crate) fn work(&mut self, lane: Lane) -> Result<Worked, String> {
+        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front()) else { return Ok(Worked::Idle) };
         let id = self.id;
         let ends = |error: flotilla_storage::StorageError| format!("node {id} ends: {error}");
         let event = match job {
@@ -193,9 +209,23 @@ impl Member {
                 let folder = self.staged_folder(staged);
                 let running = self.running.as_mut().expect("a job was taken from it");
                 let manifest = running.staged.remove(&staged).expect("what is installed was staged");
-                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state).map_err(ends)?;
+                let installing = snapshot::begin_install(&self.engine, &manifest, &folder, replica, hard_state).map_err(ends)?;
+                assert_eq!(manifest.descriptor.id, shard, "a snapshot of another shard is installed");
+                running
+                    .jobs
+                    .entry(lane)
+                    .or_default()
+                    .push_front(Job::GoOn { manifest: Box::new(manifest), installing: Box::new(installing) });
+                return Ok(Worked::Midway);
+            }
+            Job::GoOn { manifest, mut installing } => {
+                let running = self.running.as_mut().expect("a job was taken from it");
+                if installing.step(&self.engine).map_err(ends)? {
+                    running.jobs.entry(lane).or_default().push_front(Job::GoOn { manifest, installing });
+                    return Ok(Worked::Midway);
+                }
                 running.applier.installed(&manifest);
-                Event::SnapshotInstalled { shard, at: manifest.at, revision: manifest.revision }
+                Event::SnapshotInstalled { shard: manifest.descriptor.id, at: manifest.at, revision: manifest.revision }
             }
             Job::Build { shard, snapshot: id } => {
                 use flotilla_storage::Engine as _;
@@ -214,12 +244,14 @@ impl Member {
             }
         };
         self.running_mut().mailbox.push_back(event);
-        Ok(true)
+        Ok(Worked::Done)
     }
 
     fn truncated_index(&self, shard: ShardId) -> u64 {
-        let recovered = recover(&self.engine).unwrap();
-        recovered.iter().find(|r| r.descriptor.id == shard).map_or(0, |r| r.truncated.index)
+        // Not by recovery, which would complete installations.
+        let key = keys::state(shard, keys::StateTag::Truncated);
+        let record = self.engine.get(Family::State, &key).unwrap();
+        record.map_or(0, |record| records::decode_truncated(&key, &record).unwrap().index)
     }
 
     /// What a restart would find.

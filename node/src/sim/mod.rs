@@ -2,8 +2,9 @@
 //! engines in memory that forget in a crash what was not synced; a network and disks in simulated time; clients; and faults.
 //!
 //! [`run`] takes a seed through two phases. In the **unrest** faults strike and clients fight over a few keys, and after every
-//! step all [`invariants`] are looked at. Then everything is **healed**, and every shard must take a write and every replica
-//! catch up, within a bounded number of ticks. At the end the clients' histories must be linearizable.
+//! step all [`invariants`] are looked at. Then everything is **healed**, but for what the hardware is like: every shard must take a write
+//! and answer a linearizable read, within a bounded number of ticks; then that, too, gets better, and every replica must catch up. At
+//! the end the clients' histories must be linearizable.
 //!
 //! - [`plan`]: what a seed stands for, drawn with [`Dice`].
 //! - [`world`]: the queue of what happens; [`effects`]: what a core asks for; [`member`]: one node; [`network`]: the links; [`faults`].
@@ -33,7 +34,8 @@ use plan::{MS, Plan, SECOND};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
-/// Within so many ticks a healed cluster must have recovered: every shard takes writes, every replica has caught up.
+/// Within so many ticks every shard of a healed cluster must take writes and answer reads, and within as many more every replica must have
+/// caught up.
 const HEALED_TICKS_MAX: u64 = 600;
 
 /// How a seed went.
@@ -145,6 +147,11 @@ fn live(world: &mut World) -> Result<(), String> {
     world.clients_probe();
     let tick = world.plan.config.raft.tick_ms * MS;
     let deadline = world.now + HEALED_TICKS_MAX * tick;
+    if !world.run_until(deadline, World::serves)? {
+        return Err(format!("not served {HEALED_TICKS_MAX} ticks after everything was healed: {}", world.what_lacks()));
+    }
+    world.hurry();
+    let deadline = world.now + HEALED_TICKS_MAX * tick;
     if !world.run_until(deadline, World::has_recovered)? {
         return Err(format!("not recovered {HEALED_TICKS_MAX} ticks after everything was healed: {}", world.what_lacks()));
     }
@@ -164,9 +171,14 @@ fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl World {
-    /// Whether every shard has taken a write since all was healed, and every replica has applied all that is committed.
+    /// Whether every shard has taken a write and answered a linearizable read since all was healed.
+    fn serves(&self) -> bool {
+        self.clients.probed.values().all(|probed| probed.written && probed.read)
+    }
+
+    /// The same, and every replica has applied all that is committed.
     fn has_recovered(&self) -> bool {
-        self.clients.probed.values().all(|probed| *probed) && self.behind().is_none()
+        self.serves() && self.behind().is_none()
     }
 
     /// A replica that has not applied all that is committed.
@@ -184,8 +196,15 @@ impl World {
     }
 
     fn what_lacks(&self) -> String {
-        let silent: Vec<_> = self.clients.probed.iter().filter(|(_, probed)| !**probed).map(|(shard, _)| shard.0).collect();
-        format!("shards without a write: {silent:?}; {}", self.behind().unwrap_or_else(|| "every replica has caught up".into()))
+        let lacks = |of: fn(&clients::Probed) -> bool| {
+            let shards = self.clients.probed.iter().filter(|(_, probed)| !of(probed)).map(|(shard, _)| shard.0);
+            shards.collect::<Vec<_>>()
+        };
+        let (written, read) = (lacks(|probed| probed.written), lacks(|probed| probed.read));
+        format!(
+            "shards without a write: {written:?}, without a read: {read:?}; {}",
+            self.behind().unwrap_or_else(|| "every replica has caught up".into())
+        )
     }
 }
 

@@ -43,11 +43,15 @@ pub(crate) enum Fault {
     DiskFull,
     /// The transport reports a node as unreachable.
     Unreachable,
+    /// Single directions between the replicas of one shard stand still in turn, for a while: leaders are deposed, and old words arrive.
+    Stutter,
+    /// A follower that stands by its leader dies and is back at once; its leader it does not hear, but somebody else who wants to lead.
+    Startle,
 }
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Isolate,
@@ -62,6 +66,8 @@ impl Fault {
         Self::Drain,
         Self::DiskFull,
         Self::Unreachable,
+        Self::Stutter,
+        Self::Startle,
     ];
 }
 
@@ -108,10 +114,17 @@ impl Plan {
         let nodes = dice.pick(&[3, 3, 3, 3, 4, 5, 5, 6, 7]);
         let voters = dice.pick(&[3, 3, 3, 5]).min(nodes);
         let shards = descriptors(nodes, dice.pick(&[8, 8, 8, 8, 8, 12, 12, 16, 24, 64]), voters);
-        let config = configured(seed, dice);
-        // A lease holds as long as clocks differ by no more than was allowed for.
-        let spread = if config.reads.lease { 40 } else { dice.pick(&[0, 100, 300]) };
+        let mut config = configured(seed, dice);
+        // Leases and ages hold as long as clocks differ by no more than was allowed for.
+        let (spread, drift) = if config.reads.lease { (40, 10) } else { dice.pick(&[(0, 0), (100, 20), (300, 50)]) };
+        config.reads.clock_drift_max_percent = drift;
         let clock_permille = (0..nodes).map(|_| 1000 - spread + dice.below(2 * spread + 1)).collect();
+        let latency = dice.pick(&LATENCIES);
+        if latency > 20 * MS {
+            // One entry per round trip would take minutes to catch up.
+            config.raft.max_inflight_msgs = 256;
+            config.raft.max_size_per_msg_bytes = config.raft.max_size_per_msg_bytes.max(4 << 10);
+        }
         let mut faults: Vec<_> = Fault::ALL.into_iter().filter(|_| dice.percent(45)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
@@ -122,11 +135,11 @@ impl Plan {
             shards,
             config,
             unrest: dice.within(4..=9) * SECOND,
-            latency: dice.pick(&[MS / 10, MS / 2, MS, 5 * MS, 20 * MS]),
+            latency,
             loss_percent: dice.pick(&[0, 0, 1, 5, 15, 30]),
             duplicate_percent: dice.pick(&[0, 0, 5, 20]),
             late_percent: dice.pick(&[0, 0, 2, 10]),
-            fsync: dice.pick(&[MS / 5, MS, 5 * MS, 20 * MS]),
+            fsync: dice.pick(&FSYNCS),
             clock_permille,
             faults,
             fault_every: dice.pick(&[300, 700, 1500]) * MS,
@@ -136,6 +149,11 @@ impl Plan {
         }
     }
 }
+
+/// Packets take two and a half times as much at most: there and back again up to an election timeout of 600 ms.
+const LATENCIES: [u64; 9] = [MS / 10, MS / 10, MS / 2, MS, MS, 5 * MS, 20 * MS, 50 * MS, 110 * MS];
+/// A synced write takes twice as much at most: up to an election timeout.
+const FSYNCS: [u64; 8] = [MS / 5, MS / 5, MS, MS, 5 * MS, 20 * MS, 100 * MS, 300 * MS];
 
 impl Plan {
     /// A shard at its founding.

@@ -16,7 +16,7 @@
 use super::clients::Clients;
 use super::faults::Faults;
 use super::invariants::{Holds, Invariants};
-use super::member::{Lane, Member};
+use super::member::{Lane, Member, Worked};
 use super::network::{Link, Network, Packet};
 use super::plan::{MS, Plan};
 use super::trace;
@@ -50,6 +50,8 @@ pub(super) struct Seat {
     pub(super) member: Member,
     /// Counts starts.
     pub(super) life: u64,
+    /// When that was.
+    started_at: u64,
     /// Until then the process stands still.
     pub(super) paused_until: u64,
     /// Until then a lane stands still.
@@ -95,6 +97,7 @@ impl World {
             .map(|(member, permille)| {
                 let seat = Seat {
                     life: 0,
+                    started_at: 0,
                     paused_until: 0,
                     lane_held_until: BTreeMap::new(),
                     leaders: BTreeMap::new(),
@@ -153,9 +156,15 @@ impl World {
         self.queue.insert((self.now + delay, self.order), happening);
     }
 
-    /// The time on a node's own clock.
+    /// The time on a node's own clock, which begins anew with each of its lives.
     pub(super) fn clock(&self, node: NodeId) -> Time {
-        Time::from_nanos(self.now / 1000 * self.seats[&node].permille)
+        let seat = &self.seats[&node];
+        Time::from_nanos((self.now - seat.started_at) / 1000 * seat.permille)
+    }
+
+    /// The rate of a node's clock, in parts of a thousand.
+    pub(super) fn permille(&self, node: NodeId) -> u64 {
+        self.seats[&node].permille
     }
 
     /// Says something, where somebody listens.
@@ -220,10 +229,11 @@ impl World {
 
     /// Starts a node through recovery.
     pub(super) fn start(&mut self, node: NodeId) -> Holds {
-        let config = self.plan.config.clone();
+        let (config, now) = (self.plan.config.clone(), self.now);
         let seat = self.seat(node);
         let recovered = seat.member.start(&config)?;
         seat.life += 1;
+        seat.started_at = now;
         (seat.pass_due, seat.paused_until) = (false, 0);
         seat.busy.clear();
         seat.leaders.clear();
@@ -311,6 +321,7 @@ impl World {
                 let takes = match lane {
                     Lane::Persist => self.dice.around(self.plan.fsync),
                     Lane::Apply => self.dice.around(MS / 5),
+                    Lane::Install => self.dice.around(20 * MS),
                     Lane::Build | Lane::Fetch => self.dice.around(2 * MS),
                 };
                 let seat = self.seat(node);
@@ -331,7 +342,10 @@ impl World {
             return Ok(());
         }
         seat.busy.remove(&lane);
-        seat.member.work(lane)?;
+        if seat.member.work(lane)? != Worked::Done {
+            self.set_to_work(node);
+            return Ok(());
+        }
         let running = seat.member.running.as_ref().expect("a job was done in it");
         self.invariants.worked(node, running)?;
         self.wake(node);

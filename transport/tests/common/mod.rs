@@ -139,6 +139,7 @@ impl Node {
             incarnation: Incarnation(incarnation),
             founding: 0,
             directory: 1,
+            leases: None,
         };
         Self::start_as(identity, &Credentials::from_pem(ca.cert_pem(), &cert, &key).unwrap(), config).unwrap()
     }

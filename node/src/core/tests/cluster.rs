@@ -9,10 +9,10 @@
 
 use super::network::Network;
 use crate::core::replica::Replica;
-use crate::core::wire::{self, Envelope, Item};
+use crate::core::wire::{self, Envelope, Item, Timing};
 use crate::core::{CoreConfig, Effect, Event, Ticket, Time};
 use crate::sim::invariants::Invariants;
-use crate::sim::member::{Job, Lane, Member, Running};
+use crate::sim::member::{Job, Lane, Member, Running, Worked};
 use crate::sim::network::{Link, Packet, SnapshotPacket};
 use crate::sim::plan::descriptors;
 use crate::sim::trace;
@@ -270,13 +270,13 @@ impl Cluster {
         }
     }
 
-    /// Carries out the oldest job of a lane, held or not; its outcome waits in the mailbox. Whether there was one.
+    /// Carries out the oldest job of a lane, or a step of it, held or not; its outcome waits in the mailbox. Whether there was one.
     pub(super) fn work(&mut self, id: NodeId, lane: Lane) -> bool {
         let worked = self.member_mut(id).work(lane).unwrap();
-        if let (true, Some(running)) = (worked, &self.members[&id].running) {
+        if let (Worked::Done, Some(running)) = (worked, &self.members[&id].running) {
             self.invariants.worked(id, running).unwrap();
         }
-        worked
+        worked != Worked::Idle
     }
 
     /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was one.
@@ -430,7 +430,7 @@ impl Cluster {
         let term = replica.raw.raft.term;
         let mut message = raft::eraftpb::Message { from: sender, to: replica.id.0, term, ..Default::default() };
         change(&mut message);
-        Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: 0, message }
+        Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: 0, timing: Timing::default(), message }
     }
 
     /// What happened since the last call, in words.
@@ -474,7 +474,7 @@ impl Cluster {
                 self.running_mut(id).push(Lane::Apply, Job::Apply { work });
             }
             Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
-                self.running_mut(id).push(Lane::Apply, Job::Install { shard, replica, staged, hard_state });
+                self.running_mut(id).push(Lane::Install, Job::Install { shard, replica, staged, hard_state });
             }
             Effect::BuildSnapshot { shard, snapshot } => {
                 self.running_mut(id).push(Lane::Build, Job::Build { shard, snapshot });

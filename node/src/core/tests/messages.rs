@@ -3,9 +3,9 @@
 
 use super::cluster::{Cluster, SHARD, config};
 use crate::core::replica::conf_state;
-use crate::core::wire::{self, Envelope};
+use crate::core::wire::{self, Envelope, Timing};
 use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
-use crate::sim::member::{Lane, Member};
+use crate::sim::member::{Lane, Member, Worked};
 use bytes::Bytes;
 use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, KeyRange, NodeId, Op, ShardId};
 use flotilla_storage::{Applied, LogPosition, SnapshotManifest, recover};
@@ -177,7 +177,7 @@ fn any_message() -> impl Strategy<Value = Input> {
         if has_snapshot && kind == MessageType::MsgSnapshot {
             message.mut_snapshot().mut_metadata().index = commit;
         }
-        let envelope = Envelope { shard: SHARD, epoch: Epoch::default(), committed: commit, message };
+        let envelope = Envelope { shard: SHARD, epoch: Epoch::default(), committed: commit, timing: Timing::default(), message };
         Input::Message { from: NodeId(node), envelope: Box::new(envelope) }
     })
 }
@@ -340,14 +340,19 @@ fn offer(cluster: &mut Cluster, shard: ShardId, start: &'static str, end: Option
     let at = LogPosition { index, term };
     let before = cluster.running_mut(N3).staged.len();
     let manifest = SnapshotManifest { descriptor, at, revision: Default::default(), files: vec![] };
-    cluster.member_mut(N3).stage(from, Envelope { shard, epoch, committed: 0, message }, manifest, vec![]);
+    cluster.member_mut(N3).stage(
+        from,
+        Envelope { shard, epoch, committed: 0, timing: Timing::default(), message },
+        manifest,
+        vec![],
+    );
     cluster.pass(N3);
     cluster.running_mut(N3).staged.len() > before
 }
 
 /// What was taken is installed.
 fn install(cluster: &mut Cluster) {
-    assert!(cluster.member_mut(N3).work(Lane::Apply).unwrap());
+    while cluster.member_mut(N3).work(Lane::Install).unwrap() == Worked::Midway {}
     cluster.pass(N3);
     assert!(cluster.running_mut(N3).staged.is_empty());
 }

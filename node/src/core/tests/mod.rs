@@ -4,12 +4,16 @@
 //! - [`script`], [`golden`]: golden scripts, one per behaviour, in `testdata`.
 //! - [`traps`]: one test per trap of raft-rs 0.7, named by its number.
 //! - [`messages`]: what a peer may not send, as a table and as a property.
+//! - [`ages`], [`promises`], [`far_quorum`]: what stale, lease and linearizable reads rest on.
 //! - [`determinism`]: the same events give the same effects.
 
+mod ages;
 mod cluster;
 mod determinism;
+mod far_quorum;
 mod golden;
 mod messages;
 mod network;
+mod promises;
 mod script;
 mod traps;

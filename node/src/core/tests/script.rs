@@ -403,6 +403,7 @@ fn lane(name: &str) -> Lane {
     match name {
         "persist" => Lane::Persist,
         "apply" => Lane::Apply,
+        "install" => Lane::Install,
         "build" => Lane::Build,
         "fetch" => Lane::Fetch,
         other => panic!("no lane {other:?}; there are persist, apply, build, fetch"),

@@ -25,13 +25,13 @@ impl AcknowledgedStays {
         }
     }
 
-    /// A client was told that `value` was written.
+    /// A client was told that `value` was written. Where it stands.
     pub(crate) fn acknowledged(
         &mut self,
         value: &Bytes,
         descriptors: &BTreeMap<ShardId, Descriptor>,
         disks: &BTreeMap<NodeId, MemoryEngine>,
-    ) -> Holds {
+    ) -> Result<(ShardId, LogPosition), String> {
         let Some(&(shard, at)) = self.places.get(value) else {
             return Err("a write is acknowledged that no node was told to apply".into());
         };
@@ -45,7 +45,7 @@ impl AcknowledgedStays {
         );
         let last = self.acknowledged.entry(shard).or_default();
         *last = at.max(*last);
-        Ok(())
+        Ok((shard, at))
     }
 
     /// Everything is healed.

@@ -15,6 +15,7 @@
 //! | [`applied_once`] | no write is applied twice, and none that was called *not applied* is applied at all |
 //! | [`revisions_grow`] | revisions of a key only grow; one revision is one value |
 //! | [`acknowledged_stays`] | an acknowledged write is durable on a quorum at that moment, and there at the end |
+//! | [`stale_reads`] | a stale read shows the state at its index, and is no older than it says |
 //! | [`nobody_set_aside`] | a disk that keeps its promises never makes a core set a shard aside |
 
 pub(crate) mod acknowledged_stays;
@@ -28,6 +29,7 @@ pub(crate) mod one_leader;
 pub(crate) mod ranges;
 pub(crate) mod replica_ids;
 pub(crate) mod revisions_grow;
+pub(crate) mod stale_reads;
 
 use crate::core::{Effect, Event, Ticket};
 use crate::sim::member::Running;
@@ -67,6 +69,7 @@ pub(crate) struct Invariants {
     applied_once: applied_once::AppliedOnce,
     revisions_grow: revisions_grow::RevisionsGrow,
     acknowledged_stays: acknowledged_stays::AcknowledgedStays,
+    stale_reads: stale_reads::StaleReads,
 }
 
 impl Invariants {
@@ -85,6 +88,7 @@ impl Invariants {
             applied_once: Default::default(),
             revisions_grow: Default::default(),
             acknowledged_stays: Default::default(),
+            stale_reads: stale_reads::StaleReads::new(shards),
         }
     }
 
@@ -114,6 +118,8 @@ impl Invariants {
                             let commands = commands(&entry.data)?;
                             self.applied_once.committed(shard, entry.at, &commands)?;
                             self.acknowledged_stays.committed(shard, entry.at, &commands);
+                            let keys = self.applied_once.between(shard, entry.at.index - 1, entry.at.index);
+                            self.stale_reads.committed(shard, entry, keys)?;
                         }
                     }
                 }
@@ -186,9 +192,16 @@ impl Invariants {
         self.applied_once.refused(ticket)
     }
 
-    /// A client was told that this value was written.
-    pub(crate) fn acknowledged(&mut self, value: &Bytes) -> Holds {
-        self.acknowledged_stays.acknowledged(value, &self.descriptors, &self.disks)
+    /// A client was told, `now`, that this value was written.
+    pub(crate) fn acknowledged(&mut self, value: &Bytes, now: u64) -> Holds {
+        let (shard, at) = self.acknowledged_stays.acknowledged(value, &self.descriptors, &self.disks)?;
+        self.stale_reads.told(shard, at.index, now);
+        Ok(())
+    }
+
+    /// A client was given a stale answer.
+    pub(crate) fn stale(&self, shown: &stale_reads::Shown<'_>) -> Holds {
+        self.stale_reads.shown(shown)
     }
 
     /// A client was shown what stands under a key, no matter how old.

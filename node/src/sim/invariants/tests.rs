@@ -2,7 +2,7 @@
 //! the business of the test `mutations`.)
 
 use super::*;
-use crate::core::Envelope;
+use crate::core::{Envelope, Timing};
 use crate::sim::plan::descriptors;
 use flotilla_router::{Epoch, KeyRange, ReplicaId, Revision};
 use flotilla_storage::{
@@ -23,7 +23,7 @@ fn envelope(kind: MessageType, term: u64, change: impl FnOnce(&mut Message)) -> 
     let mut message = Message { term, ..Message::default() };
     message.set_msg_type(kind);
     change(&mut message);
-    Envelope { shard: SHARD, epoch: Epoch { membership: 1, range: 1 }, committed: 0, message }
+    Envelope { shard: SHARD, epoch: Epoch { membership: 1, range: 1 }, committed: 0, timing: Timing::default(), message }
 }
 
 fn appends(term: u64, after: LogPosition, entries: &[(u64, u64, &'static str)]) -> Envelope {
@@ -75,7 +75,7 @@ fn write(entries: Vec<LogEntry>, delete: Option<(u64, u64)>) -> LogWrite {
 }
 
 #[track_caller]
-fn broken(holds: Holds, words: &str) {
+fn broken<T: std::fmt::Debug>(holds: Result<T, String>, words: &str) {
     let why = holds.expect_err("it was let pass");
     assert!(why.contains(words), "{why:?} lacks {words:?}");
 }
@@ -244,4 +244,26 @@ fn a_shard_is_set_aside() {
     let (shards, disks) = disks();
     let mut all = Invariants::new(&shards, disks);
     broken(all.effect(N1, &Effect::Quarantined { shard: SHARD, why: "it forgot".into() }), "sets shard 2 aside: it forgot");
+}
+
+#[test]
+fn a_stale_read_shows_another_state_or_is_older_than_it_says() {
+    let mut stale = stale_reads::StaleReads::new(&descriptors(3, 1, 3));
+    let (key, first) = (Bytes::from("k"), (Revision(1), Bytes::from("one")));
+    stale.committed(SHARD, &entry(2, 1, put("one")), [&key]).unwrap();
+    stale.committed(SHARD, &entry(3, 1, put("two")), [&key]).unwrap();
+    stale.told(SHARD, 2, 100);
+    stale.told(SHARD, 3, 200);
+    let shown = |applied, fresh_as_of, found| stale_reads::Shown {
+        node: N1,
+        shard: SHARD,
+        applied,
+        fresh_as_of,
+        found: vec![(&key, found)],
+    };
+    stale.shown(&shown(1, None, None)).unwrap();
+    stale.shown(&shown(2, Some(200), Some(&first))).unwrap();
+    broken(stale.shown(&shown(2, None, None)), "shows k as None");
+    broken(stale.shown(&shown(3, None, Some(&first))), "shows k as");
+    broken(stale.shown(&shown(2, Some(201), Some(&first))), "was told of index 3 at 200 ns");
 }
