@@ -17,7 +17,10 @@ use flotilla_router::{Descriptor, NodeId, Outcome, Refusal, ShardId};
 use http::StatusCode;
 use http::header::HeaderValue;
 use serde::Serialize;
+use std::borrow::Cow;
 
+/// Bytes of a detail that are shown; of a longer one, its beginning and its end.
+const DETAIL_BYTES_MAX: usize = 1024;
 /// The content type of a problem.
 pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -242,7 +245,7 @@ impl Problem {
             r#type: format!("urn:flotilla:problem:{}", m.code),
             title: m.title,
             status: m.status.as_u16(),
-            detail: &m.detail,
+            detail: &clipped(&m.detail),
             code: m.code,
             outcome: m.outcome,
             retryable: m.retryable,
@@ -255,6 +258,16 @@ impl Problem {
         };
         serde_json::to_vec(&body).expect("a struct of strings and numbers is always JSON")
     }
+}
+
+/// What is shown of a detail: it may quote what the client sent, and that may be as long as a body.
+fn clipped(detail: &str) -> Cow<'_, str> {
+    if detail.len() <= DETAIL_BYTES_MAX {
+        return detail.into();
+    }
+    let half = DETAIL_BYTES_MAX / 2;
+    let (head, tail) = (detail.floor_char_boundary(half), detail.ceil_char_boundary(detail.len() - half));
+    format!("{} … ({} bytes left out) … {}", &detail[..head], tail - head, &detail[tail..]).into()
 }
 
 /// The status and title of a refusal.
@@ -333,6 +346,17 @@ mod tests {
             assert_eq!(json["code"], code, "{json}");
             assert_eq!(json["type"], format!("urn:flotilla:problem:{code}"), "{json}");
         }
+    }
+
+    #[test]
+    fn a_detail_that_quotes_a_whole_body_is_cut() {
+        let quoted = "ä".repeat(1 << 20);
+        let json = Problem::malformed("malformed_json", format!("unknown field `{quoted}`, expected `ops`")).to_json();
+        assert!(json.len() < 2048, "{} bytes", json.len());
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        let detail = json["detail"].as_str().unwrap();
+        assert!(detail.starts_with("unknown field `ää") && detail.ends_with("ä`, expected `ops`"), "{detail}");
+        assert!(detail.contains("bytes left out"));
     }
 
     #[test]

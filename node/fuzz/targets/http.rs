@@ -151,6 +151,8 @@ impl AsyncRead for Client {
     }
 }
 
+impl flotilla_ops::http::Socket for Client {}
+
 impl AsyncWrite for Client {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.output.lock().expect("nothing panics with it held").extend_from_slice(buf);

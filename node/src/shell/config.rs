@@ -4,8 +4,8 @@
 //! --print-config` shows what is in force, as a file that can be used again. Relative paths are relative to the file's folder.
 
 use crate::core::{CoreConfig, LogConfig, RaftConfig, ReadsConfig};
-use flotilla_ops::Limits;
 use flotilla_ops::logging::Format;
+use flotilla_ops::{Limits, Pages};
 use flotilla_router::{ClusterId, NodeId};
 use flotilla_storage::RocksOptions;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,13 @@ pub struct Config {
     pub data: PathBuf,
     /// Where it serves HTTP.
     pub http: SocketAddr,
+    /// Host names that clients may ask by. Loopback names, names without a dot and, except on a loopback address, IP addresses are
+    /// served in any case; where this is empty, an address that is no loopback one serves every name.
+    #[serde(default)]
+    pub http_hosts: Vec<String>,
+    /// Origins, such as https://console.example.com, whose web pages may send requests and see the answers. Other pages are refused.
+    #[serde(default)]
+    pub http_origins: Vec<String>,
     /// Where other nodes reach it, over QUIC.
     pub quic: SocketAddr,
     /// A file to keep the process id in; none where empty.
@@ -259,8 +266,14 @@ impl Config {
         if !(1..=256).contains(&self.threads) {
             return Err(format!("threads is {}; 1 to 256 are allowed", self.threads));
         }
+        self.pages()?;
         self.limits.check().map_err(|why| format!("limits.{why}"))?;
         self.core().validate()
+    }
+
+    /// Which hosts and web pages are served.
+    pub fn pages(&self) -> Result<Pages, String> {
+        Pages::new(&self.http_hosts, &self.http_origins)
     }
 
     /// What the core is told.
@@ -313,6 +326,8 @@ impl Config {
             cluster: ClusterId(1),
             data: "data".into(),
             http,
+            http_hosts: Vec::new(),
+            http_origins: Vec::new(),
             quic,
             pid_file: PathBuf::new(),
             threads: default_threads(),

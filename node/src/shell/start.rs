@@ -150,7 +150,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         last: std::sync::Mutex::default(),
     });
     let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
-    let server = Server::bind(config.http, config.limits.clone(), service, admin, health, metrics).await?;
+    let pages = config.pages().map_err(anyhow::Error::msg)?;
+    let server = Server::bind(config.http, config.limits.clone(), pages, service, admin, health, metrics).await?;
     Ok(Running { server, transport, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
 }
 

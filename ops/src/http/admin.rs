@@ -4,9 +4,9 @@
 //! answer 501, so that their place is kept.
 
 use super::answer;
-use super::batch::check_json;
 use super::body::{self, Body, Wanted};
 use super::etag::{self, ReadVerdict};
+use super::head::check_json;
 use super::path;
 use super::query::Query;
 use super::service::{App, only, only_get};

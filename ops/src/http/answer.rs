@@ -4,10 +4,11 @@
 //! every answer about a key.
 
 use super::body::Body;
+use super::date;
 use crate::problem::{self, Problem};
 use flotilla_router::{NodeId, Reply, ShardId};
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use std::sync::LazyLock;
 
 /// Which shard a key belongs to.
@@ -102,11 +103,17 @@ pub(super) fn problem(problem: &Problem, here: NodeId) -> Response<Body> {
     response
 }
 
-/// What HEAD gets of an answer to GET: the same headers, the length among them, and no body.
-pub(super) fn without_body(response: &mut Response<Body>) {
-    if let Body::Full(bytes) = response.body() {
-        let length = HeaderValue::from(bytes.len());
-        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+/// What every answer has: when it was made, and that nobody keeps it. HEAD gets the same headers as GET, the length among them, and
+/// no body.
+pub(super) fn finish(response: &mut Response<Body>, method: &Method) {
+    if method == Method::HEAD {
+        if let Body::Full(bytes) = response.body() {
+            let length = HeaderValue::from(bytes.len());
+            response.headers_mut().insert(header::CONTENT_LENGTH, length);
+        }
+        *response.body_mut() = Body::Empty;
     }
-    *response.body_mut() = Body::Empty;
+    let headers = response.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::DATE, date::now());
 }

@@ -14,7 +14,8 @@
 use super::answer;
 use super::body::{self, Body, Wanted};
 use super::etag;
-use super::key::{check_encoding, condition_failed, no_such_key, unexpected};
+use super::head::check_json;
+use super::key::{condition_failed, no_such_key, unexpected};
 use super::path::check_key;
 use super::query::Query;
 use super::scan::write_member;
@@ -28,7 +29,7 @@ use bytes::Bytes;
 use flotilla_router::{Answer, Ask, Command, Condition, Consistency, Op, Outcome, Revision, ShardId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
@@ -212,19 +213,6 @@ impl Done {
 fn after_unknown(earlier: usize) -> Problem {
     let detail = format!("not tried: the outcome of ops[{earlier}], on the same key, is unknown");
     Problem::new(StatusCode::FAILED_DEPENDENCY, "earlier_outcome_unknown", "not tried", detail).retryable()
-}
-
-/// 415 if the body says that it is anything but JSON. A body that says nothing is taken for JSON, and so is what `curl -d` calls
-/// every body unless it is told otherwise.
-pub(super) fn check_json(parts: &Parts) -> Result<(), Problem> {
-    check_encoding(parts)?;
-    let media = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let media = media.split(';').next().unwrap_or_default().trim();
-    if ["", "application/json", "application/x-www-form-urlencoded"].iter().any(|taken| media.eq_ignore_ascii_case(taken)) {
-        return Ok(());
-    }
-    let detail = format!("Content-Type: this takes application/json, not {media:?}");
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "unsupported media type", detail).close())
 }
 
 /// Reads and checks a whole batch.

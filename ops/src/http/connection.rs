@@ -1,12 +1,14 @@
 //! One connection, from its first byte to its last.
 //!
 //! 1. Its first bytes tell HTTP/2 (which begins with a fixed preface) from HTTP/1.1.
-//! 2. hyper serves it. Whenever hyper waits, the [`Pulse`] is asked when the connection will be too slow, and one timer is set to the
+//! 2. hyper serves it, behind the [`Guard`], which judges what it gets to see. Whenever hyper waits, the [`Pulse`] is asked when the connection will be too slow, and one timer is set to the
 //!    earliest such time; it is moved back only when it fires, so a busy connection touches no timer.
 //! 3. When the server shuts down, hyper is told to finish what is in flight and take nothing more.
 //! 4. Where we answered without reading all that the client sent, what it still sends is read and thrown away for a moment: closing
 //!    at once would make its system discard our answer.
 
+use super::blocks::PREFACE;
+use super::guard::Guard;
 use super::service::Session;
 use super::wire::{Pulse, Wire, raw_answer};
 use crate::limits::Limits;
@@ -25,18 +27,30 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 
-/// How an HTTP/2 connection begins.
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a client is listened to after an answer that it did not wait for.
 const LINGER: Duration = Duration::from_secs(2);
 /// The same in bytes.
 const LINGER_BYTES: usize = 64 << 20;
+/// As many fields of a head hyper takes unless told otherwise, without memory of their own for each.
+const HEADERS_MAX: usize = 100;
+/// How often a client that sends no more is asked whether it is still there, while it waits.
+const RESET_CHECK: Duration = Duration::from_millis(250);
 
 /// What carries a connection: a TCP stream, or bytes in memory, where the server is fuzzed.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
+    /// Whether the other end has given the connection up, as opposed to sending nothing more.
+    fn is_reset(&self) -> bool {
+        false
+    }
+}
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Socket for S {}
+impl Socket for TcpStream {
+    fn is_reset(&self) -> bool {
+        matches!(self.take_error(), Ok(Some(_)) | Err(_))
+    }
+}
 
 /// What the server wants of a connection, and how to wake it.
 #[derive(Default)]
@@ -74,22 +88,25 @@ enum Ended {
     Dropped,
 }
 
-/// Serves one connection to its end.
+/// Serves one connection, which came in on a loopback address or not, to its end.
 pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
     mut stream: S,
+    on_loopback: bool,
     app: Arc<super::service::App<K, A, I>>,
     leash: Arc<Leash>,
 ) {
     let Some((prefix, is_http2)) = sniff(&mut stream, &app.limits, &leash).await else { return };
     let pulse = Arc::new(Pulse::new(!is_http2));
     let wire = Wire::new(stream, prefix, pulse.clone(), app.metrics.http.malformed.clone());
-    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone() });
+    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone(), on_loopback });
+    let wire = Guard::new(wire, pulse.clone(), is_http2, &app.limits);
     let service = service_fn(move |request| session.clone().handle(request));
     let limits = &app.limits;
     if is_http2 {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
+            .auto_date_header(false)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20))
             .max_concurrent_streams(limits.http2_streams_max)
@@ -113,7 +130,10 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
     // Timeouts are ours: hyper's own would make a timer for each request, and close idle connections as early as slow ones.
     // Not `pipeline_flush`: with it hyper buffers a stream without bound, holds answers back while the next head is incomplete, and
     // forgets them where that head is malformed. The tests of slow clients and malformed heads show each.
-    builder.max_header_size(limits.header_bytes_max).header_read_timeout(None);
+    builder.max_header_size(limits.header_bytes_max).header_read_timeout(None).auto_date_header(false).half_close(true);
+    if limits.headers_max > HEADERS_MAX {
+        builder.max_headers(limits.headers_max);
+    }
     let mut connection = builder.serve_connection(TokioIo::new(wire), service);
     let ended = drive(&pulse, &leash, limits, |cx, finish| {
         let mut connection = Pin::new(&mut connection);
@@ -142,9 +162,9 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
 async fn sniff(stream: &mut impl Socket, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
     let mut first = BytesMut::with_capacity(1024);
     let mut reading = std::pin::pin!(async {
-        let mut patience = limits.idle_timeout;
+        let mut until = Instant::now() + limits.idle_timeout;
         loop {
-            match tokio::time::timeout(patience, stream.read_buf(&mut first)).await {
+            match tokio::time::timeout_at(until.into(), stream.read_buf(&mut first)).await {
                 Ok(Ok(n)) if n > 0 => {}
                 _ => return None,
             }
@@ -152,7 +172,8 @@ async fn sniff(stream: &mut impl Socket, limits: &Limits, leash: &Leash) -> Opti
                 let is_http2 = first.starts_with(PREFACE);
                 return Some((std::mem::take(&mut first).freeze(), is_http2));
             }
-            patience = limits.header_read_timeout;
+            // However many more bytes come, one by one.
+            until = until.min(Instant::now() + limits.header_read_timeout);
         }
     });
     poll_fn(|cx| match leash.phase(cx) {
@@ -168,6 +189,7 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
     let mut armed = Instant::now() + limits.idle_timeout;
     let mut timer = std::pin::pin!(tokio::time::sleep_until(armed.into()));
     let mut told = false;
+    let mut asked = None;
     poll_fn(|cx| {
         let phase = leash.phase(cx);
         if phase == Leash::DROP {
@@ -177,6 +199,14 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
         told |= tell;
         if step(cx, tell).is_ready() {
             return Poll::Ready(Ended::Closed);
+        }
+        if pulse.is_half_closed() {
+            let check = asked.get_or_insert_with(|| Box::pin(tokio::time::sleep(RESET_CHECK)));
+            if check.as_mut().poll(cx).is_ready() {
+                // hyper flushes when it is polled, and the guard asks.
+                asked = None;
+                cx.waker().wake_by_ref();
+            }
         }
         if let Some(deadline) = pulse.deadline(limits).filter(|deadline| *deadline < armed) {
             armed = deadline;
@@ -197,7 +227,7 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
 
 /// Says why, and closes.
 pub(super) async fn refuse(mut stream: impl Socket, problem: &Problem) {
-    let answer = raw_answer(problem);
+    let answer = raw_answer(problem, false);
     let said = tokio::time::timeout(LINGER, async {
         stream.write_all(&answer).await?;
         stream.shutdown().await

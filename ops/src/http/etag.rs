@@ -32,27 +32,37 @@ fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Tags<'a>
     let mut list = Vec::new();
     let mut any = false;
     for value in headers.get_all(name) {
-        let mut rest = value.to_str().map_err(|_| malformed())?.trim();
-        if rest == "*" {
-            any = true;
-            continue;
-        }
-        while !rest.is_empty() {
-            let (weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
-            let (tag, tail) = quoted.strip_prefix('"').and_then(|text| text.split_once('"')).ok_or_else(malformed)?;
-            list.push((weak, tag));
-            let tail = tail.trim_start();
-            rest = match tail.strip_prefix(',') {
-                Some(next) => next.trim_start_matches([',', ' ', '\t']),
-                None if tail.is_empty() => tail,
-                None => return Err(malformed()),
+        let mut rest = value.to_str().map_err(|_| malformed())?;
+        loop {
+            // Empty members say nothing (RFC 9110, section 5.6.1.2).
+            rest = rest.trim_start_matches([',', ' ', '\t']);
+            if rest.is_empty() {
+                break;
+            }
+            let tail = match rest.strip_prefix('*') {
+                Some(tail) => {
+                    any = true;
+                    tail
+                }
+                None => {
+                    let (weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
+                    let (tag, tail) = quoted.strip_prefix('"').and_then(|text| text.split_once('"')).ok_or_else(malformed)?;
+                    list.push((weak, tag));
+                    tail
+                }
             };
+            rest = tail.trim_start_matches([' ', '\t']);
+            if !rest.is_empty() && !rest.starts_with(',') {
+                return Err(malformed());
+            }
         }
     }
     match (any, list.is_empty()) {
         (true, true) => Ok(Some(Tags::Any)),
-        (false, false) => Ok(Some(Tags::List(list))),
-        _ => Err(malformed()),
+        (true, false) => Err(malformed()),
+        // Nothing is like none of these; but a write that is bound to nothing was not meant.
+        (false, true) if *name == IF_MATCH => Err(malformed()),
+        (false, _) => Ok(Some(Tags::List(list))),
     }
 }
 
@@ -210,6 +220,11 @@ mod tests {
             vec![("if-match", "\"5\", \"6\"")],
             vec![("if-match", "\"5\""), ("if-match", "\"6\"")],
             vec![("if-match", "*, \"6\"")],
+            vec![("if-match", "*"), ("if-match", "\"6\"")],
+            vec![("if-match", " , ")],
+            vec![("if-match", "\"5\" \"5\"")],
+            vec![("if-none-match", "")],
+            vec![("if-none-match", "**")],
             vec![("if-none-match", "\"5\"")],
             vec![("if-match", "\"5\""), ("if-none-match", "*")],
         ];
@@ -230,6 +245,12 @@ mod tests {
             (vec![("if-none-match", "*")], at(5), ReadVerdict::NotModified),
             (vec![("if-none-match", "\"4\"")], at(5), ReadVerdict::Go),
             (vec![("if-none-match", "\"a,b\"")], at(5), ReadVerdict::Go),
+            (vec![("if-none-match", ",\"5\"")], at(5), ReadVerdict::NotModified),
+            (vec![("if-none-match", " , ,\t\"4\" ,, \"5\" , ")], at(5), ReadVerdict::NotModified),
+            (vec![("if-none-match", ", *")], at(5), ReadVerdict::NotModified),
+            (vec![("if-none-match", "")], at(5), ReadVerdict::Go),
+            (vec![("if-none-match", " , ")], at(5), ReadVerdict::Go),
+            (vec![("if-match", ", \"5\",")], at(5), ReadVerdict::Go),
             (vec![("if-none-match", "*")], None, ReadVerdict::Go),
             (vec![("if-match", "\"5\"")], at(5), ReadVerdict::Go),
             (vec![("if-match", "W/\"5\"")], at(5), ReadVerdict::Failed),

@@ -10,7 +10,7 @@ use super::service::{App, only_get};
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::traits::{Admin, Check, Inspect, Kv};
-use http::header::{CACHE_CONTROL, HeaderValue, RETRY_AFTER};
+use http::header::{HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Response, StatusCode};
 use std::fmt::Write;
@@ -69,6 +69,5 @@ fn health(name: &'static str, ok: bool, checks: &[Check], verbose: bool) -> Resu
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
-    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
 }

@@ -5,7 +5,7 @@
 use super::body::{self, Body, Wanted};
 use super::query::Query;
 use super::service::App;
-use super::{answer, etag, path};
+use super::{answer, etag, head, path};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use bytes::Bytes;
@@ -63,7 +63,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             return Err(Problem::not_implemented("?ttl= (a key that expires)"));
         }
         let condition = etag::write_condition(&parts.headers, true)?;
-        check_encoding(parts)?;
+        head::check_content_encoding(parts)?;
         if parts.headers.contains_key(header::CONTENT_RANGE) {
             return Err(Problem::malformed(
                 "partial_put",
@@ -96,20 +96,6 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         };
         answer::answered_by(&mut response, &reply);
         Ok(response)
-    }
-}
-
-/// 415 for a body that would have to be decoded first.
-pub(super) fn check_encoding(parts: &Parts) -> Result<(), Problem> {
-    match parts.headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_content_encoding",
-            "unsupported content encoding",
-            "Content-Encoding: bodies are taken as they are; allowed is identity, or no such header",
-        )
-        .close()),
-        _ => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@
 //! in the node whatever happens here.
 
 use super::connection::{self, Leash};
+use super::pages::Pages;
 use super::service::App;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -131,6 +132,7 @@ impl Server {
     pub async fn bind<K: Kv, A: Admin, I: Inspect>(
         addr: SocketAddr,
         limits: Limits,
+        pages: Pages,
         kv: Arc<K>,
         admin: Arc<A>,
         inspect: Arc<I>,
@@ -143,7 +145,7 @@ impl Server {
             _ => BindError::Io { addr, error },
         })?;
         let addr = listener.local_addr().map_err(|error| BindError::Io { addr, error })?;
-        let app = Arc::new(App::new(limits, kv, admin, inspect, metrics));
+        let app = Arc::new(App::new(limits, pages, kv, admin, inspect, metrics));
         let (listener, control) = (Arc::new(listener), Arc::new(Control::default()));
         let (stop, stopped) = watch::channel(false);
         let accepting = (0..accept_loops)
@@ -190,12 +192,12 @@ pub struct Offline<K, A, I>(Arc<App<K, A, I>>);
 impl<K: Kv, A: Admin, I: Inspect> Offline<K, A, I> {
     /// A server in front of this node.
     pub fn new(limits: Limits, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(App::new(limits, kv, admin, inspect, metrics)))
+        Self(Arc::new(App::new(limits, Pages::default(), kv, admin, inspect, metrics)))
     }
 
     /// Serves one connection to its end.
     pub async fn serve(&self, stream: impl connection::Socket) {
-        connection::serve(stream, self.0.clone(), Arc::default()).await;
+        connection::serve(stream, true, self.0.clone(), Arc::default()).await;
     }
 }
 
@@ -254,8 +256,9 @@ async fn accept<K: Kv, A: Admin, I: Inspect>(
         }
         let open = Open::new(&control, &app.metrics);
         let app = app.clone();
+        let on_loopback = stream.local_addr().is_ok_and(|addr| addr.ip().to_canonical().is_loopback());
         tokio::spawn(async move {
-            connection::serve(stream, app, open.leash.clone()).await;
+            connection::serve(stream, on_loopback, app, open.leash.clone()).await;
             drop(open);
         });
     }

@@ -1,8 +1,10 @@
 //! From a request to its route, and from its result to a response: what every request passes, whatever it is about.
 
-use super::answer;
 use super::body::{Body, Budget};
+use super::heads::Framing;
+use super::pages::Pages;
 use super::wire::Pulse;
+use super::{answer, head, pages, target};
 use crate::limits::Limits;
 use crate::metrics::{Metrics, Route};
 use crate::problem::Problem;
@@ -10,9 +12,10 @@ use crate::traits::{Admin, Inspect, Kv};
 use flotilla_router::{Ask, NodeId, Reply};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
+use http::{Method, Request, Response, Version};
+use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -29,6 +32,8 @@ pub(super) struct App<K, A, I> {
     pub(super) metrics: Arc<Metrics>,
     /// The limits in force.
     pub(super) limits: Limits,
+    /// Which hosts and web pages are served.
+    pages: Pages,
     /// This node.
     pub(super) node: NodeId,
     /// What request bodies may hold together.
@@ -38,10 +43,10 @@ pub(super) struct App<K, A, I> {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    pub(super) fn new(limits: Limits, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(limits: Limits, pages: Pages, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
         let budget = Budget::new(limits.in_flight_bytes_max, metrics.http.in_flight_bytes.clone());
         let node = inspect.node();
-        Self { kv, admin, inspect, metrics, limits, node, budget, in_flight: AtomicUsize::new(0) }
+        Self { kv, admin, inspect, metrics, limits, pages, node, budget, in_flight: AtomicUsize::new(0) }
     }
 
     /// When the time of a question that is asked now is up.
@@ -61,12 +66,14 @@ pub(super) struct Session<K, A, I> {
     pub(super) app: Arc<App<K, A, I>>,
     /// What the connection is doing.
     pub(super) pulse: Arc<Pulse>,
+    /// Whether it came in on a loopback address.
+    pub(super) on_loopback: bool,
 }
 
 /// A request that is being answered; counted while it lives, also when its client goes away.
-struct InFlight<'a, K, A, I>(&'a Session<K, A, I>);
+struct InFlight<K, A, I>(Arc<Session<K, A, I>>);
 
-impl<K, A, I> Drop for InFlight<'_, K, A, I> {
+impl<K, A, I> Drop for InFlight<K, A, I> {
     fn drop(&mut self) {
         self.0.pulse.answered();
         self.0.app.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -75,22 +82,45 @@ impl<K, A, I> Drop for InFlight<'_, K, A, I> {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
-    /// Answers one request.
-    pub(super) async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    /// Takes one request. What hyper says of its body is told at once: nothing more is read before.
+    pub(super) fn handle(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
+        self.pulse.called(request.body().size_hint().exact().map_or(Framing::Chunked, Framing::Length));
+        self.app.metrics.http.in_flight.inc();
+        let others = self.app.in_flight.fetch_add(1, Ordering::Relaxed);
+        let in_flight = InFlight(self.clone());
+        self.answer(request, others, in_flight)
+    }
+
+    /// Answers it.
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+        others: usize,
+        in_flight: InFlight<K, A, I>,
+    ) -> Result<Response<Body>, Infallible> {
         let begun = Instant::now();
         let app = &*self.app;
-        self.pulse.called();
-        app.metrics.http.in_flight.inc();
-        let others = app.in_flight.fetch_add(1, Ordering::Relaxed);
-        let in_flight = InFlight(&self);
-
         let (parts, body) = request.into_parts();
+        let mut shown_to = None;
         let (route, result) = if others >= app.limits.requests_in_flight_max {
             (Route::Other, Err(Problem::overloaded("requests in flight", app.limits.requests_in_flight_max).close()))
-        } else if let Err(problem) = check_head(&parts, &app.limits) {
+        } else if let Some(problem) = target::refusal(parts.uri.path(), &app.limits) {
             (Route::Other, Err(problem))
         } else {
-            app.dispatch(&parts, body, &self).await
+            match head::check(&parts, &app.limits).and_then(|()| app.pages.judge(&parts, self.on_loopback)) {
+                Err(problem) => (Route::Other, Err(problem)),
+                Ok(origin) => {
+                    let preflight = origin.is_some().then(|| pages::preflight(&parts)).flatten();
+                    shown_to = origin;
+                    match preflight {
+                        Some(response) => (Route::Other, Ok(response)),
+                        None => app.dispatch(&parts, body, &self).await,
+                    }
+                }
+            }
         };
         let mut response = result.unwrap_or_else(|problem| {
             let mut response = answer::problem(&problem, app.node);
@@ -102,9 +132,10 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
             }
             response
         });
-        if parts.method == Method::HEAD {
-            answer::without_body(&mut response);
+        if let Some(origin) = shown_to {
+            pages::show_to(origin, &mut response);
         }
+        answer::finish(&mut response, &parts.method);
         app.metrics.http.observe(route, &parts.method, response.status().as_u16(), begun.elapsed());
         drop(in_flight);
         Ok(response)
@@ -120,6 +151,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         session: &Arc<Session<K, A, I>>,
     ) -> (Route, Result<Response<Body>, Problem>) {
         let path = parts.uri.path();
+        if parts.method == Method::CONNECT {
+            return (Route::Other, Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE, POST")));
+        }
         if let Some(key) = path.strip_prefix("/v1/kv/") {
             return (Route::Key, self.key(parts, body, key).await);
         }
@@ -156,24 +190,4 @@ pub(super) fn only(parts: &Parts, method: &Method, allow: &'static str) -> Resul
 /// 405 unless the request reads.
 pub(super) fn only_get(parts: &Parts) -> Result<(), Problem> {
     if matches!(parts.method, Method::GET | Method::HEAD) { Ok(()) } else { Err(Problem::method_not_allowed("GET, HEAD")) }
-}
-
-/// 431 for a head that hyper let through, since it came in one piece.
-fn check_head(parts: &Parts, limits: &Limits) -> Result<(), Problem> {
-    // Four bytes stand around a field: colon, space, CR, LF.
-    let fields: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    let line = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
-    if fields + line > limits.header_bytes_max || parts.headers.len() > limits.headers_max {
-        let (what, limit, actual) = if parts.headers.len() > limits.headers_max {
-            ("header fields", limits.headers_max, parts.headers.len())
-        } else {
-            ("bytes of request line and header fields", limits.header_bytes_max, fields + line)
-        };
-        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-        let detail = format!("a request has at most {limit} {what}; this one has {actual}");
-        return Err(Problem::new(status, "header_too_large", "header too large", detail)
-            .limit(limit as u64, Some(actual as u64))
-            .close());
-    }
-    Ok(())
 }

@@ -1,13 +1,14 @@
-//! Between hyper and the socket: what a connection is doing, and what hyper says in our name.
+//! Between the guard and the socket: what a connection is doing, and what hyper says in our name.
 //!
-//! [`Wire`] is the socket as hyper sees it. It replays the first bytes, which were read to tell HTTP/1.1 from HTTP/2; it notes in the
-//! [`Pulse`] when bytes came, went, or did not want to go; and it puts a problem in the place of the empty answer that hyper gives to
-//! a head that is no HTTP.
+//! [`Wire`] replays the first bytes, which were read to tell HTTP/1.1 from HTTP/2; it notes in the [`Pulse`] when bytes came, went, or
+//! did not want to go; and it puts a problem in the place of the empty answer that hyper gives to a head that is no HTTP.
 //!
-//! **When is an answer hyper's own?** When bytes were read, no request came of them, and what is written is nothing but the head of a
-//! client error with an empty body, which we never send. If such a head came in one packet behind a good request, hyper's empty
-//! answer stays as it is.
+//! **When is an answer hyper's own?** When the guard has handed over a head, no request came of it, and what is written is nothing but
+//! the head of a client error with an empty body, which we never send.
 
+use super::connection::Socket;
+use super::date;
+use super::heads::Framing;
 use crate::problem::Problem;
 use bytes::{Buf, Bytes};
 use http::StatusCode;
@@ -25,8 +26,14 @@ pub(super) struct Pulse {
     heads: bool,
     /// Requests that are being answered.
     in_flight: AtomicU32,
-    /// Bytes were read since a request last came of them.
-    unanswered_bytes: AtomicBool,
+    /// hyper was handed a head, and no request has come of it.
+    uncalled: AtomicBool,
+    /// The head that it was handed last is one of HEAD.
+    asks_for_head: AtomicBool,
+    /// What stands behind the head, as hyper says: 0 for nothing said, 1 for chunks, otherwise the number of bytes and 2.
+    framing: AtomicU64,
+    /// The client sends no more, and waits for an answer.
+    half_closed: AtomicBool,
     /// Since when a head has been incomplete.
     head_since: AtomicU64,
     /// When something last came or went.
@@ -43,7 +50,10 @@ impl Pulse {
             begun: Instant::now(),
             heads,
             in_flight: AtomicU32::new(0),
-            unanswered_bytes: AtomicBool::new(false),
+            uncalled: AtomicBool::new(false),
+            asks_for_head: AtomicBool::new(false),
+            framing: AtomicU64::new(0),
+            half_closed: AtomicBool::new(false),
             head_since: AtomicU64::new(0),
             active_at: AtomicU64::new(1),
             stalled_since: AtomicU64::new(0),
@@ -55,11 +65,62 @@ impl Pulse {
         self.begun.elapsed().as_millis() as u64 + 1
     }
 
-    /// A request came.
-    pub(super) fn called(&self) {
+    /// A request came, with this behind its head.
+    pub(super) fn called(&self, framing: Framing) {
         self.in_flight.fetch_add(1, Relaxed);
-        self.unanswered_bytes.store(false, Relaxed);
+        if self.heads {
+            self.uncalled.store(false, Relaxed);
+            self.head_since.store(0, Relaxed);
+            let told = match framing {
+                Framing::Chunked => 1,
+                Framing::Length(bytes) => bytes.saturating_add(2),
+            };
+            self.framing.store(told, Relaxed);
+        }
+    }
+
+    /// What stands behind the head that hyper was handed; once, when it has said so.
+    pub(super) fn take_framing(&self) -> Option<Framing> {
+        match self.framing.swap(0, Relaxed) {
+            0 => None,
+            1 => Some(Framing::Chunked),
+            bytes => Some(Framing::Length(bytes - 2)),
+        }
+    }
+
+    /// hyper was handed these bytes of a head, if any.
+    pub(super) fn head_handed(&self, head: Option<&[u8]>) {
+        if let Some(head) = head {
+            self.uncalled.store(true, Relaxed);
+            self.asks_for_head.store(head.starts_with(b"HEAD "), Relaxed);
+        }
+    }
+
+    /// A head has begun, or the connection itself, and is not whole.
+    pub(super) fn head_begun(&self) {
+        if self.head_since.load(Relaxed) == 0 {
+            self.head_since.store(self.now(), Relaxed);
+        }
+    }
+
+    /// No head has begun.
+    pub(super) fn head_done(&self) {
         self.head_since.store(0, Relaxed);
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_answering(&self) -> bool {
+        self.in_flight.load(Relaxed) > 0
+    }
+
+    /// The client sends no more, and waits.
+    pub(super) fn half_closed(&self) {
+        self.half_closed.store(true, Relaxed);
+    }
+
+    /// Whether the client sends no more, so that nothing but asking shows whether it is still there.
+    pub(super) fn is_half_closed(&self) -> bool {
+        self.half_closed.load(Relaxed)
     }
 
     /// A request was answered, or given up.
@@ -90,10 +151,7 @@ impl Pulse {
         if !self.heads {
             self.active_at.store(self.now(), Relaxed);
         } else if self.in_flight.load(Relaxed) == 0 {
-            self.unanswered_bytes.store(true, Relaxed);
-            if self.head_since.load(Relaxed) == 0 {
-                self.head_since.store(self.now(), Relaxed);
-            }
+            self.head_begun();
         }
     }
 
@@ -103,7 +161,7 @@ impl Pulse {
         if self.stalled_since.load(Relaxed) != 0 {
             self.stalled_since.store(0, Relaxed);
         }
-        if self.head_since.load(Relaxed) != 0 {
+        if self.heads && self.head_since.load(Relaxed) != 0 {
             self.head_since.store(now, Relaxed);
         }
     }
@@ -120,6 +178,9 @@ impl Pulse {
         let (stalled, head) = (self.stalled_since.load(Relaxed), self.head_since.load(Relaxed));
         if stalled != 0 {
             after(stalled, limits.write_timeout)
+        } else if head != 0 && !self.heads {
+            // Other streams may be busy; nothing comes of them either while a block is not whole.
+            after(head, limits.header_read_timeout)
         } else if self.in_flight.load(Relaxed) > 0 {
             None
         } else if head != 0 {
@@ -142,7 +203,7 @@ pub(super) struct Wire<S> {
     malformed: prometheus::IntCounter,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+impl<S: Socket> Wire<S> {
     pub(super) fn new(stream: S, prefix: Bytes, pulse: std::sync::Arc<Pulse>, malformed: prometheus::IntCounter) -> Self {
         Self { stream, prefix, instead: Bytes::new(), pulse, malformed }
     }
@@ -150,6 +211,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// The socket, when hyper is done.
     pub(super) fn into_stream(self) -> S {
         self.stream
+    }
+
+    /// Whether the other end has given the connection up, as opposed to sending nothing more.
+    pub(super) fn is_reset(&self) -> bool {
+        self.stream.is_reset()
     }
 
     /// Notes what came of a write.
@@ -177,7 +243,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// The status of hyper's own answer, if these bytes are one.
     fn own_answer(&self, bytes: &[u8]) -> Option<StatusCode> {
-        if !self.pulse.heads || !self.pulse.unanswered_bytes.load(Relaxed) {
+        if !self.pulse.heads || !self.pulse.uncalled.load(Relaxed) {
             return None;
         }
         let text = std::str::from_utf8(bytes).ok()?;
@@ -205,23 +271,27 @@ fn malformed(status: StatusCode) -> Problem {
     }
 }
 
-/// A problem as bytes on the wire, after which the connection is closed.
-pub(super) fn raw_answer(problem: &Problem) -> Bytes {
+/// A problem as bytes on the wire, after which the connection is closed; without its body for HEAD.
+pub(super) fn raw_answer(problem: &Problem, to_head: bool) -> Bytes {
     let status = problem.members().status;
     let body = problem.to_json();
     let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
     let mut out = format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n\
+         date: {}\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
         status.as_u16(),
         status.canonical_reason().unwrap_or_default(),
+        date::now().to_str().unwrap_or_default(),
         body.len()
     )
     .into_bytes();
-    out.extend_from_slice(&body);
+    if !to_head {
+        out.extend_from_slice(&body);
+    }
     out.into()
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+impl<S: Socket> AsyncRead for Wire<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if self.prefix.is_empty() {
@@ -235,13 +305,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: Socket> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_instead(cx))?;
         if let Some(status) = self.own_answer(buf) {
             self.malformed.inc();
             self.pulse.refuse_rest();
-            self.instead = raw_answer(&malformed(status));
+            self.instead = raw_answer(&malformed(status), self.pulse.asks_for_head.load(Relaxed));
             return Poll::Ready(Ok(buf.len()));
         }
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);

@@ -29,10 +29,10 @@ const ROUTES: [&str; 5] = ["key", "range", "batch", "admin", "other"];
 /// Names of the methods; the last stands for all others.
 const METHODS: [&str; 6] = ["GET", "PUT", "DELETE", "POST", "HEAD", "other"];
 /// The statuses that the server answers with, in order; any other is counted as 500.
-const STATUSES: [u16; 24] =
-    [200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 412, 413, 414, 415, 428, 429, 431, 500, 501, 503, 504, 507];
+const STATUSES: [u16; 25] =
+    [200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 412, 413, 414, 415, 417, 428, 429, 431, 500, 501, 503, 504, 507];
 /// Where 500 stands among them.
-const STATUS_500: usize = 19;
+const STATUS_500: usize = 20;
 
 /// The HTTP server's metrics.
 pub struct HttpMetrics {

@@ -5,16 +5,19 @@
 
 mod batch;
 mod client;
+mod doors;
 mod fake;
+mod halves;
 mod keys;
 mod operators;
 mod protocol;
 mod ranges;
 mod slow;
+mod targets;
 
 use client::{Answer, Client};
 use fake::Fake;
-use flotilla_ops::{Limits, Metrics, Server};
+use flotilla_ops::{Limits, Metrics, Pages, Server};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -31,10 +34,14 @@ impl Rig {
     }
 
     async fn with(limits: Limits) -> Self {
+        Self::with_pages(limits, Pages::default()).await
+    }
+
+    async fn with_pages(limits: Limits, pages: Pages) -> Self {
         let fake = Arc::new(Fake::default());
         let addr = "127.0.0.1:0".parse().unwrap();
         let metrics = Arc::new(Metrics::default());
-        let server = Server::bind(addr, limits, fake.clone(), fake.clone(), fake.clone(), metrics).await.unwrap();
+        let server = Server::bind(addr, limits, pages, fake.clone(), fake.clone(), fake.clone(), metrics).await.unwrap();
         let addr = server.local_addr();
         Self { server, fake, addr }
     }

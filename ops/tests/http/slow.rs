@@ -46,6 +46,37 @@ async fn a_head_that_does_not_end_is_answered_with_408() {
 }
 
 #[tokio::test]
+async fn http2_has_as_long_for_a_head_and_no_longer() {
+    let rig = Rig::with(impatient()).await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let block = [0, 0, 60, 1, 5, 0, 0, 0, 1, 0x82, 0x86];
+    // The preface, the first frame, a block, a frame of it that is whole but not the last.
+    let started = [0, 0, 1, 1, 1, 0, 0, 0, 1, 0x82];
+    for (whole, dribbled) in [
+        (&preface[..2], &preface[2..]),
+        (&preface[..], &settings[..3]),
+        (&[&preface[..], &settings].concat(), &block[..]),
+        (&[&preface[..], &settings].concat(), &started[..]),
+    ] {
+        let begun = Instant::now();
+        let mut client = rig.client().await;
+        client.raw(whole).await;
+        for byte in dribbled.iter().chain([0; 20].iter().take(if whole.len() > 24 { 9 } else { 0 })) {
+            if tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[*byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        while rig.server.connections() > 0 {
+            assert!(begun.elapsed() < Duration::from_millis(2000), "{} whole bytes: {:?}", whole.len(), begun.elapsed());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(begun.elapsed() > Duration::from_millis(350), "{} whole bytes: {:?}", whole.len(), begun.elapsed());
+    }
+}
+
+#[tokio::test]
 async fn a_body_that_does_not_come_is_answered_with_408_and_writes_nothing() {
     let rig = Rig::with(impatient()).await;
     let mut client = rig.client().await;
