@@ -16,6 +16,7 @@
 pub mod call;
 pub mod codec;
 pub mod command;
+pub mod cure;
 pub mod descriptor;
 pub mod ids;
 pub mod mutation;

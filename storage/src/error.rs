@@ -5,6 +5,7 @@
 //! and **failures** of the engine. After either of the last two the process stops: a failed write is never retried, because
 //! after a failed fsync nobody knows what the disk holds.
 
+use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{ClusterId, DecodeError, NodeId, ShardId};
 use std::path::PathBuf;
 
@@ -34,7 +35,7 @@ pub enum StorageError {
     /// Refusal to start: the directory belongs to somebody else.
     #[error(
         "{} belongs to node {node} of cluster {cluster}, not to node {wanted_node} of cluster {wanted_cluster}; \
-         start it with that id, or give this node an empty directory", dir.display()
+         start it with that id, or give this node its own directory (an empty one only if it never ran)", dir.display()
     )]
     ForeignDirectory {
         /// The path that was given.
@@ -49,7 +50,9 @@ pub enum StorageError {
         wanted_node: NodeId,
     },
     /// Refusal to start: the directory was written by another program, or by another release.
-    #[error("{}: {why}; start it with the release that wrote it, or give this node an empty directory", dir.display())]
+    #[error(
+        "{}: {why}; start it with the release that wrote it, or restore the directory as it was when the node ran last", dir.display()
+    )]
     UnknownFormat {
         /// The path that was given.
         dir: PathBuf,
@@ -58,8 +61,8 @@ pub enum StorageError {
     },
     /// Refusal to start: RocksDB does not open its own files.
     #[error(
-        "{} can't be opened ({why}); nothing was removed: repair the disk or restore the directory, or replace this node by one \
-         with a new id and an empty directory", dir.display()
+        "{} can't be opened ({why}); nothing was removed: repair the disk or restore the directory as it was when the node ran last; \
+         {NO_WAY_BACK}", dir.display()
     )]
     Unopenable {
         /// The path that was given.
@@ -70,7 +73,7 @@ pub enum StorageError {
     /// Refusal to start: RocksDB opened its files, and some of what was durable is not in them.
     #[error(
         "{} has forgotten what it knew ({why}), and this node what it promised: restore the directory as it was when the node ran \
-         last, or replace this node by one with a new id and an empty directory", dir.display()
+         last; {NO_WAY_BACK}", dir.display()
     )]
     Forgotten {
         /// The path that was given.

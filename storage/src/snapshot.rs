@@ -132,9 +132,7 @@ pub(crate) fn complete_installs<E: Engine>(engine: &E) -> Result<(), StorageErro
     for install in Install::marked(engine)? {
         FailPoint::ResumeBegun.pass()?;
         verify(engine, &install.manifest, &install.folder).map_err(|e| {
-            let why =
-                format!("its install was cut short and can't be completed: {e}; remove this replica and let it be made anew");
-            StorageError::snapshot(install.shard(), why)
+            StorageError::snapshot(install.shard(), format!("its install was cut short and can't be completed: {e}"))
         })?;
         install.complete(engine)?;
         FailPoint::ResumeEnded.pass()?;

@@ -11,6 +11,7 @@
 use crate::certs::NodeName;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_router::codec::Reader;
+use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{ClusterId, DecodeError, Incarnation, NodeId};
 
 /// Rises with every change of what is said on these connections.
@@ -118,7 +119,8 @@ pub(crate) enum Refusal {
     Leases { node: NodeId, theirs: Option<LeaseTerms>, us: NodeId, ours: Option<LeaseTerms> },
     #[error(
         "incarnation {theirs} of node {node} is older than {seen}, which was seen already: two processes run as node {node}, or \
-         its data directory was put back to an old state; stop one of them, or let it join as a new node"
+         its data directory was put back to an old state; stop one of them, or restore the directory as it was when the node ran \
+         last; {NO_WAY_BACK}"
     )]
     Incarnation { node: NodeId, theirs: Incarnation, seen: Incarnation },
     #[error("{0}")]

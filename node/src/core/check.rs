@@ -8,6 +8,7 @@ use super::config::CoreConfig;
 use super::elections;
 use super::replica::Replica;
 use super::wire::Envelope;
+use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{NodeId, ReplicaId};
 use flotilla_storage::NUMBER_MAX;
 use raft::StateRole;
@@ -86,7 +87,7 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
         // Committing beyond the log is fatal in raft-rs. An honest leader never asks for it, unless this log lost its end.
         MsgHeartbeat if message.commit > raft.raft_log.last_index() && message.term >= raft.term => Verdict::Quarantine(format!(
             "the leader knows this replica to hold entry {}, and its log ends at {}: its disk has lost synced data; \
-             take the node out and let it join with an empty directory under a new id",
+             restore the directory as it was when the node ran last; {NO_WAY_BACK}",
             message.commit,
             raft.raft_log.last_index()
         )),

@@ -9,6 +9,7 @@ use crate::core::wire::{self, Item};
 use bytes::Bytes;
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{Incarnation, NodeId, Refusal};
 use flotilla_storage::fatal;
 use flotilla_transport::{Handler, Identity, Lane, Responder};
@@ -45,7 +46,7 @@ impl Handler for Peers {
             Some(_) => {
                 return Err(format!(
                     "node {node} comes with another data directory than the one that it was met with: it has forgotten what it \
-                     promised, and would endanger acknowledged writes; give it its old directory back, or let it join as a new node"
+                     promised, and would endanger acknowledged writes; give it its old directory back; {NO_WAY_BACK}"
                 ));
             }
             None => {

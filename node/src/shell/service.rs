@@ -8,6 +8,7 @@ use super::admin::Admin;
 use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{Answer, Ask, Command, Consistency, Descriptor, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId};
 use flotilla_storage::{StorageError, WriteResult, fatal, read};
 use flotilla_transport::{RequestError, Responder, Transport};
@@ -340,7 +341,7 @@ fn wrong_shard(grant: &Grant) -> Refusal {
 /// can answer.
 pub(super) fn or_stop<T>(grant: &Grant, read: Result<T, StorageError>) -> T {
     read.unwrap_or_else(|error| {
-        tracing::error!(shard = %grant.descriptor.id, "a stored record can't be read; replace this node's disk, and let it join anew");
+        tracing::error!(shard = %grant.descriptor.id, "a stored record can't be read, the process ends; restore the directory; {NO_WAY_BACK}");
         fatal::abort(&error)
     })
 }

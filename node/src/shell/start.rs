@@ -16,6 +16,7 @@ use crate::core::{Event, Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Metrics, Server};
 use flotilla_router::Routes;
+use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_storage::{Applier, Engine as _, FailPoint, StorageError};
 use flotilla_transport::{Credentials, LeaseTerms, Transport};
 use std::sync::{Arc, OnceLock};
@@ -161,8 +162,7 @@ fn with_cure(error: StorageError) -> anyhow::Error {
         return error.into();
     }
     anyhow::anyhow!(
-        "{error}; nothing was skipped or removed: repair the disk or restore the directory, or replace this node by one with a new id \
-         and an empty directory"
+        "{error}; nothing was skipped or removed: repair the disk or restore the directory as it was when the node ran last; {NO_WAY_BACK}"
     )
 }
 

@@ -32,7 +32,7 @@ fn a_foreign_directory_is_refused_with_the_cure_and_left_alone() {
     drop(open_here(dir.path()).unwrap());
     for foreign in [Identity { node: NodeId(3), ..OURS }, Identity { cluster: ClusterId(9), ..OURS }] {
         let error = refusal(dir.path(), foreign);
-        for part in ["belongs to node 2 of cluster 000000000000abcd", "start it with that id", "empty directory"] {
+        for part in ["belongs to node 2 of cluster 000000000000abcd", "start it with that id", "its own directory"] {
             assert!(error.contains(part), "{error:?} does not say {part:?}");
         }
     }

@@ -253,7 +253,10 @@ fn trap_05_a_wiped_disk_under_an_old_replica_id() {
     cluster.take_trace();
     cluster.run(6);
     let said = cluster.take_trace().join("\n");
-    assert!(said.contains("n2 sets s2 aside") && said.contains("join with an empty directory under a new id"), "{said}");
+    assert!(
+        said.contains("n2 sets s2 aside") && said.contains("restore the directory") && said.contains("leave this node down"),
+        "{said}"
+    );
     assert!(matches!(cluster.put(N1, "k", "w"), Some(Answer::Written(_))), "the others go on");
     let read = cluster.get(N2, "k", Consistency::Stale { age_max: None });
     assert!(matches!(read, Some(Answer::Refused(_))), "{read:?}");
