@@ -102,7 +102,7 @@ impl Limits {
         within("headers_max", self.headers_max, 10, 1_000)?;
         within("connections_max", self.connections_max, 1, 1_000_000)?;
         within("requests_in_flight_max", self.requests_in_flight_max, 1, 10_000_000)?;
-        within("in_flight_bytes_max", self.in_flight_bytes_max, self.value_bytes_max, usize::MAX)?;
+        within("in_flight_bytes_max", self.in_flight_bytes_max, self.value_bytes_max, 1 << 50)?;
         within("http2_streams_max", self.http2_streams_max as usize, 1, 100_000)?;
         within("scan_items_max", self.scan_items_max as usize, 1, 1_000_000)?;
         within("scan_items_default", self.scan_items_default as usize, 1, self.scan_items_max as usize)?;

@@ -26,7 +26,7 @@ pub struct RaftConfig {
     pub pre_vote: bool,
     /// A leader that hears from no quorum for an election timeout steps down.
     pub check_quorum: bool,
-    /// Bytes of entries in one append message. 0 would mean one entry per message, and is refused.
+    /// Bytes of entries in one append message. Less than an entry: one entry per message.
     pub max_size_per_msg_bytes: u64,
     /// Bytes of committed entries handed to apply at once, per group and pass.
     pub max_committed_size_per_ready_bytes: u64,
@@ -149,8 +149,8 @@ impl CoreConfig {
         if !(5..=10_000).contains(&raft.tick_ms) {
             return Err(format!("raft.tick_ms is {}; 5 to 10000 are allowed", raft.tick_ms));
         }
-        if raft.heartbeat_ticks == 0 {
-            return Err("raft.heartbeat_ticks is 0; it must be at least 1".into());
+        if !(1..ELECTION_TICKS_MAX).contains(&raft.heartbeat_ticks) {
+            return Err(format!("raft.heartbeat_ticks is {}; 1 to {} are allowed", raft.heartbeat_ticks, ELECTION_TICKS_MAX - 1));
         }
         if raft.election_ticks <= raft.heartbeat_ticks {
             return Err(format!(
@@ -164,13 +164,14 @@ impl CoreConfig {
         for (name, bytes, least) in [
             ("raft.max_size_per_msg_bytes", raft.max_size_per_msg_bytes, 1),
             ("raft.max_committed_size_per_ready_bytes", raft.max_committed_size_per_ready_bytes, 1),
-            ("raft.max_uncommitted_size_bytes", raft.max_uncommitted_size_bytes, raft.max_size_per_msg_bytes),
+            // Half of it is kept free when more is proposed, so that next to none would stop all writes.
+            ("raft.max_uncommitted_size_bytes", raft.max_uncommitted_size_bytes, raft.max_size_per_msg_bytes.max(64 << 10)),
             ("raft.max_inflight_bytes", raft.max_inflight_bytes, raft.max_size_per_msg_bytes),
             ("raft.max_entry_size_bytes", raft.max_entry_size_bytes, 1),
             ("raft.max_waiting_bytes", raft.max_waiting_bytes, raft.max_entry_size_bytes),
             ("log.bytes_per_shard_max", self.log.bytes_per_shard_max, 1 << 16),
             ("log.bytes_max", self.log.bytes_max, self.log.bytes_per_shard_max),
-            ("log.unapplied_bytes_max", self.log.unapplied_bytes_max, raft.max_size_per_msg_bytes),
+            ("log.unapplied_bytes_max", self.log.unapplied_bytes_max, raft.max_size_per_msg_bytes.max(64 << 10)),
             ("log.cache_bytes_max", self.log.cache_bytes_max, 0),
         ] {
             if bytes < least {

@@ -1,7 +1,13 @@
 //! The configuration of a node: one TOML file, every key also a flag, unknown keys refused.
 //!
 //! `raft.election_ticks = 12` in the file is `--raft-election-ticks 12` on the command line, which wins. `flotilla start
-//! --print-config` shows what is in force, as a file that can be used again. Relative paths are relative to the file's folder.
+//! --print-config` shows what is in force, as a file that can be used again. `read` makes a configuration of a file and flags, `check`
+//! refuses what can't be meant.
+
+mod check;
+mod read;
+#[cfg(test)]
+mod tests;
 
 use crate::core::{CoreConfig, LogConfig, RaftConfig, ReadsConfig};
 use flotilla_ops::logging::Format;
@@ -12,6 +18,9 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use check::fits_the_disk;
+pub use read::flag;
 
 /// Everything that a node is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -112,7 +121,7 @@ pub struct PeerConfig {
 pub struct FoundingConfig {
     /// How many shards the key space is cut into.
     pub shards: usize,
-    /// On how many nodes each is kept.
+    /// On how many nodes each is kept: at most as many as there are, which is also the default where there are fewer than 3.
     pub replicas: usize,
 }
 
@@ -212,63 +221,28 @@ impl Default for LoggingConfig {
 #[error("configuration: {0}")]
 pub struct ConfigError(String);
 
+impl ConfigError {
+    /// A complaint, which begins with the key.
+    pub fn new(why: String) -> Self {
+        Self(why)
+    }
+}
+
 impl Config {
-    /// Reads the file, if there is one, and puts flags over it: pairs of a dotted key and a value as it stands in TOML, or bare.
+    /// Reads the file, if there is one, and puts flags over it: pairs of a dotted key and a value, text as it is, all else as in TOML.
     pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, ConfigError> {
-        let mut table = match file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path).map_err(|e| {
-                    ConfigError(format!("read {}: {e}; `flotilla dev` makes one to start from, under n1/", path.display()))
-                })?;
-                text.parse::<toml::Table>().map_err(|e| ConfigError(format!("{}: {e}", path.display())))?
-            }
-            None => toml::Table::new(),
-        };
-        for (key, value) in flags {
-            put(&mut table, key, parse_value(value)).map_err(ConfigError)?;
-        }
-        let source = file.map_or_else(|| "flags".to_owned(), |f| f.display().to_string());
-        let mut config: Self =
-            table.try_into().map_err(|e: toml::de::Error| ConfigError(format!("{source}: {}", e.message())))?;
-        if let Some(folder) = file.and_then(Path::parent) {
-            config.resolve_paths(folder);
-        }
-        config.validate().map_err(|why| ConfigError(format!("{source}: {why}")))?;
-        Ok(config)
+        read::load(file, flags)
     }
 
-    fn resolve_paths(&mut self, folder: &Path) {
-        for path in [&mut self.data, &mut self.tls.ca, &mut self.tls.cert, &mut self.tls.key, &mut self.pid_file] {
-            if !path.as_os_str().is_empty() && path.is_relative() {
-                *path = folder.join(&*path);
-            }
-        }
-    }
-
-    fn validate(&self) -> Result<(), String> {
-        if self.node.0 == 0 {
-            return Err("node is 0; ids start with 1".into());
-        }
-        let mut ids: Vec<_> = self.peers.iter().map(|p| p.id).collect();
-        ids.sort();
-        if ids.windows(2).any(|pair| pair[0] == pair[1]) || ids.first().is_some_and(|id| id.0 == 0) {
-            return Err(format!("peers: ids must differ, and start with 1: {ids:?}"));
-        }
-        if !ids.contains(&self.node) {
-            return Err(format!("peers: node {} itself is not among them: {ids:?}", self.node));
-        }
-        if self.founding.shards == 0 || self.founding.shards > 100_000 {
-            return Err(format!("founding.shards is {}; 1 to 100000 are allowed", self.founding.shards));
-        }
-        if self.founding.replicas == 0 {
-            return Err("founding.replicas is 0; at least 1, and 3 to survive a loss".into());
-        }
-        if !(1..=256).contains(&self.threads) {
-            return Err(format!("threads is {}; 1 to 256 are allowed", self.threads));
-        }
-        self.pages()?;
-        self.limits.check().map_err(|why| format!("limits.{why}"))?;
-        self.core().validate()
+    /// The keys that are paths.
+    fn paths(&mut self) -> [(&'static str, &mut PathBuf); 5] {
+        [
+            ("data", &mut self.data),
+            ("pid_file", &mut self.pid_file),
+            ("tls.ca", &mut self.tls.ca),
+            ("tls.cert", &mut self.tls.cert),
+            ("tls.key", &mut self.tls.key),
+        ]
     }
 
     /// Which hosts and web pages are served.
@@ -316,11 +290,13 @@ impl Config {
         toml::to_string(self).expect("every field has a form in TOML")
     }
 
-    /// A configuration of node `i` of a cluster on this machine, with defaults for all else. What the sample file and the list
-    /// of flags are made of.
+    /// A configuration of node 1 of a cluster of three on this machine, with defaults for all else. What the sample file and the
+    /// list of flags are made of.
     pub fn sample() -> Self {
-        let http = SocketAddr::from(([127, 0, 0, 1], 7001));
-        let quic = SocketAddr::from(([127, 0, 0, 1], 7101));
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let (http, quic) = (at(7001), at(7101));
+        let peer =
+            |i: u16| PeerConfig { id: NodeId(i.into()), quic: at(7100 + i).to_string(), http: Some(at(7000 + i).to_string()) };
         Self {
             node: NodeId(1),
             cluster: ClusterId(1),
@@ -333,7 +309,7 @@ impl Config {
             threads: default_threads(),
             shutdown_grace: default_grace(),
             tls: TlsConfig { ca: "ca.pem".into(), cert: "node.pem".into(), key: "node.key".into() },
-            peers: vec![PeerConfig { id: NodeId(1), quic: quic.to_string(), http: Some(http.to_string()) }],
+            peers: (1..=3).map(peer).collect(),
             founding: FoundingConfig::default(),
             raft: RaftConfig::default(),
             reads: ReadsConfig::default(),
@@ -360,73 +336,5 @@ impl Config {
         let table = toml::Table::try_from(Self::sample()).expect("every field has a form in TOML");
         walk("", &table, &mut keys);
         keys
-    }
-}
-
-/// A flag's value: as TOML where it is TOML, otherwise as the text that it is.
-fn parse_value(text: &str) -> toml::Value {
-    format!("v = {text}")
-        .parse::<toml::Table>()
-        .ok()
-        .and_then(|mut table| table.remove("v"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()))
-}
-
-/// Sets a dotted key.
-fn put(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<(), String> {
-    match key.split_once('.') {
-        None => {
-            table.insert(key.to_owned(), value);
-            Ok(())
-        }
-        Some((outer, inner)) => match table.entry(outer).or_insert_with(|| toml::Value::Table(toml::Table::new())) {
-            toml::Value::Table(table) => put(table, inner, value),
-            _ => Err(format!("{outer} is not a table")),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_printed_can_be_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("flotilla.toml");
-        let mut config = Config::sample();
-        std::fs::write(&file, config.to_toml()).unwrap();
-        let read = Config::load(Some(&file), &[]).unwrap();
-        config.resolve_paths(dir.path());
-        assert_eq!(read, config);
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_unknown_keys_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("flotilla.toml");
-        std::fs::write(&file, Config::sample().to_toml()).unwrap();
-        let load = |key: &str, value: &str| Config::load(Some(&file), &[(key.to_owned(), value.to_owned())]);
-        assert_eq!(load("raft.election_ticks", "20").unwrap().raft.election_ticks, 20);
-        assert_eq!(load("data", "/elsewhere").unwrap().data, Path::new("/elsewhere"));
-        assert_eq!(load("limits.request_timeout", "7s").unwrap().limits.request_timeout, Duration::from_secs(7));
-        for (key, value, complaint) in [
-            ("raft.electon_ticks", "20", "electon_ticks"),
-            ("raft.election_ticks", "1", "raft.election_ticks is 1"),
-            ("raft.election_ticks", "many", "invalid type"),
-            ("node", "9", "node 9 itself"),
-            ("cluster", "xyz", "16 hexadecimal digits"),
-        ] {
-            let error = load(key, value).unwrap_err().to_string();
-            assert!(error.contains(complaint), "{key} = {value}: {error}");
-        }
-    }
-
-    #[test]
-    fn every_key_is_listed_with_its_default() {
-        let keys = Config::keys();
-        for key in ["node", "raft.pre_vote", "raft.max_inflight_bytes", "reads.default_consistency", "limits.value_bytes_max"] {
-            assert!(keys.iter().any(|(k, _)| k == key), "{key} is not among {keys:?}");
-        }
     }
 }
