@@ -57,8 +57,9 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("flotilla: {error:#}");
-            ExitCode::from(if error.is::<flotilla_node::shell::config::ConfigError>() { 2 } else { 1 })
+            commands::err(&format!("flotilla: {error:#}"));
+            let usage = error.is::<flotilla_node::shell::config::ConfigError>() || error.is::<commands::Usage>();
+            ExitCode::from(if usage { 2 } else { 1 })
         }
     }
 }
@@ -68,7 +69,7 @@ fn client(command: cli::Command) -> ExitCode {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime.block_on(cli::run(command)).into(),
         Err(error) => {
-            eprintln!("flotilla: start the runtime: {error}");
+            commands::err(&format!("flotilla: start the runtime: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,6 @@ const LINES_MAX: usize = 360;
 const LARGE: &[(&str, usize)] = &[
     ("node/src/core/mod.rs", 373),
     ("node/src/shell/admin.rs", 451),
-    ("node/src/shell/config.rs", 388),
     ("ops/src/cli/admin.rs", 390),
     ("ops/src/http/scan.rs", 369),
     ("storage/src/memory.rs", 378),
@@ -110,6 +109,19 @@ fn the_core_is_pure() {
         }
     }
     assert!(seen >= 15, "only {seen} files of the core were found");
+}
+
+/// `println!` and its like panic when nobody reads any more, or the disk of a log is full; with a panic a process ends.
+#[test]
+fn nothing_that_runs_panics_because_nobody_reads() {
+    let runs = |name: &str| name.contains("/src/") && !name.contains("/tests") && !name.contains("_tests.rs");
+    let aside = ["node/src/bin/flotilla-sim.rs", "node/src/sim/"];
+    for (name, text) in all().iter().filter(|(name, _)| runs(name) && !aside.iter().any(|aside| name.starts_with(aside))) {
+        for (number, line) in without_tests(text).lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//")) {
+            let prints = ["println!(", "eprintln!(", " print!(", " eprint!("].iter().any(|word| line.contains(word));
+            assert!(!prints, "{name}:{}: this panics when its output is closed: {line}", number + 1);
+        }
+    }
 }
 
 #[test]

@@ -42,7 +42,10 @@ pub fn init(format: Format, filter: &str) -> Result<(), LoggingError> {
         Ok(from_environment) if !from_environment.is_empty() => from_environment,
         _ => filter.to_owned(),
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(parse(&filter)?).with_writer(std::io::stderr);
+    // A line that can't be written (the disk of a log file is full, the reader of a pipe is gone) is lost. To report that on the same
+    // standard error, as is the default, would panic, and end a node that is well.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(parse(&filter)?).with_writer(std::io::stderr).log_internal_errors(false);
     match format {
         Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
         Format::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),

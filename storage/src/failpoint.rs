@@ -159,6 +159,7 @@ mod armed {
 
     use super::FailPoint;
     use crate::error::StorageError;
+    use std::io::Write as _;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{Mutex, PoisonError};
 
@@ -191,7 +192,7 @@ mod armed {
                 return Err(StorageError::engine(point.name(), format!("input/output error, injected at pass {passes}")));
             }
             let _dying = DYING.lock().unwrap_or_else(PoisonError::into_inner);
-            eprintln!("fail point {}, pass {passes}: the process dies here", point.name());
+            let _ = writeln!(std::io::stderr(), "fail point {}, pass {passes}: the process dies here", point.name());
             std::process::abort()
         });
         Ok(())

@@ -7,6 +7,7 @@
 
 use crate::engine::Engine;
 use crate::error::StorageError;
+use std::io::Write as _;
 
 /// What came of it, or the end of the process.
 pub fn or_abort<T>(outcome: Result<T, StorageError>) -> T {
@@ -23,7 +24,7 @@ pub fn abort(error: &StorageError) -> ! {
     if tracing::enabled!(tracing::Level::ERROR) {
         tracing::error!(%error, "storage failed, the process ends");
     } else {
-        eprintln!("storage failed, the process ends: {error}");
+        let _ = writeln!(std::io::stderr(), "storage failed, the process ends: {error}");
     }
     std::process::abort()
 }

@@ -1,5 +1,6 @@
 //! `flotilla cert`: the cluster's authority, and certificates of nodes and clients.
 
+use super::out;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use flotilla_router::{ClusterId, NodeId};
@@ -71,26 +72,26 @@ pub(crate) fn run(cert: &Cert) -> anyhow::Result<()> {
                 None => random_cluster()?,
             };
             let ca = new_ca(cluster, &args.out)?;
-            println!("cluster {}", ca.cluster());
-            println!("wrote {0}/ca.pem and {0}/ca.key; keep the key safe, it can make nodes", args.out.display());
+            out(&format!("cluster {}", ca.cluster()))?;
+            out(&format!("wrote {0}/ca.pem and {0}/ca.key; keep the key safe, it can make nodes", args.out.display()))?;
         }
         Cert::Node(args) => {
             let ca = load_ca(&args.authority.out)?;
             write_node(&ca, args.id, &args.address, &args.authority.out, &format!("n{}", args.id))?;
-            println!(
+            out(&format!(
                 "wrote {0}/n{1}.pem and {0}/n{1}.key for node {1} of cluster {2}",
                 args.authority.out.display(),
                 args.id,
                 ca.cluster()
-            );
+            ))?;
         }
         Cert::Client(args) => {
             let ca = load_ca(&args.authority.out)?;
             let (cert, key) = ca.client(&args.name)?;
-            let out = &args.authority.out;
-            write_new(&out.join(format!("{}.pem", args.name)), &cert, 0o644)?;
-            write_new(&out.join(format!("{}.key", args.name)), &key, 0o600)?;
-            println!("wrote {0}/{1}.pem and {0}/{1}.key", out.display(), args.name);
+            let folder = &args.authority.out;
+            write_new(&folder.join(format!("{}.pem", args.name)), &cert, 0o644)?;
+            write_new(&folder.join(format!("{}.key", args.name)), &key, 0o600)?;
+            out(&format!("wrote {0}/{1}.pem and {0}/{1}.key", folder.display(), args.name))?;
         }
     }
     Ok(())

@@ -4,6 +4,7 @@
 //! then the verdict. Data (the summary, and with `--json` one object) goes to standard output, everything else to standard error. Exit
 //! codes: 0 linearizable, 1 not, or undecided, 2 bad usage, 3 unreachable.
 
+use super::err;
 use clap::{Args, ValueEnum};
 use flotilla_node::check::figures::Told;
 use flotilla_node::check::keys::prefixes;
@@ -11,7 +12,7 @@ use flotilla_node::check::lines::{Header, Verified, Writer, verify};
 use flotilla_node::check::workload::{Load, Outcome, Plan};
 use flotilla_node::check::{Summary, Undecided, Verdict};
 use flotilla_ops::cli::probe::Probe;
-use flotilla_ops::cli::{Endpoint, Exit};
+use flotilla_ops::cli::{Endpoints, Exit, patience};
 use humantime_serde::re::humantime;
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -36,17 +37,10 @@ const SHARDS_PAUSE: Duration = Duration::from_millis(200);
     Exit codes: 0 linearizable, 1 not linearizable or undecided, 2 bad usage, 3 unreachable.")]
 pub(crate) struct Check {
     /// A node's HTTP address; repeat it, or list several with commas. Name all nodes, so that all of them are asked
-    #[arg(
-        short,
-        long = "endpoint",
-        env = "FLOTILLA_ENDPOINTS",
-        value_name = "URL",
-        value_delimiter = ',',
-        default_value = "http://127.0.0.1:7001"
-    )]
-    endpoints: Vec<Endpoint>,
+    #[arg(short, long = "endpoint", env = "FLOTILLA_ENDPOINTS", value_name = "URL", default_value = "http://127.0.0.1:7001")]
+    endpoints: Vec<Endpoints>,
     /// How long to go on
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = positive)]
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = patience)]
     duration: Duration,
     /// How many clients ask at a time
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -58,7 +52,7 @@ pub(crate) struct Check {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// How long to wait for an answer
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = positive)]
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = patience)]
     timeout: Duration,
     /// How to read
     #[arg(long, value_name = "WORD", default_value = "linearizable")]
@@ -86,14 +80,6 @@ enum Consistency {
     Lease,
 }
 
-fn positive(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err("it must be more than nothing, such as 30s".into()),
-        Err(error) => Err(format!("{error}; a duration is 30s, 5m or 1h")),
-    }
-}
-
 /// Carries it out.
 pub(crate) fn run(check: &Check) -> ExitCode {
     let done = match &check.verify {
@@ -110,9 +96,9 @@ pub(crate) fn run(check: &Check) -> ExitCode {
     if let Some(why) = complaint {
         if check.json {
             let code = if exit == Exit::Unreachable { "unreachable" } else { "usage" };
-            eprintln!("{}", json!({ "code": code, "detail": why }));
+            err(&json!({ "code": code, "detail": why }).to_string());
         } else {
-            eprintln!("error: {why}");
+            err(&format!("error: {why}"));
         }
     }
     exit.into()
@@ -135,7 +121,7 @@ async fn check_cluster(check: &Check) -> Result<Exit, Failed> {
     let run = format!("{:x}-{:x}", since_epoch.as_nanos(), std::process::id());
     let seed = check.seed.unwrap_or(since_epoch.subsec_nanos().into());
     let lease = check.consistency == Consistency::Lease;
-    let probe = Probe::new(check.endpoints.clone(), check.timeout, lease);
+    let probe = Probe::new(Endpoints::all(&check.endpoints), check.timeout, lease);
     let ranges = shards(&probe).await?;
     let prefixes = prefixes(&ranges, &run);
     if prefixes.is_empty() {
@@ -144,13 +130,13 @@ async fn check_cluster(check: &Check) -> Result<Exit, Failed> {
     if !check.json {
         let seconds = humantime::format_duration(check.duration);
         let shards = prefixes.len();
-        eprintln!("{} clients, {} keys in {shards} shards, for {seconds} (--seed {seed})", check.clients, check.keys);
+        err(&format!("{} clients, {} keys in {shards} shards, for {seconds} (--seed {seed})", check.clients, check.keys));
         if shards < ranges.len() {
-            eprintln!("{} shards have no room for keys of the check, and are left out", ranges.len() - shards);
+            err(&format!("{} shards have no room for keys of the check, and are left out", ranges.len() - shards));
         }
     }
     let consistency = if lease { "lease" } else { "linearizable" };
-    let header = Header::new(seed, check.endpoints.iter().map(ToString::to_string).collect(), consistency);
+    let header = Header::new(seed, Endpoints::all(&check.endpoints).iter().map(ToString::to_string).collect(), consistency);
     let file = check.history.as_deref().map(|path| new_file(path).map(|file| (file, header.clone()))).transpose()?;
     let keys = usize::try_from(check.keys).unwrap_or(usize::MAX);
     let plan = Plan { duration: check.duration, clients: check.clients, keys, seed };
@@ -165,10 +151,10 @@ async fn check_cluster(check: &Check) -> Result<Exit, Failed> {
     // Whoever looks for the reason of a violation wants to find the keys as they are.
     let keep = check.keep || !outcome.verdict.is_linearizable();
     if !keep && !load.clean_up().await {
-        eprintln!("some keys could not be removed; they are under …/flotilla-check/{run}/");
+        err(&format!("some keys could not be removed; they are under …/flotilla-check/{run}/"));
     }
     show(check, &outcome, evidence.as_deref(), keep.then_some(&run))
-        .map_err(|error| (Exit::Usage, format!("can't print: {error}")))?;
+        .map_err(|error| (Exit::Refused, format!("can't print: {error}")))?;
     match &outcome.history_error {
         Some(error) => Err(file_failed("write", check.history.as_deref().unwrap_or(Path::new("the history")), error)),
         None => Ok(exit_of(&outcome.verdict)),
@@ -203,7 +189,7 @@ async fn watched(check: &Check, load: &Arc<Load>) -> Outcome {
                 let (figures, so_far) = load.figures();
                 let Told { ok, unknown, ok_per_second, .. } = figures.told(so_far);
                 let all = humantime::format_duration(check.duration);
-                eprint!("\r\x1b[2K{} s of {all}: {ok} ok ({ok_per_second:.0}/s), {unknown} unknown", so_far.as_secs());
+                let _ = write!(io::stderr(), "\r\x1b[2K{} s of {all}: {ok} ok ({ok_per_second:.0}/s), {unknown} unknown", so_far.as_secs());
             }
             ended = &mut interrupt, if !interrupted => {
                 interrupted = true;
@@ -215,7 +201,7 @@ async fn watched(check: &Check, load: &Arc<Load>) -> Outcome {
         }
     };
     if person {
-        eprint!("\r\x1b[2K");
+        let _ = write!(io::stderr(), "\r\x1b[2K");
     }
     outcome
 }
@@ -235,7 +221,7 @@ fn evidence(check: &Check, outcome: &Outcome, header: &Header, run: &str) -> Res
         Ok(()) => Ok(Some(path)),
         // The verdict matters more than where it is written down.
         Err((_, why)) => {
-            eprintln!("error: {why}");
+            err(&format!("error: {why}"));
             Ok(None)
         }
     }
@@ -246,10 +232,10 @@ fn verify_file(check: &Check, path: &Path) -> Result<Exit, Failed> {
     let verified = verify(BufReader::new(file)).map_err(|error| file_failed("read", path, error))?;
     let Verified { verdict, pending, torn, .. } = &verified;
     if *torn {
-        eprintln!("the last line of {} is torn, and was left out", path.display());
+        err(&format!("the last line of {} is torn, and was left out", path.display()));
     }
     if *pending > 0 {
-        eprintln!("{pending} writes were asked and not answered before the history ends: their outcome is taken as unknown");
+        err(&format!("{pending} writes were asked and not answered before the history ends: their outcome is taken as unknown"));
     }
     let mut out = io::stdout().lock();
     let printed = if check.json {
@@ -260,7 +246,7 @@ fn verify_file(check: &Check, path: &Path) -> Result<Exit, Failed> {
     } else {
         writeln!(out, "{verdict}")
     };
-    printed.map_err(|error| (Exit::Usage, format!("can't print: {error}")))?;
+    printed.map_err(|error| (Exit::Refused, format!("can't print: {error}")))?;
     Ok(exit_of(verdict))
 }
 

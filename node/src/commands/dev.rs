@@ -2,7 +2,8 @@
 //!
 //! One process per node, QUIC with mutual TLS between them, data kept between runs. Everything is an ordinary node that was
 //! started with `flotilla start --config <data>/n<i>/flotilla.toml`, so that any of them can be killed and started again by hand.
-//! A node that was killed stays down until somebody starts it; the others go on.
+//! A node that was killed stays down until somebody starts it; the others go on. What the folder holds, and what is done about it, is
+//! `dev_folder`'s story.
 //!
 //! ```text
 //! <data>/ca.pem, ca.key            the cluster's authority
@@ -11,22 +12,27 @@
 //! <data>/n<i>/flotilla.log, .pid   what it says, and its process id
 //! <data>/n<i>/data/                its data
 //! ```
+//!
+//! Ctrl-C, SIGTERM and the end of the terminal stop the cluster in good order; a second one of them at once. That nobody reads the output
+//! any more (`flotilla dev | head -1`) stops nothing.
 
-use super::cert;
+use super::dev_folder::{self, Folder, Member, NODES_MAX, Wanted, reached_at};
+use super::{err, out};
 use anyhow::{Context as _, bail};
 use clap::Args;
-use flotilla_node::shell::config::{Config, FoundingConfig, PeerConfig};
-use flotilla_router::NodeId;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long the cluster may take until every shard has a leader.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
+/// After so long it is said what is waited for.
+const QUIET: Duration = Duration::from_secs(10);
 /// How long a node may take to stop before it is killed.
 const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -36,26 +42,36 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
     after_help = "Example:  flotilla dev --nodes 3 --shards 8\n\nThen:     curl -X PUT --data hello http://127.0.0.1:7001/v1/kv/greeting"
 )]
 pub(crate) struct Dev {
-    /// How many nodes.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=99))]
-    nodes: u64,
-    /// How many shards the key space is cut into when the cluster is made.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    shards: u64,
+    /// How many nodes [default: 3, or as many as the folder has].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
+    nodes: Option<u64>,
+    /// How many shards the key space is cut into when the cluster is made [default: 8, or as many as it was made with].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    shards: Option<u64>,
     /// The folder to keep everything in; what is there already is started again.
     #[arg(long, default_value = "flotilla-dev", value_name = "FOLDER")]
     data: PathBuf,
-    /// Where the first node serves HTTP. Node i: that port + i - 1; QUIC: 100 above.
-    #[arg(long, default_value = "127.0.0.1:7001", value_name = "ADDRESS")]
-    http: SocketAddr,
+    /// Where the first node serves HTTP [default: 127.0.0.1:7001, or where it did]. Node i: that port + i - 1; QUIC: 100 above.
+    #[arg(long, value_name = "ADDRESS", value_parser = http_address)]
+    http: Option<SocketAddr>,
 }
 
-/// One node of the dev cluster.
-struct Member {
-    id: u64,
-    folder: PathBuf,
-    http: SocketAddr,
-    quic: SocketAddr,
+/// Reads `127.0.0.1:7001`, `localhost:7001`, `[::1]:7001`, `0.0.0.0:7001`, `http://…` before them, or a port alone.
+fn http_address(text: &str) -> Result<SocketAddr, String> {
+    let bare = text.trim().trim_start_matches("http://").trim_end_matches('/');
+    let address = match (bare.parse::<SocketAddr>(), bare.parse::<u16>()) {
+        (Ok(address), _) => address,
+        (_, Ok(port)) => SocketAddr::from(([127, 0, 0, 1], port)),
+        _ => {
+            let cure = "it takes an address and a port, such as 127.0.0.1:7001 or localhost:7001";
+            let (_, port) = bare.rsplit_once(':').ok_or(cure)?;
+            port.parse::<u16>().map_err(|_| format!("{port:?} is no port from 1 to 65535; {cure}"))?;
+            let found: Vec<SocketAddr> = bare.to_socket_addrs().map_err(|error| format!("{error}; {cure}"))?.collect();
+            let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+            *first.ok_or_else(|| format!("no address has that name; {cure}"))?
+        }
+    };
+    if address.port() == 0 { Err("it needs a port of its own: each node has the one after it".into()) } else { Ok(address) }
 }
 
 /// Carries the command out.
@@ -66,98 +82,104 @@ pub(crate) fn run(args: &Dev) -> anyhow::Result<()> {
 }
 
 async fn cluster(args: &Dev) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let members = prepare(args)?;
+    let mut told = Told::new()?;
+    let wanted = Wanted { nodes: args.nodes, shards: args.shards, http: args.http };
+    let Folder { members, lock: _lock } = dev_folder::prepare(&args.data, &wanted)?;
+    members.iter().try_for_each(check_free)?;
     let mut children = Vec::new();
+    let mut done = Ok(());
     for member in &members {
-        children.push(spawn(member)?);
+        match spawn(member) {
+            Ok(child) => children.push(child),
+            Err(error) => done = Err(error),
+        }
     }
-    let done = tokio::select! {
-        ready = until_ready(&members, &mut children) => match ready {
-            Ok(()) => {
-                for member in &members {
-                    println!("node {}  http://{}  quic {}  {}", member.id, member.http, member.quic, member.folder.display());
+    if done.is_ok() {
+        done = tokio::select! {
+            ready = until_ready(&members, &mut children) => match ready {
+                Ok(()) => {
+                    for member in &members {
+                        let Member { id, http, quic, folder } = member;
+                        let _ = out(&format!("node {id}  http://{http}  quic {quic}  {}", folder.display()));
+                    }
+                    let _ = out("ready");
+                    tokio::select! {
+                        () = watch(&members, &mut children) => Ok(()),
+                        () = told.once_more() => Ok(()),
+                    }
                 }
-                println!("ready");
-                tokio::select! {
-                    () = watch(&members, &mut children) => Ok(()),
-                    _ = terminate.recv() => Ok(()),
-                    _ = interrupt.recv() => Ok(()),
-                }
-            }
-            Err(error) => Err(error),
-        },
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-    };
-    stop(&mut children).await;
+                Err(error) => Err(error),
+            },
+            () = told.once_more() => Ok(()),
+        };
+    }
+    tokio::select! {
+        () = stop(&mut children) => {}
+        // Who asks twice does not want to wait. The nodes end with this process.
+        () = told.once_more() => {}
+    }
+    for child in &mut children {
+        let _ = child.kill().await;
+    }
     done
 }
 
-/// Makes what is missing: certificates, configurations. What is there is left as it is.
-fn prepare(args: &Dev) -> anyhow::Result<Vec<Member>> {
-    let folder = &args.data;
-    std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-    let folder = folder.canonicalize()?;
-    let known: Vec<u64> = (1..=99).take_while(|i| folder.join(format!("n{i}/flotilla.toml")).exists()).collect();
-    if known.is_empty() {
-        make(args, &folder)?;
-    } else if known.len() as u64 != args.nodes {
-        eprintln!("{} has {} nodes; starting those", folder.display(), known.len());
-    }
-    let count = if known.is_empty() { args.nodes } else { known.len() as u64 };
-    let mut members = Vec::new();
-    for id in 1..=count {
-        let folder = folder.join(format!("n{id}"));
-        let config = Config::load(Some(&folder.join("flotilla.toml")), &[])?;
-        let member = Member { id, folder, http: config.http, quic: config.quic };
-        check_free(&member)?;
-        members.push(member);
-    }
-    Ok(members)
+/// The signals that end the cluster.
+struct Told {
+    interrupt: Signal,
+    terminate: Signal,
+    /// The terminal is gone; `None` under `nohup`, which means that this is to be ignored.
+    hangup: Option<Signal>,
 }
 
-fn address(args: &Dev, id: u64, offset: u16) -> anyhow::Result<SocketAddr> {
-    let port = u16::try_from(id - 1).ok().and_then(|i| args.http.port().checked_add(i)?.checked_add(offset));
-    let Some(port) = port else { bail!("--http {}: node {id}'s ports would be above 65535", args.http) };
-    Ok(SocketAddr::new(args.http.ip(), port))
+impl Told {
+    fn new() -> anyhow::Result<Self> {
+        let hangup = if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hangup })
+    }
+
+    /// Waits for one of them.
+    async fn once_more(&mut self) {
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = hangup => {}
+        }
+    }
 }
 
-fn make(args: &Dev, folder: &Path) -> anyhow::Result<()> {
-    if args.nodes > 100 - 1 || args.http.port() == 0 {
-        bail!("--http needs a fixed port, so that each node has its own");
-    }
-    let ca = if folder.join("ca.pem").exists() { cert::load_ca(folder)? } else { cert::new_ca(cert::random_cluster()?, folder)? };
-    let mut peers = Vec::new();
-    for id in 1..=args.nodes {
-        let (http, quic) = (address(args, id, 0)?, address(args, id, 100)?);
-        peers.push(PeerConfig { id: NodeId(id), quic: quic.to_string(), http: Some(http.to_string()) });
-    }
-    for id in 1..=args.nodes {
-        let home = folder.join(format!("n{id}"));
-        std::fs::create_dir_all(&home)?;
-        cert::write_node(&ca, NodeId(id), &[args.http.ip().to_string()], &home, "node")?;
-        let mut config = Config::sample();
-        config.node = NodeId(id);
-        config.cluster = ca.cluster();
-        (config.http, config.quic) = (address(args, id, 0)?, address(args, id, 100)?);
-        config.pid_file = "flotilla.pid".into();
-        config.tls.ca = "../ca.pem".into();
-        config.peers = peers.clone();
-        config.founding = FoundingConfig { shards: args.shards as usize, replicas: (args.nodes as usize).min(3) };
-        // Written last: a folder with a configuration is complete.
-        std::fs::write(home.join("flotilla.toml"), config.to_toml())?;
-    }
-    Ok(())
+/// Whether whoever started this process told it to ignore a signal.
+fn is_ignored(kind: SignalKind) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
-/// Says at once, and for all nodes, if a port is taken.
+/// Says at once, and for all nodes, if a port can't be had.
 fn check_free(member: &Member) -> anyhow::Result<()> {
-    let advice = "stop what listens there (is the cluster running?), or choose other ports with --http and another --data";
-    TcpListener::bind(member.http)
-        .with_context(|| format!("node {}: HTTP address {} is in use; {advice}", member.id, member.http))?;
-    UdpSocket::bind(member.quic)
-        .with_context(|| format!("node {}: QUIC address {} is in use; {advice}", member.id, member.quic))?;
+    let bound = [
+        ("HTTP", member.http, TcpListener::bind(member.http).map(drop)),
+        ("QUIC", member.quic, UdpSocket::bind(member.quic).map(drop)),
+    ];
+    for (what, address, bound) in bound {
+        let Err(error) = bound else { continue };
+        let why = match error.kind() {
+            ErrorKind::AddrInUse => {
+                "is in use; stop what listens there (is the cluster running?), or choose other ports with --http".into()
+            }
+            ErrorKind::AddrNotAvailable => "is not an address of this machine; choose one that is with --http".into(),
+            ErrorKind::PermissionDenied => "may not be opened by this user; choose ports above 1023 with --http".into(),
+            _ => format!("can't be opened: {error}"),
+        };
+        bail!("node {}: {what} address {address} {why}", member.id);
+    }
     Ok(())
 }
 
@@ -181,32 +203,30 @@ fn spawn(member: &Member) -> anyhow::Result<Child> {
 
 /// Waits until every node says that each of its shards has a leader.
 async fn until_ready(members: &[Member], children: &mut [Child]) -> anyhow::Result<()> {
-    let deadline = Instant::now() + READY_PATIENCE;
+    let begun = Instant::now();
+    let mut said = false;
     for member in members {
         loop {
             for (other, child) in members.iter().zip(children.iter_mut()) {
                 if let Some(status) = child.try_wait()? {
-                    let log = std::fs::read_to_string(other.folder.join("flotilla.log")).unwrap_or_default();
-                    let last: Vec<_> = log.lines().rev().take(5).collect();
-                    let last: Vec<_> = last.into_iter().rev().collect();
-                    bail!(
-                        "node {} ended with {status}; the end of {}/flotilla.log:\n{}",
-                        other.id,
-                        other.folder.display(),
-                        last.join("\n")
-                    );
+                    let log = other.folder.join("flotilla.log");
+                    bail!("node {} ended with {status}; the end of {}:\n{}", other.id, log.display(), last_lines(&log, 5));
                 }
             }
-            if is_ready(member.http).await {
-                break;
+            let Err(why) = is_ready(member.http).await else { break };
+            let Member { id, folder, .. } = member;
+            let log = folder.join("flotilla.log");
+            if begun.elapsed() > READY_PATIENCE {
+                let end = last_lines(&log, 5);
+                bail!("node {id} is not ready after {} s: {why}; the end of {}:\n{end}", READY_PATIENCE.as_secs(), log.display());
             }
-            if Instant::now() > deadline {
-                bail!(
-                    "node {} is not ready after {} s; see {}/flotilla.log",
-                    member.id,
-                    READY_PATIENCE.as_secs(),
-                    member.folder.display()
-                );
+            if begun.elapsed() > QUIET && !said {
+                said = true;
+                err(&format!(
+                    "waiting for node {id}: {why}; its log is {}, and says last:\n{}",
+                    log.display(),
+                    last_lines(&log, 1)
+                ));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -214,16 +234,42 @@ async fn until_ready(members: &[Member], children: &mut [Child]) -> anyhow::Resu
     Ok(())
 }
 
-/// Whether `GET /readyz` says 200.
-async fn is_ready(http: SocketAddr) -> bool {
+/// The last lines of a file that may be long.
+fn last_lines(path: &Path, lines: usize) -> String {
+    const TAIL_BYTES: u64 = 16 << 10;
+    let read = || {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        std::io::Result::Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
+    let all: Vec<&str> = text.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Whether `GET /readyz` says 200; if not, what is missing.
+async fn is_ready(http: SocketAddr) -> Result<(), String> {
+    let at = SocketAddr::new(reached_at(http.ip()), http.port());
     let ask = async {
-        let mut stream = tokio::net::TcpStream::connect(http).await?;
-        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: dev\r\nConnection: close\r\n\r\n").await?;
+        let mut stream = tokio::net::TcpStream::connect(at).await?;
+        let request = format!("GET /readyz?verbose HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer.starts_with(b"HTTP/1.1 200"))
+        std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
     };
-    matches!(tokio::time::timeout(Duration::from_secs(2), ask).await, Ok(Ok(true)))
+    match tokio::time::timeout(Duration::from_secs(2), ask).await {
+        Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
+        Ok(Ok(answer)) => {
+            let failed: Vec<&str> = answer.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
+            Err(if failed.is_empty() { answer.lines().next().unwrap_or("no answer").to_owned() } else { failed.join("; ") })
+        }
+        Ok(Err(error)) => Err(format!("http://{at} does not answer ({error})")),
+        Err(_) => Err(format!("http://{at} does not answer in time")),
+    }
 }
 
 /// Tells of nodes that end; they stay down. Never returns.
@@ -233,11 +279,11 @@ async fn watch(members: &[Member], children: &mut [Child]) {
         for ((member, child), told) in members.iter().zip(children.iter_mut()).zip(&mut told) {
             if let (false, Ok(Some(status))) = (*told, child.try_wait()) {
                 *told = true;
-                println!(
-                    "node {} ended ({status}); the others go on. Start it again with: flotilla start --config {}/flotilla.toml",
-                    member.id,
-                    member.folder.display()
-                );
+                let Member { id, folder, .. } = member;
+                let _ = out(&format!(
+                    "node {id} ended ({status}); the others go on. Start it again with: flotilla start --config {}/flotilla.toml",
+                    folder.display()
+                ));
             }
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -255,8 +301,34 @@ async fn stop(children: &mut [Child]) {
     let deadline = Instant::now() + STOP_PATIENCE;
     for child in children {
         let left = deadline.saturating_duration_since(Instant::now());
-        if tokio::time::timeout(left, child.wait()).await.is_err() {
-            let _ = child.kill().await;
+        let _ = tokio::time::timeout(left, child.wait()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_may_be_written_in_every_usual_way() {
+        for (text, expected) in [
+            ("127.0.0.1:7001", "127.0.0.1:7001"),
+            ("http://127.0.0.1:7001/", "127.0.0.1:7001"),
+            ("[::1]:7001", "[::1]:7001"),
+            ("0.0.0.0:7001", "0.0.0.0:7001"),
+            ("localhost:7001", "127.0.0.1:7001"),
+            (" 7001", "127.0.0.1:7001"),
+        ] {
+            assert_eq!(http_address(text).map(|address| address.to_string()), Ok(expected.to_owned()), "{text}");
         }
+        for bad in ["", "localhost", "127.0.0.1", "127.0.0.1:70000", "127.0.0.1:0", "0", "a b:1", ":7001"] {
+            let said = http_address(bad).expect_err(bad);
+            assert!(said.contains("port"), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_signal_is_ignored_only_where_somebody_said_so() {
+        assert!(!is_ignored(SignalKind::terminate()));
     }
 }

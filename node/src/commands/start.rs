@@ -2,15 +2,17 @@
 
 use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Args};
-use flotilla_node::shell::config::Config;
+use flotilla_node::shell::config::{Config, ConfigError, fits_the_disk, flag};
 use flotilla_node::shell::start;
+use flotilla_ops::logging;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs one node, in the foreground. SIGTERM and Ctrl-C end it in good order: leadership is handed over first.
 #[derive(Args)]
 #[command(
-    after_help = "Example:  flotilla start --config n1/flotilla.toml --raft-election-ticks 20\n\nEvery key of the file is also a flag, which wins; the value is written as in TOML. `flotilla dev` makes files to start from."
+    after_help = "Example:  flotilla start --config n1/flotilla.toml --raft-election-ticks 20\n\nEvery key of the file is also a flag, which wins. Its value is text as it is, \
+    all else as in TOML; a relative path is relative to where it is typed. `flotilla dev` makes files to start from."
 )]
 pub(crate) struct Start {
     /// The configuration file.
@@ -24,14 +26,10 @@ pub(crate) struct Start {
     with_parent: bool,
 }
 
-fn flag_of(key: &str) -> String {
-    key.replace(['.', '_'], "-")
-}
-
 /// Adds a flag for every key of the configuration.
 pub(crate) fn add_flags(mut command: clap::Command) -> clap::Command {
     for (key, default) in Config::keys() {
-        let long = flag_of(&key);
+        let long = flag(&key).trim_start_matches('-').to_owned();
         let help = format!("{key} (default {default})");
         command = command.arg(Arg::new(key).long(long).value_name("VALUE").help(help).help_heading("Configuration"));
     }
@@ -47,10 +45,13 @@ pub(crate) fn flags(matches: &ArgMatches) -> Vec<(String, String)> {
 pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref(), flags)?;
     if args.print_config {
-        print!("{}", config.to_toml());
-        return Ok(());
+        return Ok(super::out(config.to_toml().trim_end())?);
     }
-    flotilla_ops::logging::init(config.logging.format, &config.logging.filter)?;
+    logging::init(config.logging.format, &config.logging.filter).map_err(|error| {
+        let from_environment = std::env::var_os(logging::VARIABLE).is_some_and(|filter| !filter.is_empty());
+        ConfigError::new(format!("{}: {error}", if from_environment { logging::VARIABLE } else { "logging.filter" }))
+    })?;
+    fits_the_disk(&config)?;
     #[cfg(feature = "failpoints")]
     flotilla_storage::failpoint::arm().map_err(anyhow::Error::msg)?;
     if args.with_parent {

@@ -81,10 +81,10 @@ pub enum ShardCommand {
         /// The shard
         id: ShardId,
         /// The nodes that vote afterwards
-        #[arg(long, value_name = "NODES", value_delimiter = ',', required = true)]
+        #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = super::in_list, required = true)]
         voters: Vec<NodeId>,
         /// The nodes that only receive the log afterwards
-        #[arg(long, value_name = "NODES", value_delimiter = ',')]
+        #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = super::in_list)]
         learners: Vec<NodeId>,
     },
 }

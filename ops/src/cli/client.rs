@@ -37,6 +37,7 @@ impl FromStr for Endpoint {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let text = text.trim();
         let bad = |why: &str| format!("{why}; an endpoint is http://host:port");
         let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: http::Uri = with_scheme.parse().map_err(|error| bad(&format!("{error}")))?;
@@ -54,6 +55,32 @@ impl FromStr for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// One or several addresses, with commas or spaces between them, as one argument or variable holds them.
+#[derive(Clone, Debug)]
+pub struct Endpoints(Vec<Endpoint>);
+
+impl Endpoints {
+    /// All of several arguments.
+    pub fn all(lists: &[Self]) -> Vec<Endpoint> {
+        lists.iter().flat_map(|list| list.0.iter().cloned()).collect()
+    }
+}
+
+impl FromStr for Endpoints {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let named = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|one| !one.is_empty());
+        let endpoints: Vec<Endpoint> = named.map(str::parse).collect::<Result<_, _>>()?;
+        if endpoints.is_empty() {
+            return Err(
+                "no address is named; an endpoint is http://host:port, and an empty FLOTILLA_ENDPOINTS is to be unset".into()
+            );
+        }
+        Ok(Self(endpoints))
     }
 }
 
@@ -298,6 +325,12 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), expected);
         }
+        let several = "http://a:1, b:2  c:3,".parse::<Endpoints>().unwrap();
+        assert_eq!(
+            Endpoints::all(&[several]).iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["http://a:1", "http://b:2", "http://c:3"]
+        );
+        assert!(" , ".parse::<Endpoints>().unwrap_err().contains("no address"));
         for bad in ["", "https://a:1", "http://", "http://a:1/v1", "a b", "unix:///x"] {
             assert!(bad.parse::<Endpoint>().unwrap_err().contains("http://host:port"), "{bad:?}");
         }

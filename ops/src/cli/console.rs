@@ -1,6 +1,10 @@
 //! The terminal: where data, messages and input go and come from. In tests all three are buffers.
+//!
+//! **Invariant.** What goes to a terminal, data or message, holds no character that would do something there ([`text`]); what goes
+//! anywhere else is what it is, byte for byte.
 
 use super::failure::Failure;
+use super::text;
 use comfy_table::{ContentArrangement, Table, presets};
 use std::io::{self, BufRead, BufWriter, IsTerminal, Write};
 
@@ -21,6 +25,8 @@ pub(super) struct Console {
     pub(super) err_is_terminal: bool,
     /// Whether everything printed is JSON.
     pub(super) json: bool,
+    /// Whether a terminal was shown something else than the bytes that came.
+    pub(super) hidden: bool,
 }
 
 impl Console {
@@ -33,18 +39,26 @@ impl Console {
             out_is_terminal: io::stdout().is_terminal(),
             err_is_terminal: io::stderr().is_terminal(),
             json: false,
+            hidden: false,
         }
     }
 
     /// One that is no terminal, made of these.
     #[cfg(test)]
     pub(super) fn of(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>, input: Box<dyn BufRead + Send>) -> Self {
-        Self { out, err, input: Some(input), out_is_terminal: false, err_is_terminal: false, json: false }
+        Self { out, err, input: Some(input), out_is_terminal: false, err_is_terminal: false, json: false, hidden: false }
     }
 
-    /// Prints bytes as they are.
+    /// Prints bytes: on a terminal what can be seen of them, otherwise as they are.
     pub(super) fn data(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.out.write_all(bytes).map_err(Failure::Output)
+        if !self.out_is_terminal {
+            return self.out.write_all(bytes).map_err(Failure::Output);
+        }
+        let shown = text::escaped(bytes, false, &['\n', '\t']);
+        if shown.as_bytes() != bytes {
+            self.hidden = true;
+        }
+        self.out.write_all(shown.as_bytes()).map_err(Failure::Output)
     }
 
     /// Prints a line of data.
@@ -55,7 +69,18 @@ impl Console {
 
     /// Prints a JSON value on a line of its own.
     pub(super) fn value(&mut self, value: &serde_json::Value) -> Result<(), Failure> {
-        self.line(&value.to_string())
+        self.json_line(value.to_string().as_bytes())
+    }
+
+    /// Prints a line of JSON as it came; on a terminal it is the same JSON, written so that nothing happens there.
+    pub(super) fn json_line(&mut self, json: &[u8]) -> Result<(), Failure> {
+        match std::str::from_utf8(json) {
+            Ok(json) if self.out_is_terminal => self.line(&text::escaped_json(json)),
+            _ => {
+                self.data(json)?;
+                self.data(b"\n")
+            }
+        }
     }
 
     /// Prints a table: a row of names, then the others.
@@ -78,7 +103,13 @@ impl Console {
 
     /// Says something that is not data. Where that fails there is nobody left to tell.
     pub(super) fn say(&mut self, message: &str) {
-        let _ = writeln!(self.err, "{message}");
+        let _ = if !self.err_is_terminal {
+            writeln!(self.err, "{message}")
+        } else if self.json {
+            writeln!(self.err, "{}", text::escaped_json(message))
+        } else {
+            writeln!(self.err, "{}", text::escaped(message.as_bytes(), false, &['\n', '\t']))
+        };
     }
 
     /// Takes standard input. Only one reader can have it.

@@ -1,18 +1,18 @@
 //! `flotilla kv export`: every key of a range as NDJSON, in key order.
 //!
 //! The lines are the server's own; behind them stands `{"complete":true,"count":n}`, so that an import notices a file that was cut off.
-//! A file is written beside its name and moved there once it is whole: an export that fails leaves what was there before.
+//! A file is replaced only by one that is whole, and nothing but a file is replaced ([`Target`]).
 
 use super::client::Client;
 use super::console::Console;
 use super::failure::Failure;
 use super::kv::{Freshness, RangeArgs};
 use super::scan::Stream;
+use super::target::Target;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// `flotilla kv export`.
 #[derive(Clone, Debug, clap::Args)]
@@ -39,30 +39,29 @@ pub(super) async fn run(export: Export, client: &Client, console: &mut Console) 
             console.flush()?;
             count
         }
-        Some(file) => {
-            let mut partial = file.as_os_str().to_owned();
-            partial.push(".partial");
-            let partial = PathBuf::from(partial);
-            let outcome = to_file(&mut stream, &bar, &partial, file).await;
-            if outcome.is_err() {
-                // It is of no use to anybody; that it may not be there at all does not matter.
-                let _ = std::fs::remove_file(&partial);
-            }
-            outcome?
-        }
+        Some(file) => to_file(&mut stream, &bar, file).await?,
     };
     bar.finish_and_clear();
     console.say(&if console.json { json!({ "exported": count }).to_string() } else { format!("{count} keys exported") });
     Ok(())
 }
 
-async fn to_file(stream: &mut Stream<'_>, bar: &ProgressBar, partial: &Path, file: &Path) -> Result<u64, Failure> {
-    let failed = |error| Failure::file("write", partial, &error);
-    let mut out = BufWriter::new(File::create(partial).map_err(failed)?);
-    let count = copy(stream, bar, |bytes| out.write_all(bytes).map_err(failed)).await?;
-    out.into_inner().map_err(|error| failed(error.into_error()))?.sync_all().map_err(failed)?;
-    std::fs::rename(partial, file).map_err(|error| Failure::file("write", file, &error))?;
+async fn to_file(stream: &mut Stream<'_>, bar: &ProgressBar, file: &Path) -> Result<u64, Failure> {
+    let mut target = Target::open(file)?;
+    let watched = |kind| signal(kind).map_err(|error| Failure::Local(format!("watch for signals: {error}")));
+    let (mut interrupt, mut terminate) = (watched(SignalKind::interrupt())?, watched(SignalKind::terminate())?);
+    let count = tokio::select! {
+        count = copy(stream, bar, |bytes| target.write(bytes)) => count?,
+        // What was written so far is removed on the way out.
+        _ = interrupt.recv() => return Err(interrupted(file)),
+        _ = terminate.recv() => return Err(interrupted(file)),
+    };
+    target.finish()?;
     Ok(count)
+}
+
+fn interrupted(file: &Path) -> Failure {
+    Failure::Local(format!("interrupted; {} was not replaced", file.display()))
 }
 
 /// Hands every line to `write`, and the one that ends them.

@@ -38,8 +38,10 @@ pub(super) struct Members {
 /// Why a command did not do what was asked.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It was asked for in a way that makes no sense, or a local file is in the way.
+    /// It was asked for in a way that makes no sense, or names a file that can't be opened.
     Usage(String),
+    /// It was asked for well, and a local file broke off, is damaged, or can't be written to its end.
+    Local(String),
     /// The cluster said no.
     Problem {
         /// What the client shows of it.
@@ -93,7 +95,12 @@ impl Failure {
         )
     }
 
-    /// A local file that can't be read or written.
+    /// A local file that could not be read or written to its end.
+    pub(super) fn broken(action: &str, path: &Path, error: &io::Error) -> Self {
+        Self::Local(format!("can't {action} {}: {error}", path.display()))
+    }
+
+    /// A local file that can't be opened.
     pub(super) fn file(action: &str, path: &Path, error: &io::Error) -> Self {
         Self::Usage(format!("can't {action} {}: {error}", path.display()))
     }
@@ -102,11 +109,11 @@ impl Failure {
     pub(super) fn exit(&self) -> Exit {
         match self {
             Self::Usage(_) => Exit::Usage,
-            Self::Problem { .. } | Self::Reported => Exit::Refused,
+            Self::Problem { .. } | Self::Reported | Self::Local(_) => Exit::Refused,
             Self::Unreachable { .. } => Exit::Unreachable,
             // Whoever read our output has enough of it, as in `| head`.
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
-            Self::Output(_) => Exit::Usage,
+            Self::Output(_) => Exit::Refused,
         }
     }
 
@@ -141,7 +148,7 @@ impl Failure {
             Self::Reported => {}
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
             Self::Output(error) => console.say(&format!("error: can't print: {error}")),
-            Self::Usage(why) => console.say(&format!("error: {why}")),
+            Self::Usage(why) | Self::Local(why) => console.say(&format!("error: {why}")),
             _ => {
                 console.say(&format!("error: {}", self.summary()));
                 if let Some(advice) = self.advice() {
@@ -170,7 +177,7 @@ impl Failure {
                 Some(written) => format!("{why} (unreachable, {written})"),
                 None => format!("{why} (unreachable)"),
             },
-            Self::Usage(why) => why.clone(),
+            Self::Usage(why) | Self::Local(why) => why.clone(),
             Self::Reported => "some of it failed".into(),
             Self::Output(error) => error.to_string(),
         }
@@ -204,6 +211,7 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => return None,
             Self::Output(error) => json!({ "code": "output", "detail": error.to_string() }),
             Self::Usage(why) => json!({ "code": "usage", "detail": why }),
+            Self::Local(why) => json!({ "code": "local", "detail": why }),
             Self::Problem { body, .. } => body.clone(),
             Self::Unreachable { why, outcome } => json!({ "code": "unreachable", "detail": why, "outcome": outcome }),
         })

@@ -4,7 +4,8 @@
 //! the request was sent and no outcome came back. Only what was certainly not written **and** may work in a moment (no leader, too much
 //! in flight) is tried again, a few times. An unknown one never is: repeating the import is the user's decision.
 //!
-//! A line that can't be read stops the import: what comes after it would be a guess. With several requests under way, a key that stands
+//! A line that can't be read stops the import: what comes after it would be a guess. A file that was cut off shows by what is missing at
+//! its end: the line that every export ends with. Lines made by hand have no revision and need no such end. With several requests under way, a key that stands
 //! on two lines may end with either value; `--in-flight 1` keeps the order.
 
 use super::client::{Client, Request};
@@ -20,7 +21,7 @@ use http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,10 +29,14 @@ use std::time::Duration;
 const BATCH_LINES_MAX: usize = 500;
 /// A request has about so many bytes at most.
 const BATCH_BYTES_MAX: usize = 1 << 20;
+/// What some editors put in front of a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// How often a put that was certainly not written is tried in all.
 const TRIES_MAX: u32 = 6;
 /// How long to wait before the second try; each further wait is twice as long.
 const PAUSE: Duration = Duration::from_millis(100);
+/// A line may be so long: the longest key and the largest value in JSON, where one byte may take six, with room to spare.
+const LINE_BYTES_MAX: u64 = 16 << 20;
 /// So many failures are told one by one.
 const FAILURES_SHOWN_MAX: u64 = 20;
 
@@ -41,6 +46,9 @@ pub struct Import {
     /// The file to read; - for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Takes lines of an export whose end is missing, as when some were picked out of it
+    #[arg(long)]
+    incomplete: bool,
     /// Requests under way at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     in_flight: u16,
@@ -83,7 +91,7 @@ pub(super) async fn run(import: Import, client: &Client, console: &mut Console) 
         Box::new(BufReader::new(file))
     };
     let bar = spinner(console);
-    let mut lines = Lines { input, number: 0, items: 0, ended: false, bad: None };
+    let mut lines = Lines { input, incomplete: import.incomplete, number: 0, items: 0, exported: false, ended: false, bad: None };
     let mut under_way = FuturesUnordered::new();
     let mut report = Report::default();
     let mut stop = None;
@@ -191,6 +199,10 @@ struct Lines {
     input: Box<dyn BufRead + Send>,
     number: u64,
     items: u64,
+    /// Whether an export's end may be missing.
+    incomplete: bool,
+    /// Lines of an export were seen: they have revisions.
+    exported: bool,
     /// The line that ends an export was seen.
     ended: bool,
     /// What is wrong with the line that was read last.
@@ -204,20 +216,33 @@ impl Lines {
         let mut bytes = 0;
         while self.bad.is_none() && puts.len() < BATCH_LINES_MAX && bytes < BATCH_BYTES_MAX {
             let mut text = Vec::new();
-            let read = self.input.read_until(b'\n', &mut text);
-            let read = read.map_err(|error| Failure::Usage(format!("can't read on behind line {}: {error}", self.number)))?;
+            let read = self.input.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut text);
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    self.bad = Some(format!("can't read on behind line {}: {error}", self.number));
+                    break;
+                }
+            };
             if read == 0 {
+                self.bad = self.cut_off();
                 break;
             }
-            self.number += 1;
+            let whole = text.ends_with(b"\n");
             let text = text.trim_ascii();
+            let text = if self.number == 0 { text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text) } else { text };
+            self.number += 1;
             if text.is_empty() {
                 continue;
             }
             let line = match self.parse(text) {
                 Ok(line) => line,
                 Err(why) => {
-                    let why = format!("line {}: {why}; nothing behind it was imported", self.number);
+                    let why = if whole || read as u64 == LINE_BYTES_MAX {
+                        format!("line {}: {why}; nothing behind it was imported", self.number)
+                    } else {
+                        format!("line {}: the file was cut off in the midst of it ({why}); take a whole one", self.number)
+                    };
                     // What stands in front of it is good, and is written first.
                     self.bad = Some(why);
                     break;
@@ -229,12 +254,27 @@ impl Lines {
             }
         }
         match self.bad.take() {
-            Some(why) if puts.is_empty() => Err(Failure::Usage(why)),
+            Some(why) if puts.is_empty() => Err(Failure::Local(why)),
             bad => {
                 self.bad = bad;
                 Ok(puts)
             }
         }
+    }
+
+    /// Behind the last line: what is missing of a whole file.
+    fn cut_off(&self) -> Option<String> {
+        if self.ended || self.incomplete || (self.items > 0 && !self.exported) {
+            return None;
+        }
+        let cure = "take a whole one, or say --incomplete if it is meant to be so";
+        Some(match self.items {
+            0 => format!("there is nothing to import, not even the line that ends an export; {cure}"),
+            items => format!(
+                "the file was cut off behind line {}: {items} keys were there, and the line that ends an export was not; {cure}",
+                self.number
+            ),
+        })
     }
 
     /// The item of a line; `None` for the line behind the last.
@@ -246,18 +286,19 @@ impl Lines {
         if line.is_last() {
             self.ended = true;
             return match (line.complete, line.count) {
-                (Some(true), Some(count)) if count != self.items => {
-                    Err(format!("it says {count} items, and {} are there", self.items))
+                (Some(true), Some(count)) if count != self.items && !self.incomplete => {
+                    Err(format!("it says {count} items, and {} are there (--incomplete takes them)", self.items))
                 }
                 (Some(true), _) => Ok(None),
-                _ => Err("the export that made this file was not complete".into()),
+                _ if self.incomplete => Ok(None),
+                _ => Err("the export that made this file was not complete (--incomplete takes it)".into()),
             };
         }
         line.key_bytes().map_err(|failure| failure.summary())?;
         if line.value_bytes().map_err(|failure| failure.summary())?.is_none() {
             return Err("it has neither value nor value_b64".into());
         }
-        line.revision = None;
+        self.exported |= line.revision.take().is_some();
         self.items += 1;
         Ok(Some(line))
     }

@@ -3,13 +3,13 @@
 //! - As it stands an argument **is** the key: `flotilla kv get a%2Fb` reads the key of five characters `a%2Fb`.
 //! - With `--escaped` `%XX` stands for any byte, `%25` for a `%`, in arguments and in what is printed: what one command prints the
 //!   other takes.
-//! - Without it, what is printed is the key where that is safe on a terminal; bytes that are no text, and control characters, show as
-//!   `%XX`. `--json` is exact in any case (`key`, or `key_b64` where it is not UTF-8).
+//! - Without it, what is printed is the key where that is safe on a terminal; bytes that are no text, control characters, and marks that
+//!   are not seen or turn the direction of reading (`text`), show as `%XX`. `--json` is exact in any case (`key`, or `key_b64` where it is not UTF-8).
 
 use super::failure::Failure;
+use super::text;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use std::ffi::OsStr;
-use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
 
 /// What is escaped in paths and queries. Dots and slashes too: what lies between may normalise paths.
@@ -50,23 +50,7 @@ pub(super) fn encode(key: &[u8]) -> String {
 
 /// Bytes as they are printed.
 pub(super) fn show(bytes: &[u8], escaped: bool) -> String {
-    let mut out = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c.is_control() || (escaped && c == '%') {
-                let mut buffer = [0; 4];
-                c.encode_utf8(&mut buffer).bytes().for_each(|byte| push_escape(&mut out, byte));
-            } else {
-                out.push(c);
-            }
-        }
-        chunk.invalid().iter().for_each(|&byte| push_escape(&mut out, byte));
-    }
-    out
-}
-
-fn push_escape(out: &mut String, byte: u8) {
-    let _ = write!(out, "%{byte:02X}");
+    text::escaped(bytes, escaped, &[])
 }
 
 #[cfg(test)]
@@ -86,7 +70,16 @@ mod tests {
 
     #[test]
     fn what_is_printed_escaped_is_what_is_taken() {
-        for key in [&b"plain"[..], b"a%b", b"tab\tand\nline", b"\0\xff\xfe", "ä€".as_bytes(), b"\xc3", "\u{85}".as_bytes()] {
+        for key in [
+            &b"plain"[..],
+            b"a%b",
+            b"tab\tand\nline",
+            b"\0\xff\xfe",
+            "ä€".as_bytes(),
+            b"\xc3",
+            "\u{85}".as_bytes(),
+            "\u{202e}x".as_bytes(),
+        ] {
             let shown = show(key, true);
             assert!(!shown.chars().any(char::is_control), "{shown:?}");
             assert_eq!(parse(OsStr::new(&shown), true).unwrap(), key, "{shown}");

@@ -115,7 +115,7 @@ pub(super) struct Freshness {
     #[arg(long, value_name = "WORD", value_parser = ["linearizable", "lease", "stale"])]
     consistency: Option<String>,
     /// How old a stale read may be, such as 2s
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
     max_staleness: Option<Duration>,
 }
 
@@ -229,14 +229,10 @@ fn path(argument: &OsStr, escaped: bool) -> Result<(Vec<u8>, String), Failure> {
 async fn put(put: Put, client: &Client, console: &mut Console) -> Result<(), Failure> {
     let (key, path) = path(&put.key, put.escaped)?;
     let value = match (&put.value, &put.file) {
-        (_, Some(file)) => std::fs::read(file).map_err(|error| Failure::file("read", file, &error))?,
-        (Some(dash), None) if dash == "-" => {
-            let mut value = Vec::new();
-            let read = console.take_input()?.read_to_end(&mut value);
-            read.map_err(|error| Failure::Usage(format!("can't read standard input: {error}")))?;
-            value
-        }
-        (value, None) => value.clone().unwrap_or_default().as_bytes().to_vec(),
+        (_, Some(file)) if file.as_os_str() != "-" => std::fs::read(file).map_err(|error| Failure::file("read", file, &error))?,
+        (None, Some(_)) => whole_input(console)?,
+        (Some(dash), _) if dash == "-" => whole_input(console)?,
+        (value, _) => value.clone().unwrap_or_default().as_bytes().to_vec(),
     };
     let mut request = Request::new(Method::PUT, path).body(value);
     if let Some(Match(tag)) = &put.if_match {
@@ -255,11 +251,19 @@ async fn put(put: Put, client: &Client, console: &mut Console) -> Result<(), Fai
     }
 }
 
+/// All of standard input.
+fn whole_input(console: &mut Console) -> Result<Vec<u8>, Failure> {
+    let mut value = Vec::new();
+    let read = console.take_input()?.read_to_end(&mut value);
+    read.map_err(|error| Failure::Local(format!("can't read standard input: {error}")))?;
+    Ok(value)
+}
+
 async fn get(get: Get, client: &Client, console: &mut Console) -> Result<(), Failure> {
     let (key, path) = path(&get.key, get.escaped)?;
     let reply = client.call(Request::get(with_query(&path, &get.freshness.query()))).await?;
     if let Some(file) = &get.output {
-        std::fs::write(file, &reply.body).map_err(|error| Failure::file("write", file, &error))?;
+        std::fs::write(file, &reply.body).map_err(|error| Failure::broken("write", file, &error))?;
         return if console.json { console.value(&about(&key, &reply, None)) } else { Ok(()) };
     }
     if console.json {
@@ -267,7 +271,14 @@ async fn get(get: Get, client: &Client, console: &mut Console) -> Result<(), Fai
     }
     console.data(&reply.body)?;
     // On a terminal the prompt goes on a line of its own.
-    if console.out_is_terminal && !reply.body.ends_with(b"\n") { console.data(b"\n") } else { Ok(()) }
+    if console.out_is_terminal && !reply.body.ends_with(b"\n") {
+        console.data(b"\n")?;
+    }
+    if console.hidden {
+        console.flush()?;
+        console.say("what a terminal can't show is written as %XX; --output FILE or a pipe gets the bytes");
+    }
+    Ok(())
 }
 
 async fn delete(delete: Delete, client: &Client, console: &mut Console) -> Result<(), Failure> {

@@ -1,8 +1,8 @@
 //! The command-line client: `flotilla kv`, `flotilla shard`, `flotilla node`, over HTTP to any node.
 //!
-//! The binary mounts [`Command`] among its own subcommands and hands it to [`main`]. One file per story: [`client`] finds a node that
+//! The binary mounts [`Command`] among its own subcommands and hands it to [`run`]. One file per story: [`client`] finds a node that
 //! answers and never sends a write twice, [`failure`] says what went wrong and what to do, [`key`] turns arguments into keys and
-//! back, [`console`] is the terminal (or, in tests, a buffer). Then the commands: [`kv`] for one key, [`scan`] for many,
+//! back, [`console`] is the terminal (or, in tests, a buffer), [`text`] what may stand on one. Then the commands: [`kv`] for one key, [`scan`] for many,
 //! [`import`] and [`export`] for all, [`admin`] for shards and nodes. [`probe`] is for whoever must know exactly what is certain of a
 //! request: the checker.
 //!
@@ -21,11 +21,13 @@ mod key;
 mod kv;
 pub mod probe;
 mod scan;
+mod target;
 #[cfg(test)]
 mod tests;
+mod text;
 
 use client::Client;
-pub use client::Endpoint;
+pub use client::{Endpoint, Endpoints};
 use console::Console;
 use std::time::Duration;
 
@@ -34,9 +36,9 @@ use std::time::Duration;
 pub enum Exit {
     /// 0: it is done.
     Done,
-    /// 1: the cluster said no.
+    /// 1: the cluster said no, or a local file broke off, is damaged, or could not be written to its end.
     Refused,
-    /// 2: it was asked for in a way that makes no sense, or a local file is in the way.
+    /// 2: it was asked for in a way that makes no sense, or names a file that can't be opened.
     Usage,
     /// 3: no node could be reached, or the connection was lost before the answer came.
     Unreachable,
@@ -60,6 +62,26 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
+/// Reads a time as people write it: `5s`, `500ms`, `1m 30s`; a bare number is seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let text = text.trim();
+    let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.map_or_else(|| humantime::parse_duration(text).map_err(|error| format!("{error}; a time is 5s, 500ms or 2m")), Ok)
+}
+
+/// A time to wait, which is more than nothing.
+pub fn patience(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it must be more than nothing, such as 5s".into()),
+        time => Ok(time),
+    }
+}
+
+/// A node of a list, which may have spaces behind its commas.
+fn in_list(text: &str) -> Result<flotilla_router::NodeId, String> {
+    text.trim().parse().map_err(|error| format!("{error}; a list is 1,2,4"))
+}
+
 /// What every command of the client takes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
@@ -70,15 +92,14 @@ pub struct Global {
         global = true,
         env = "FLOTILLA_ENDPOINTS",
         value_name = "URL",
-        value_delimiter = ',',
         default_value = "http://127.0.0.1:7001"
     )]
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Endpoints>,
     /// Prints JSON: lists one object per line, errors as the problem that the server sent
     #[arg(long, global = true)]
     json: bool,
     /// How long to wait for an answer (of a stream: for each part of it)
-    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = patience)]
     timeout: Duration,
 }
 
@@ -117,17 +138,6 @@ pub enum Command {
     },
 }
 
-/// The client as the binary calls it: [`run`] on a runtime of its own.
-pub fn main(command: Command) -> std::process::ExitCode {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(run(command)).into(),
-        Err(error) => {
-            eprintln!("error: can't start: {error}");
-            Exit::Usage.into()
-        }
-    }
-}
-
 /// Carries a command out on this process's terminal, and says how it ended. Runs on a tokio runtime.
 pub async fn run(command: Command) -> Exit {
     run_on(command, &mut Console::terminal()).await
@@ -137,7 +147,7 @@ pub async fn run(command: Command) -> Exit {
 async fn run_on(command: Command, console: &mut Console) -> Exit {
     let (Command::Kv { global, .. } | Command::Shard { global, .. } | Command::Node { global, .. }) = &command;
     console.json = global.json;
-    let client = Client::new(global.endpoints.clone(), global.timeout);
+    let client = Client::new(Endpoints::all(&global.endpoints), global.timeout);
     let outcome = match command {
         Command::Kv { command, .. } => kv::run(command, &client, console).await,
         Command::Shard { command, .. } => admin::run_shard(command, &client, console).await,

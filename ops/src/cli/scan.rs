@@ -55,8 +55,7 @@ pub(super) async fn run(scan: Scan, client: &Client, console: &mut Console) -> R
             Err(failure) => break Err(failure),
         };
         if console.json {
-            console.data(&raw)?;
-            console.data(b"\n")?;
+            console.json_line(&raw)?;
             continue;
         }
         let shown = key::show(&line.key_bytes()?, scan.escaped);

@@ -123,6 +123,10 @@ impl Buffer {
 }
 
 async fn run_with(arguments: &[&str], endpoints: &[&str], input: &str) -> Ran {
+    run_on_console(arguments, endpoints, input, false).await
+}
+
+async fn run_on_console(arguments: &[&str], endpoints: &[&str], input: &str, terminal: bool) -> Ran {
     let mut all = vec!["flotilla"];
     all.extend(arguments);
     let endpoints = endpoints.join(",");
@@ -131,8 +135,14 @@ async fn run_with(arguments: &[&str], endpoints: &[&str], input: &str) -> Ran {
     let (out, err) = (Buffer::default(), Buffer::default());
     let mut console =
         Console::of(Box::new(out.clone()), Box::new(err.clone()), Box::new(Cursor::new(input.to_owned().into_bytes())));
+    (console.out_is_terminal, console.err_is_terminal) = (terminal, terminal);
     let exit = run_on(command, &mut console).await;
     Ran { exit, out: out.text(), err: err.text() }
+}
+
+/// As somebody sees it who sits at a terminal.
+async fn run_at_terminal(arguments: &[&str], stub: &Stub) -> Ran {
+    run_on_console(arguments, &[&stub.url], "", true).await
 }
 
 async fn run(arguments: &[&str], stub: &Stub) -> Ran {
@@ -422,12 +432,164 @@ async fn a_bad_line_stops_an_import_behind_what_is_good() {
         (r#"{"key":"b"}"#, "line 2: it has neither value nor value_b64"),
         (r#"{"cursor":"x","count":1}"#, "line 2: the export that made this file was not complete"),
         (r#"{"complete":true,"count":5}"#, "line 2: it says 5 items, and 1 are there"),
+        (r#"{"key":"b","val"#, "line 2: "),
     ] {
         let input = format!("{{\"key\":\"a\",\"value\":\"v\"}}\n{bad}\n{{\"key\":\"c\",\"value\":\"v\"}}\n");
         let ran = run_with(&["kv", "import", "-"], &[&stub.url], &input).await;
-        assert_eq!(ran.exit, Exit::Usage, "{bad}");
+        assert_eq!(ran.exit, Exit::Refused, "{bad}");
         assert!(ran.err.contains(expected) && ran.err.contains("1 written, 0 failed"), "{bad}: {}", ran.err);
     }
+}
+
+/// A file that was cut off anywhere is no success, and says so; one made by hand, without revisions, needs no end.
+#[tokio::test]
+async fn an_export_that_was_cut_off_is_no_success() {
+    let stub = Stub::new(|seen| {
+        let puts = seen.body.matches("\"put\"").count();
+        Act::Answer(200, "", format!(r#"{{"results":[{}]}}"#, vec![r#"{"status":204,"revision":1}"#; puts].join(",")))
+    })
+    .await;
+    let lines = ["{\"key\":\"a\",\"value\":\"1\",\"revision\":4}\n", "{\"key\":\"b\",\"value\":\"2\",\"revision\":5}\n"].concat();
+    let whole = format!("{lines}{{\"complete\":true,\"count\":2}}\n");
+    // Behind the bracket that closes the last line only the end of that line is missing, and nothing of it.
+    let closed = whole.len() - 1;
+    for cut in 0..closed {
+        let ran = run_with(&["kv", "import", "-"], &[&stub.url], &whole[..cut]).await;
+        assert_eq!(ran.exit, Exit::Refused, "cut at {cut}: {}", ran.err);
+        let said = ["cut off", "nothing to import"].iter().any(|word| ran.err.contains(word));
+        assert!(said && ran.err.contains("take a whole one"), "cut at {cut}: {}", ran.err);
+    }
+    for taken in
+        [&whole[..], &whole[..closed], "{\"key\":\"a\",\"value\":\"1\"}", &format!("\u{feff}{}", whole.replace('\n', "\r\n"))]
+    {
+        let ran = run_with(&["kv", "import", "-"], &[&stub.url], taken).await;
+        assert_eq!(ran.exit, Exit::Done, "{taken:?}: {}", ran.err);
+    }
+    for some in ["", &lines] {
+        let ran = run_with(&["kv", "import", "-", "--incomplete"], &[&stub.url], some).await;
+        assert_eq!(ran.exit, Exit::Done, "{some:?}: {}", ran.err);
+    }
+}
+
+/// A server that exports one key, and breaks off before the end where it is told to.
+async fn one_key(whole: bool) -> Stub {
+    let end = if whole { "{\"complete\":true,\"count\":1}\n" } else { "" };
+    Stub::new(move |_| Act::Answer(200, "", format!("{{\"key\":\"a\",\"value\":\"1\",\"revision\":4}}\n{end}"))).await
+}
+
+#[tokio::test]
+async fn an_export_replaces_a_file_by_a_whole_one_and_nothing_but_a_file() {
+    let (good, broken) = (one_key(true).await, one_key(false).await);
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let export = async |to: &str, stub: &Stub| run(&["kv", "export", to], stub).await;
+    let lines = |name: &str| std::fs::read_to_string(path(name)).unwrap().lines().count();
+
+    std::fs::write(path("old"), "old").unwrap();
+    assert_eq!(export(&path("old"), &broken).await.exit, Exit::Refused);
+    assert_eq!(std::fs::read_to_string(path("old")).unwrap(), "old", "a broken export replaced a file");
+    // Links stay: to a file, to another link, to nothing yet.
+    std::os::unix::fs::symlink("old", path("link")).unwrap();
+    std::os::unix::fs::symlink("link", path("links")).unwrap();
+    std::os::unix::fs::symlink(path("new"), path("dangling")).unwrap();
+    for (link, file) in [("links", "old"), ("dangling", "new")] {
+        let ran = export(&path(link), &good).await;
+        assert_eq!(ran.exit, Exit::Done, "{link}: {}", ran.err);
+        assert!(std::fs::symlink_metadata(path(link)).unwrap().is_symlink(), "{link} was replaced");
+        assert_eq!(lines(file), 2, "{link}");
+    }
+    std::os::unix::fs::symlink("round", path("round")).unwrap();
+    assert!(export(&path("round"), &good).await.err.contains("circle"));
+    // What somebody put where the unfinished file once was written is not followed.
+    std::fs::write(path("victim"), "precious").unwrap();
+    std::os::unix::fs::symlink(path("victim"), path("old.partial")).unwrap();
+    assert_eq!(export(&path("old"), &good).await.exit, Exit::Done);
+    assert_eq!(std::fs::read_to_string(path("victim")).unwrap(), "precious");
+
+    let status = std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap();
+    assert!(status.success());
+    let pipe = path("pipe");
+    let reader = std::thread::spawn(move || std::fs::read_to_string(pipe).unwrap());
+    assert_eq!(export(&path("pipe"), &good).await.exit, Exit::Done);
+    assert_eq!(reader.join().unwrap().lines().count(), 2);
+    // A file that somebody holds open, as a shell does for `/dev/stdout`: behind what is in it.
+    std::fs::write(path("held"), "head\n").unwrap();
+    let held = std::fs::File::options().append(true).open(path("held")).unwrap();
+    let by_number = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&held));
+    assert_eq!(export(&by_number, &good).await.exit, Exit::Done);
+    assert_eq!(lines("held"), 3);
+    // The device itself must stay out of reach of a mistake here, so it is named by way of a link.
+    std::os::unix::fs::symlink("/dev/full", path("full")).unwrap();
+    let ran = export(&path("full"), &good).await;
+    assert!(ran.exit == Exit::Refused && ran.err.contains("can't write") && ran.err.contains("No space"), "{ran:?}");
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&std::fs::metadata("/dev/full").unwrap().file_type()));
+    assert!(export(folder.path().to_str().unwrap(), &good).await.err.contains("is a folder"));
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with('.')), "unfinished files stay: {left:?}");
+}
+
+/// What does something to a terminal is shown to one, and goes into a pipe as it is.
+#[tokio::test]
+async fn nothing_that_was_stored_does_anything_to_a_terminal() {
+    const HOSTILE: &str = "x\u{1b}[31m\u{9b}2J\u{202e}y\n";
+    let stub = Stub::new(|seen| {
+        let item = serde_json::json!({ "key": HOSTILE, "value": HOSTILE, "revision": 1 });
+        match &*seen.line {
+            "GET /v1/kv" | "GET /v1/kv?limit=1000" => {
+                Act::Answer(200, "", format!("{item}\n{{\"complete\":true,\"count\":1}}\n"))
+            }
+            "GET /v1/kv/gone" => {
+                let body =
+                    serde_json::json!({ "status": 404, "code": "no_such_key", "detail": HOSTILE, "outcome": "not_applied" });
+                Act::Answer(404, "", body.to_string())
+            }
+            _ => Act::Answer(200, "etag: \"7\"\r\n", HOSTILE.into()),
+        }
+    })
+    .await;
+    let harmless = |text: &str| text.chars().all(|c| c == '\n' || !super::text::is_unseen(c));
+    for arguments in [
+        &["kv", "get", "k"][..],
+        &["kv", "get", "k", "--json"],
+        &["kv", "get", "gone"],
+        &["kv", "get", "gone", "--json"],
+        &["kv", "scan"],
+        &["kv", "scan", "--keys-only"],
+        &["kv", "scan", "--json"],
+        &["kv", "export"],
+        &["kv", "watch"],
+        &["node", "drain", "2"],
+    ] {
+        let ran = run_at_terminal(arguments, &stub).await;
+        assert!(harmless(&ran.out) && harmless(&ran.err), "{arguments:?}: {ran:?}");
+        assert!(ran.out.contains('x') || ran.err.contains('x'), "{arguments:?}: {ran:?}");
+    }
+    let ran = run_at_terminal(&["kv", "get", "k"], &stub).await;
+    assert_eq!(ran.out, "x%1B[31m%C2%9B2J%E2%80%AEy\n");
+    assert!(ran.err.contains("--output FILE or a pipe"), "{}", ran.err);
+    let ran = run_at_terminal(&["kv", "get", "k", "--json"], &stub).await;
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&ran.out).unwrap()["value"], HOSTILE);
+    // Into a pipe: the bytes.
+    assert_eq!(run(&["kv", "get", "k"], &stub).await.out, HOSTILE);
+}
+
+#[tokio::test]
+async fn times_and_lists_are_taken_as_people_write_them() {
+    let stub = Stub::new(|_| written()).await;
+    for time in ["5", "0.5", "5s", "1m 30s", " 2s "] {
+        let ran = run(&["kv", "put", "k", "v", "--timeout", time], &stub).await;
+        assert_eq!(ran.exit, Exit::Done, "{time}: {}", ran.err);
+    }
+    for bad in ["0", "0s", "-1", "soon", "5 parsecs", "1e999", "NaN"] {
+        assert!(Cli::try_parse_from(["flotilla", "kv", "get", "k", &format!("--timeout={bad}")]).is_err(), "{bad}");
+    }
+    let nobody = nobody().await;
+    for list in [format!("{nobody}, {}", stub.url), format!("{nobody} {}", stub.url), format!(" {} ,", stub.url)] {
+        let ran = run_with(&["kv", "put", "k", "v"], &[&list], "").await;
+        assert_eq!(ran.exit, Exit::Done, "{list:?}: {}", ran.err);
+    }
+    run(&["shard", "move", "3", "--voters", "1, 2,4"], &stub).await;
+    assert_eq!(stub.seen().last().unwrap().body, r#"{"learners":[],"voters":[1,2,4]}"#);
 }
 
 /// A shard as the server shows it.
