@@ -2,7 +2,7 @@
 //!
 //! A request's way: [`server`] accepts and counts connections, [`connection`] tells HTTP/1.1 from HTTP/2 and closes who is too slow,
 //! [`guard`] (with [`heads`], [`chunks`], [`blocks`] and [`target`]) and [`wire`] lie between hyper and the socket, [`service`] finds the route, and one file per route answers: [`key`], [`scan`] and
-//! [`delete_range`], [`batch`], [`admin`], [`health`]. What they share: [`path`] and [`query`] (decoding, never normalising),
+//! [`delete_range`], [`batch`] (with [`operations`]), [`admin`], [`health`]. What they share: [`path`] and [`query`] (decoding, never normalising),
 //! [`head`] and [`pages`] (what is refused before any route), [`etag`] (conditions), [`body`] (bodies, both ways, bounded), [`answer`]
 //! (headers, with [`date`]), [`cursor`].
 //!
@@ -29,6 +29,7 @@ mod head;
 mod heads;
 mod health;
 mod key;
+mod operations;
 mod pages;
 mod path;
 mod query;

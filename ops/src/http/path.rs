@@ -52,11 +52,19 @@ pub(super) fn check_key(key: &[u8], limits: &Limits) -> Result<(), Problem> {
             Problem::malformed("key_empty", format!("a key has 1 to {max} bytes; this one is empty")).limit(max as u64, Some(0))
         );
     }
-    check_bound(key, "a key", limits)
+    check_length(key, "a key", limits)
 }
 
-/// Whether these bytes can bound a range: a key, or empty.
-pub(super) fn check_bound(key: &[u8], what: &str, limits: &Limits) -> Result<(), Problem> {
+/// Whether these bytes can bound a range: a key, nothing, or what comes next behind a key, which for the longest key is a byte
+/// longer than any key: who has read a page goes on at its last key and a NUL.
+pub(super) fn check_bound(bound: &[u8], what: &str, limits: &Limits) -> Result<(), Problem> {
+    match bound.split_last() {
+        Some((0, key)) if key.len() == limits.key_bytes_max => Ok(()),
+        _ => check_length(bound, what, limits),
+    }
+}
+
+fn check_length(key: &[u8], what: &str, limits: &Limits) -> Result<(), Problem> {
     if key.len() > limits.key_bytes_max {
         return Err(Problem::too_large(StatusCode::URI_TOO_LONG, "key_too_long", what, limits.key_bytes_max, Some(key.len())));
     }
@@ -99,5 +107,16 @@ mod tests {
         let members = problem.members();
         assert_eq!((members.status.as_u16(), members.limit, members.actual), (414, Some(4096), Some(4097)));
         assert_eq!(key("", &limits).unwrap_err().members().status, 400);
+    }
+
+    #[test]
+    fn a_range_may_begin_behind_the_longest_key() {
+        let limits = Limits::default();
+        let bound = |bytes: usize, last: &[u8]| check_bound(&[vec![b'k'; bytes], last.to_vec()].concat(), "start", &limits);
+        assert!(bound(0, b"").is_ok() && bound(4096, b"").is_ok() && bound(4096, b"\0").is_ok());
+        for (bytes, last) in [(4096, &b"k"[..]), (4097, b""), (4096, b"\0\0"), (4097, b"\0")] {
+            assert_eq!(bound(bytes, last).unwrap_err().members().status, 414, "{bytes} bytes and {last:?}");
+        }
+        assert!(check_key(&[&[b'k'; 4096][..], b"\0"].concat(), &limits).is_err(), "no key has that length");
     }
 }

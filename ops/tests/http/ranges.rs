@@ -85,6 +85,23 @@ async fn cursors_go_on_where_the_page_ended_in_both_directions() {
 }
 
 #[tokio::test]
+async fn pages_go_on_behind_the_longest_key() {
+    let rig = Rig::start().await;
+    let longest = "k".repeat(4096);
+    rig.fill(&["a", &longest, "z"]).await;
+    for query in ["limit=1", "limit=1&reverse=1", "limit=1&prefix=&keys_only"] {
+        assert_eq!(pages(&rig, "", query).await.concat().len(), 3, "{query}");
+    }
+    // Who keeps no cursor goes on at the last key and a NUL, and reads one key alone up to there.
+    let behind = rig.get(&format!("/v1/kv?start={longest}%00")).await.json();
+    assert_eq!(keys(behind["items"].as_array().unwrap()), ["z"]);
+    let alone = rig.get(&format!("/v1/kv?start={longest}&end={longest}%00")).await.json();
+    assert_eq!(keys(alone["items"].as_array().unwrap()), [&longest]);
+    let gone = rig.ask("DELETE", &format!("/v1/kv?start={longest}&end={longest}%00"), &[], b"").await;
+    assert_eq!(gone.json()["count"], 1);
+}
+
+#[tokio::test]
 async fn cursors_are_checked() {
     let rig = Rig::start().await;
     rig.fill(&KEYS).await;
