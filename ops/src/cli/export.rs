@@ -42,6 +42,12 @@ pub(super) async fn run(export: Export, client: &Client, console: &mut Console) 
         Some(file) => to_file(&mut stream, &bar, file).await?,
     };
     bar.finish_and_clear();
+    if stream.seams > 0 && !console.json {
+        console.say(&format!(
+            "the stream was lost and taken up again {} times: a shard that was being read then is shown at more than one moment",
+            stream.seams
+        ));
+    }
     console.say(&if console.json { json!({ "exported": count }).to_string() } else { format!("{count} keys exported") });
     Ok(())
 }

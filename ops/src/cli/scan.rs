@@ -2,7 +2,8 @@
 //!
 //! On a terminal a table; into a pipe one line per key, `key TAB value` (the key alone with `--keys-only`), where control characters
 //! show as `%XX`; with `--json` the server's own lines. [`Stream`] is shared with exports: it follows the cursor where a stream stopped
-//! early, and says honestly when it can't go on.
+//! early, goes on behind the last key where a connection was lost (as the server ends one whose reader pauses for long), and says
+//! honestly when it can't go on.
 
 use super::client::{Client, Lines, Request};
 use super::console::Console;
@@ -11,7 +12,10 @@ use super::item::Line;
 use super::key;
 use super::kv::{Freshness, RangeArgs, with_query};
 use bytes::Bytes;
+use flotilla_router::KeyRange;
+use flotilla_router::range::successor_of_key;
 use http::header::ACCEPT;
+use percent_encoding::percent_decode_str;
 use std::time::Duration;
 
 /// How often a stream that stopped without a step forward is taken up again.
@@ -79,6 +83,16 @@ pub(super) async fn run(scan: Scan, client: &Client, console: &mut Console) -> R
     outcome
 }
 
+/// Where a stream begins.
+enum Place {
+    /// At the front of its range.
+    Front,
+    /// Where the one before ended.
+    Cursor(String),
+    /// Behind the key that came last.
+    Behind,
+}
+
 /// The items of a range, over as many streams as it takes.
 pub(super) struct Stream<'a> {
     client: &'a Client,
@@ -88,10 +102,14 @@ pub(super) struct Stream<'a> {
     freshness: Vec<(&'static str, String)>,
     /// How many items may still come.
     left: Option<u64>,
-    cursor: Option<String>,
+    place: Place,
+    /// The key that came last.
+    last: Option<Vec<u8>>,
     lines: Option<Lines>,
     /// Failures since the last item.
     tries: u32,
+    /// How often it was taken up again in the midst: what came behind is of another moment than what came before.
+    pub(super) seams: u32,
     /// Whether something is left that the limit kept back.
     pub(super) more: bool,
     done: bool,
@@ -105,7 +123,8 @@ impl<'a> Stream<'a> {
         freshness: Vec<(&'static str, String)>,
         limit: Option<u64>,
     ) -> Self {
-        Self { client, range, freshness, left: limit, cursor: None, lines: None, tries: 0, more: false, done: false }
+        let (place, last, lines) = (Place::Front, None, None);
+        Self { client, range, freshness, left: limit, place, last, lines, tries: 0, seams: 0, more: false, done: false }
     }
 
     /// The next item, and the line that it came as; `None` when there are no more, or no more are wanted.
@@ -115,7 +134,8 @@ impl<'a> Stream<'a> {
                 return Ok(None);
             }
             if self.lines.is_none() {
-                let request = Request::get(self.target()).header(ACCEPT, "application/x-ndjson")?;
+                let Some(target) = self.target() else { return Ok(None) };
+                let request = Request::get(target).header(ACCEPT, "application/x-ndjson")?;
                 match self.client.lines(request).await {
                     Ok(lines) => self.lines = Some(lines),
                     Err(failure) if failure.is_worth_another_try() => self.pause(failure).await?,
@@ -124,42 +144,80 @@ impl<'a> Stream<'a> {
                 continue;
             }
             let Some(lines) = &mut self.lines else { continue };
-            let Some(raw) = lines.next().await? else {
-                return Err(Failure::unreadable("whole scan", "its last line is missing", false));
+            let raw = match lines.next().await {
+                Ok(Some(raw)) => raw,
+                Ok(None) => return Err(Failure::unreadable("whole scan", "its last line is missing", false)),
+                Err(failure) => {
+                    self.lines = None;
+                    if self.last.is_some() {
+                        self.place = Place::Behind;
+                        self.seams += 1;
+                    }
+                    self.pause(failure).await?;
+                    continue;
+                }
             };
             let line = Line::parse(&raw).map_err(|why| Failure::unreadable("item of a scan", why, false))?;
             if !line.is_last() {
                 self.tries = 0;
+                self.last = Some(line.key_bytes()?);
                 self.left = self.left.map(|left| left.saturating_sub(1));
                 return Ok(Some((line, raw)));
             }
             self.lines = None;
-            self.cursor = line.cursor.or(self.cursor.take());
+            let has_cursor = line.cursor.is_some();
+            if let Some(cursor) = line.cursor {
+                self.place = Place::Cursor(cursor);
+            }
             match (line.complete, line.problem) {
                 (Some(true), _) => self.done = true,
                 _ if self.left == Some(0) => (self.done, self.more) = (true, true),
                 (_, Some(problem)) => {
                     let status = problem.get("status").and_then(|status| status.as_u64()).and_then(|n| u16::try_from(n).ok());
                     let failure = Failure::of_body(problem, status.unwrap_or(500), false);
-                    if !failure.is_worth_another_try() || self.cursor.is_none() {
+                    if !failure.is_worth_another_try() || !has_cursor {
                         return Err(failure);
                     }
+                    self.seams += 1;
                     self.pause(failure).await?;
                 }
-                _ if self.cursor.is_some() => {}
+                _ if has_cursor => {}
                 _ => return Err(Failure::unreadable("whole scan", "it stopped without a cursor", false)),
             }
         }
     }
 
-    fn target(&self) -> String {
-        let mut query = match &self.cursor {
-            Some(cursor) => vec![("cursor", key::encode(cursor.as_bytes()))],
-            None => self.range.clone(),
+    /// What to ask for; `None` where no key can be left.
+    fn target(&self) -> Option<String> {
+        let mut query = match (&self.place, &self.last) {
+            (Place::Cursor(cursor), _) => vec![("cursor", key::encode(cursor.as_bytes()))],
+            (Place::Behind, Some(last)) => self.behind(last)?,
+            _ => self.range.clone(),
         };
         query.extend(self.left.map(|left| ("limit", left.to_string())));
         query.extend(self.freshness.iter().cloned());
-        with_query("/v1/kv", &query)
+        Some(with_query("/v1/kv", &query))
+    }
+
+    /// What is left of the range behind `last`; `None` where nothing can be.
+    fn behind(&self, last: &[u8]) -> Option<Vec<(&'static str, String)>> {
+        let named = |name| self.range.iter().find(|(given, _)| *given == name);
+        let bound = |name| named(name).map(|(_, text)| Bytes::from(percent_decode_str(text).collect::<Vec<u8>>()));
+        let whole = match bound("prefix") {
+            Some(prefix) => KeyRange::prefix(prefix),
+            None => KeyRange::new(bound("start").unwrap_or_default(), bound("end").filter(|end| !end.is_empty())),
+        };
+        let rest = match named("reverse") {
+            Some(_) => KeyRange::new(whole.start, Some(Bytes::copy_from_slice(last))),
+            None => KeyRange::new(successor_of_key(last), whole.end),
+        };
+        if rest.is_empty() {
+            return None;
+        }
+        let mut query = vec![("start", key::encode(&rest.start))];
+        query.extend(rest.end.map(|end| ("end", key::encode(&end))));
+        query.extend(self.range.iter().filter(|(name, _)| !matches!(*name, "prefix" | "start" | "end")).cloned());
+        Some(query)
     }
 
     /// Waits before the next try, or gives up.

@@ -29,6 +29,8 @@ struct Seen {
 enum Act {
     /// Answers with a status, header fields and a body.
     Answer(u16, &'static str, String),
+    /// Answers, and closes the connection before all of it is said.
+    CutOff(String),
     /// Closes the connection without a word.
     HangUp,
     /// Says nothing at all.
@@ -89,6 +91,11 @@ async fn serve(mut stream: TcpStream, act: Arc<impl Fn(&Seen) -> Act>, log: Arc<
             Act::Answer(status, fields, body) => {
                 let answer = format!("HTTP/1.1 {status} -\r\n{fields}content-length: {}\r\n\r\n{body}", body.len());
                 stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            Act::CutOff(body) => {
+                let answer = format!("HTTP/1.1 200 -\r\ncontent-length: {}\r\n\r\n{body}", body.len() + 100);
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                return;
             }
             Act::HangUp => return,
             Act::Silence => std::future::pending().await,
@@ -360,6 +367,38 @@ async fn a_scan_that_was_limited_says_so_and_one_that_was_cut_off_fails() {
     let ran = run(&["kv", "scan"], &stub).await;
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::Refused, "a\t1\n"));
     assert!(ran.err.contains("its last line is missing"), "{}", ran.err);
+}
+
+/// A server ends the connection of a reader that paused for long. What was read is not read again, nor is anything left out.
+#[tokio::test]
+async fn a_stream_that_was_lost_goes_on_behind_the_last_key() {
+    let item = |key: &str| format!("{{\"key\":\"{key}\",\"value\":\"v\",\"revision\":1}}\n");
+    let stub = Stub::new(move |seen| match seen.line.as_str() {
+        // The third line breaks off in the middle.
+        "GET /v1/kv?prefix=a" => Act::CutOff(format!("{}{}{{\"key\":\"a3", item("a1"), item("a2"))),
+        "GET /v1/kv?start=a2%00&end=b" => Act::CutOff(item("a3")),
+        "GET /v1/kv?start=a3%00&end=b" => Act::Answer(200, "", format!("{}{{\"complete\":true,\"count\":1}}\n", item("a4"))),
+        other => panic!("{other}"),
+    })
+    .await;
+    let ran = run(&["kv", "export", "--prefix", "a"], &stub).await;
+    let all: String = ["a1", "a2", "a3", "a4"].map(item).concat();
+    assert_eq!((ran.exit, ran.out), (Exit::Done, format!("{all}{{\"complete\":true,\"count\":4}}\n")));
+    assert!(ran.err.contains("taken up again 2 times") && ran.err.contains("4 keys exported"), "{}", ran.err);
+
+    // Backwards, up to a range of which nothing can be left; and one that never gets further gives up.
+    let stub = Stub::new(move |seen| match seen.line.as_str() {
+        "GET /v1/kv?start=b&end=c%00&reverse=true&keys_only=true" => Act::CutOff(item("c")),
+        "GET /v1/kv?start=b&end=c&reverse=true&keys_only=true" => Act::CutOff(item("b")),
+        "GET /v1/kv?prefix=x" => Act::CutOff(String::new()),
+        other => panic!("{other}"),
+    })
+    .await;
+    let arguments = ["kv", "scan", "--start", "b", "--end", "c%00", "--escaped", "--reverse", "--keys-only", "--limit", "0"];
+    let ran = run(&arguments, &stub).await;
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "c\tv\nb\tv\n"), "{}", ran.err);
+    let ran = run(&["kv", "export", "--prefix", "x"], &stub).await;
+    assert_eq!(ran.exit, Exit::Unreachable, "{}", ran.err);
 }
 
 #[tokio::test]
