@@ -1,7 +1,7 @@
 //! The load that `flotilla check` makes.
 //!
 //! Each client asks one thing after the other, of any node, of one of the keys that are in use: gets, puts, deletes, all with and
-//! without conditions, and scans. Some keys are asked for more than others, so that there is something to contend for. Values are
+//! without conditions, batches of these on several keys, and scans. Some keys are asked for more than others, so that there is something to contend for. Values are
 //! unique, and keys lie in every shard, under a prefix of this run alone. How keys come and go, and their histories to a verdict while
 //! the load goes on, is told in [`super::keys`].
 //!
@@ -11,11 +11,12 @@
 use super::Verdict;
 use super::figures::{Figures, Outcome as Counts};
 use super::history::{Input, Operation, Output, Scanned};
-use super::keys::{Judged, Pool, lock};
+use super::keys::{Judged, Key, Pool, lock};
 use super::lines::{Header, Writer};
 use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_ops::cli::probe::{Probe, Told};
+use flotilla_ops::cli::probe_batch::{Asked, Done};
 use flotilla_router::{Condition, KeyRange, Revision};
 use std::fs::File;
 use std::io::{self, BufWriter};
@@ -28,6 +29,9 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(20);
 /// So often each endpoint is asked to remove what the run has written.
 const CLEAN_UP_TRIES: usize = 3;
+
+/// At most so many operations are in a batch.
+const BATCH_MAX: u64 = 8;
 
 /// What load to make.
 #[derive(Clone, Debug)]
@@ -145,10 +149,10 @@ impl Load {
         while self.begun.elapsed() < self.plan.duration && !self.stop.load(Ordering::Relaxed) {
             asked += 1;
             let at = dice.below(self.probe.endpoints() as u64) as usize;
-            let refused = if dice.percent(5) {
-                self.scan(client, &mut dice, at).await
-            } else {
-                self.ask(client, &mut dice, at, asked).await
+            let refused = match dice.below(100) {
+                0..5 => self.scan(client, &mut dice, at).await,
+                5..15 => self.batch(client, &mut dice, at, &mut asked).await,
+                _ => self.ask(client, &mut dice, at, asked).await,
             };
             if refused {
                 tokio::time::sleep(PAUSE).await;
@@ -177,6 +181,44 @@ impl Load {
         self.count(&operation, returned, why);
         self.pool.finish(&key, Some((id, operation)));
         refused
+    }
+
+    /// Asks a batch about some keys, each once, and says whether all of it was refused. Each operation takes effect by itself.
+    async fn batch(&self, client: u64, dice: &mut Dice, at: usize, asked: &mut u64) -> bool {
+        let (mut keys, mut asks, called) = (Vec::<Arc<Key>>::new(), Vec::new(), self.now());
+        let mut operations = Vec::new();
+        for _ in 0..=dice.below(BATCH_MAX) {
+            let Some(key) = self.pool.begin(dice) else { continue };
+            if keys.iter().any(|other| other.name == key.name) {
+                self.pool.finish(&key, None);
+                continue;
+            }
+            *asked += 1;
+            let input = input(dice, &key.revisions(), client, *asked);
+            asks.push((key.name.clone(), as_asked(&input)));
+            let operation = Operation { client, key: key.name.clone(), called, returned: None, input, output: Output::Unknown };
+            operations.push((self.pool.note_asked(&operation), operation));
+            keys.push(key);
+        }
+        if keys.is_empty() {
+            return false;
+        }
+        let told = self.probe.batch(at, &asks).await;
+        let returned = self.now();
+        let mut all_refused = true;
+        for ((key, (id, mut operation)), told) in keys.iter().zip(operations).zip(told) {
+            let (output, why) = output(told, |done| match done {
+                Done::Read(found) => Output::Read(found),
+                Done::Written(revision) => Output::Written { revision },
+                Done::Deleted => Output::Deleted,
+            });
+            all_refused &= output == Output::Refused;
+            operation.returned = (output != Output::Unknown).then_some(returned);
+            operation.output = output;
+            self.count(&operation, returned, why);
+            self.pool.finish(key, Some((id, operation)));
+        }
+        all_refused
     }
 
     /// Scans the keys of a shard that are in use, and says whether that was refused.
@@ -225,6 +267,15 @@ impl Load {
         if why.is_some() {
             counted.last_refusal = why;
         }
+    }
+}
+
+/// An operation as it stands in a batch.
+fn as_asked(input: &Input) -> Asked {
+    match input {
+        Input::Get => Asked::Get,
+        Input::Put { value, condition } => Asked::Put(value.clone(), *condition),
+        Input::Delete { condition } => Asked::Delete(*condition),
     }
 }
 

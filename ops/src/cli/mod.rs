@@ -20,6 +20,7 @@ mod item;
 mod key;
 mod kv;
 pub mod probe;
+pub mod probe_batch;
 mod scan;
 mod target;
 #[cfg(test)]

@@ -57,14 +57,14 @@ pub struct Probe {
     endpoints: Vec<Endpoint>,
     timeout: Duration,
     /// What stands behind `?` in reads.
-    consistency: &'static str,
+    pub(super) consistency: &'static str,
 }
 
 /// An answer, whole.
-struct Whole {
-    status: StatusCode,
+pub(super) struct Whole {
+    pub(super) status: StatusCode,
     revision: Option<Revision>,
-    body: Bytes,
+    pub(super) body: Bytes,
 }
 
 /// A page of a scan.
@@ -171,7 +171,7 @@ impl Probe {
     }
 
     /// Asks, and judges by the table above. `understand` finds the answer in what came, if it is one.
-    async fn judged<T>(&self, at: usize, request: &Request, understand: impl FnOnce(&Whole) -> Option<T>) -> Told<T> {
+    pub(super) async fn judged<T>(&self, at: usize, request: &Request, understand: impl FnOnce(&Whole) -> Option<T>) -> Told<T> {
         let whole = match self.ask(at, request).await {
             Told::Answer(whole) => whole,
             Told::ConditionFailed(current) => return Told::ConditionFailed(current),
