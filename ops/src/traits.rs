@@ -5,7 +5,7 @@
 
 use crate::admin::{ClusterView, Explanation, NodeView, ShardView, Transfer};
 use flotilla_router::call::Response;
-use flotilla_router::{Ask, Consistency, Epoch, NodeId, Refusal, ShardId};
+use flotilla_router::{Ask, Consistency, Epoch, HeldView, NodeId, Refusal, ShardId};
 use std::future::Future;
 use std::time::Instant;
 
@@ -23,6 +23,10 @@ pub trait Kv: Send + Sync + 'static {
     ///
     /// Dropping the future means that the asker is gone; a write that was proposed goes on.
     fn call(&self, ask: Ask, deadline: Instant) -> impl Future<Output = Response> + Send;
+
+    /// A stream is over that had come to this view and not to its end. Must not wait; where the view is out of reach, it is given up in
+    /// time by who keeps it.
+    fn let_go(&self, _view: HeldView) {}
 }
 
 /// What an order that was bound to an epoch came to.

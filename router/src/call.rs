@@ -62,6 +62,27 @@ pub enum Ask {
     Write(Command),
     /// An admin question or order, in JSON between ops and node; routing is the asker's business.
     Admin(Bytes),
+    /// A part of a stream. Like a scan; but a shard's parts, which are asked for one after the other, all show the same view of it.
+    Part {
+        /// Which keys, in which order, how many in this part. A limit of 0 lets the view go.
+        scan: Scan,
+        /// How fresh the view must be, when it is taken.
+        consistency: Consistency,
+        /// The view that the shard's part before this one showed; `None` for its first part.
+        view: Option<HeldView>,
+    },
+}
+
+/// A view of a shard that a node keeps for a stream. It is given up when nobody asks for it for some time, when it gets old, when there
+/// are too many, and when the replica that it is of is set aside or replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldView {
+    /// Who keeps it.
+    pub node: NodeId,
+    /// Of what.
+    pub shard: ShardId,
+    /// Which of the node's.
+    pub id: u64,
 }
 
 /// One key as a scan shows it.
@@ -119,6 +140,13 @@ pub enum Answer {
     Page(ScanPage),
     /// An admin answer, in JSON between ops and node.
     Admin(Bytes),
+    /// A part of a stream.
+    Part {
+        /// What it shows.
+        page: ScanPage,
+        /// What the next part is to show, where more of this shard is to come.
+        view: Option<HeldView>,
+    },
 }
 
 /// An answer and who gave it.
@@ -176,8 +204,8 @@ impl Ask {
     pub fn routing_key(&self) -> Option<&Bytes> {
         match self {
             Self::Get { key, .. } => Some(key),
-            Self::Scan { scan, .. } if scan.reverse => None,
-            Self::Scan { scan, .. } => Some(&scan.range.start),
+            Self::Scan { scan, .. } | Self::Part { scan, .. } if scan.reverse => None,
+            Self::Scan { scan, .. } | Self::Part { scan, .. } => Some(&scan.range.start),
             Self::Write(command) => Some(command.routing_key()),
             Self::Admin(_) => None,
         }

@@ -24,7 +24,7 @@ pub mod range;
 pub mod refusal;
 pub mod routes;
 
-pub use call::{Answer, Ask, Consistency, Item, Reply, Scan, ScanPage};
+pub use call::{Answer, Ask, Consistency, HeldView, Item, Reply, Scan, ScanPage};
 pub use codec::DecodeError;
 pub use command::{Command, Condition, Op};
 pub use descriptor::{Descriptor, Epoch, Replica, Role};

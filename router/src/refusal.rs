@@ -112,6 +112,15 @@ pub enum Refusal {
         /// Whether a write may have been applied.
         outcome: Outcome,
     },
+    /// Retryable, from where the stream came to: the view of the shard that it showed was given up.
+    #[error(
+        "the view of shard {shard} that this stream showed was given up, since it was old, long unused or one of too many, or the \
+         replica was set aside; go on at the cursor, which shows the rest as it is now"
+    )]
+    ViewGivenUp {
+        /// The shard.
+        shard: ShardId,
+    },
 }
 
 /// A [`Descriptor`] in its own stored encoding, so that there is only one.
@@ -142,6 +151,7 @@ impl Refusal {
             Self::Conflict { .. } => "conflict",
             Self::Invalid { .. } => "invalid",
             Self::Internal { .. } => "internal",
+            Self::ViewGivenUp { .. } => "view_given_up",
         }
     }
 
@@ -165,7 +175,8 @@ impl Refusal {
             | Self::TooStale { .. }
             | Self::ShuttingDown
             | Self::Expired { .. }
-            | Self::DiskFull { .. } => true,
+            | Self::DiskFull { .. }
+            | Self::ViewGivenUp { .. } => true,
             Self::Unknown { .. }
             | Self::NotFound { .. }
             | Self::Conflict { .. }
@@ -183,7 +194,8 @@ impl Refusal {
             | Self::NoLeader { shard }
             | Self::TooStale { shard }
             | Self::Expired { shard }
-            | Self::Unknown { shard } => Some(*shard),
+            | Self::Unknown { shard }
+            | Self::ViewGivenUp { shard } => Some(*shard),
             _ => None,
         }
     }

@@ -35,6 +35,15 @@ pub enum Order {
     Reverse,
 }
 
+/// How a long walk behaves towards others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// A step that passes over more removed records than this gives up, with [`StorageError::TooManyRemoved`].
+    pub removed_max: u64,
+    /// Whether what passes by is kept in the cache; what is read once must not drive out what is read often.
+    pub keep: bool,
+}
+
 /// Writes that take effect together. Filled directly in the engine's own format.
 pub trait WriteBatch: Send {
     /// Sets a key.
@@ -61,6 +70,11 @@ pub trait Read {
 
     /// A walk from `start` up to, and without, `end` (to the family's last key, where it is `None`), or the same backwards.
     fn cursor<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> Self::Cursor<'a>;
+
+    /// The same walk at a pace that suits a long look. An engine in which removed records are gone at once needs none.
+    fn cursor_at<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order, _pace: Pace) -> Self::Cursor<'a> {
+        self.cursor(family, start, end, order)
+    }
 
     /// The value of `key`, copied.
     fn get(&self, family: Family, key: &[u8]) -> Result<Option<Bytes>, StorageError> {

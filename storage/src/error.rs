@@ -117,6 +117,10 @@ pub enum StorageError {
         /// What is wrong with the record.
         why: String,
     },
+    /// A step of a walk passed over more removed records than its [`Pace`](crate::engine::Pace) allows. Nothing is wrong: the walk may
+    /// be begun anew with more patience.
+    #[error("more than {0} removed records lie before the next key")]
+    TooManyRemoved(u64),
     /// An entry that can't be applied; the same on every replica.
     #[error("shard {shard}, apply of log index {index}: {why}")]
     Apply {
@@ -160,6 +164,7 @@ impl StorageError {
             | Self::ShardRecord { .. }
             | Self::NodeRecord { .. }
             | Self::DataRecord { .. }
+            | Self::TooManyRemoved(_)
             | Self::Apply { .. }
             | Self::Snapshot { .. }
             | Self::Engine { .. } => false,

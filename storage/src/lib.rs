@@ -62,7 +62,7 @@ pub mod work;
 pub use apply::Applier;
 pub use bootstrap::{bootstrap, founding, is_bootstrapped, routes, save_routes};
 pub use directories::{known_directories, remember_directory};
-pub use engine::{Cursor, Engine, Family, Order, Read, Statistics, WriteBatch};
+pub use engine::{Cursor, Engine, Family, Order, Pace, Read, Statistics, WriteBatch};
 pub use error::StorageError;
 pub use failpoint::FailPoint;
 pub use log::append;

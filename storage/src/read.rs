@@ -2,8 +2,12 @@
 //!
 //! Everything here is generic over [`Read`]: the engine itself, where one look is enough, or a view, where several looks must
 //! agree. A value is copied once, out of the engine's pinned memory into the answer.
+//!
+//! What may take long (a [page](PageLook) over large values or masses of removed records, a [hash](HashLook)) is looked at in **slices**:
+//! `look_on` goes on until it is done, or until it is told that its time is up, and knows where to go on. Between two slices nothing
+//! is held but what was found, so that whoever runs them can let others in, or give up.
 
-use crate::engine::{Cursor, Family, Order, Read};
+use crate::engine::{Cursor, Family, Order, Pace, Read};
 use crate::error::StorageError;
 use crate::keys;
 use crate::records::{self, AppliedRecord};
@@ -61,37 +65,135 @@ pub fn revision<R: Read>(read: &R, meta: bool, key: &[u8]) -> Result<Option<Revi
     found.transpose().map_err(|e| corrupt(key, e))
 }
 
-/// One page of a scan, out of the part of its range that lies within `shard_range`. The shard owns the scan's first key (in
-/// reverse: its last); what it does not own on the other side is left to the neighbours, in [`ScanPage::rest`].
+/// One page of a scan, in one go; see [`PageLook`].
+pub fn scan<R: Read>(read: &R, scan: &Scan, shard_range: &KeyRange, meta: bool) -> Result<ScanPage, StorageError> {
+    let mut look = PageLook::new(scan.clone(), shard_range.clone(), meta, true);
+    while !look.look_on(read, || true)? {}
+    Ok(look.page())
+}
+
+/// How many removed records a step passes over before the time is looked at: some tens of milliseconds.
+const REMOVED_MAX: u64 = 50_000;
+/// How many records, or KiB of them, are read between two looks at the time.
+const STRIDE: usize = 32;
+
+/// Counts what was read, and asks now and then whether to go on.
+struct Stride<F> {
+    go_on: F,
+    walked: usize,
+}
+
+impl<F: FnMut() -> bool> Stride<F> {
+    fn new(go_on: F) -> Self {
+        Self { go_on, walked: 0 }
+    }
+
+    /// Whether the time is up, once so many more bytes were read.
+    fn is_over(&mut self, bytes: usize) -> bool {
+        self.walked += 1 + bytes / 1024;
+        if self.walked < STRIDE {
+            return false;
+        }
+        self.walked = 0;
+        !(self.go_on)()
+    }
+}
+
+/// A page of a scan that is being filled, out of the part of its range that lies within the shard's. The shard owns the scan's first
+/// key (in reverse: its last); what it does not own on the other side is left to the neighbours, in [`ScanPage::rest`].
 ///
 /// A limit of 0 is taken for 1: every page moves on.
-pub fn scan<R: Read>(read: &R, scan: &Scan, shard_range: &KeyRange, meta: bool) -> Result<ScanPage, StorageError> {
-    let part = scan.range.intersect(shard_range);
-    let mut items: Vec<Item> = Vec::new();
-    if !part.is_empty() {
-        let (start, end) = keys::data_range(meta, &part);
-        let order = if scan.reverse { Order::Reverse } else { Order::Forward };
-        let mut cursor = read.cursor(Family::Data, &start, Some(&end), order);
-        let mut bytes = 0;
-        while let Some((stored, record)) = cursor.next()? {
-            let key = keys::parse_data(meta, stored).unwrap_or_default();
+pub struct PageLook {
+    asked: Scan,
+    shard_range: KeyRange,
+    meta: bool,
+    pace: Pace,
+    items: Vec<Item>,
+    bytes: usize,
+    /// Once the page is done: what it leaves.
+    done: Option<Option<KeyRange>>,
+}
+
+impl PageLook {
+    /// Nothing was looked at yet. With `keep`, what passes by stays in the cache.
+    pub fn new(asked: Scan, shard_range: KeyRange, meta: bool, keep: bool) -> Self {
+        let pace = Pace { removed_max: REMOVED_MAX, keep };
+        Self { asked, shard_range, meta, pace, items: Vec::new(), bytes: 0, done: None }
+    }
+
+    /// Looks on, in the same view as before; `true` when the page is done. Where `go_on` says no it may be shown as it is.
+    pub fn look_on<R: Read>(&mut self, read: &R, go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+        if self.done.is_some() {
+            return Ok(true);
+        }
+        let part = self.to_come().intersect(&self.shard_range);
+        if part.is_empty() {
+            self.done = Some(beyond(&self.asked.range, &self.shard_range, self.asked.reverse));
+            return Ok(true);
+        }
+        let (start, end) = keys::data_range(self.meta, &part);
+        let order = if self.asked.reverse { Order::Reverse } else { Order::Forward };
+        let mut cursor = read.cursor_at(Family::Data, &start, Some(&end), order, self.pace);
+        let mut stride = Stride::new(go_on);
+        loop {
+            let (stored, record) = match cursor.next() {
+                Ok(Some(record)) => record,
+                Ok(None) => break,
+                Err(StorageError::TooManyRemoved(_)) => {
+                    // Where the step came to is not known, so it is taken again; never more than twice in vain for what it takes.
+                    self.pace.removed_max = self.pace.removed_max.saturating_mul(2);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            };
+            let key = keys::parse_data(self.meta, stored).unwrap_or_default();
             let (revision, value) = records::decode_data(record).map_err(|e| corrupt(key, e))?;
-            let value = if scan.keys_only { &[] } else { value };
-            bytes += key.len() + value.len();
-            let full = items.len() >= scan.limit as usize || bytes > scan.bytes_max as usize;
-            if full && !items.is_empty() {
+            let read = value.len();
+            let value = if self.asked.keys_only { &[] } else { value };
+            let bytes = self.bytes + key.len() + value.len();
+            let full = self.items.len() >= self.asked.limit as usize || bytes > self.asked.bytes_max as usize;
+            if full && !self.items.is_empty() {
                 // This key is the first that was not shown.
-                let rest = if scan.reverse {
-                    KeyRange::new(scan.range.start.clone(), Some(successor_of_key(key)))
+                let range = &self.asked.range;
+                let rest = if self.asked.reverse {
+                    KeyRange::new(range.start.clone(), Some(successor_of_key(key)))
                 } else {
-                    KeyRange::new(Bytes::copy_from_slice(key), scan.range.end.clone())
+                    KeyRange::new(Bytes::copy_from_slice(key), range.end.clone())
                 };
-                return Ok(ScanPage { items, rest: Some(rest) });
+                self.done = Some(Some(rest));
+                return Ok(true);
             }
-            items.push(Item { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value), revision });
+            self.bytes = bytes;
+            self.items.push(Item { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value), revision });
+            self.pace.removed_max = REMOVED_MAX;
+            if stride.is_over(read) {
+                return Ok(false);
+            }
+        }
+        self.done = Some(beyond(&self.asked.range, &self.shard_range, self.asked.reverse));
+        Ok(true)
+    }
+
+    /// What of the asked range is still to be looked at: what comes behind the last item.
+    fn to_come(&self) -> KeyRange {
+        let range = &self.asked.range;
+        match self.items.last() {
+            None => range.clone(),
+            Some(last) if self.asked.reverse => KeyRange::new(range.start.clone(), Some(last.key.clone())),
+            Some(last) => KeyRange::new(successor_of_key(&last.key), range.end.clone()),
         }
     }
-    Ok(ScanPage { items, rest: beyond(&scan.range, shard_range, scan.reverse) })
+
+    /// Whether nothing is to be shown yet, not even that there is nothing.
+    pub fn is_bare(&self) -> bool {
+        self.done.is_none() && self.items.is_empty()
+    }
+
+    /// The page as it is now.
+    pub fn page(self) -> ScanPage {
+        let rest = self.done.clone().unwrap_or_else(|| Some(self.to_come()));
+        ScanPage { items: self.items, rest }
+    }
 }
 
 /// The part of a scanned range that lies beyond the shard, in the direction of the scan.
@@ -118,25 +220,74 @@ pub fn applied_record<R: Read>(read: &R, shard: ShardId) -> Result<AppliedRecord
     }
 }
 
-/// The hash of a shard's data. Reads all of them.
+/// The hash of a shard's data, in one go; see [`HashLook`].
 pub fn hash<R: Read>(read: &R, descriptor: &Descriptor) -> Result<StateHash, StorageError> {
-    let meta = descriptor.id.is_meta();
-    let (mut hasher, mut keys_seen, mut bytes) = (Xxh3::new(), 0, 0);
-    let (start, end) = keys::data_range(meta, &descriptor.range);
-    let mut cursor = read.cursor(Family::Data, &start, Some(&end), Order::Forward);
-    while let Some((stored, record)) = cursor.next()? {
-        let key = keys::parse_data(meta, stored).unwrap_or_default();
-        let (revision, value) = records::decode_data(record).map_err(|e| corrupt(key, e))?;
-        // Lengths in front, so that no two different shards run together to the same bytes.
-        for part in [key, value] {
-            hasher.update(&(part.len() as u64).to_be_bytes());
-            hasher.update(part);
-        }
-        hasher.update(&revision.0.to_be_bytes());
-        keys_seen += 1;
-        bytes += (key.len() + value.len()) as u64;
+    let mut look = HashLook::new(descriptor);
+    while !look.look_on(read, || true)? {}
+    look.hash(read)
+}
+
+/// The hash of a shard's data that is being worked out. Reads all of them, and keeps none of them in the cache.
+pub struct HashLook {
+    shard: ShardId,
+    pace: Pace,
+    /// Where to go on, and where to end, as stored.
+    rest: (Vec<u8>, Vec<u8>),
+    hasher: Xxh3,
+    keys: u64,
+    bytes: u64,
+}
+
+impl HashLook {
+    /// Nothing was looked at yet.
+    pub fn new(descriptor: &Descriptor) -> Self {
+        let rest = keys::data_range(descriptor.id.is_meta(), &descriptor.range);
+        let pace = Pace { removed_max: REMOVED_MAX, keep: false };
+        Self { shard: descriptor.id, pace, rest, hasher: Xxh3::new(), keys: 0, bytes: 0 }
     }
-    Ok(StateHash { applied: applied(read, descriptor.id)?, hash: hasher.digest(), keys: keys_seen, bytes })
+
+    /// Looks on, in the same view as before, until all is seen (`true`) or `go_on` says no.
+    pub fn look_on<R: Read>(&mut self, read: &R, go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+        let (start, end) = &mut self.rest;
+        let mut cursor = read.cursor_at(Family::Data, start, Some(end), Order::Forward, self.pace);
+        let mut stride = Stride::new(go_on);
+        loop {
+            let (stored, record) = match cursor.next() {
+                Ok(Some(record)) => record,
+                Ok(None) => return Ok(true),
+                Err(StorageError::TooManyRemoved(_)) => {
+                    self.pace.removed_max = self.pace.removed_max.saturating_mul(2);
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            };
+            let key = keys::parse_data(self.shard.is_meta(), stored).unwrap_or_default();
+            let (revision, value) = records::decode_data(record).map_err(|e| corrupt(key, e))?;
+            // Lengths in front, so that no two different shards run together to the same bytes.
+            for part in [key, value] {
+                self.hasher.update(&(part.len() as u64).to_be_bytes());
+                self.hasher.update(part);
+            }
+            self.hasher.update(&revision.0.to_be_bytes());
+            self.keys += 1;
+            let bytes = key.len() + value.len();
+            self.bytes += bytes as u64;
+            // Behind this key is this key and a NUL.
+            start.clear();
+            start.extend_from_slice(stored);
+            start.push(0);
+            self.pace.removed_max = REMOVED_MAX;
+            if stride.is_over(bytes) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// What came of it, once all is seen.
+    pub fn hash<R: Read>(&self, read: &R) -> Result<StateHash, StorageError> {
+        let applied = applied(read, self.shard)?;
+        Ok(StateHash { applied, hash: self.hasher.digest(), keys: self.keys, bytes: self.bytes })
+    }
 }
 
 #[cfg(test)]
@@ -222,6 +373,37 @@ mod tests {
             assert_eq!(page.items[0].value.is_empty(), keys_only);
             assert_eq!(page.items[0].revision, Revision(1));
         }
+    }
+
+    /// However often it is interrupted, a page and a hash come to what they come to in one go; and what a page shows halfway is
+    /// the beginning of it, with a rest that goes on right behind.
+    #[test]
+    fn slices_together_are_the_whole() {
+        let names: Vec<String> = (0..100).map(|n| format!("k{n:03}")).collect();
+        let engine = filled(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        for reverse in [false, true] {
+            let asked = Scan { range: range("k010", Some("k090")), reverse, limit: 75, bytes_max: u32::MAX, keys_only: false };
+            let whole = scan(&engine, &asked, &KeyRange::all(), false).unwrap();
+            let mut look = PageLook::new(asked.clone(), KeyRange::all(), false, true);
+            let mut slices = 1;
+            assert!(look.is_bare());
+            while !look.look_on(&engine, || false).unwrap() {
+                slices += 1;
+                let rest = look.to_come();
+                let asked = Scan { range: rest, limit: 75 - look.items.len() as u32, ..asked.clone() };
+                let next = scan(&engine, &asked, &KeyRange::all(), false).unwrap();
+                assert_eq!([look.items.clone(), next.items].concat(), whole.items);
+            }
+            assert!(slices > 2, "only {slices} slices");
+            assert_eq!(look.page(), whole);
+        }
+        let shard = Descriptor { id: ShardId(2), range: KeyRange::all(), epoch: Default::default(), replicas: Vec::new() };
+        let (mut look, mut slices) = (HashLook::new(&shard), 1);
+        while !look.look_on(&engine, || false).unwrap() {
+            slices += 1;
+        }
+        assert!(slices > 2, "only {slices} slices");
+        assert_eq!(look.hash(&engine).unwrap(), hash(&engine, &shard).unwrap());
     }
 
     #[test]

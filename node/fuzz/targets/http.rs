@@ -109,7 +109,7 @@ impl Kv for Checked {
         };
         match &ask {
             Ask::Get { key: wanted, .. } => key(wanted),
-            Ask::Scan { scan, .. } => {
+            Ask::Scan { scan, .. } | Ask::Part { scan, .. } => {
                 range(&scan.range);
                 assert!(scan.limit > 0 && scan.bytes_max > 0, "a scan of nothing");
             }

@@ -8,7 +8,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_node::core::wire;
 use flotilla_node::core::{Beat, Envelope, Timing};
-use flotilla_router::call::{self, Answer, Ask, Consistency, Forwarded, Item, Reply, Response, Scan, ScanPage, Staleness};
+use flotilla_router::call::{
+    self, Answer, Ask, Consistency, Forwarded, HeldView, Item, Reply, Response, Scan, ScanPage, Staleness,
+};
 use flotilla_router::codec::Put;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
@@ -157,7 +159,8 @@ fn quic() -> Vec<Vec<u8>> {
     let consistency = Consistency::Stale { age_max: Some(Duration::from_secs(1)) };
     let asks = [
         Ask::Get { key: "k".into(), consistency },
-        Ask::Scan { scan, consistency: Consistency::Linearizable },
+        Ask::Scan { scan: scan.clone(), consistency: Consistency::Linearizable },
+        Ask::Part { scan, consistency, view: Some(HeldView { node: NodeId(1), shard: ShardId(3), id: 5 }) },
         Ask::Write(commands().remove(0)),
         Ask::Write(commands().remove(2)),
         Ask::Admin("{}".into()),
@@ -174,7 +177,8 @@ fn quic() -> Vec<Vec<u8>> {
     let reply = |answer| Ok(Reply { shard: ShardId(3), node: NodeId(1), answer, staleness });
     let responses: Vec<Response> = vec![
         reply(Answer::Value { value: "v".into(), revision: Revision(3) }),
-        reply(Answer::Page(ScanPage { items: vec![item], rest: Some(KeyRange::new("b", None)) })),
+        reply(Answer::Page(ScanPage { items: vec![item.clone()], rest: Some(KeyRange::new("b", None)) })),
+        reply(Answer::Part { page: ScanPage { items: vec![item], rest: None }, view: None }),
         reply(Answer::ConditionFailed { current: Some(Revision(2)) }),
         Err(Refusal::WrongShard { shard: ShardId(3), descriptors: vec![(&descriptor()).into()] }),
         Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) }),

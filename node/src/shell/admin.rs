@@ -6,7 +6,7 @@
 use super::driver::LoopState;
 use super::health;
 use super::mailbox::{Mail, Mailbox, overloaded};
-use super::service::{Service, or_stop};
+use super::service::Service;
 use crate::core::inspect::ShardReport;
 use bytes::Bytes;
 use flotilla_ops::Ordered;
@@ -18,7 +18,8 @@ use flotilla_router::call::Response;
 use flotilla_router::{
     Answer, Ask, ClusterId, Consistency, Descriptor, Epoch, Incarnation, NodeId, Outcome, Refusal, Reply, ShardId,
 };
-use flotilla_storage::{Engine as _, keys, read};
+use flotilla_storage::read::HashLook;
+use flotilla_storage::{Engine as _, keys};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -429,13 +430,11 @@ impl Admin {
         }
     }
 
-    /// Works out the local replica's hash, off the runtime's threads: it reads all of the shard.
+    /// Works out the local replica's hash, which reads all of the shard.
     async fn add_hash(&self, view: &mut ShardView) -> Result<(), Refusal> {
         let deadline = Instant::now() + PEER_PATIENCE;
         let grant = self.service.grant(view.id, Consistency::Stale { age_max: None }, deadline).await?;
-        let hash = move || or_stop(&grant, read::hash(&*grant.view, &grant.descriptor));
-        let hash = tokio::task::spawn_blocking(hash).await;
-        let hash = hash.map_err(|e| Refusal::Internal { why: e.to_string(), outcome: Outcome::NotApplied })?;
+        let hash = self.service.readers.hash(HashLook::new(&grant.descriptor), view.id, &grant.view).await?;
         if let Some(local) = &mut view.local {
             local.applied = hash.applied.index;
             local.hash = Some(format!("{:016x}", hash.hash));

@@ -10,6 +10,7 @@ use super::mailbox::{Grant, Mail, Mailbox, ReplyTo};
 use super::queue::Queue;
 use super::rates::Rates;
 use super::snapshots::Snapshots;
+use super::views::Views;
 use super::{Engine, writer};
 use crate::core::inspect::ShardReport;
 use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
@@ -55,6 +56,8 @@ pub struct Hands {
     pub routes: Arc<Routes>,
     /// Where reads look.
     pub engine: Arc<Engine>,
+    /// The views that are kept for streams.
+    pub views: Arc<Views>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What the rest of the process sees of the loop.
@@ -212,6 +215,7 @@ impl Driver {
                 self.hands.snapshots.send(&self.hands.transport, to, replica, snapshot, &envelope);
             }
             Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
+                self.hands.views.give_up(Some(shard));
                 self.hands.snapshots.install(shard, replica, staged, hard_state, self.hands.applier.clone());
             }
             Effect::DiscardStaged { staged } => self.hands.snapshots.discard(staged),
@@ -240,6 +244,7 @@ impl Driver {
                 let _ = reply.send(());
             }),
             Effect::Quarantined { shard, why } => {
+                self.hands.views.give_up(Some(shard));
                 tracing::error!(%shard, why, "shard set aside on this node; its other replicas go on");
             }
         }

@@ -26,13 +26,16 @@ pub mod founding;
 pub mod health;
 pub mod logger;
 pub mod mailbox;
+pub mod pages;
 pub mod peers;
 pub mod queue;
 pub mod rates;
+pub mod reading;
 pub mod service;
 pub mod snapshots;
 pub mod stale;
 pub mod start;
+pub mod views;
 pub mod writer;
 
 /// The engine that the shell runs on.

@@ -6,11 +6,15 @@
 
 use super::admin::Admin;
 use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
+use super::pages::cut_to_shard;
+use super::reading::{Readers, or_stop};
+use super::views::Views;
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
-use flotilla_router::cure::NO_WAY_BACK;
-use flotilla_router::{Answer, Ask, Command, Consistency, Descriptor, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId};
-use flotilla_storage::{StorageError, WriteResult, fatal, read};
+use flotilla_router::{
+    Answer, Ask, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId,
+};
+use flotilla_storage::{WriteResult, read};
 use flotilla_transport::{RequestError, Responder, Transport};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -37,6 +41,10 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// What a read gets that does not say how fresh it must be.
     pub default_consistency: Consistency,
+    /// Where pages and hashes are read.
+    pub readers: Readers,
+    /// The views that streams go on in.
+    pub views: Arc<Views>,
     /// Answers admin questions from other nodes; set once the node is complete.
     pub admin: OnceLock<Arc<Admin>>,
 }
@@ -47,6 +55,13 @@ impl flotilla_ops::Kv for Service {
     }
 
     async fn call(&self, ask: Ask, deadline: Instant) -> Response {
+        // A stream goes on where its view is, whoever leads there.
+        if let Ask::Part { scan, view: Some(view), .. } = &ask {
+            return match view.node == self.node {
+                true => self.answer_held(scan, *view, deadline).await,
+                false => self.forward(view.node, view.shard, &ask, deadline).await,
+            };
+        }
         let mut pause = RETRY_PAUSE_MIN;
         let mut refusal = None;
         loop {
@@ -78,6 +93,10 @@ impl flotilla_ops::Kv for Service {
             pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }
     }
+
+    fn let_go(&self, view: HeldView) {
+        self.release(view);
+    }
 }
 
 /// Whether another node, or the same a little later, may say yes, and nothing was applied.
@@ -95,7 +114,7 @@ fn is_worth_another_try(refusal: &Refusal) -> bool {
 impl Service {
     fn resolve(&self, ask: &Ask) -> Option<Arc<Descriptor>> {
         match ask {
-            Ask::Scan { scan, .. } if scan.reverse => {
+            Ask::Scan { scan, .. } | Ask::Part { scan, .. } if scan.reverse => {
                 let table = self.routes.table();
                 table.owner_before(scan.range.end.as_ref()).cloned()
             }
@@ -132,7 +151,9 @@ impl Service {
         let here = shard.on_node(self.node).is_some();
         let stale = matches!(
             ask,
-            Ask::Get { consistency: Consistency::Stale { .. }, .. } | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
+            Ask::Get { consistency: Consistency::Stale { .. }, .. }
+                | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
+                | Ask::Part { consistency: Consistency::Stale { .. }, .. }
         );
         if here && stale {
             match self.answer(shard, ask, deadline).await {
@@ -197,7 +218,7 @@ impl Service {
         let of_one_key = match &forwarded.ask {
             Ask::Get { .. } => true,
             Ask::Write(command) => !matches!(command.op, Op::DeleteRange { .. }),
-            Ask::Scan { .. } | Ask::Admin(_) => false,
+            Ask::Scan { .. } | Ask::Part { .. } | Ask::Admin(_) => false,
         };
         let shard = self.resolve(&forwarded.ask).filter(|shard| of_one_key && shard.on_node(self.node).is_some());
         let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
@@ -221,7 +242,9 @@ impl Service {
                 };
                 Mail::Command { shard, command, deadline, reply: ReplyTo::Peer(Box::new(answered)) }
             }
-            ask @ (Ask::Scan { .. } | Ask::Admin(_)) => return Some((Forwarded { ask, ..forwarded }, responder)),
+            ask @ (Ask::Scan { .. } | Ask::Part { .. } | Ask::Admin(_)) => {
+                return Some((Forwarded { ask, ..forwarded }, responder));
+            }
         };
         // Should it be turned away after all, the responder is dropped, and the other node knows that it knows nothing.
         self.mailbox.offer(mail);
@@ -235,7 +258,11 @@ impl Service {
         let deadline = Instant::now() + time_left;
         if let Ask::Admin(question) = &ask {
             let Some(admin) = self.admin.get() else { return Err(Refusal::ShuttingDown) };
-            return admin.answer_peer(question, deadline).await;
+            let answer = tokio::time::timeout_at(deadline.into(), admin.answer_peer(question, deadline)).await;
+            return answer.unwrap_or(Err(Refusal::Unknown { shard: ShardId::META }));
+        }
+        if let Ask::Part { scan, view: Some(view), .. } = &ask {
+            return self.answer_held(scan, *view, deadline).await;
         }
         let Some(shard) = self.resolve(&ask) else {
             return Err(Refusal::NotFound { what: "shard for that key".into() });
@@ -260,14 +287,12 @@ impl Service {
             }
             Ask::Scan { scan, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
-                let range = &grant.descriptor.range;
-                if !range.overlaps(&scan.range) {
-                    return Err(wrong_shard(&grant));
-                }
-                // A scan may read from disk for a while; other tasks of this thread move elsewhere.
-                let page = tokio::task::block_in_place(|| read::scan(&*grant.view, scan, range, grant.descriptor.id.is_meta()));
-                let page = or_stop(&grant, page);
+                let page = self.page(&grant, scan, true, deadline).await?;
                 self.reply(&grant, Answer::Page(page), *consistency)
+            }
+            Ask::Part { scan, consistency, view: _ } => {
+                let grant = self.grant(shard.id, *consistency, deadline).await?;
+                self.part(&grant, scan, *consistency, None, deadline).await
             }
             Ask::Write(command) => self.write(shard, command, deadline).await,
             Ask::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
@@ -279,7 +304,7 @@ impl Service {
         if !grant.descriptor.range.contains(key) {
             return Err(wrong_shard(grant));
         }
-        let found = or_stop(grant, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
+        let found = or_stop(grant.descriptor.id, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
         let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
         self.reply(grant, answer, consistency)
     }
@@ -321,51 +346,6 @@ impl Service {
     }
 }
 
-/// A range is cut to what the shard owns; what other shards own is told.
-fn cut_to_shard(command: &Command, owned: &KeyRange) -> (Command, Option<KeyRange>) {
-    let Op::DeleteRange { range } = &command.op else { return (command.clone(), None) };
-    let cut = range.intersect(owned);
-    let rest = match (&cut.end, &range.end) {
-        (Some(cut), Some(end)) if cut >= end => None,
-        (Some(cut), _) => Some(KeyRange::new(cut.clone(), range.end.clone())),
-        (None, _) => None,
-    };
-    (Command { op: Op::DeleteRange { range: cut }, condition: command.condition }, rest)
-}
-
-fn wrong_shard(grant: &Grant) -> Refusal {
+pub(super) fn wrong_shard(grant: &Grant) -> Refusal {
     Refusal::WrongShard { shard: grant.descriptor.id, descriptors: vec![(&*grant.descriptor).into()] }
-}
-
-/// What was read. A record that can't be read ends the process: this node's disk is not to be trusted, and the other replicas
-/// can answer.
-pub(super) fn or_stop<T>(grant: &Grant, read: Result<T, StorageError>) -> T {
-    read.unwrap_or_else(|error| {
-        tracing::error!(shard = %grant.descriptor.id, "a stored record can't be read, the process ends; restore the directory; {NO_WAY_BACK}");
-        fatal::abort(&error)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use flotilla_router::Condition;
-
-    #[test]
-    fn a_range_is_cut_to_the_shard_and_the_rest_is_told() {
-        let delete = |start: &'static str, end: Option<&'static str>| Command {
-            op: Op::DeleteRange { range: KeyRange::new(start, end.map(Into::into)) },
-            condition: Condition::Always,
-        };
-        let owned = KeyRange::new("f", Some("m".into()));
-        let cases = [
-            (delete("g", Some("h")), delete("g", Some("h")), None),
-            (delete("g", Some("m")), delete("g", Some("m")), None),
-            (delete("g", Some("z")), delete("g", Some("m")), Some(KeyRange::new("m", Some("z".into())))),
-            (delete("g", None), delete("g", Some("m")), Some(KeyRange::new("m", None))),
-        ];
-        for (asked, cut, rest) in cases {
-            assert_eq!(cut_to_shard(&asked, &owned), (cut, rest), "{asked:?}");
-        }
-    }
 }

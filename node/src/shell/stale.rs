@@ -1,7 +1,8 @@
 //! What is special about stale reads: another replica will do where this node's can't answer, and the answer says how old it is.
 
 use super::mailbox::Grant;
-use super::service::{Service, or_stop};
+use super::reading::or_stop;
+use super::service::Service;
 use flotilla_router::call::{Response, Staleness};
 use flotilla_router::{Answer, Ask, Consistency, Descriptor, Refusal, Reply};
 use flotilla_storage::read;
@@ -23,7 +24,7 @@ impl Service {
     pub(super) fn reply(&self, grant: &Grant, answer: Answer, consistency: Consistency) -> Response {
         let shard = grant.descriptor.id;
         let staleness = grant.staleness.map(|then| Staleness {
-            applied: or_stop(grant, read::applied(&*grant.view, shard)).index,
+            applied: or_stop(shard, read::applied(&*grant.view, shard)).index,
             age: then.age.map(|age| age + self.mailbox.now().saturating_sub(grant.at)),
         });
         if let (Consistency::Stale { age_max: Some(max) }, Some(Staleness { age, .. })) = (consistency, staleness)

@@ -9,8 +9,10 @@ use super::driver::{Driver, Hands, LoopState};
 use super::health::{self, Health};
 use super::mailbox::{Mail, Mailbox};
 use super::peers::Peers;
+use super::reading::Readers;
 use super::service::Service;
 use super::snapshots::Snapshots;
+use super::views::Views;
 use super::{applier, founding, logger, writer};
 use crate::core::{Event, Identity, Node};
 use anyhow::Context as _;
@@ -19,7 +21,7 @@ use flotilla_router::Routes;
 use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_storage::{Applier, Engine as _, FailPoint, StorageError};
 use flotilla_transport::{Credentials, LeaseTerms, Transport};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -27,6 +29,9 @@ use tokio::sync::oneshot;
 
 /// How often the disk's free space is looked at.
 const DISK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often it is looked whether views that are kept for streams are too old.
+const VIEWS_SWEEP: Duration = Duration::from_secs(5);
 
 /// A running node.
 pub struct Running {
@@ -97,6 +102,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     };
     let transport = Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?);
 
+    // A client that reads slowly is waited for as long as `write_timeout` says.
+    let idle_max = config.limits.write_timeout + config.limits.request_timeout + VIEWS_SWEEP;
+    let views = Arc::new(Views::new(config.node, incarnation.0 << 32, idle_max));
+    tokio::spawn(sweep(Arc::downgrade(&views)));
     let state = Arc::new(LoopState::default());
     let core = Node::new(config.core(), Identity { node: config.node, incarnation }, recovered, logger::logger());
     let hands = Hands {
@@ -107,6 +116,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         transport: transport.clone(),
         routes: routes.clone(),
         engine: engine.clone(),
+        views: views.clone(),
         metrics: metrics.clone(),
         state: state.clone(),
     };
@@ -121,6 +131,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         transport: transport.clone(),
         metrics: metrics.clone(),
         default_consistency: config.reads.default_consistency.into(),
+        readers: Readers::default(),
+        views,
         admin: OnceLock::new(),
     });
     let admin = Arc::new(Admin {
@@ -154,6 +166,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let pages = config.pages().map_err(anyhow::Error::msg)?;
     let server = Server::bind(config.http, config.limits.clone(), pages, service, admin, health, metrics).await?;
     Ok(Running { server, transport, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
+}
+
+/// Gives up the views that streams have left behind.
+async fn sweep(views: Weak<Views>) {
+    while let Some(views) = views.upgrade() {
+        views.sweep();
+        drop(views);
+        tokio::time::sleep(VIEWS_SWEEP).await;
+    }
 }
 
 /// What is wrong with the data, and what to do about it.

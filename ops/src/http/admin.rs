@@ -13,7 +13,7 @@ use super::service::{App, only, only_get};
 use crate::admin::{NodeView, ShardView};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv, Ordered};
-use flotilla_router::{Epoch, NodeId, ShardId};
+use flotilla_router::{Epoch, NodeId, Refusal, ShardId};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
@@ -57,12 +57,12 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             ["cluster"] => {
                 only_get(parts)?;
                 Query::parse(parts.uri.query(), &[])?;
-                answer::json(&self.admin.cluster().await?)
+                answer::json(&self.in_time(self.admin.cluster()).await?)
             }
             ["nodes"] => {
                 only_get(parts)?;
                 Query::parse(parts.uri.query(), &[])?;
-                answer::json(&Nodes { nodes: self.admin.nodes().await? })
+                answer::json(&Nodes { nodes: self.in_time(self.admin.nodes()).await? })
             }
             ["nodes", node] => self.one_node(parts, id("node", node)?).await,
             ["nodes", node, "drain"] => {
@@ -101,7 +101,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         match parts.method {
             Method::GET | Method::HEAD => {
                 Query::parse(parts.uri.query(), &[])?;
-                answer::json(&self.admin.node(node).await?)
+                answer::json(&self.in_time(self.admin.node(node)).await?)
             }
             Method::DELETE => Err(Problem::not_implemented("DELETE /v1/admin/nodes/{id}")),
             _ => Err(Problem::method_not_allowed("GET, HEAD, DELETE")),
@@ -121,7 +121,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             }
         };
         // One more than wanted tells whether there are more.
-        let mut shards = self.admin.shards(after, limit.min(self.limits.admin_page_max) + 1).await?;
+        let page = self.admin.shards(after, limit.min(self.limits.admin_page_max) + 1);
+        let mut shards = self.in_time(page).await?;
         let more = shards.len() > limit;
         shards.truncate(limit);
         let cursor = shards.last().filter(|_| more).map(|shard| shard.id.to_string());
@@ -131,7 +132,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     async fn one_shard(&self, parts: &Parts, shard: ShardId) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
         let hash = Query::parse(parts.uri.query(), &["hash"])?.flag("hash")?.unwrap_or(false);
-        let view = self.admin.shard(shard, hash).await?;
+        let view = self.in_time(self.admin.shard(shard, hash)).await?;
         let (shard, epoch) = (view.id, view.epoch);
         conditional(parts, shard, epoch, || answer::json(&view))
     }
@@ -140,7 +141,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         only_get(parts)?;
         Query::parse(parts.uri.query(), &[])?;
         let key = path::key(key, &self.limits)?;
-        let explanation = self.admin.explain(&key).await?;
+        let explanation = self.in_time(self.admin.explain(&key)).await?;
         let (shard, epoch) = (explanation.shard.id, explanation.shard.epoch);
         let mut response = conditional(parts, shard, epoch, || answer::json(&explanation))?;
         answer::stamp(&mut response, Some(shard), explanation.answered_by);
@@ -157,7 +158,10 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let Leader { node } = serde_json::from_slice(&body).map_err(|error| {
             Problem::malformed("malformed_json", format!("malformed JSON: {error}; allowed is {{\"node\": <id>}}"))
         })?;
-        match self.admin.transfer(shard, node, if_match, dry_run).await? {
+        let transfer = self.in_time(self.admin.transfer(shard, node, if_match, dry_run)).await;
+        // What was given up may have been ordered, and be carried out still.
+        let late = |problem: &Problem| !dry_run && problem.members().code == "expired";
+        match transfer.map_err(|problem| if late(&problem) { Refusal::Unknown { shard }.into() } else { problem })? {
             Ordered::Done(transfer) => {
                 let mut response = answer::json(&transfer)?;
                 response.headers_mut().insert(header::ETAG, etag::of_epoch(transfer.shard.epoch));

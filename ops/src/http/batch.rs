@@ -2,7 +2,8 @@
 //!
 //! All operations are handed to the node at once, so that those of one shard share log entries; those on the **same key** one after
 //! the other, so that they take effect in the order in which they stand. Where the outcome of one of them is unknown, the later ones
-//! on its key are not tried (424): they might overtake it.
+//! on its key are not tried (424): they might overtake it. All of them share the time of one request: those for which none is left are not
+//! tried either (503).
 //!
 //! ```text
 //! {"ops":[{"put":{"key":"a","value":"1","if_none_match":"*"}}, {"get":{"key_b64":"/w=="}}, {"delete":{"key":"b","if_match":5}}]}
@@ -31,6 +32,7 @@ use http::{Method, Response, StatusCode};
 use hyper::body::Incoming;
 use std::collections::HashMap;
 use std::io::Write;
+use std::time::Instant;
 
 /// What one operation came to.
 enum Done {
@@ -50,13 +52,14 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let planned = plan(&body, &self.limits)?;
         drop(body);
 
+        let deadline = self.deadline();
         let mut by_key: HashMap<&Bytes, Vec<usize>> = HashMap::with_capacity(planned.len());
         for (index, op) in planned.iter().enumerate() {
             by_key.entry(op.key()).or_default().push(index);
         }
         let mut done: Vec<Option<Done>> = planned.iter().map(|_| None).collect();
         let mut chains: FuturesUnordered<_> =
-            by_key.into_values().map(|indexes| self.chain(&planned, indexes, consistency)).collect();
+            by_key.into_values().map(|indexes| self.chain(&planned, indexes, consistency, deadline)).collect();
         while let Some(outcomes) = chains.next().await {
             for (index, outcome) in outcomes {
                 done[index] = Some(outcome);
@@ -75,13 +78,19 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     /// The operations on one key, one after the other.
-    async fn chain(&self, planned: &[Planned], indexes: Vec<usize>, consistency: Consistency) -> Vec<(usize, Done)> {
+    async fn chain(
+        &self,
+        planned: &[Planned],
+        indexes: Vec<usize>,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Vec<(usize, Done)> {
         let mut outcomes = Vec::with_capacity(indexes.len());
         let mut unknown = None;
         for index in indexes {
             let outcome = match unknown {
                 Some(earlier) => Done::Failed { problem: after_unknown(earlier), current: None },
-                None => self.one(&planned[index], consistency).await,
+                None => self.one(&planned[index], consistency, deadline).await,
             };
             if matches!(&outcome, Done::Failed { problem, .. } if problem.members().outcome == Outcome::Unknown) {
                 unknown = Some(index);
@@ -91,12 +100,12 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         outcomes
     }
 
-    async fn one(&self, op: &Planned, consistency: Consistency) -> Done {
+    async fn one(&self, op: &Planned, consistency: Consistency, deadline: Instant) -> Done {
         let (ask, if_odd) = match op {
             Planned::Get(key) => (Ask::Get { key: key.clone(), consistency }, Outcome::NotApplied),
             Planned::Write(command) => (Ask::Write(command.clone()), Outcome::Unknown),
         };
-        let reply = match self.ask(ask).await {
+        let reply = match self.ask_by(ask, deadline).await {
             Ok(reply) => reply,
             Err(problem) => return Done::Failed { problem, current: None },
         };

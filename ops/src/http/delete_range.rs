@@ -1,6 +1,6 @@
 //! `DELETE /v1/kv?prefix=` or `start=&end=`: removes a range, shard by shard, and answers `{"count": …}`.
 //!
-//! Atomic per shard, not over shards. Where it stops midway the problem says how many keys are gone so far, with an unknown outcome;
+//! Atomic per shard, not over shards; all shards share the time of one request. Where it stops midway the problem says how many keys are gone so far, with an unknown outcome;
 //! repeating it does no harm. A range must be named, so that nobody deletes everything by leaving something out: `prefix=` (present
 //! and empty) means every key.
 
@@ -35,10 +35,12 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             let detail = "which keys? prefix=, or start= and end=; prefix= with nothing behind it means every key";
             return Err(Problem::malformed("range_missing", detail));
         };
+        let deadline = self.deadline();
         let (mut count, mut shards_done) = (0, 0);
         loop {
             let command = Command { op: Op::DeleteRange { range: range.clone() }, condition: Condition::Always };
-            let reply = self.ask(Ask::Write(command)).await.map_err(|problem| problem.after_deleting(count, shards_done))?;
+            let reply = self.ask_by(Ask::Write(command), deadline).await;
+            let reply = reply.map_err(|problem| problem.after_deleting(count, shards_done))?;
             let Answer::DeletedRange { count: here, rest } = &reply.answer else {
                 return Err(unexpected(&reply, Outcome::Unknown).after_deleting(count, shards_done));
             };

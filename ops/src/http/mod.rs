@@ -1,7 +1,7 @@
 //! The HTTP server: HTTP/1.1 and HTTP/2 in clear text on one port, on hyper.
 //!
 //! A request's way: [`server`] accepts and counts connections, [`connection`] tells HTTP/1.1 from HTTP/2 and closes who is too slow,
-//! [`guard`] (with [`heads`], [`chunks`], [`blocks`] and [`target`]) and [`wire`] lie between hyper and the socket, [`service`] finds the route, and one file per route answers: [`key`], [`scan`] and
+//! [`guard`] (with [`heads`], [`chunks`], [`blocks`] and [`target`]) and [`wire`] lie between hyper and the socket, [`service`] finds the route, and one file per route answers: [`key`], [`scan`] (with [`stream`]) and
 //! [`delete_range`], [`batch`] (with [`operations`]), [`admin`], [`health`]. What they share: [`path`] and [`query`] (decoding, never normalising),
 //! [`head`] and [`pages`] (what is refused before any route), [`etag`] (conditions), [`body`] (bodies, both ways, bounded), [`answer`]
 //! (headers, with [`date`]), [`cursor`].
@@ -36,6 +36,7 @@ mod query;
 mod scan;
 mod server;
 mod service;
+mod stream;
 mod target;
 mod wire;
 

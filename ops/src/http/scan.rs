@@ -4,10 +4,9 @@
 //! shard shows is one consistent view, two shards may be seen at different times, and both answers say so.
 //!
 //! - **A page** is `{"items":[…],"cursor":…,"consistent":"per_shard"}`; the cursor is null once nothing is left. A page may be short of
-//!   its limit, or empty, with a cursor: when a shard fails midway, or many empty shards take long, the client keeps what was found.
-//! - **A stream** has one item per line. Its last line is `{"complete":true,"count":n}`, or `{"cursor":…,"count":n}` where a limit
-//!   stopped it, with the `problem` where a shard did. Each part is asked for when the client took the one before, so a slow client
-//!   costs one part's memory.
+//!   its limit, or empty, with a cursor: when a shard fails midway, or takes long, the client keeps what was found. No shard is asked
+//!   twice for a page, since it would answer from another view.
+//! - **A stream** is told of in [`stream`](super::stream).
 
 use super::answer::{self, CONSISTENCY};
 use super::body::Body;
@@ -21,9 +20,8 @@ use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use flotilla_router::range::successor_of_key;
-use flotilla_router::{Answer, Ask, Consistency, Item, KeyRange, Outcome, Scan};
+use flotilla_router::{Answer, Ask, Consistency, HeldView, Item, KeyRange, Outcome, Scan, ShardId};
 use http::header::{ACCEPT, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
@@ -36,11 +34,6 @@ pub(super) const RANGE_PARAMETERS: [&str; 3] = ["prefix", "start", "end"];
 /// All parameters of a scan.
 const PARAMETERS: [&str; 10] =
     ["prefix", "start", "end", "limit", "max_bytes", "reverse", "keys_only", "cursor", "consistency", "max_staleness"];
-/// The most items of one part of a stream.
-const PART_ITEMS: u32 = 1_000;
-/// The most bytes of one part of a stream.
-const PART_BYTES: u32 = 256 << 10;
-
 /// The range that a query names; `None` where it names none.
 pub(super) fn range_of(query: &Query, limits: &Limits) -> Result<Option<KeyRange>, Problem> {
     let (prefix, start, end) = (query.bytes("prefix"), query.bytes("start"), query.bytes("end"));
@@ -62,12 +55,17 @@ pub(super) fn range_of(query: &Query, limits: &Limits) -> Result<Option<KeyRange
 }
 
 /// A scan on its way from shard to shard.
-struct Walk {
+pub(super) struct Walk {
     whole: KeyRange,
-    rest: Option<KeyRange>,
+    /// What is left.
+    pub(super) rest: Option<KeyRange>,
     reverse: bool,
     keys_only: bool,
     consistency: Consistency,
+    /// The shard that answered last.
+    shard: Option<ShardId>,
+    /// Of a stream: the view to go on in.
+    pub(super) view: Option<HeldView>,
 }
 
 impl Walk {
@@ -84,6 +82,8 @@ impl Walk {
                 reverse: reverse.unwrap_or(false),
                 keys_only: keys_only.unwrap_or(false),
                 consistency,
+                shard: None,
+                view: None,
             });
         };
         let Cursor { whole, rest, reverse: reverse_before, keys_only: keys_only_before } = Cursor::decode(&text, limits)?;
@@ -99,20 +99,32 @@ impl Walk {
             reverse: reverse_before,
             keys_only: keys_only.unwrap_or(keys_only_before),
             consistency,
+            shard: None,
+            view: None,
         })
     }
 
-    /// Asks one shard for what comes next, and moves on behind it.
-    async fn step<K: Kv, A: Admin, I: Inspect>(
+    /// Asks one shard for what comes next, and moves on behind it. In a stream, what comes next in a shard is of the same view.
+    pub(super) async fn step<K: Kv, A: Admin, I: Inspect>(
         &mut self,
         app: &App<K, A, I>,
         limit: u32,
         bytes_max: u32,
+        streams: bool,
+        deadline: Instant,
     ) -> Result<Vec<Item>, Problem> {
         let Some(range) = self.rest.clone() else { return Ok(Vec::new()) };
         let scan = Scan { range: range.clone(), reverse: self.reverse, limit, bytes_max, keys_only: self.keys_only };
-        let mut reply = app.ask(Ask::Scan { scan, consistency: self.consistency }).await?;
-        let Answer::Page(page) = &mut reply.answer else { return Err(unexpected(&reply, Outcome::NotApplied)) };
+        let ask = match streams {
+            true => Ask::Part { scan, consistency: self.consistency, view: self.view },
+            false => Ask::Scan { scan, consistency: self.consistency },
+        };
+        let mut reply = app.ask_by(ask, deadline).await?;
+        let (page, view) = match &mut reply.answer {
+            Answer::Page(page) if !streams => (page, None),
+            Answer::Part { page, view } if streams => (page, *view),
+            _ => return Err(unexpected(&reply, Outcome::NotApplied)),
+        };
         let (items, rest) = (std::mem::take(&mut page.items), page.rest.take());
         // Every step leaves less, or we would walk forever.
         let shrinks = rest.as_ref().is_none_or(|rest| *rest != range && rest.intersect(&range) == *rest);
@@ -120,6 +132,7 @@ impl Walk {
             return Err(unexpected(&reply, Outcome::NotApplied));
         }
         self.rest = rest.filter(|rest| !rest.is_empty());
+        (self.shard, self.view) = (Some(reply.shard), view);
         Ok(items)
     }
 
@@ -133,7 +146,7 @@ impl Walk {
     }
 
     /// What a client needs to go on; `None` when nothing is left.
-    fn cursor(&self) -> Option<String> {
+    pub(super) fn cursor(&self) -> Option<String> {
         let rest = self.rest.clone()?;
         Some(Cursor { whole: self.whole.clone(), rest, reverse: self.reverse, keys_only: self.keys_only }.encode())
     }
@@ -161,11 +174,16 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
 
     /// One page, of as many shards as it takes.
     async fn page(&self, mut walk: Walk, limit: u32, bytes_max: u32) -> Result<Response<Body>, Problem> {
-        let begun = Instant::now();
+        let (begun, deadline) = (Instant::now(), self.deadline());
         let mut page = Page { out: br#"{"items":["#.to_vec(), separator: ",", items: 0, bytes: 0, limit, bytes_max };
         let mut shards = 0;
         while walk.rest.is_some() && !page.is_full() && (shards == 0 || begun.elapsed() < self.limits.request_timeout / 2) {
-            match walk.step(self, limit - page.items, bytes_max - page.bytes).await {
+            let (before, rest) = (walk.shard, walk.rest.clone());
+            match walk.step(self, limit - page.items, bytes_max - page.bytes, false, deadline).await {
+                Ok(_) if before.is_some() && walk.shard == before => {
+                    walk.rest = rest;
+                    break;
+                }
                 Ok(items) => page.take(items, &mut walk),
                 Err(problem) if shards == 0 => return Err(problem),
                 Err(_) => break,
@@ -178,34 +196,22 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         out.extend_from_slice(&tail.as_bytes()[1..]);
         Ok(answer::ok(HeaderValue::from_static("application/json"), Body::Full(out.into())))
     }
-
-    /// A stream. The first part is asked for before the answer begins, so that what fails at once fails with a status.
-    async fn stream(
-        &self,
-        mut walk: Walk,
-        limit: Option<u64>,
-        bytes_max: Option<u64>,
-        session: &Arc<Session<K, A, I>>,
-    ) -> Result<Response<Body>, Problem> {
-        let first = Some(walk.step(self, capped(limit, PART_ITEMS), capped(bytes_max, PART_BYTES)).await?);
-        let flow = Flow { session: session.clone(), walk, first, count: 0, left: limit, bytes_left: bytes_max, done: false };
-        let stream = futures_util::stream::unfold(flow, |mut flow| async move {
-            let part = flow.next().await?;
-            Some((part, flow))
-        });
-        Ok(answer::ok(HeaderValue::from_static("application/x-ndjson"), Body::Stream(Box::pin(stream))))
-    }
 }
 
 /// Items on their way into a page or a part of a stream.
-struct Page {
-    out: Vec<u8>,
+pub(super) struct Page {
+    /// As they are written.
+    pub(super) out: Vec<u8>,
     /// What stands between two items.
-    separator: &'static str,
-    items: u32,
-    bytes: u32,
-    limit: u32,
-    bytes_max: u32,
+    pub(super) separator: &'static str,
+    /// How many there are.
+    pub(super) items: u32,
+    /// How many bytes of keys and values they have.
+    pub(super) bytes: u32,
+    /// How many there may be.
+    pub(super) limit: u32,
+    /// How many bytes they may have.
+    pub(super) bytes_max: u32,
 }
 
 impl Page {
@@ -214,7 +220,7 @@ impl Page {
     }
 
     /// Takes items in until one does not fit; at least one always does.
-    fn take(&mut self, items: Vec<Item>, walk: &mut Walk) {
+    pub(super) fn take(&mut self, items: Vec<Item>, walk: &mut Walk) {
         for item in items {
             let bytes = u32::try_from(item.key.len() + item.value.len()).unwrap_or(u32::MAX);
             if self.items > 0 && bytes > self.bytes_max - self.bytes {
@@ -231,75 +237,6 @@ impl Page {
             self.bytes = self.bytes.saturating_add(bytes).min(self.bytes_max);
         }
     }
-}
-
-/// A stream that is being made.
-struct Flow<K, A, I> {
-    session: Arc<Session<K, A, I>>,
-    walk: Walk,
-    /// What was asked for before the answer began.
-    first: Option<Vec<Item>>,
-    count: u64,
-    /// Items that may still come; `None` for any number.
-    left: Option<u64>,
-    /// Bytes that may still come; `None` for any number.
-    bytes_left: Option<u64>,
-    /// The last line is out.
-    done: bool,
-}
-
-impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
-    /// The next part; `None` after the last line.
-    async fn next(&mut self) -> Option<Bytes> {
-        if self.done {
-            return None;
-        }
-        let walk = &mut self.walk;
-        loop {
-            let (limit, bytes_max) = (capped(self.left, PART_ITEMS), capped(self.bytes_left, PART_BYTES));
-            let step = match self.first.take() {
-                Some(items) => Ok(items),
-                None => walk.step(&self.session.app, limit, bytes_max).await,
-            };
-            let items = match step {
-                Ok(items) => items,
-                Err(problem) => {
-                    self.done = true;
-                    let problem: serde_json::Value = serde_json::from_slice(&problem.to_json()).unwrap_or_default();
-                    return Some(line(json!({ "cursor": walk.cursor(), "count": self.count, "problem": problem })));
-                }
-            };
-            let mut page = Page { out: Vec::new(), separator: "\n", items: 0, bytes: 0, limit, bytes_max };
-            page.take(items, walk);
-            self.count += u64::from(page.items);
-            self.left = self.left.map(|left| left.saturating_sub(page.items.into()));
-            self.bytes_left = self.bytes_left.map(|left| left.saturating_sub(page.bytes.into()));
-            let mut out = page.out;
-            if page.items > 0 {
-                out.push(b'\n');
-            }
-            if walk.rest.is_none() {
-                self.done = true;
-                out.extend_from_slice(&line(json!({ "complete": true, "count": self.count })));
-            } else if self.left == Some(0) || self.bytes_left == Some(0) {
-                self.done = true;
-                out.extend_from_slice(&line(json!({ "cursor": walk.cursor(), "count": self.count })));
-            }
-            // An empty shard makes no line; go on to the next.
-            if !out.is_empty() {
-                return Some(out.into());
-            }
-        }
-    }
-}
-
-/// What may still come, and no more than one part has.
-fn capped(left: Option<u64>, max: u32) -> u32 {
-    left.map_or(max, |left| u32::try_from(left).unwrap_or(max).min(max))
-}
-
-fn line(value: serde_json::Value) -> Bytes {
-    format!("{value}\n").into()
 }
 
 /// Appends `{"key":…,"value":…,"revision":…}`.
@@ -369,6 +306,7 @@ fn accepts_stream(headers: &HeaderMap) -> Result<bool, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     #[test]
     fn the_form_that_is_wanted_most_is_given() {

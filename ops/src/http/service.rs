@@ -9,10 +9,10 @@ use crate::limits::Limits;
 use crate::metrics::{Metrics, Route};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
-use flotilla_router::{Ask, NodeId, Reply};
+use flotilla_router::{Ask, NodeId, Refusal, Reply};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
 use std::future::Future;
@@ -54,9 +54,33 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         Instant::now() + self.limits.request_timeout
     }
 
-    /// Asks the node.
+    /// Asks the node what is all that a request asks.
     pub(super) async fn ask(&self, ask: Ask) -> Result<Reply, Problem> {
         self.kv.call(ask, self.deadline()).await.map_err(Problem::from)
+    }
+
+    /// Asks the node one of several questions of a request, whose time ends at `deadline`.
+    pub(super) async fn ask_by(&self, ask: Ask, deadline: Instant) -> Result<Reply, Problem> {
+        if Instant::now() >= deadline {
+            return Err(self.too_late());
+        }
+        self.kv.call(ask, deadline).await.map_err(Problem::from)
+    }
+
+    /// Waits for an answer about the cluster as long as a request may take. What is given up then, nobody works on any more.
+    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Problem> {
+        match tokio::time::timeout(self.limits.request_timeout, answer).await {
+            Ok(answer) => answer.map_err(Problem::from),
+            Err(_elapsed) => Err(self.too_late()),
+        }
+    }
+
+    /// 503: the request's time was up before this was asked, or before a question that changes nothing was answered.
+    fn too_late(&self) -> Problem {
+        let timeout = humantime::format_duration(self.limits.request_timeout);
+        let detail =
+            format!("a request has {timeout}, and they were over; ask for less at a time, or raise limits.request_timeout");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "expired", "deadline passed", detail).retryable()
     }
 }
 

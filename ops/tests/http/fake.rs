@@ -27,7 +27,17 @@ pub(crate) struct Fake {
     under_way: AtomicUsize,
     pub(crate) under_way_max: AtomicUsize,
     pub(crate) scans: AtomicUsize,
+    /// A scan shows no more items than these, as where its time is up; 0 for any number.
+    pub(crate) scan_items_max: AtomicUsize,
     pub(crate) unwell: AtomicBool,
+    /// What streams go on in: the data as they were.
+    views: Mutex<HashMap<u64, Data>>,
+    /// How many views there were.
+    views_taken: AtomicUsize,
+    /// After each part of a stream, every value is changed.
+    pub(crate) restless: AtomicBool,
+    /// Views are given up as soon as they were promised.
+    pub(crate) forgetful: AtomicBool,
 }
 
 const BOUNDS: [(&str, Option<&str>); 3] = [("", Some("g")), ("g", Some("p")), ("p", None)];
@@ -41,6 +51,72 @@ impl Fake {
         self.faults.lock().unwrap().insert(ShardId(shard), refusal);
     }
 
+    /// Views that are kept.
+    pub(crate) fn views(&self) -> usize {
+        self.views.lock().unwrap().len()
+    }
+
+    /// A part of a stream, in the view that it began in.
+    fn part(&self, shard: ShardId, owned: KeyRange, scan: Scan, view: Option<HeldView>) -> Result<Answer, Refusal> {
+        let data = match view {
+            None => self.data.lock().unwrap().clone(),
+            Some(view) => self.views.lock().unwrap().remove(&view.id).ok_or(Refusal::ViewGivenUp { shard })?,
+        };
+        let page = self.page(&data.1, &owned, &scan);
+        let more = page.rest.as_ref().is_some_and(|rest| rest.overlaps(&owned));
+        let view = more.then(|| {
+            let id = self.views_taken.fetch_add(1, Ordering::SeqCst) as u64;
+            if !self.forgetful.load(Ordering::SeqCst) {
+                self.views.lock().unwrap().insert(id, data);
+            }
+            HeldView { node: NodeId(9), shard, id }
+        });
+        if self.restless.load(Ordering::SeqCst) {
+            let (last_revision, map) = &mut *self.data.lock().unwrap();
+            *last_revision += 1;
+            map.values_mut().for_each(|(value, revision)| {
+                *value = format!("written at {last_revision}").into();
+                *revision = *last_revision;
+            });
+        }
+        Ok(Answer::Part { page, view })
+    }
+
+    fn page(&self, map: &BTreeMap<Bytes, (Bytes, u64)>, owned: &KeyRange, scan: &Scan) -> ScanPage {
+        self.scans.fetch_add(1, Ordering::SeqCst);
+        assert!(scan.limit > 0 && scan.bytes_max > 0, "a scan of nothing");
+        let items_max = match self.scan_items_max.load(Ordering::SeqCst) {
+            0 => scan.limit as usize,
+            max => max.min(scan.limit as usize),
+        };
+        let mine = scan.range.intersect(owned);
+        let inside = map.iter().filter(|(key, _)| mine.contains(key));
+        let found: Vec<_> = if scan.reverse { inside.rev().collect() } else { inside.collect() };
+        let (mut items, mut bytes) = (Vec::new(), 0);
+        let mut rest = if scan.reverse {
+            let below = KeyRange::new(scan.range.start.clone(), Some(owned.start.clone()));
+            Some(below).filter(|range| !range.is_empty())
+        } else {
+            let above = owned.end.clone().map(|end| KeyRange::new(end, scan.range.end.clone()));
+            above.filter(|range| !range.is_empty())
+        };
+        for (key, (value, revision)) in found {
+            let size = key.len() + if scan.keys_only { 0 } else { value.len() };
+            if items.len() == items_max || (!items.is_empty() && bytes + size > scan.bytes_max as usize) {
+                rest = Some(if scan.reverse {
+                    KeyRange::new(scan.range.start.clone(), Some(successor_of_key(key)))
+                } else {
+                    KeyRange::new(key.clone(), scan.range.end.clone())
+                });
+                break;
+            }
+            bytes += size;
+            let value = if scan.keys_only { Bytes::new() } else { value.clone() };
+            items.push(Item { key: key.clone(), value, revision: Revision(*revision) });
+        }
+        ScanPage { items, rest }
+    }
+
     fn answer(&self, shard: ShardId, owned: KeyRange, ask: Ask) -> Answer {
         let mut data = self.data.lock().unwrap();
         let (last_revision, map) = &mut *data;
@@ -49,36 +125,8 @@ impl Fake {
                 Some((value, revision)) => Answer::Value { value: value.clone(), revision: Revision(*revision) },
                 None => Answer::Missing,
             },
-            Ask::Scan { scan, .. } => {
-                self.scans.fetch_add(1, Ordering::SeqCst);
-                assert!(scan.limit > 0 && scan.bytes_max > 0, "a scan of nothing");
-                let mine = scan.range.intersect(&owned);
-                let inside = map.iter().filter(|(key, _)| mine.contains(key));
-                let found: Vec<_> = if scan.reverse { inside.rev().collect() } else { inside.collect() };
-                let (mut items, mut bytes) = (Vec::new(), 0);
-                let mut rest = if scan.reverse {
-                    let below = KeyRange::new(scan.range.start.clone(), Some(owned.start.clone()));
-                    Some(below).filter(|range| !range.is_empty())
-                } else {
-                    let above = owned.end.clone().map(|end| KeyRange::new(end, scan.range.end.clone()));
-                    above.filter(|range| !range.is_empty())
-                };
-                for (key, (value, revision)) in found {
-                    let size = key.len() + if scan.keys_only { 0 } else { value.len() };
-                    if items.len() == scan.limit as usize || (!items.is_empty() && bytes + size > scan.bytes_max as usize) {
-                        rest = Some(if scan.reverse {
-                            KeyRange::new(scan.range.start.clone(), Some(successor_of_key(key)))
-                        } else {
-                            KeyRange::new(key.clone(), scan.range.end.clone())
-                        });
-                        break;
-                    }
-                    bytes += size;
-                    let value = if scan.keys_only { Bytes::new() } else { value.clone() };
-                    items.push(Item { key: key.clone(), value, revision: Revision(*revision) });
-                }
-                Answer::Page(ScanPage { items, rest })
-            }
+            Ask::Scan { scan, .. } => Answer::Page(self.page(map, &owned, &scan)),
+            Ask::Part { .. } => unreachable!("parts are answered elsewhere"),
             Ask::Write(Command { op: Op::DeleteRange { range }, .. }) => {
                 let mine = range.intersect(&owned);
                 let before = map.len();
@@ -115,7 +163,7 @@ impl Kv for Fake {
     async fn call(&self, ask: Ask, deadline: Instant) -> Response {
         assert!(deadline > Instant::now(), "no time to answer");
         let (shard, owned) = match &ask {
-            Ask::Scan { scan, .. } if scan.reverse => {
+            Ask::Scan { scan, .. } | Ask::Part { scan, .. } if scan.reverse => {
                 let below = |start: &Bytes| scan.range.end.as_ref().is_none_or(|end| start < end);
                 shards().rev().find(|(_, owned)| below(&owned.start)).unwrap()
             }
@@ -136,7 +184,15 @@ impl Kv for Fake {
         }
         let stale = matches!(&ask, Ask::Get { consistency: Consistency::Stale { .. }, .. });
         let staleness = stale.then_some(Staleness { applied: 77, age: Some(Duration::from_millis(1250)) });
-        Ok(Reply { shard, node: NodeId(9), answer: self.answer(shard, owned, ask), staleness })
+        let answer = match ask {
+            Ask::Part { scan, view, .. } => self.part(shard, owned, scan, view)?,
+            ask => self.answer(shard, owned, ask),
+        };
+        Ok(Reply { shard, node: NodeId(9), answer, staleness })
+    }
+
+    fn let_go(&self, view: HeldView) {
+        self.views.lock().unwrap().remove(&view.id);
     }
 }
 
@@ -212,6 +268,8 @@ impl Admin for Fake {
     }
     async fn shard(&self, id: ShardId, hash: bool) -> Result<ShardView, Refusal> {
         let found = shards().find(|(shard, _)| *shard == id).ok_or(Refusal::NotFound { what: format!("shard {id}") })?;
+        let delay = *self.delay.lock().unwrap();
+        tokio::time::sleep(delay).await;
         let mut view = view(found.0, &found.1);
         let local = |hash| LocalView {
             node: NodeId(5),

@@ -3,6 +3,7 @@
 use crate::Rig;
 use flotilla_router::{Refusal, ShardId};
 use serde_json::Value;
+use std::sync::atomic::Ordering;
 
 const KEYS: [&str; 8] = ["a", "b", "f", "g", "k", "p", "q", "z"];
 
@@ -101,6 +102,26 @@ async fn pages_go_on_behind_the_longest_key() {
     assert_eq!(gone.json()["count"], 1);
 }
 
+/// A shard that ran out of time is not asked again for the same page: its second answer would be of another moment.
+#[tokio::test]
+async fn a_page_shows_one_view_of_a_shard() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    rig.fake.scan_items_max.store(2, Ordering::SeqCst);
+    for more in ["limit=9", "limit=9&reverse"] {
+        let pages = pages(&rig, "", more).await;
+        let mut all = pages.concat();
+        all.sort();
+        assert_eq!(all, KEYS, "{more}");
+        let shard = |key: &String| (key >= &"g".to_owned()) as u8 + (key >= &"p".to_owned()) as u8;
+        for page in pages {
+            for n in 0..3 {
+                assert!(page.iter().filter(|key| shard(key) == n).count() <= 2, "{more}: {page:?} shows a shard twice");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn cursors_are_checked() {
     let rig = Rig::start().await;
@@ -196,6 +217,64 @@ async fn a_stream_that_breaks_off_says_why_and_where_to_go_on() {
     // What fails at once fails with a status.
     rig.fake.break_shard(2, Refusal::NoLeader { shard: ShardId(2) });
     rig.ask("GET", "/v1/kv", &ndjson, b"").await.problem(503, "no_leader");
+}
+
+/// Everything is written anew after every part. What a stream shows of one shard is nevertheless of one moment, and of another one for
+/// another shard; and no view outlives its stream.
+#[tokio::test]
+async fn a_stream_shows_one_moment_of_each_shard() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    rig.fake.restless.store(true, Ordering::SeqCst);
+    rig.fake.scan_items_max.store(1, Ordering::SeqCst);
+    let ndjson = [("accept", "application/x-ndjson")];
+    for (query, turned) in [("/v1/kv", false), ("/v1/kv?reverse", true)] {
+        let answer = rig.ask("GET", query, &ndjson, b"").await;
+        assert_eq!(answer.header("flotilla-consistency"), Some("per_shard"));
+        let mut lines = answer.lines();
+        assert_eq!(lines.pop().unwrap()["complete"], true);
+        if turned {
+            lines.reverse();
+        }
+        assert_eq!(keys(&lines), KEYS, "{query}");
+        let shards = [&lines[..3], &lines[3..5], &lines[5..]];
+        let moments = shards.map(|items| {
+            assert!(
+                items.iter().all(|item| item["revision"] == items[0]["revision"] || item["value"] == item["key"]),
+                "{items:?}"
+            );
+            items[0]["value"].clone()
+        });
+        assert!(moments[0] != moments[1] && moments[1] != moments[2], "{moments:?}");
+        assert_eq!(rig.fake.views(), 0);
+    }
+    // A stream that ends before its shard does lets the view go.
+    let some = rig.ask("GET", "/v1/kv?limit=1", &ndjson, b"").await.lines();
+    assert!(some[1]["cursor"].is_string(), "{some:?}");
+    for _ in 0..500 {
+        if rig.fake.views() == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("the view of a stream that is over is still kept");
+}
+
+#[tokio::test]
+async fn a_stream_whose_view_was_given_up_says_so() {
+    let rig = Rig::start().await;
+    rig.fill(&KEYS).await;
+    rig.fake.forgetful.store(true, Ordering::SeqCst);
+    rig.fake.scan_items_max.store(2, Ordering::SeqCst);
+    let lines = rig.ask("GET", "/v1/kv", &[("accept", "application/x-ndjson")], b"").await.lines();
+    assert_eq!(keys(&lines[..2]), &KEYS[..2]);
+    let last = &lines[2];
+    assert_eq!(
+        (lines.len(), &last["problem"]["code"], &last["problem"]["retryable"]),
+        (3, &"view_given_up".into(), &true.into())
+    );
+    let rest = rig.get(&format!("/v1/kv?limit=1&cursor={}", last["cursor"].as_str().unwrap())).await.json();
+    assert_eq!(keys(rest["items"].as_array().unwrap()), &KEYS[2..3]);
 }
 
 #[tokio::test]

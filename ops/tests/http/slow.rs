@@ -134,3 +134,23 @@ async fn a_client_that_does_not_read_costs_little_and_is_closed() {
     }
     assert!(client.answer(false).await.is_none(), "a stream that was cut off looks whole");
 }
+
+/// However many questions a request comes to, all of them share its time.
+#[tokio::test]
+async fn a_request_of_many_questions_ends_in_time() {
+    let rig = Rig::with(Limits { request_timeout: Duration::from_millis(500), ..Limits::default() }).await;
+    rig.fill(&["a", "h", "q"]).await;
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(200);
+    // Those on one key go one after the other.
+    let ops = vec![serde_json::json!({"get": {"key": "a"}}); 10];
+    let body = serde_json::json!({ "ops": ops }).to_string();
+    let answer = rig.ask("POST", "/v1/batch", &[("content-type", "application/json")], body.as_bytes()).await.json();
+    assert_eq!((&answer["results"][0]["status"], &answer["results"][9]["status"]), (&200.into(), &503.into()), "{answer}");
+    assert_eq!((&answer["results"][9]["code"], &answer["results"][9]["outcome"]), (&"expired".into(), &"not_applied".into()));
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(300);
+    let stopped = rig.ask("DELETE", "/v1/kv?prefix=", &[], b"").await.problem(504, "partially_applied");
+    assert_eq!(stopped["outcome"], "unknown");
+    // What the admin API asks for may take long as well.
+    *rig.fake.delay.lock().unwrap() = Duration::from_secs(30);
+    rig.get("/v1/admin/shards/2?hash").await.problem(503, "expired");
+}

@@ -4,22 +4,24 @@
 //! `self_cell`, so that neither outlives the other and no `unsafe` is written here. The families' handles lie beside the database
 //! in the same way, so that no call looks them up by name.
 //!
-//! How it is set up is told in [`options`], how its folder comes to be, in `opening.rs`, how snapshots' files are written and taken in,
+//! How it is set up is told in [`options`], how it is walked over, in `cursor.rs`, how its folder comes to be, in `opening.rs`, how snapshots' files are written and taken in,
 //! in `files.rs`.
 
+mod cursor;
 mod files;
 mod opening;
 pub mod options;
 
+pub use cursor::RocksCursor;
 pub use options::RocksOptions;
 
-use crate::engine::{Cursor, Engine, Family, Order, Read, Record, Statistics, WriteBatch};
+use crate::engine::{Engine, Family, Order, Pace, Read, Statistics, WriteBatch};
 use crate::error::StorageError;
 use crate::started::{Manifest, Started};
 use crate::work::SnapshotFile;
+use cursor::{bounds, paced};
 use rocksdb::{
-    Cache, ColumnFamily, DBRawIteratorWithThreadMode, DBWithThreadMode, Options, ReadOptions, SingleThreaded,
-    SnapshotWithThreadMode, WriteOptions, properties,
+    Cache, ColumnFamily, DBWithThreadMode, Options, ReadOptions, SingleThreaded, SnapshotWithThreadMode, WriteOptions, properties,
 };
 use self_cell::self_cell;
 use std::fs::File;
@@ -100,13 +102,6 @@ pub struct RocksBatch {
 #[derive(Clone)]
 pub struct RocksView {
     pinned: Arc<Pinned>,
-}
-
-/// A walk over a family.
-pub struct RocksCursor<'a> {
-    iterator: DBRawIteratorWithThreadMode<'a, RawDb>,
-    order: Order,
-    started: bool,
 }
 
 fn failed(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
@@ -195,41 +190,6 @@ impl WriteBatch for RocksBatch {
     }
 }
 
-/// Bounds of a walk.
-fn bounds(start: &[u8], end: Option<&[u8]>) -> ReadOptions {
-    let mut options = ReadOptions::default();
-    options.set_iterate_lower_bound(start);
-    if let Some(end) = end {
-        // RocksDB asserts that the bounds are in order.
-        options.set_iterate_upper_bound(end.max(start));
-    }
-    options
-}
-
-impl<'a> RocksCursor<'a> {
-    fn new(iterator: DBRawIteratorWithThreadMode<'a, RawDb>, order: Order) -> Self {
-        Self { iterator, order, started: false }
-    }
-}
-
-impl Cursor for RocksCursor<'_> {
-    fn next(&mut self) -> Result<Option<Record<'_>>, StorageError> {
-        match (self.started, self.order) {
-            (false, Order::Forward) => self.iterator.seek_to_first(),
-            (false, Order::Reverse) => self.iterator.seek_to_last(),
-            // A walk that has ended stays ended.
-            (true, _) if !self.iterator.valid() => return Ok(None),
-            (true, Order::Forward) => self.iterator.next(),
-            (true, Order::Reverse) => self.iterator.prev(),
-        }
-        self.started = true;
-        if !self.iterator.valid() {
-            self.iterator.status().map_err(failed("walk over keys"))?;
-        }
-        Ok(self.iterator.item())
-    }
-}
-
 impl Read for RocksEngine {
     type Cursor<'a> = RocksCursor<'a>;
 
@@ -257,6 +217,11 @@ impl Read for RocksView {
     fn cursor<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> RocksCursor<'a> {
         let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
         RocksCursor::new(snapshot.raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
+    }
+
+    fn cursor_at<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order, pace: Pace) -> RocksCursor<'a> {
+        let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
+        RocksCursor::new(snapshot.raw_iterator_cf_opt(db.family(family), paced(start, end, pace)), order).at(pace)
     }
 }
 

@@ -1,7 +1,11 @@
 //! What only real files show: kills, torn tails, corruption in the middle, and the figures.
 
 use super::*;
+use crate::engine::Cursor;
+use crate::read::PageLook;
 use crate::testing::{TestEngine, small_rocks};
+use crate::{keys, records};
+use flotilla_router::{KeyRange, Revision, Scan};
 use std::fs;
 
 /// Copies the files of an open database, which is what a kill leaves: everything that was handed to the kernel.
@@ -157,5 +161,77 @@ fn a_hole_between_two_logs_refuses_to_open() {
             Err(StorageError::Unopenable { why, .. }) => assert!(cut > 0 && why.contains("WAL"), "{cut} bytes cut: {why}"),
             Err(error) => panic!("{cut} bytes cut: {error}"),
         }
+    }
+}
+
+/// A step over many removed records gives up at its pace, says so, and comes through with more patience; a page over them is a matter of
+/// several slices, and shows what lies behind.
+#[test]
+fn a_walk_over_removed_records_has_an_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::start(dir.path());
+    let mut record = Vec::new();
+    records::encode_data(&mut record, Revision(1), b"value");
+    let key = |n: u32| keys::data(false, &n.to_be_bytes());
+    const REMOVED: u32 = 120_000;
+    for n in 0..REMOVED {
+        let mut batch = engine.batch();
+        batch.put(Family::Data, &key(n), &record);
+        batch.delete(Family::Data, &key(n));
+        engine.write(batch, false).unwrap();
+    }
+    let mut batch = engine.batch();
+    batch.put(Family::Data, &key(REMOVED), &record);
+    engine.write(batch, false).unwrap();
+    let view = engine.view();
+    for order in [Order::Forward, Order::Reverse] {
+        let step = |removed_max| {
+            let end = match order {
+                Order::Forward => key(u32::MAX),
+                Order::Reverse => key(REMOVED),
+            };
+            let mut cursor = view.cursor_at(Family::Data, &key(0), Some(&end), order, Pace { removed_max, keep: false });
+            cursor.next().map(|record| record.is_some())
+        };
+        assert!(matches!(step(1000), Err(StorageError::TooManyRemoved(1000))), "{order:?}");
+        assert_eq!(step(u64::from(REMOVED) * 4).unwrap(), order == Order::Forward, "{order:?}");
+    }
+    let asked = Scan { range: KeyRange::all(), reverse: false, limit: 10, bytes_max: 1000, keys_only: false };
+    let mut look = PageLook::new(asked, KeyRange::all(), false, false);
+    assert!(!look.look_on(&view, || true).unwrap() && look.is_bare(), "it came over {REMOVED} removed records in one step");
+    while !look.look_on(&view, || true).unwrap() {}
+    assert_eq!(look.page().items.len(), 1);
+}
+
+/// Removed records that walks pass over are compacted away, from memory and from files, without anybody's doing.
+#[test]
+fn removed_records_do_not_stay_in_the_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
+    let key = |n: u32| n.to_be_bytes();
+    for n in 0..60_000 {
+        let mut batch = engine.batch();
+        batch.put(Family::Data, &key(n), b"value");
+        batch.delete(Family::Data, &key(n));
+        engine.write(batch, false).unwrap();
+    }
+    let mut batch = engine.batch();
+    batch.put(Family::Data, &key(u32::MAX), b"last");
+    engine.write(batch, false).unwrap();
+    let first = |removed_max| {
+        let view = engine.view();
+        let mut cursor = view.cursor_at(Family::Data, &key(0), None, Order::Forward, Pace { removed_max, keep: false });
+        cursor.next().map(|record| record.is_some())
+    };
+    assert!(first(1000).is_err());
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while first(1000).is_err() {
+        assert!(std::time::Instant::now() < deadline, "they are in the way for ever");
+        assert!(first(u64::MAX).unwrap());
+        // A memtable is turned into a file by the next write.
+        let mut batch = engine.batch();
+        batch.put(Family::Data, &key(u32::MAX), b"again");
+        engine.write(batch, false).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
