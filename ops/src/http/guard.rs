@@ -5,9 +5,11 @@
 //! - **A client that closes its sending side** (`nc -N`, `SHUT_WR`) still wants its answer. hyper is told to allow that, and then does
 //!   not listen while it answers; so this does, whenever hyper flushes: it reads ahead, a little, and notices when the connection was
 //!   reset. The end of what the client sends is handed over only when hyper asks for the next request.
+//! - **An answer before the end of a body** is held back until that was read and thrown away ([`super::discard`]).
 
 use super::blocks::Blocks;
 use super::connection::Socket;
+use super::discard::Discard;
 use super::heads::{Heads, Next};
 use super::wire::{Pulse, Wire};
 use crate::limits::Limits;
@@ -32,6 +34,9 @@ pub(super) struct Guard<S> {
     judged: Bytes,
     /// The client sends no more.
     ended: bool,
+    /// What is thrown away before the answer, and whether no more will be.
+    discard: Option<Discard>,
+    given_up: bool,
 }
 
 /// What the connection speaks.
@@ -49,7 +54,7 @@ impl<S: Socket> Guard<S> {
                 Version::Two(Box::new(Blocks::new(limits.header_bytes_max)))
             }
         };
-        Self { wire, pulse, version, kept: BytesMut::new(), judged: Bytes::new(), ended: false }
+        Self { wire, pulse, version, kept: BytesMut::new(), judged: Bytes::new(), ended: false, discard: None, given_up: false }
     }
 
     /// The socket, when hyper is done.
@@ -79,7 +84,12 @@ impl<S: Socket> Guard<S> {
 
     fn passed(&mut self, bytes: usize) {
         match &mut self.version {
-            Version::One(heads) => heads.passed(bytes),
+            Version::One(heads) => {
+                heads.passed(bytes);
+                if heads.is_between() {
+                    self.pulse.body_done();
+                }
+            }
             Version::Two(blocks) => blocks.passed(bytes),
         }
         self.forget_if_empty();
@@ -98,8 +108,11 @@ impl<S: Socket> Guard<S> {
             Version::One(heads) => {
                 let taken = heads.take(&mut self.kept);
                 let taken = taken.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a malformed chunk"))?;
+                if heads.is_between() {
+                    self.pulse.body_done();
+                }
                 if matches!(heads.next(), Next::Nothing) {
-                    self.pulse.head_handed(taken.as_deref());
+                    self.pulse.head_handed(taken.as_deref(), self.kept.len());
                 }
                 taken
             }
@@ -129,7 +142,7 @@ impl<S: Socket> Guard<S> {
             _ => None,
         };
         if let Some(stays) = stays {
-            self.pulse.head_handed(Some(&came[..stays]));
+            self.pulse.head_handed(Some(&came[..stays]), came.len() - stays);
         }
         let stays = stays.unwrap_or(0);
         self.kept.extend_from_slice(&came[stays..]);
@@ -166,6 +179,36 @@ impl<S: Socket> Guard<S> {
             }
         }
         Ok(())
+    }
+
+    /// Whether an answer that begins like this may be written: where it comes before the end of a body, that is read first.
+    fn poll_answer(&mut self, begins: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Version::One(heads) = &mut self.version else { return Poll::Ready(Ok(())) };
+        if let Some(framing) = self.pulse.take_framing() {
+            heads.told(framing);
+        }
+        if begins.starts_with(b"HTTP/1.1 100 ") {
+            heads.continued();
+            return Poll::Ready(Ok(()));
+        }
+        while heads.is_in_body() && !self.given_up && !self.ended {
+            // What is no body ends it, too: the connection is closed behind this answer.
+            if !self.kept.is_empty() {
+                match heads.discard(&self.kept) {
+                    Ok(bytes) => self.kept.advance(bytes),
+                    Err(_) => self.given_up = true,
+                }
+                continue;
+            }
+            let discard = self.discard.get_or_insert_with(Discard::new);
+            let more = ready!(discard.poll_more(&mut self.wire, &self.pulse, cx))?;
+            match heads.discard(more) {
+                Ok(bytes) if bytes > 0 => self.kept.extend_from_slice(&more[bytes..]),
+                _ => self.given_up = true,
+            }
+        }
+        self.discard = None;
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -213,7 +256,7 @@ impl<S: Socket> AsyncRead for Guard<S> {
                 if this.judged.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                this.pulse.head_handed(Some(&this.judged));
+                this.pulse.head_handed(Some(&this.judged), 0);
                 continue;
             }
             if !this.kept.is_empty() && matches!(this.version, Version::One(_)) {
@@ -235,10 +278,12 @@ impl<S: Socket> AsyncRead for Guard<S> {
 
 impl<S: Socket> AsyncWrite for Guard<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_answer(buf, cx))?;
         Pin::new(&mut self.wire).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_answer(bufs.first().map_or(&[], |buf| &buf[..]), cx))?;
         Pin::new(&mut self.wire).poll_write_vectored(cx, bufs)
     }
 

@@ -59,6 +59,8 @@ pub(super) struct Heads {
     lengths: usize,
     /// Whether a `Transfer-Encoding` is among them.
     is_coded: bool,
+    /// Whether the client waits for `100 Continue`, or for an answer, before it sends a body.
+    waits: bool,
     /// The most bytes of a head, and fields in it.
     bytes_max: usize,
     fields_max: usize,
@@ -66,7 +68,17 @@ pub(super) struct Heads {
 
 impl Heads {
     pub(super) fn new(bytes_max: usize, fields_max: usize) -> Self {
-        Self { stage: Stage::Head, line_at: 0, first_end: None, fields: 0, lengths: 0, is_coded: false, bytes_max, fields_max }
+        Self {
+            stage: Stage::Head,
+            line_at: 0,
+            first_end: None,
+            fields: 0,
+            lengths: 0,
+            is_coded: false,
+            waits: false,
+            bytes_max,
+            fields_max,
+        }
     }
 
     /// hyper has said what stands behind the head that it got.
@@ -81,6 +93,35 @@ impl Heads {
     /// Whether a whole request was handed over, and nothing of the next one.
     pub(super) fn is_between(&self) -> bool {
         matches!(self.stage, Stage::Head)
+    }
+
+    /// Whether a body has begun, and more of it will come without being asked for.
+    pub(super) fn is_in_body(&self) -> bool {
+        matches!(self.stage, Stage::Body(_) | Stage::Chunked(_)) && !self.waits
+    }
+
+    /// The client was told to go on.
+    pub(super) fn continued(&mut self) {
+        self.waits = false;
+    }
+
+    /// These bytes come, of which what belongs to the body is thrown away. How many were.
+    pub(super) fn discard(&mut self, bytes: &[u8]) -> Result<usize, super::chunks::NoChunk> {
+        match &mut self.stage {
+            Stage::Body(left) => {
+                let here = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                self.passed(here);
+                Ok(here)
+            }
+            Stage::Chunked(chunks) => {
+                let here = chunks.follow(bytes)?;
+                if chunks.is_over() {
+                    self.stage = Stage::Head;
+                }
+                Ok(here)
+            }
+            Stage::Head | Stage::Passed => Ok(0),
+        }
     }
 
     pub(super) fn next(&self) -> Next {
@@ -107,6 +148,7 @@ impl Heads {
         if !matches!(self.stage, Stage::Head) || matches!(bytes.first(), Some(b'\r' | b'\n')) {
             return None;
         }
+        self.waits = false;
         match self.look(bytes) {
             Some((end, None)) => {
                 self.begin(Stage::Passed);
@@ -129,6 +171,7 @@ impl Heads {
             return Ok((bytes > 0).then(|| kept.split_to(bytes).freeze()));
         }
         if self.line_at == 0 {
+            self.waits = false;
             // Empty lines in front of a head are skipped (RFC 9112, section 2.2).
             let empty = kept.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
             kept.advance(empty);
@@ -171,6 +214,7 @@ impl Heads {
                 match line.first() {
                     Some(b'c' | b'C') => self.lengths += usize::from(is_named(line, b"content-length")),
                     Some(b't' | b'T') => self.is_coded |= is_named(line, b"transfer-encoding"),
+                    Some(b'e' | b'E') => self.waits |= is_named(line, b"expect"),
                     _ => {}
                 }
             }

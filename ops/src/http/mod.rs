@@ -23,6 +23,7 @@ mod connection;
 mod cursor;
 mod date;
 mod delete_range;
+mod discard;
 mod etag;
 mod guard;
 mod head;

@@ -156,6 +156,10 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
             }
             response
         });
+        if parts.version < Version::HTTP_2 && self.pulse.is_early() {
+            self.pulse.refuse_rest();
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         if let Some(origin) = shown_to {
             pages::show_to(origin, &mut response);
         }

@@ -32,6 +32,10 @@ pub(super) struct Pulse {
     asks_for_head: AtomicBool,
     /// What stands behind the head, as hyper says: 0 for nothing said, 1 for chunks, otherwise the number of bytes and 2.
     framing: AtomicU64,
+    /// Bytes that had come behind the head that hyper was handed last.
+    behind: AtomicU64,
+    /// A body was announced, and is not yet whole.
+    body_left: AtomicBool,
     /// The client sends no more, and waits for an answer.
     half_closed: AtomicBool,
     /// Since when a head has been incomplete.
@@ -53,6 +57,8 @@ impl Pulse {
             uncalled: AtomicBool::new(false),
             asks_for_head: AtomicBool::new(false),
             framing: AtomicU64::new(0),
+            behind: AtomicU64::new(0),
+            body_left: AtomicBool::new(false),
             half_closed: AtomicBool::new(false),
             head_since: AtomicU64::new(0),
             active_at: AtomicU64::new(1),
@@ -71,11 +77,13 @@ impl Pulse {
         if self.heads {
             self.uncalled.store(false, Relaxed);
             self.head_since.store(0, Relaxed);
-            let told = match framing {
-                Framing::Chunked => 1,
-                Framing::Length(bytes) => bytes.saturating_add(2),
+            // A body that came with its head is thrown away in passing, where nobody wants it.
+            let (told, left) = match framing {
+                Framing::Chunked => (1, true),
+                Framing::Length(bytes) => (bytes.saturating_add(2), bytes > self.behind.load(Relaxed)),
             };
             self.framing.store(told, Relaxed);
+            self.body_left.store(left, Relaxed);
         }
     }
 
@@ -88,9 +96,20 @@ impl Pulse {
         }
     }
 
-    /// hyper was handed these bytes of a head, if any.
-    pub(super) fn head_handed(&self, head: Option<&[u8]>) {
+    /// The body that was announced is whole.
+    pub(super) fn body_done(&self) {
+        self.body_left.store(false, Relaxed);
+    }
+
+    /// Whether an answer now comes before the end of the body, so that the connection can't go on behind it.
+    pub(super) fn is_early(&self) -> bool {
+        self.body_left.load(Relaxed)
+    }
+
+    /// hyper was handed these bytes of a head, if any, and so many bytes had come behind it.
+    pub(super) fn head_handed(&self, head: Option<&[u8]>, behind: usize) {
         if let Some(head) = head {
+            self.behind.store(behind as u64, Relaxed);
             self.uncalled.store(true, Relaxed);
             self.asks_for_head.store(head.starts_with(b"HEAD "), Relaxed);
         }

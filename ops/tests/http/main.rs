@@ -6,6 +6,7 @@
 mod batch;
 mod client;
 mod doors;
+mod early;
 mod fake;
 mod halves;
 mod keys;
