@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 #[path = "../fuzz/targets/config.rs"]
 mod config;
 #[cfg(feature = "shell")]
+#[path = "../fuzz/targets/forward.rs"]
+mod forward;
+#[cfg(feature = "shell")]
 #[path = "../fuzz/targets/http.rs"]
 mod http;
 #[path = "../fuzz/targets/message.rs"]

@@ -3,6 +3,7 @@
 //! Part of the configuration: each has a default that suits production, unknown names are refused, and [`Limits::check`] refuses
 //! values that can't work. Durations are written as people write them (`10s`); counts of bytes are plain numbers.
 
+use flotilla_router::sizes::{KEY_BYTES_MAX, PAGE_BYTES_MAX, VALUE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ pub struct Limits {
     pub scan_items_max: u32,
     /// Bytes of keys and values in a scan's page where the request names no `max_bytes`.
     pub scan_bytes_default: u32,
-    /// The greatest `max_bytes` of a scan.
+    /// The greatest `max_bytes` of a scan. At most 8 MiB: a page that another node made comes in one frame.
     pub scan_bytes_max: u32,
     /// Operations in one batch.
     pub batch_ops_max: usize,
@@ -96,8 +97,8 @@ impl Limits {
         let within = |name: &str, value: usize, min: usize, max: usize| {
             if (min..=max).contains(&value) { Ok(()) } else { Err(format!("{name} = {value}: allowed is {min} to {max}")) }
         };
-        within("key_bytes_max", self.key_bytes_max, 1, 4096)?;
-        within("value_bytes_max", self.value_bytes_max, 1, 1 << 20)?;
+        within("key_bytes_max", self.key_bytes_max, 1, KEY_BYTES_MAX)?;
+        within("value_bytes_max", self.value_bytes_max, 1, VALUE_BYTES_MAX)?;
         within("header_bytes_max", self.header_bytes_max, 8 << 10, 1 << 20)?;
         within("headers_max", self.headers_max, 10, 1_000)?;
         within("connections_max", self.connections_max, 1, 1_000_000)?;
@@ -106,7 +107,7 @@ impl Limits {
         within("http2_streams_max", self.http2_streams_max as usize, 1, 100_000)?;
         within("scan_items_max", self.scan_items_max as usize, 1, 1_000_000)?;
         within("scan_items_default", self.scan_items_default as usize, 1, self.scan_items_max as usize)?;
-        within("scan_bytes_max", self.scan_bytes_max as usize, 1 << 10, 256 << 20)?;
+        within("scan_bytes_max", self.scan_bytes_max as usize, 1 << 10, PAGE_BYTES_MAX)?;
         within("scan_bytes_default", self.scan_bytes_default as usize, 1 << 10, self.scan_bytes_max as usize)?;
         within("batch_ops_max", self.batch_ops_max, 1, 100_000)?;
         within("batch_bytes_max", self.batch_bytes_max, 1 << 10, self.in_flight_bytes_max)?;

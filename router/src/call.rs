@@ -8,9 +8,10 @@ use crate::command::Command;
 use crate::ids::{NodeId, Revision, ShardId};
 use crate::range::KeyRange;
 use crate::refusal::Refusal;
+use crate::sizes::{KEY_BYTES_MAX, PAGE_BYTES_MAX};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How fresh a read must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,6 +200,41 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
     }
 }
 
+/// A page of a forwarded scan has no more items, so that it fits into a frame however short its keys are.
+const PAGE_ITEMS_MAX: u32 = (PAGE_BYTES_MAX / 64) as u32;
+/// The longest that any node lets a request take.
+const TIME_LEFT_MAX: Duration = Duration::from_secs(3600);
+
+impl Forwarded {
+    /// The question as this node takes it from another: in bounds, whatever that node's own limits are, or refused with what is
+    /// wrong. A page may be shorter than it was asked to be, and time is only ever cut.
+    pub fn checked(mut self) -> Result<Self, String> {
+        self.time_left = self.time_left.min(TIME_LEFT_MAX);
+        match &mut self.ask {
+            Ask::Get { key, .. } if !(1..=KEY_BYTES_MAX).contains(&key.len()) => {
+                return Err(format!("a key of {} bytes; 1 to {KEY_BYTES_MAX} are allowed", key.len()));
+            }
+            Ask::Write(command) => command.check_sizes()?,
+            Ask::Scan { scan, .. } | Ask::Part { scan, .. } => {
+                scan.limit = scan.limit.min(PAGE_ITEMS_MAX);
+                scan.bytes_max = scan.bytes_max.min(PAGE_BYTES_MAX as u32);
+            }
+            Ask::Get { .. } | Ask::Admin(_) => {}
+        }
+        Ok(self)
+    }
+
+    /// For how long whoever asked goes on waiting: what any clock can add.
+    pub fn patience(&self) -> Duration {
+        self.time_left.min(TIME_LEFT_MAX)
+    }
+
+    /// When that ends, for a question that came at `now`.
+    pub fn deadline(&self, now: Instant) -> Instant {
+        now + self.patience()
+    }
+}
+
 impl Ask {
     /// The key by which the question finds its shard; `None` for admin questions, and for "from the end" of an open range.
     pub fn routing_key(&self) -> Option<&Bytes> {
@@ -239,5 +275,23 @@ mod tests {
         }
         let refusal: Response = Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
         assert_eq!(decode::<Response>("response", &encode(&refusal)), Ok(refusal));
+    }
+    #[test]
+    fn what_another_node_asks_is_held_to_bounds() {
+        let scan = Scan { range: KeyRange::all(), reverse: false, limit: u32::MAX, bytes_max: u32::MAX, keys_only: true };
+        let ask = Ask::Scan { scan, consistency: Consistency::Linearizable };
+        let question = Forwarded { ask, hops: 255, time_left: Duration::MAX }.checked().unwrap();
+        let now = Instant::now();
+        assert!(question.deadline(now) > now);
+        let Ask::Scan { scan, .. } = question.ask else { panic!("it has become another question") };
+        assert!(scan.bytes_max as usize + scan.limit as usize * 16 < crate::sizes::FRAME_BYTES_MAX);
+        for key in [0, KEY_BYTES_MAX + 1] {
+            let key = Bytes::from(vec![7; key]);
+            let get = Ask::Get { key: key.clone(), consistency: Consistency::Lease };
+            let put = Ask::Write(Command { op: Op::Put { key, value: Bytes::new() }, condition: Condition::Always });
+            for ask in [get, put] {
+                assert!(Forwarded { ask, hops: 0, time_left: Duration::ZERO }.checked().is_err());
+            }
+        }
     }
 }

@@ -9,6 +9,7 @@
 //! - [`call`]: what is asked of a node and what it answers; the same whether the question came by HTTP or from another node.
 //! - [`refusal`]: every way a node says no, each with its outcome and its cure.
 //! - [`mutation`]: known mistakes, which only tests can switch on.
+//! - [`sizes`]: what a key, a value and a frame may have.
 //! - [`routes`]: key to shard on an immutable snapshot that is swapped whole, and what changes per shard (the leader's hint).
 //!
 //! Pure look-up and pure encoding: **no IO, no clock, no thread**, and no import of a sibling crate.
@@ -23,6 +24,7 @@ pub mod mutation;
 pub mod range;
 pub mod refusal;
 pub mod routes;
+pub mod sizes;
 
 pub use call::{Answer, Ask, Consistency, HeldView, Item, Reply, Scan, ScanPage};
 pub use codec::DecodeError;

@@ -44,11 +44,13 @@ pub enum Mutation {
     PromiseByLeaderId,
     /// A node that has just started stands by nobody.
     PromiseForgotten,
+    /// Entries that go to one follower go in one message, however many they are.
+    AppendsUncut,
 }
 
 impl Mutation {
     /// All of them, and their names.
-    pub const ALL: [(&'static str, Self); 18] = [
+    pub const ALL: [(&'static str, Self); 19] = [
         ("reused-read-context", Self::ReusedReadContext),
         ("lease-without-clock", Self::LeaseWithoutClock),
         ("skipped-fsync", Self::SkippedFsync),
@@ -67,6 +69,7 @@ impl Mutation {
         ("age-before-applied", Self::AgeBeforeApplied),
         ("promise-by-leader-id", Self::PromiseByLeaderId),
         ("promise-forgotten", Self::PromiseForgotten),
+        ("appends-uncut", Self::AppendsUncut),
     ];
 
     /// The mistake of that name.

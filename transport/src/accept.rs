@@ -112,8 +112,11 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
     // Whoever dials opens its lanes once it is content with us, too. Only then is it worth dialling back at once: a node that turns us
     // away would otherwise have us try again each time it dials.
     let mut content = false;
-    let answers =
-        Arc::new(Answers::new(shared.stats.clone(), shared.config.request_bytes_in_flight_max, shared.config.frame_bytes_max));
+    let answers = Arc::new(Answers::new(
+        shared.stats.clone(),
+        2 * shared.config.request_bytes_in_flight_max,
+        shared.config.frame_bytes_max,
+    ));
     let mut streams = JoinSet::new();
     let mut writers = JoinSet::new();
     let mut has_requests = false;

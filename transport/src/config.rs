@@ -2,7 +2,7 @@
 
 use crate::error::TransportError;
 use crate::lane::APPEND_LANES_MAX;
-use flotilla_router::NodeId;
+use flotilla_router::{NodeId, sizes};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -32,8 +32,9 @@ pub struct Config {
     pub outbox_bytes_max: usize,
     /// The largest frame, both ways. A larger one is dropped here, and closes the connection where it arrives.
     pub frame_bytes_max: usize,
-    /// How many bytes of requests to one peer may be without an answer. Beyond that a request fails as not sent. The same bound
-    /// holds for requests and answers of a peer that are at hand here: beyond it no more are read from that connection.
+    /// How many bytes of requests to one peer may be without an answer. Beyond that a request fails as full, and is not sent: it would
+    /// only wait, out of sight, for a peer that is busy with what it has. Twice as much may requests and answers of a peer have that
+    /// are at hand here: beyond it no more are read from that connection.
     pub request_bytes_in_flight_max: usize,
     /// How often a quiet connection says that it is alive.
     pub keep_alive: Duration,
@@ -62,8 +63,8 @@ impl Default for Config {
             peers: BTreeMap::new(),
             append_lanes: 2,
             outbox_bytes_max: 64 << 20,
-            frame_bytes_max: 16 << 20,
-            request_bytes_in_flight_max: 64 << 20,
+            frame_bytes_max: sizes::FRAME_BYTES_MAX,
+            request_bytes_in_flight_max: 8 << 20,
             keep_alive: Duration::from_millis(250),
             idle_timeout: Duration::from_millis(1000),
             connect_backoff_min: Duration::from_millis(50),

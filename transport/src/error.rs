@@ -58,6 +58,12 @@ pub enum RequestError {
     /// Not one byte of it was handed to the network: it is certain that the peer never saw it.
     #[error("request not sent: {0}")]
     NotSent(&'static str),
+    /// The same, because too many bytes of requests to that peer are under way; it is there, and may have room in a moment.
+    #[error("request not sent: {limit} bytes of requests to that node are under way")]
+    Full {
+        /// How many bytes may be.
+        limit: usize,
+    },
     /// It was sent, and then the connection was lost, or the peer gave it up without an answer. It may have been carried out.
     #[error("request lost: the peer may or may not have carried it out")]
     Lost,

@@ -1,15 +1,16 @@
 //! Requests to one peer, from the asker's side: queued, sent, answered, and never left without an end.
 //!
 //! ```text
-//!            ┌─ full, no connection, too late ──────────────────────────────► NotSent
+//!            ┌─ no connection, too late ────────────────────────────────────► NotSent
+//!            ├─ full ───────────────────────────────────────────────────────► Full
 //!  submit ───┴► queued ──┬─ connection lost, deadline, asker gone ──────────► NotSent
 //!                        └► sent ──┬─ answer ───────────────────────────────► the answer
 //!                                  ├─ connection lost, peer gave up ────────► Lost
 //!                                  └─ deadline ─────────────────────────────► Expired
 //! ```
 //!
-//! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it: `NotSent` is certain, the others
-//! are not. The bytes of a queued request lie with its entry, not in the queue, so that one whose asker went away is freed at
+//! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it: `NotSent` and `Full` are certain, the
+//! others are not. The bytes of a queued request lie with its entry, not in the queue, so that one whose asker went away is freed at
 //! once however long the queue stands still.
 
 use crate::batch::{self, Answer, REQUEST_HEAD_BYTES};
@@ -75,8 +76,9 @@ impl Requests {
         if !state.open {
             return not_sent("there is no connection to that node");
         }
-        if (state.bytes > 0 && state.bytes + bytes > self.in_flight_bytes_max) || state.queue.len() >= QUEUE_MAX {
-            return not_sent("too much is under way to that node");
+        if !self.fits(&state, bytes) {
+            self.stats.requests_not_sent.count();
+            return Err(RequestError::Full { limit: self.in_flight_bytes_max });
         }
         let id = state.next_id;
         state.next_id += 1;
@@ -90,6 +92,16 @@ impl Requests {
             self.ready.notify_one();
         }
         Ok(Ticket { requests: self.clone(), id, answer, ended: false })
+    }
+
+    fn fits(&self, state: &State, bytes: usize) -> bool {
+        (state.bytes == 0 || state.bytes + bytes <= self.in_flight_bytes_max) && state.queue.len() < QUEUE_MAX
+    }
+
+    /// Whether a request of so many bytes would not be too much; the limit, where it would.
+    pub(crate) fn has_room(&self, request_bytes: usize) -> Result<(), usize> {
+        let fits = self.fits(&self.lock(), request_bytes + REQUEST_HEAD_BYTES);
+        if fits { Ok(()) } else { Err(self.in_flight_bytes_max) }
     }
 
     /// A writer is there from now on.
@@ -286,7 +298,8 @@ mod tests {
     async fn the_bytes_under_way_are_bounded_and_come_free() {
         let requests = requests(100);
         let first = requests.submit(vec![0; 60].into()).unwrap();
-        assert!(matches!(requests.submit(vec![0; 60].into()), Err(RequestError::NotSent(_))));
+        assert!(matches!(requests.submit(vec![0; 60].into()), Err(RequestError::Full { limit: 100 })));
+        assert_eq!((requests.has_room(60), requests.has_room(10)), (Err(100), Ok(())));
         drop(first);
         let second = requests.submit(vec![0; 60].into()).unwrap();
         requests.gather(&mut Gather::default());

@@ -124,6 +124,11 @@ impl Transport {
         async move { submitted?.wait(deadline).await }
     }
 
+    /// Whether a request of so many bytes would be taken now, as far as what is under way to that node goes; the limit, where not.
+    pub fn has_room(&self, to: NodeId, bytes: usize) -> Result<(), usize> {
+        self.shared.peer(to).map_or(Ok(()), |peer| peer.requests.has_room(bytes))
+    }
+
     /// Sends a snapshot on a connection of its own: a header that the receiver judges, and files by name. Ends always: with the
     /// receiver's verdict, or with what went wrong. Dropping the future breaks the snapshot off.
     pub fn send_snapshot(

@@ -145,7 +145,7 @@ fn a_deadline_ends_a_request_that_was_sent() {
 }
 
 #[test]
-fn too_much_under_way_is_not_sent() {
+fn too_much_under_way_is_not_sent_and_told_apart() {
     let ca = ca();
     let two = Node::start(&ca, 2, 1, Config::default());
     let one = Node::start(&ca, 1, 1, Config { request_bytes_in_flight_max: 1000, ..Config::default() });
@@ -155,7 +155,7 @@ fn too_much_under_way_is_not_sent() {
     let deadline = Instant::now() + Duration::from_secs(20);
     let first = one.spawn(one.transport.request(NodeId(2), vec![1; 900].into(), deadline));
     eventually("the request", || two.record.kept.lock().unwrap().len() == 1);
-    assert!(matches!(one.request(NodeId(2), vec![1; 900]), Err(RequestError::NotSent(_))));
+    assert!(matches!(one.request(NodeId(2), vec![1; 900]), Err(RequestError::Full { limit: 1000 })));
     two.record.kept.lock().unwrap().drain(..).for_each(|responder| responder.respond("yes".into()));
     assert_eq!(one.block_on(first).unwrap(), Ok("yes".into()));
     two.record.set_habit(Habit::Answer);

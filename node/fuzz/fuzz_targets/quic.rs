@@ -2,6 +2,8 @@
 
 #![no_main]
 
+#[path = "../targets/forward.rs"]
+mod forward;
 #[allow(dead_code, reason = "each target uses its part")]
 #[path = "../targets/script.rs"]
 mod script;

@@ -37,7 +37,7 @@ pub(crate) fn run(data: &[u8]) {
         let written = toml::to_string(&tables.limits).expect("limits have a form in TOML");
         assert_eq!(toml::from_str::<Limits>(&written).as_ref(), Ok(&tables.limits), "limits change when they are written");
     }
-    let config = CoreConfig { raft: tables.raft, reads: tables.reads, log: tables.log, seed: 1 };
+    let config = CoreConfig::new(&tables.raft, &tables.reads, &tables.log, 1);
     if config.validate().is_ok() {
         try_out(config);
     }

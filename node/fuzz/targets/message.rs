@@ -122,6 +122,7 @@ impl World {
             // So small that a few large writes make the log forget its front, and its cache the bodies.
             log: LogConfig { bytes_per_shard_max: 1 << 16, cache_bytes_max: 1 << 16, ..LogConfig::default() },
             seed: 7,
+            ..CoreConfig::default()
         };
         config.validate().expect("these options are allowed");
         // Without the meta shard, mostly: it is a group like the others, and takes a third of the time.

@@ -27,6 +27,12 @@ impl Node {
         }
     }
 
+    /// A peer gave a sign of life.
+    pub(super) fn heard(&mut self, from: NodeId, beat: Beat) {
+        let peer = self.peers.entry(from).or_default();
+        (peer.beat, peer.silent_ticks, peer.heard) = (beat, 0, true);
+    }
+
     /// Whether a sign of life is due in the pass that ends. One per pair of nodes and heartbeat interval, not one per group.
     pub(super) fn beat_is_due(&mut self) -> bool {
         let interval = self.config.raft.heartbeat_ticks as u64;

@@ -14,8 +14,23 @@ use flotilla_storage::NUMBER_MAX;
 use raft::StateRole;
 use raft::eraftpb::MessageType::{self, *};
 
-/// Entries of one message, in bytes: `max_size_per_msg` and one more entry of the largest size, generously.
-const ENTRIES_BYTES_MAX: u64 = 16 << 20;
+/// How far a message's term may be above this replica's own: one election in 10 ms for more than a year. Whoever took a term from
+/// near the end would never see another election.
+const TERM_LEAP_MAX: u64 = 1 << 32;
+
+/// How far a snapshot may lie above this replica's log: a hundred thousand entries a second for five years. No log goes on for long
+/// from near the end.
+const INDEX_LEAP_MAX: u64 = 1 << 44;
+
+/// Whether no replica that was away, however long, can be so far behind.
+pub(super) fn is_absurd(term: u64, own: u64) -> bool {
+    term.saturating_sub(own) > TERM_LEAP_MAX
+}
+
+/// The same of a log's end.
+pub(super) fn is_absurd_index(index: u64, own: u64) -> bool {
+    index.saturating_sub(own) > INDEX_LEAP_MAX
+}
 
 /// What is to be done with a message.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,11 +79,18 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
     if message.term == 0 || message.term > NUMBER_MAX {
         return Refuse("its term");
     }
+    if is_absurd(message.term, raft.term) {
+        return Refuse("a term far above any that elections could have reached");
+    }
     if [message.index, message.commit, message.log_term, message.reject_hint, message.commit_term, message.request_snapshot]
         .iter()
         .any(|&n| n > NUMBER_MAX)
     {
         return Refuse("an index or term out of reach");
+    }
+    // It would have a snapshot built, again and again, that can never be. Nobody here asks for one.
+    if message.request_snapshot != 0 {
+        return Refuse("it asks for a snapshot of its choosing");
     }
     if !message.entries.is_empty() && kind != MsgAppend {
         return Refuse("entries in a message that has none");
@@ -127,6 +149,10 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
         if entry.index != message.index + 1 + offset as u64 || entry.term < term_before || entry.term > message.term {
             return Verdict::Refuse("entries that do not follow one another");
         }
+        // Once committed it would set the shard aside on every node.
+        if super::conf_change::conf_change(entry).is_err() {
+            return Verdict::Refuse("a membership change that can't be read");
+        }
         term_before = entry.term;
         bytes += super::log::entry_bytes(entry);
         // raft-rs ends the process where a committed entry would be overwritten.
@@ -146,7 +172,7 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
     if message.log_term > message.term {
         return Verdict::Refuse("a log term above its term");
     }
-    if bytes > ENTRIES_BYTES_MAX {
+    if bytes > context.config.frame_bytes_max as u64 {
         return Verdict::Refuse("more entries than fit in a message");
     }
     if !message.entries.is_empty() && context.unapplied_full {

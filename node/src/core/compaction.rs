@@ -1,7 +1,8 @@
 //! The log's size: when its front is forgotten, and which bodies stay in memory.
 //!
-//! *Truncation* is driven by size. A log larger than its share is cut to half of it, but never beyond what is applied, never
-//! below a snapshot that is on its way to a follower, and, up to twice the share, not beyond what a live follower still needs.
+//! *Truncation* is driven by size. A log larger than its share is cut to half of it, but never beyond what is applied; up to twice
+//! the share not beyond what a live follower still needs, and up to four times not above a snapshot that is on its way to one. A
+//! snapshot that takes longer than that, or keeps failing, is given up.
 //! It is staged like any write: applied data were written before it, to the same WAL, so that no crash can keep the cut and
 //! lose what justified it.
 //!
@@ -10,6 +11,7 @@
 
 use super::Node;
 use super::balance::is_alive;
+use super::effect::Effect;
 use super::log::entry_bytes;
 use super::replica::Replica;
 use flotilla_router::{NodeId, ShardId};
@@ -17,6 +19,8 @@ use flotilla_storage::{LogPosition, LogWrite, Truncate};
 use raft::eraftpb::Entry;
 use std::collections::VecDeque;
 
+/// As many times its share a log may grow for the sake of a snapshot that is on its way.
+const PINNED_SHARES_MAX: u64 = 4;
 /// Bytes of log between two places at which it can be cut.
 const MARK_BYTES: u64 = 256 << 10;
 
@@ -93,6 +97,14 @@ impl Node {
         let share = log.bytes_per_shard_max.min((log.bytes_max / replicas.max(1)).max(1 << 20));
         if replica.compaction.bytes() <= share {
             return;
+        }
+        if replica.compaction.bytes() > PINNED_SHARES_MAX * share
+            && let Some(snapshot) = replica.snapshots.unpin()
+        {
+            // It takes longer than the log may grow, or never arrives. A stream under way breaks off, or is of no use; either way
+            // raft-rs hears how it ended, and asks for a snapshot from where the log begins then.
+            replica.raw.mut_store().offer_snapshot(None);
+            self.outbox.effects.push(Effect::DropSnapshot { snapshot });
         }
         let mut index_max = replica.applied.index.min(replica.snapshots.pins().unwrap_or(u64::MAX));
         if replica.compaction.bytes() <= 2 * share {

@@ -2,6 +2,7 @@
 //!
 //! Ticks are the core's only clock for elections; the shell gives them, `raft.tick_ms` apart.
 
+use flotilla_router::sizes::FRAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 /// A day of the longest ticks. Sums and products of election timeouts stay far from overflowing.
@@ -26,7 +27,8 @@ pub struct RaftConfig {
     pub pre_vote: bool,
     /// A leader that hears from no quorum for an election timeout steps down.
     pub check_quorum: bool,
-    /// Bytes of entries in one append message. Less than an entry: one entry per message.
+    /// Bytes of entries in one append message; a larger single entry still goes as one. 0 would mean one entry per message, and is
+    /// refused; so is more than half of what a frame between nodes may have (16 MiB).
     pub max_size_per_msg_bytes: u64,
     /// Bytes of committed entries handed to apply at once, per group and pass.
     pub max_committed_size_per_ready_bytes: u64,
@@ -34,13 +36,16 @@ pub struct RaftConfig {
     pub max_uncommitted_size_bytes: u64,
     /// Append messages in flight to one follower of one group.
     pub max_inflight_msgs: usize,
-    /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable.
+    /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable. Of it, half
+    /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and a quarter proposed on this node and not
+    /// yet committed. No less than a frame (16 MiB).
     pub max_inflight_bytes: u64,
-    /// Bytes of commands that become one log entry. A larger single command still becomes one.
+    /// Bytes of commands that become one log entry. A larger single command still becomes one. At most half of a frame (8 MiB).
     pub max_entry_size_bytes: u64,
     /// Writes to the log that may be under way at once; commands gather while all are.
     pub max_inflight_writes: usize,
-    /// Bytes of commands that may wait to be proposed on this node; beyond, they are refused as too much in flight.
+    /// Bytes of commands that may wait to be proposed on this node; beyond, they are refused as too much in flight, and so is what would
+    /// wait for more than half of its time at the pace of the last moments.
     pub max_waiting_bytes: u64,
     /// Moves leadership to nodes that lead clearly fewer shards.
     pub balance_leaders: bool,
@@ -61,7 +66,7 @@ impl Default for RaftConfig {
             max_inflight_bytes: 64 << 20,
             max_entry_size_bytes: 256 << 10,
             max_inflight_writes: 1,
-            max_waiting_bytes: 256 << 20,
+            max_waiting_bytes: 64 << 20,
             balance_leaders: true,
         }
     }
@@ -119,7 +124,8 @@ pub struct LogConfig {
     pub bytes_max: u64,
     /// Bytes of entries kept in memory over all shards, beyond those that are not yet applied.
     pub cache_bytes_max: u64,
-    /// Bytes of entries that are not yet applied, over all shards; beyond, appends from leaders are turned away for a while.
+    /// Bytes of entries that are committed and not yet applied, over all shards; beyond, nothing is proposed, and appends from leaders
+    /// are turned away, until apply has caught up.
     pub unapplied_bytes_max: u64,
 }
 
@@ -130,7 +136,7 @@ impl Default for LogConfig {
 }
 
 /// Everything that the core is told at its start.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CoreConfig {
     /// The `[raft]` table.
     pub raft: RaftConfig,
@@ -140,9 +146,43 @@ pub struct CoreConfig {
     pub log: LogConfig,
     /// What all of the core's randomness is made of.
     pub seed: u64,
+    /// The largest frame that reaches another node. No option: the transport's constant, which the simulation draws smaller.
+    pub frame_bytes_max: usize,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            raft: RaftConfig::default(),
+            reads: ReadsConfig::default(),
+            log: LogConfig::default(),
+            seed: 0,
+            frame_bytes_max: FRAME_BYTES_MAX,
+        }
+    }
+}
+
+/// A limit of the configuration: what it is, and between what it may be.
+pub(crate) struct Limit {
+    /// Its key.
+    pub(crate) name: &'static str,
+    /// What it is.
+    pub(crate) value: u64,
+    /// The least that it may be, with the others as they are.
+    pub(crate) least: u64,
+    /// The most.
+    pub(crate) most: u64,
+    /// Sets it. Only the simulation does: it draws limits.
+    #[cfg_attr(not(any(test, feature = "sim")), allow(dead_code))]
+    pub(crate) set: fn(&mut CoreConfig, u64),
 }
 
 impl CoreConfig {
+    /// What the tables of a file say, with a seed.
+    pub fn new(raft: &RaftConfig, reads: &ReadsConfig, log: &LogConfig, seed: u64) -> Self {
+        Self { raft: raft.clone(), reads: reads.clone(), log: log.clone(), seed, ..Self::default() }
+    }
+
     /// Checks what types can't: each complaint names the key, the value and what is allowed.
     pub fn validate(&self) -> Result<(), String> {
         let raft = &self.raft;
@@ -161,31 +201,12 @@ impl CoreConfig {
         if raft.election_ticks > ELECTION_TICKS_MAX {
             return Err(format!("raft.election_ticks is {}; at most {ELECTION_TICKS_MAX}", raft.election_ticks));
         }
-        for (name, bytes, least) in [
-            ("raft.max_size_per_msg_bytes", raft.max_size_per_msg_bytes, 1),
-            ("raft.max_committed_size_per_ready_bytes", raft.max_committed_size_per_ready_bytes, 1),
-            // Half of it is kept free when more is proposed, so that next to none would stop all writes.
-            ("raft.max_uncommitted_size_bytes", raft.max_uncommitted_size_bytes, raft.max_size_per_msg_bytes.max(64 << 10)),
-            ("raft.max_inflight_bytes", raft.max_inflight_bytes, raft.max_size_per_msg_bytes),
-            ("raft.max_entry_size_bytes", raft.max_entry_size_bytes, 1),
-            ("raft.max_waiting_bytes", raft.max_waiting_bytes, raft.max_entry_size_bytes),
-            ("log.bytes_per_shard_max", self.log.bytes_per_shard_max, 1 << 16),
-            ("log.bytes_max", self.log.bytes_max, self.log.bytes_per_shard_max),
-            ("log.unapplied_bytes_max", self.log.unapplied_bytes_max, raft.max_size_per_msg_bytes.max(64 << 10)),
-            ("log.cache_bytes_max", self.log.cache_bytes_max, 0),
-        ] {
-            if bytes < least {
-                return Err(format!("{name} is {bytes}; it must be at least {least}"));
+        for Limit { name, value, least, most, .. } in self.limits() {
+            if value < least {
+                return Err(format!("{name} is {value}; it must be at least {least}"));
             }
-            if bytes > BYTES_MAX {
-                return Err(format!("{name} is {bytes}; at most {BYTES_MAX}"));
-            }
-        }
-        for (name, count) in
-            [("raft.max_inflight_msgs", raft.max_inflight_msgs), ("raft.max_inflight_writes", raft.max_inflight_writes)]
-        {
-            if !(1..=INFLIGHT_MAX).contains(&count) {
-                return Err(format!("{name} is {count}; 1 to {INFLIGHT_MAX} are allowed"));
+            if value > most {
+                return Err(format!("{name} is {value}; at most {most} is allowed"));
             }
         }
         if self.reads.lease && !raft.check_quorum {
@@ -197,6 +218,36 @@ impl CoreConfig {
             return Err(format!("reads.clock_drift_max_percent is {}; at most 50", self.reads.clock_drift_max_percent));
         }
         Ok(())
+    }
+
+    /// Every limit on what a node may hold or send, in an order in which each may be set to its least: what it depends on comes first.
+    pub(crate) fn limits(&self) -> [Limit; 12] {
+        let (raft, log) = (&self.raft, &self.log);
+        let (size, frame) = (raft.max_size_per_msg_bytes, self.frame_bytes_max as u64);
+        let bytes = |name, value, least, set| Limit { name, value, least, most: BYTES_MAX, set };
+        // Half of a frame, so that what stands around the entries, and a frame begun before, have room.
+        let half = |limit| Limit { most: frame / 2, ..limit };
+        let count = |name, value, set| Limit { name, value: value as u64, least: 1, most: INFLIGHT_MAX as u64, set };
+        [
+            half(bytes("raft.max_size_per_msg_bytes", size, 1, |c, n| c.raft.max_size_per_msg_bytes = n)),
+            half(bytes("raft.max_entry_size_bytes", raft.max_entry_size_bytes, 1, |c, n| c.raft.max_entry_size_bytes = n)),
+            bytes("raft.max_committed_size_per_ready_bytes", raft.max_committed_size_per_ready_bytes, 1, |c, n| {
+                c.raft.max_committed_size_per_ready_bytes = n;
+            }),
+            bytes("raft.max_uncommitted_size_bytes", raft.max_uncommitted_size_bytes, size.max(64 << 10), |c, n| {
+                c.raft.max_uncommitted_size_bytes = n;
+            }),
+            bytes("raft.max_inflight_bytes", raft.max_inflight_bytes, frame, |c, n| c.raft.max_inflight_bytes = n),
+            bytes("raft.max_waiting_bytes", raft.max_waiting_bytes, raft.max_entry_size_bytes, |c, n| {
+                c.raft.max_waiting_bytes = n;
+            }),
+            count("raft.max_inflight_msgs", raft.max_inflight_msgs, |c, n| c.raft.max_inflight_msgs = n as usize),
+            count("raft.max_inflight_writes", raft.max_inflight_writes, |c, n| c.raft.max_inflight_writes = n as usize),
+            bytes("log.bytes_per_shard_max", log.bytes_per_shard_max, 1 << 16, |c, n| c.log.bytes_per_shard_max = n),
+            bytes("log.bytes_max", log.bytes_max, log.bytes_per_shard_max, |c, n| c.log.bytes_max = n),
+            bytes("log.unapplied_bytes_max", log.unapplied_bytes_max, 64 << 10, |c, n| c.log.unapplied_bytes_max = n),
+            bytes("log.cache_bytes_max", log.cache_bytes_max, 0, |c, n| c.log.cache_bytes_max = n),
+        ]
     }
 
     /// How long a tick lasts.
@@ -226,7 +277,7 @@ impl CoreConfig {
             heartbeat_tick: self.raft.heartbeat_ticks,
             applied,
             max_size_per_msg: self.raft.max_size_per_msg_bytes,
-            max_inflight_msgs: self.raft.max_inflight_msgs,
+            max_inflight_msgs: self.inflight_msgs_at_first(),
             check_quorum: self.raft.check_quorum,
             pre_vote: self.raft.pre_vote,
             max_uncommitted_size: self.raft.max_uncommitted_size_bytes,
@@ -247,7 +298,10 @@ mod tests {
     fn defaults_are_valid_and_each_bad_value_is_named() {
         CoreConfig::default().validate().unwrap();
         type Spoil = fn(&mut CoreConfig);
-        let bad: [(&str, Spoil); 9] = [
+        let bad: [(&str, Spoil); 12] = [
+            ("raft.max_size_per_msg_bytes", |c| c.raft.max_size_per_msg_bytes = 9 << 20),
+            ("raft.max_entry_size_bytes", |c| c.raft.max_entry_size_bytes = 9 << 20),
+            ("raft.max_inflight_bytes", |c| c.raft.max_inflight_bytes = 2 << 20),
             ("raft.heartbeat_ticks", |c| c.raft.heartbeat_ticks = 0),
             ("raft.election_ticks", |c| c.raft.election_ticks = c.raft.heartbeat_ticks),
             ("raft.election_ticks", |c| c.raft.election_ticks = usize::MAX / 2 + 1),

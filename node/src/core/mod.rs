@@ -15,7 +15,8 @@
 //! [`elections`] overwrites them after every call that may have drawn one.
 //!
 //! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field: [`proposals`],
-//! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`]; [`ready`] is the order in which a `Ready` is handled; [`outbox`] is
+//! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`], [`flow`]; [`admission`] says which writes are taken in; [`ready`]
+//! is the order in which a `Ready` is handled; [`outbox`] is
 //! what leaves at the end of a pass; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys
 //! replicas; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
 //!
@@ -31,14 +32,18 @@ pub mod event;
 pub mod inspect;
 pub mod wire;
 
+mod admission;
 mod balance;
 mod check;
 mod compaction;
+mod conf_change;
 mod elections;
+mod flow;
 mod freshness;
 mod log;
 mod outbox;
 mod proposals;
+mod quarantine;
 mod reads;
 mod ready;
 mod registry;
@@ -51,7 +56,7 @@ pub use event::{Beat, Event, SnapshotId, Ticket};
 pub use wire::{Envelope, Timing};
 
 use elections::Elections;
-use flotilla_router::{Incarnation, NodeId, Refusal, ShardId};
+use flotilla_router::{Incarnation, NodeId, ShardId};
 use flotilla_storage::Recovered;
 use outbox::{Outbox, Writing};
 use registry::Registry;
@@ -112,6 +117,8 @@ struct Peer {
     silent_ticks: usize,
     /// Whether it ever gave one in this life of ours.
     heard: bool,
+    /// Bytes of entries on their way to it, of all groups that lead here.
+    in_flight_bytes: u64,
 }
 
 /// All Raft groups of one process.
@@ -128,6 +135,8 @@ pub struct Node {
     dirty: BTreeSet<ShardId>,
     /// Groups whose commands wait for a write to finish.
     gathering: BTreeSet<ShardId>,
+    /// The first of them to propose, so that each gets its turn.
+    propose_first: ShardId,
     /// Writes under way, oldest first.
     writing: VecDeque<Writing>,
     next_write: u64,
@@ -138,8 +147,14 @@ pub struct Node {
     next_snapshot: u64,
     next_read: u64,
     waiting_bytes: u64,
+    /// How fast what waits is proposed.
+    pace: admission::Pace,
+    /// Shards of whose proposals some are not yet committed.
+    uncommitted: BTreeSet<ShardId>,
     /// Bytes of log bodies in memory, over all replicas.
     cache_bytes: u64,
+    /// Bytes of entries that are committed and not yet applied, over all replicas.
+    unapplied_bytes: u64,
     /// Free and reserved bytes, while the disk is nearly full.
     disk_full: Option<(u64, u64)>,
     draining: bool,
@@ -155,6 +170,7 @@ pub struct Node {
 impl Node {
     /// A node with the replicas that were found on disk.
     pub fn new(config: CoreConfig, identity: Identity, recovered: Vec<Recovered>, logger: slog::Logger) -> Self {
+        let (append_bytes_max, pace) = (config.raft.max_size_per_msg_bytes, admission::Pace::new(&config));
         let mut node = Self {
             registry: Registry::default(),
             config,
@@ -163,9 +179,10 @@ impl Node {
             now: Time::ZERO,
             ticks: 0,
             peers: BTreeMap::new(),
-            outbox: Outbox::default(),
+            outbox: Outbox { append_bytes_max, ..Outbox::default() },
             dirty: BTreeSet::new(),
             gathering: BTreeSet::new(),
+            propose_first: ShardId(0),
             writing: VecDeque::new(),
             next_write: 1,
             applying: false,
@@ -174,7 +191,10 @@ impl Node {
             next_snapshot: 1,
             next_read: 1,
             waiting_bytes: 0,
+            pace,
+            uncommitted: BTreeSet::new(),
             cache_bytes: 0,
+            unapplied_bytes: 0,
             disk_full: None,
             draining: false,
             drained: false,
@@ -205,9 +225,7 @@ impl Node {
             Event::Clock { now } => self.set_clock(now),
             Event::Tick => self.tick(),
             Event::Message { from, envelope } => self.message(from, envelope),
-            Event::Beat { from, beat } => {
-                self.peers.insert(from, Peer { beat, silent_ticks: 0, heard: true });
-            }
+            Event::Beat { from, beat } => self.heard(from, beat),
             Event::Command { ticket, shard, command, deadline } => self.command(ticket, shard, command, deadline),
             Event::Read { ticket, shard, consistency, deadline } => self.read(ticket, shard, consistency, deadline),
             Event::Transfer { ticket, shard, to } => self.transfer(ticket, shard, to),
@@ -290,6 +308,7 @@ impl Node {
             self.balance_leaders();
         }
         self.evict_caches();
+        self.note_pace();
     }
 
     fn tick_replica(&mut self, shard: ShardId) {
@@ -315,7 +334,7 @@ impl Node {
     fn message(&mut self, from: NodeId, envelope: Envelope) {
         let shard = envelope.shard;
         let context = check::Context {
-            unapplied_full: self.cache_bytes > self.config.log.cache_bytes_max + self.config.log.unapplied_bytes_max,
+            unapplied_full: self.unapplied_bytes > self.config.log.unapplied_bytes_max,
             ticks: self.ticks,
             config: &self.config,
         };
@@ -335,25 +354,6 @@ impl Node {
             check::Verdict::Drop => {}
             check::Verdict::Refuse(_) => self.counters.messages_refused += 1,
             check::Verdict::Quarantine(why) => self.quarantine(shard, why),
-        }
-    }
-
-    /// Sets one shard aside: it neither votes, nor leads, nor applies, until a person has looked.
-    fn quarantine(&mut self, shard: ShardId, why: String) {
-        let Some(replica) = self.registry.get_mut(shard) else { return };
-        replica.quarantined = Some(why.clone());
-        self.waiting_bytes -= replica.proposals.waiting_bytes();
-        let tickets = replica.take_waiting_tickets();
-        let transfer = replica.elections.transfer.take();
-        self.outbox.effects.push(Effect::Quarantined { shard, why });
-        self.outbox.effects.push(Effect::PublishLeader { shard, leader: None });
-        if let Some(ticket) = transfer.and_then(|t| t.ticket) {
-            let refusal = Refusal::Conflict { why: format!("shard {shard} was set aside on this node") };
-            self.outbox.effects.push(Effect::TransferDone { ticket, result: Err(refusal) });
-        }
-        for (ticket, proposed) in tickets {
-            let refusal = if proposed { Refusal::Unknown { shard } } else { Refusal::NotLeader { shard, leader: None } };
-            self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
         }
     }
 

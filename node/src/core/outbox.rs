@@ -1,5 +1,7 @@
 //! What leaves at the end of a pass, merged over all groups: one write, one apply, one message effect per node.
 //!
+//! **Sizes.** No append has more entries than `raft.max_size_per_msg_bytes`, or it has one: a message always fits into a frame.
+//!
 //! **Order.** Messages that may leave come first, so that a leader does not wait for its own fsync; then everything else, in the
 //! order in which it came up; then the write and the work for apply, unless those before are still under way: then they gather.
 
@@ -7,11 +9,13 @@ use super::Node;
 use super::Time;
 use super::effect::Effect;
 use super::event::SnapshotId;
+use super::log::entry_bytes;
 use super::replica::Replica;
 use super::wire::{Envelope, Stamp};
+use flotilla_router::mutation::Mutation;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::{ApplyWork, LogBatch, LogWrite};
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, Message, MessageType};
 use std::collections::BTreeMap;
 
 /// What leaves at the end of the pass.
@@ -33,6 +37,8 @@ pub(super) struct Outbox {
     pub(super) readies: Vec<(ShardId, ReplicaId, u64)>,
     /// Committed entries that wait to be applied.
     pub(super) apply: BTreeMap<ShardId, ApplyWork>,
+    /// Bytes of entries in one append.
+    pub(super) append_bytes_max: u64,
 }
 
 /// A write to the log that is under way.
@@ -46,19 +52,31 @@ pub(super) struct Writing {
 }
 
 impl Outbox {
+    /// A message with what raft does not know about it.
+    fn envelope(&self, replica: &Replica, message: Message) -> Envelope {
+        Envelope {
+            shard: replica.shard,
+            epoch: replica.descriptor.epoch,
+            committed: replica.raw.raft.raft_log.committed,
+            timing: replica.timing(&message, self.stamp, self.now),
+            message,
+        }
+    }
+
     /// Sends a message of a group: with the frame of its node, or, a snapshot's announcement, with the snapshot.
     pub(super) fn send(&mut self, replica: &mut Replica, mut message: Message) {
         let Some(to) = replica.descriptor.replica(ReplicaId(message.to)) else { return };
         if message.get_msg_type() == MessageType::MsgAppend && !put_in_place(replica, &mut message) {
             return;
         }
-        let envelope = Envelope {
-            shard: replica.shard,
-            epoch: replica.descriptor.epoch,
-            committed: replica.raw.raft.raft_log.committed,
-            timing: replica.timing(&message, self.stamp, self.now),
-            message,
-        };
+        if let Some(last) = message.entries.last() {
+            replica.flow.sent(to.id, last.index, message.entries.iter().map(entry_bytes).sum());
+        }
+        while let Some(first) = cut(&mut message, self.append_bytes_max) {
+            let envelope = self.envelope(replica, first);
+            self.messages.entry(to.node).or_default().push(envelope);
+        }
+        let envelope = self.envelope(replica, message);
         if envelope.message.get_msg_type() == MessageType::MsgSnapshot {
             let snapshot = SnapshotId(snapshot_number(&envelope.message));
             replica.snapshots.sending(to.id, snapshot);
@@ -82,6 +100,32 @@ fn put_in_place(replica: &Replica, message: &mut Message) -> bool {
         _ => return false,
     }
     true
+}
+
+/// Cuts an append that is too large: what fits goes first, and `message` keeps the rest, right behind it. `None` where all of it
+/// fits. raft-rs, where it batches, adds entries to an append that waits without any bound (trap 18).
+fn cut(message: &mut Message, bytes_max: u64) -> Option<Message> {
+    if message.entries.len() < 2 || Mutation::AppendsUncut.is_on() {
+        return None;
+    }
+    let mut bytes = 0;
+    let fitting = message.entries.iter().take_while(|entry| {
+        bytes += entry_bytes(entry);
+        bytes <= bytes_max
+    });
+    // At least one, however large it is.
+    let count = fitting.count().max(1);
+    if count == message.entries.len() {
+        return None;
+    }
+    let mut entries: Vec<Entry> = message.take_entries().into();
+    let rest = entries.split_off(count);
+    let last = entries.last().map(|last| (last.index, last.term)).expect("at least one");
+    let mut first = message.clone();
+    first.set_entries(entries.into());
+    (message.index, message.log_term) = last;
+    message.set_entries(rest.into());
+    Some(first)
 }
 
 /// The snapshot's number, which the core put into its data when it offered it.
@@ -136,5 +180,31 @@ impl Node {
             sends.append(&mut self.outbox.effects);
             self.outbox.effects = sends;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_append_is_cut_into_pieces_that_fit_and_follow_one_another() {
+        let entry = |index, bytes: usize| Entry { index, term: index / 2, data: vec![0; bytes].into(), ..Entry::default() };
+        let sizes = [10, 10, 500, 10, 10, 10, 10];
+        let mut message = Message { index: 4, log_term: 2, commit: 9, ..Message::default() };
+        message.set_entries((5..).zip(sizes).map(|(index, bytes)| entry(index, bytes)).collect::<Vec<_>>().into());
+        let mut pieces = Vec::new();
+        while let Some(first) = cut(&mut message, 100) {
+            pieces.push(first);
+        }
+        pieces.push(message);
+        let shape = |m: &Message| (m.index, m.log_term, m.entries.iter().map(|e| e.index).collect::<Vec<_>>());
+        assert_eq!(
+            pieces.iter().map(shape).collect::<Vec<_>>(),
+            [(4, 2, vec![5, 6]), (6, 3, vec![7]), (7, 3, vec![8, 9]), (9, 4, vec![10, 11])]
+        );
+        assert!(pieces.iter().all(|m| m.commit == 9));
+        let mut empty = Message::default();
+        assert!(cut(&mut empty, 0).is_none());
     }
 }

@@ -13,17 +13,19 @@
 //! | proposed | another entry was committed at its index, or one of a higher term below it | not applied |
 //! | proposed | the time was up, or a snapshot passed over its index | unknown |
 
-use super::balance::is_alive;
 use super::effect::Effect;
 use super::event::Ticket;
 use super::{Node, Time};
 use bytes::Bytes;
 use flotilla_router::command::{PAYLOAD_HEADER_BYTES, PayloadBuilder};
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Command, Op, Refusal, ShardId};
+use flotilla_router::{Command, Refusal, ShardId};
 use flotilla_storage::{LogPosition, WriteResult};
 use raft::eraftpb::{Entry, Message, MessageType};
 use std::collections::{BTreeMap, VecDeque};
+
+/// Committed entries of a shard that are not yet applied, beyond which nothing more is proposed.
+const APPLY_LAG_ENTRIES_MAX: u64 = 4096;
 
 /// The writes of one shard.
 #[derive(Default)]
@@ -54,10 +56,9 @@ impl Proposals {
         self.waiting.len() + self.in_flight_commands
     }
 
-    /// Takes the next commands that fit into one entry, oldest first; at least one if any wait.
-    fn take_entry(&mut self, bytes_max: u64, range_epoch: u64) -> Option<(Bytes, Tickets)> {
-        let mut bytes = 0;
-        let mut count = 0;
+    /// The next commands that fit into one entry: how many, and their bytes. At least one if any wait.
+    fn next_entry(&self, bytes_max: u64) -> (usize, u64) {
+        let (mut count, mut bytes) = (0, 0);
         for waiting in &self.waiting {
             let more = waiting.command.encoded_bytes() as u64;
             if count > 0 && bytes + more > bytes_max {
@@ -66,9 +67,11 @@ impl Proposals {
             bytes += more;
             count += 1;
         }
-        if count == 0 {
-            return None;
-        }
+        (count, bytes)
+    }
+
+    /// Takes the oldest `count` commands, of so many bytes, as one entry.
+    fn take_entry(&mut self, (count, bytes): (usize, u64), range_epoch: u64) -> (Bytes, Tickets) {
         let mut payload = PayloadBuilder::new(range_epoch, PAYLOAD_HEADER_BYTES + bytes as usize);
         let mut tickets = Vec::with_capacity(count);
         for waiting in self.waiting.drain(..count) {
@@ -76,7 +79,7 @@ impl Proposals {
             tickets.push((Some(waiting.ticket), waiting.deadline));
         }
         self.waiting_bytes -= bytes;
-        Some((payload.finish(), tickets))
+        (payload.finish(), tickets)
     }
 
     /// Whether the entry committed at `at` is one of ours. Whoever waits for an entry that can't be committed any more is `lost`:
@@ -177,7 +180,7 @@ impl Node {
     /// A client's write: refused at once, or in line.
     pub(super) fn command(&mut self, ticket: Ticket, shard: ShardId, command: Command, deadline: Time) {
         self.counters.commands += 1;
-        let result = self.admit(shard, &command);
+        let result = self.admit(shard, &command, deadline);
         if let Err(refusal) = result {
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
             return;
@@ -190,62 +193,69 @@ impl Node {
         self.gathering.insert(shard);
     }
 
-    fn admit(&mut self, shard: ShardId, command: &Command) -> Result<(), Refusal> {
-        let replica = self.registry.get_mut(shard).ok_or(Refusal::NotHosted { shard })?;
-        if !replica.leads() {
-            return Err(Refusal::NotLeader { shard, leader: replica.leader_node() });
-        }
-        if !command.touches(&replica.descriptor.range) {
-            return Err(Refusal::WrongShard { shard, descriptors: vec![(&*replica.descriptor).into()] });
-        }
-        if self.waiting_bytes >= self.config.raft.max_waiting_bytes {
-            let what = "raft.max_waiting_bytes".into();
-            return Err(Refusal::Overloaded { what, limit: self.config.raft.max_waiting_bytes });
-        }
-        if matches!(command.op, Op::Put { .. }) {
-            if let Some((free_bytes, reserve_bytes)) = self.disk_full {
-                return Err(Refusal::DiskFull { free_bytes, reserve_bytes });
-            }
-            // A voter without room would stop taking entries, or stop altogether. What a node that is gone said last counts no
-            // more, or it would keep the shard from being written for as long as it is gone.
-            let silent_ticks_max = self.config.raft.election_ticks;
-            let full = |r: &flotilla_router::Replica| {
-                is_alive(&self.peers, r.node, silent_ticks_max) && self.peers[&r.node].beat.disk_full
-            };
-            if replica.descriptor.replicas.iter().any(full) {
-                return Err(Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
-            }
-        }
-        Ok(())
-    }
-
     /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings us here again.
     pub(super) fn propose_gathered(&mut self) {
         if self.writing.len() >= self.config.raft.max_inflight_writes {
             return;
         }
-        for shard in std::mem::take(&mut self.gathering) {
-            self.propose(shard);
+        if self.gathering.is_empty() {
+            return;
+        }
+        let mut under_way = self.uncommitted_bytes();
+        let mut last = std::mem::take(&mut self.gathering);
+        let first = last.split_off(&self.propose_first);
+        for shard in first.into_iter().chain(last) {
+            self.propose(shard, &mut under_way);
+        }
+        // Whoever was held back for the sake of others goes before them the next time.
+        if let Some(held) = self.gathering.range(self.propose_first..).next().or(self.gathering.first()) {
+            self.propose_first = *held;
         }
     }
 
-    fn propose(&mut self, shard: ShardId) {
+    /// Bytes that are proposed here and not yet committed, over all groups.
+    fn uncommitted_bytes(&mut self) -> u64 {
+        let (registry, mut bytes) = (&mut self.registry, 0);
+        self.uncommitted.retain(|shard| {
+            let replica = registry.get_mut(*shard).filter(|replica| replica.leads());
+            let uncommitted = replica.map_or(0, |replica| replica.raw.raft.uncommitted_size() as u64);
+            bytes += uncommitted;
+            uncommitted > 0
+        });
+        bytes
+    }
+
+    fn propose(&mut self, shard: ShardId, under_way: &mut u64) {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         if !replica.leads() {
             return;
         }
-        let raft = &replica.raw.raft;
-        let uncommitted_full = raft.uncommitted_size() as u64 >= self.config.raft.max_uncommitted_size_bytes / 2;
-        let apply_lags = raft.raft_log.committed.saturating_sub(replica.applied.index) > 4096;
-        if raft.lead_transferee.is_some() || uncommitted_full || apply_lags {
-            // They go on waiting; a tick looks again.
-            self.gathering.insert(shard);
-            return;
-        }
         let range_epoch = replica.descriptor.epoch.range;
-        while let Some((data, tickets)) = replica.proposals.take_entry(self.config.raft.max_entry_size_bytes, range_epoch) {
-            let bytes: u64 = (data.len() - PAYLOAD_HEADER_BYTES) as u64;
+        loop {
+            let (count, bytes) = replica.proposals.next_entry(self.config.raft.max_entry_size_bytes);
+            if count == 0 {
+                break;
+            }
+            let raft = &replica.raw.raft;
+            let uncommitted = raft.uncommitted_size() as u64;
+            let more = bytes + PAYLOAD_HEADER_BYTES as u64;
+            // One entry of a group may always be under way, however large it is; raft-rs sees it the same way. All groups together may
+            // have no more than leaves and commits soon: the rest waits here, where it can still be refused.
+            let full = uncommitted > 0
+                && (uncommitted + more > self.config.raft.max_uncommitted_size_bytes
+                    || *under_way + more > self.config.raft.max_inflight_bytes / 4);
+            let apply_lags = raft.raft_log.committed.saturating_sub(replica.applied.index) > APPLY_LAG_ENTRIES_MAX
+                || self.unapplied_bytes > self.config.log.unapplied_bytes_max;
+            if raft.lead_transferee.is_some() || full || apply_lags {
+                // They go on waiting; every pass looks again.
+                self.gathering.insert(shard);
+                break;
+            }
+            let (data, tickets) = replica.proposals.take_entry((count, bytes), range_epoch);
             self.waiting_bytes -= bytes;
+            self.pace.proposed(bytes);
+            *under_way += more;
+            self.uncommitted.insert(shard);
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);
             message.from = replica.id.0;

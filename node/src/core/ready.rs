@@ -17,17 +17,17 @@
 //! Should it be lost, the leader tells it again, and recovery raises it to what was applied.
 
 use super::Node;
+use super::conf_change::conf_change;
 use super::effect::Effect;
 use super::elections;
-use super::log::{from_stored, to_stored};
+use super::log::{entry_bytes, from_stored, to_stored};
 use super::outbox::Outbox;
 use super::replica::Replica;
 use flotilla_router::mutation::Mutation;
 use flotilla_router::{Refusal, ReplicaId, ShardId};
 use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
-use protobuf::Message as _;
 use raft::GetEntriesContext;
-use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{ConfChangeV2, Entry, Message, MessageType};
 use std::collections::VecDeque;
 
 /// Readys of one group that are not yet persisted.
@@ -40,6 +40,8 @@ pub(super) struct ReadyQueue {
     disk_last: u64,
     /// Conf changes handed out to be applied: index, and change.
     conf_changes: VecDeque<(u64, ConfChangeV2)>,
+    /// Bytes of entries handed out to be applied: the last index of each batch, and its bytes.
+    unapplied: VecDeque<(u64, u64)>,
 }
 
 /// One Ready that is not yet persisted.
@@ -60,7 +62,14 @@ pub(super) struct Fetch {
 impl ReadyQueue {
     /// Nothing waits; this hard state and a log up to `disk_last` were found on disk.
     pub(super) fn new(hard_state: HardState, disk_last: u64) -> Self {
-        Self { waiting: VecDeque::new(), hard_state, hard_state_written: true, disk_last, conf_changes: VecDeque::new() }
+        Self {
+            waiting: VecDeque::new(),
+            hard_state,
+            hard_state_written: true,
+            disk_last,
+            conf_changes: VecDeque::new(),
+            unapplied: VecDeque::new(),
+        }
     }
 
     /// Whether every Ready is persisted.
@@ -77,6 +86,15 @@ impl ReadyQueue {
     pub(super) fn reset(&mut self, disk_last: u64) {
         self.disk_last = disk_last;
         self.hard_state_written = true;
+    }
+
+    /// Everything up to `index` is applied; how many bytes of entries that were.
+    fn note_applied(&mut self, index: u64) -> u64 {
+        let mut bytes = 0;
+        while let Some((_, more)) = self.unapplied.pop_front_if(|(last, _)| *last <= index) {
+            bytes += more;
+        }
+        bytes
     }
 
     /// Takes what `number` completes: the highest number that counts as persisted now, and the messages that may leave.
@@ -106,6 +124,7 @@ impl Node {
         elections::set_timeout(replica, &self.config);
         let cached = replica.raw.store().cache_bytes();
         self.cache_bytes = self.cache_bytes + cached - cached_before;
+        self.bound_flow(shard);
         self.note_roles(shard);
         self.serve_confirmed_reads(shard);
         self.take_asked(shard);
@@ -182,6 +201,7 @@ impl Node {
     fn hand_out(&mut self, shard: ShardId, committed: &[Entry]) {
         let replica = self.registry.get_mut(shard).expect("the caller holds it");
         let (mut lost, mut unreadable) = (Vec::new(), None);
+        let (mut last, mut bytes) = (0, 0);
         for entry in committed {
             assert_eq!(entry.index, replica.handed_out + 1, "committed entries have a gap");
             replica.handed_out = entry.index;
@@ -198,7 +218,10 @@ impl Node {
             let wants_results = replica.proposals.is_committed(at, &mut lost);
             let work = self.outbox.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
             work.entries.push(ApplyEntry { entry: to_stored(entry), wants_results });
+            (last, bytes) = (entry.index, bytes + entry_bytes(entry));
         }
+        replica.ready.unapplied.push_back((last, bytes));
+        self.unapplied_bytes += bytes;
         let leader = replica.leader_node();
         let overruled = |ticket| Effect::Reply { ticket, shard, result: Err(Refusal::NotLeader { shard, leader }) };
         self.outbox.effects.extend(lost.into_iter().map(overruled));
@@ -239,6 +262,7 @@ impl Node {
             let Some(replica) = self.registry.get_mut(shard) else { continue };
             assert!(at.index > replica.applied.index && at.index <= replica.handed_out, "applied what was not handed out");
             replica.applied = at;
+            self.unapplied_bytes -= replica.ready.note_applied(at.index);
             if let Some(descriptor) = descriptor {
                 replica.descriptor = std::sync::Arc::new(descriptor);
                 self.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
@@ -319,24 +343,5 @@ fn stage(outbox: &mut Outbox, replica: &mut Replica, entries: &[Entry]) {
     if !replica.ready.hard_state_written && !Mutation::VoteForgotten.is_on() {
         write.hard_state = Some(replica.ready.hard_state);
         replica.ready.hard_state_written = true;
-    }
-}
-
-/// The membership change that an entry carries. The type is looked at before the data: leaving joint consensus has none.
-pub(super) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, protobuf::ProtobufError> {
-    match entry.get_entry_type() {
-        EntryType::EntryNormal => Ok(None),
-        EntryType::EntryConfChange => {
-            let mut change = ConfChange::default();
-            change.merge_from_bytes(&entry.data)?;
-            let mut single = ConfChangeSingle { node_id: change.node_id, ..ConfChangeSingle::default() };
-            single.set_change_type(change.get_change_type());
-            Ok(Some(ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }))
-        }
-        EntryType::EntryConfChangeV2 => {
-            let mut change = ConfChangeV2::default();
-            change.merge_from_bytes(&entry.data)?;
-            Ok(Some(change))
-        }
     }
 }

@@ -8,6 +8,7 @@
 use super::compaction::Compaction;
 use super::config::CoreConfig;
 use super::elections::{self, Elections};
+use super::flow::Flow;
 use super::freshness::Freshness;
 use super::log::LogView;
 use super::proposals::Proposals;
@@ -61,6 +62,7 @@ impl Registry {
             elections: Elections::new(&recovered),
             snapshots: Snapshots::default(),
             compaction: Compaction::new(recovered.last, recovered.log_bytes),
+            flow: Flow::default(),
             quarantined: None,
             descriptor: Arc::new(recovered.descriptor),
         };

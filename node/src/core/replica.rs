@@ -3,6 +3,7 @@
 use super::compaction::Compaction;
 use super::elections::Elections;
 use super::event::Ticket;
+use super::flow::Flow;
 use super::freshness::Freshness;
 use super::log::LogView;
 use super::proposals::Proposals;
@@ -43,6 +44,8 @@ pub(super) struct Replica {
     pub(super) snapshots: Snapshots,
     /// The size of the log, and where it can be cut.
     pub(super) compaction: Compaction,
+    /// What is on its way to each follower.
+    pub(super) flow: Flow,
     /// Why the replica was set aside, if it was.
     pub(super) quarantined: Option<String>,
 }

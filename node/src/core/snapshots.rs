@@ -7,10 +7,12 @@
 //!           ─▶ InstallSnapshot ─▶ SnapshotInstalled ─▶ applied, acknowledged
 //! ```
 //!
-//! **Invariants.** While a snapshot is on its way, the log is not truncated above it, or it would be useless on arrival. While
-//! one is being installed, the group takes no message and no tick. Every staged snapshot is installed or discarded.
+//! **Invariants.** While a snapshot is on its way, the log is not truncated above it, or it would be useless on arrival; unless the log
+//! grew to a multiple of its share meanwhile: then the snapshot is given up, and a new one is built when it is asked for. While one
+//! is being installed, the group takes no message and no tick. Every staged snapshot is installed or discarded.
 
 use super::Node;
+use super::check::{is_absurd, is_absurd_index};
 use super::effect::Effect;
 use super::event::SnapshotId;
 use super::replica::conf_state;
@@ -39,8 +41,9 @@ struct Outgoing {
     id: SnapshotId,
     /// Where it stands, once it is built.
     at: Option<LogPosition>,
-    /// What was applied when it was asked for: it will stand there or above.
-    floor: u64,
+    /// What was applied when it was asked for: it will stand there or above. `None` once the log was cut above it, for having grown
+    /// too long meanwhile.
+    floor: Option<u64>,
     idle_ticks: usize,
 }
 
@@ -72,7 +75,16 @@ impl Snapshots {
 
     /// The index above which the log must stay, for the sake of a snapshot on its way.
     pub(super) fn pins(&self) -> Option<u64> {
-        self.outgoing.as_ref().map(|o| o.at.map_or(o.floor, |at| at.index))
+        self.outgoing.as_ref().and_then(|o| o.at.map_or(o.floor, |at| Some(at.index)))
+    }
+
+    /// The log grew too long behind the snapshot for followers: it pins it no more. One that is built is given up, and must be dropped;
+    /// of one that is still being built it shows when it is there whether it is of any use.
+    pub(super) fn unpin(&mut self) -> Option<SnapshotId> {
+        let outgoing = self.outgoing.as_mut()?;
+        outgoing.floor = None;
+        outgoing.at?;
+        self.outgoing.take().map(|outgoing| outgoing.id)
     }
 
     /// A snapshot leaves for a follower.
@@ -96,7 +108,7 @@ impl Node {
         }
         let id = SnapshotId(self.next_snapshot);
         self.next_snapshot += 1;
-        replica.snapshots.outgoing = Some(Outgoing { id, at: None, floor: replica.applied.index, idle_ticks: 0 });
+        replica.snapshots.outgoing = Some(Outgoing { id, at: None, floor: Some(replica.applied.index), idle_ticks: 0 });
         replica.raw.mut_store().offer_snapshot(None);
         self.outbox.effects.push(Effect::BuildSnapshot { shard, snapshot: id });
     }
@@ -104,6 +116,8 @@ impl Node {
     /// A snapshot is ready to be sent, or could not be built, or its files were spoiled; then raft-rs will ask again.
     pub(super) fn snapshot_built(&mut self, shard: ShardId, snapshot: SnapshotId, at: Option<LogPosition>) {
         let wanted = self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot));
+        // A follower goes on from it by log, which may have been cut above it.
+        let at = at.filter(|at| wanted.as_ref().is_none_or(|r| at.index >= r.raw.store().truncated().index));
         let (Some(replica), Some(at)) = (wanted, at) else {
             if let Some(replica) =
                 self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot))
@@ -122,7 +136,7 @@ impl Node {
         metadata.term = at.term;
         metadata.set_conf_state(conf_state(&replica.descriptor));
         replica.raw.mut_store().offer_snapshot(Some(offered));
-        replica.snapshots.outgoing = Some(Outgoing { id: snapshot, at: Some(at), floor: at.index, idle_ticks: 0 });
+        replica.snapshots.outgoing = Some(Outgoing { id: snapshot, at: Some(at), floor: Some(at.index), idle_ticks: 0 });
     }
 
     /// A snapshot stream has ended.
@@ -179,7 +193,9 @@ impl Node {
             && manifest.descriptor.id == shard
             && manifest.at == at
             && message.term <= NUMBER_MAX
+            && !is_absurd(message.term, replica.raw.raft.term)
             && at.index <= NUMBER_MAX
+            && !is_absurd_index(at.index, replica.raw.raft.raft_log.last_index())
             // Writes go on above it.
             && manifest.revision.0 <= NUMBER_MAX
             && (1..=message.term).contains(&at.term)

@@ -11,7 +11,8 @@
 //! `lag` are microseconds, `lag` all ones where there is none.
 //!
 //! raft 0.7 is bound to rust-protobuf 2, whose parser recurses without bound on nested *groups* in unknown fields
-//! (RUSTSEC-2024-0437). raft's messages have none, so [`guard`] walks over the bytes first and refuses every group.
+//! (RUSTSEC-2024-0437). raft's messages have none, so [`guard`] walks over the bytes first and refuses every group: of messages, and
+//! of the membership changes that entries carry.
 
 use super::Time;
 use super::event::Beat;
@@ -20,6 +21,7 @@ use flotilla_router::codec::{DecodeError, Reader};
 use flotilla_router::{Epoch, Incarnation, ShardId};
 use protobuf::Message as _;
 use raft::eraftpb::Message;
+use std::collections::BTreeMap;
 
 const FORMAT: u8 = 2;
 const ITEM_MESSAGE: u8 = 1;
@@ -158,6 +160,38 @@ impl MergeShared for Message {
     }
 }
 
+/// A frame is cut here at the latest, where frames may be larger; what follows goes into the next.
+const CUT_BYTES: usize = 1 << 20;
+
+/// Lays what leaves for one node in one pass into frames: those of a lane in order, none larger than `bytes_max`, as long as no
+/// message has more than half of that.
+pub fn frames<L: Ord + Copy>(
+    messages: &[Envelope],
+    beat: Option<(L, Beat)>,
+    bytes_max: usize,
+    lane_of: impl Fn(&Envelope) -> L,
+    mut send: impl FnMut(L, Bytes),
+) {
+    let cut_bytes = CUT_BYTES.min(bytes_max / 4);
+    let mut frames: BTreeMap<L, BytesMut> = BTreeMap::new();
+    if let Some((lane, beat)) = beat {
+        encode_beat(beat, frames.entry(lane).or_insert_with(start_frame));
+    }
+    for envelope in messages {
+        let lane = lane_of(envelope);
+        let frame = frames.entry(lane).or_insert_with(start_frame);
+        envelope.encode(frame);
+        if frame.len() >= cut_bytes {
+            send(lane, std::mem::replace(frame, start_frame()).freeze());
+        }
+    }
+    for (lane, frame) in frames {
+        if frame.len() > 1 {
+            send(lane, frame.freeze());
+        }
+    }
+}
+
 /// Starts a frame.
 pub fn start_frame() -> BytesMut {
     let mut out = BytesMut::with_capacity(256);
@@ -210,6 +244,7 @@ enum Shape {
     Message,
     Snapshot,
     SnapshotMetadata,
+    ConfChangeV2,
     Leaf,
 }
 
@@ -221,9 +256,20 @@ impl Shape {
             (Self::Message, 9) => Some(Self::Snapshot),
             (Self::Snapshot, 2) => Some(Self::SnapshotMetadata),
             (Self::SnapshotMetadata, 1) => Some(Self::Leaf),
+            (Self::ConfChangeV2, 2) => Some(Self::Leaf),
             _ => None,
         }
     }
+}
+
+/// The guard for the data of an entry that changes the membership by one.
+pub(super) fn guard_conf_change(data: &[u8]) -> Result<(), &'static str> {
+    guard(data, Shape::Leaf)
+}
+
+/// The guard for the data of an entry that changes the membership at large.
+pub(super) fn guard_conf_change_v2(data: &[u8]) -> Result<(), &'static str> {
+    guard(data, Shape::ConfChangeV2)
 }
 
 /// Walks over a protobuf message and refuses what the parser must not see: groups, and lengths beyond the end.

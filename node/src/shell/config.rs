@@ -252,7 +252,7 @@ impl Config {
 
     /// What the core is told.
     pub fn core(&self) -> CoreConfig {
-        CoreConfig { raft: self.raft.clone(), reads: self.reads.clone(), log: self.log.clone(), seed: self.cluster.0 }
+        CoreConfig::new(&self.raft, &self.reads, &self.log, self.cluster.0)
     }
 
     /// What the storage engine is told.

@@ -14,20 +14,17 @@ use super::views::Views;
 use super::{Engine, writer};
 use crate::core::inspect::ShardReport;
 use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
-use bytes::BytesMut;
 use flotilla_ops::Metrics;
+use flotilla_router::sizes::FRAME_BYTES_MAX;
 use flotilla_router::{Descriptor, NodeId, Refusal, Routes, ShardId};
 use flotilla_storage::{Engine as _, WriteResult};
 use flotilla_transport::{Lane, Transport};
 use raft::eraftpb::MessageType;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
-
-/// A frame is cut here; what follows goes into the next.
-const FRAME_BYTES: usize = 1 << 20;
 
 /// What the loop shares with the rest of the process.
 #[derive(Default)]
@@ -254,27 +251,13 @@ impl Driver {
     fn send(&self, to: NodeId, messages: &[wire::Envelope], beat: Option<crate::core::Beat>) {
         let transport = &self.hands.transport;
         let lanes = transport.append_lanes();
-        let mut frames: BTreeMap<Lane, BytesMut> = BTreeMap::new();
-        if let Some(beat) = beat {
-            wire::encode_beat(beat, frames.entry(Lane::Control).or_insert_with(wire::start_frame));
-        }
-        for envelope in messages {
-            let lane = match envelope.message.get_msg_type() {
-                MessageType::MsgAppend | MessageType::MsgAppendResponse => Lane::append_for(envelope.shard, lanes),
-                _ => Lane::Control,
-            };
-            let frame = frames.entry(lane).or_insert_with(wire::start_frame);
-            envelope.encode(frame);
-            if frame.len() >= FRAME_BYTES {
-                let full = std::mem::replace(frame, wire::start_frame());
-                transport.send(to, lane, full.freeze());
-            }
-        }
-        for (lane, frame) in frames {
-            if frame.len() > 1 {
-                transport.send(to, lane, frame.freeze());
-            }
-        }
+        let lane_of = |envelope: &wire::Envelope| match envelope.message.get_msg_type() {
+            MessageType::MsgAppend | MessageType::MsgAppendResponse => Lane::append_for(envelope.shard, lanes),
+            _ => Lane::Control,
+        };
+        wire::frames(messages, beat.map(|beat| (Lane::Control, beat)), FRAME_BYTES_MAX, lane_of, |lane, frame| {
+            transport.send(to, lane, frame);
+        });
     }
 
     /// Once per tick: what the core counted, into the metrics.

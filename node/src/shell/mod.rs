@@ -22,6 +22,7 @@ pub mod applier;
 pub mod clock;
 pub mod config;
 pub mod driver;
+mod forward;
 pub mod founding;
 pub mod health;
 pub mod logger;

@@ -78,12 +78,13 @@ impl Handler for Peers {
 
     fn request(&self, from: NodeId, request: Bytes, responder: Responder) {
         self.metrics.forwarded_received.inc();
-        let forwarded: Forwarded = match call::decode("forwarded request", &request) {
+        let decoded = call::decode::<Forwarded>("forwarded request", &request).map_err(|error| error.to_string());
+        let forwarded = match decoded.and_then(Forwarded::checked) {
             Ok(forwarded) => forwarded,
-            Err(error) => {
-                tracing::warn!(%from, %error, "a request from a peer makes no sense");
+            Err(why) => {
+                tracing::warn!(%from, why, "a request from a peer makes no sense");
                 self.metrics.malformed_messages.inc();
-                let refusal: Response = Err(Refusal::Invalid { why: error.to_string() });
+                let refusal: Response = Err(Refusal::Invalid { why });
                 return responder.respond(call::encode(&refusal));
             }
         };

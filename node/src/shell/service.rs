@@ -14,16 +14,16 @@ use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::{
     Answer, Ask, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId,
 };
-use flotilla_storage::{WriteResult, read};
-use flotilla_transport::{RequestError, Responder, Transport};
+use flotilla_storage::{NUMBER_MAX, WriteResult, read};
+use flotilla_transport::{Responder, Transport};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 /// The first pause before a request is tried again; each further one is longer.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
+pub(super) const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
 /// The longest such pause.
-const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
+pub(super) const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How often a request may be handed on.
 const HOPS_MAX: u8 = 2;
 
@@ -126,7 +126,10 @@ impl Service {
         match refusal {
             Refusal::NotLeader { shard, leader: Some(leader) } => self.routes.set_leader(*shard, Some(*leader)),
             Refusal::WrongShard { descriptors, .. } => {
-                self.routes.learn(descriptors.iter().filter_map(|d| Descriptor::decode(d.0.clone()).ok()));
+                // A peer's word: what can't be a shard is no news.
+                let sound = |d: &Descriptor| d.id.0 > 0 && d.is_sound() && d.epoch.range.max(d.epoch.membership) <= NUMBER_MAX;
+                let decoded = descriptors.iter().filter_map(|d| Descriptor::decode(d.0.clone()).ok());
+                self.routes.learn(decoded.filter(sound));
             }
             _ => {}
         }
@@ -176,42 +179,6 @@ impl Service {
         }
     }
 
-    /// Hands a request to another node.
-    pub(super) async fn forward(&self, to: NodeId, shard: ShardId, ask: &Ask, deadline: Instant) -> Response {
-        self.forward_hop(to, shard, ask, 1, deadline).await
-    }
-
-    async fn forward_hop(&self, to: NodeId, shard: ShardId, ask: &Ask, hops: u8, deadline: Instant) -> Response {
-        let time_left = deadline.saturating_duration_since(Instant::now());
-        let request = call::encode(&Forwarded { ask: ask.clone(), hops, time_left });
-        self.metrics.forwarded_sent.inc();
-        match self.transport.request(to, request, deadline).await {
-            Ok(response) => call::decode::<Response>("forwarded response", &response).unwrap_or_else(|error| {
-                let outcome =
-                    if ask.is_write() { flotilla_router::Outcome::Unknown } else { flotilla_router::Outcome::NotApplied };
-                Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
-            }),
-            Err(RequestError::NotSent(_)) => {
-                // Whoever led from there can't be reached from here.
-                self.routes.not_leader(shard, to);
-                self.metrics.forward_failures.inc();
-                Err(Refusal::NoLeader { shard })
-            }
-            Err(RequestError::Lost | RequestError::Expired) if ask.is_write() => {
-                self.metrics.forward_failures.inc();
-                Err(Refusal::Unknown { shard })
-            }
-            Err(RequestError::Lost) => {
-                self.metrics.forward_failures.inc();
-                Err(Refusal::NoLeader { shard })
-            }
-            Err(RequestError::Expired) => {
-                self.metrics.forward_failures.inc();
-                Err(Refusal::Expired { shard })
-            }
-        }
-    }
-
     /// Hands a forwarded request about one key to the loop, which answers the other node without a task in between. Everything
     /// else is given back.
     pub(super) fn answer_at_once(self: &Arc<Self>, forwarded: Forwarded, responder: Responder) -> Option<(Forwarded, Responder)> {
@@ -223,7 +190,7 @@ impl Service {
         let shard = self.resolve(&forwarded.ask).filter(|shard| of_one_key && shard.on_node(self.node).is_some());
         let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
         let (this, shard) = (self.clone(), shard.id);
-        let deadline = self.mailbox.now() + forwarded.time_left;
+        let deadline = self.mailbox.now() + forwarded.patience();
         let mail = match forwarded.ask {
             Ask::Get { key, consistency } => {
                 let answered = move |granted: Result<Grant, Refusal>| {
@@ -253,9 +220,9 @@ impl Service {
 
     /// Answers a request that another node handed on.
     pub(super) async fn answer_forwarded(&self, forwarded: Forwarded) -> Response {
-        let Forwarded { ask, hops, time_left } = forwarded;
         // Its own way back takes time, too; the asker counts for itself.
-        let deadline = Instant::now() + time_left;
+        let deadline = forwarded.deadline(Instant::now());
+        let Forwarded { ask, hops, time_left: _ } = forwarded;
         if let Ask::Admin(question) = &ask {
             let Some(admin) = self.admin.get() else { return Err(Refusal::ShuttingDown) };
             let answer = tokio::time::timeout_at(deadline.into(), admin.answer_peer(question, deadline)).await;

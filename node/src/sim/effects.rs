@@ -20,13 +20,13 @@ impl World {
         };
         match effect {
             Effect::Send { to, messages, beat } => {
-                let mut frame = wire::start_frame();
-                messages.iter().for_each(|envelope| envelope.encode(&mut frame));
-                if let Some(beat) = beat {
-                    wire::encode_beat(beat, &mut frame);
+                let mut frames = Vec::new();
+                let bytes_max = self.plan.config.frame_bytes_max;
+                wire::frames(&messages, beat.map(|beat| ((), beat)), bytes_max, |_| (), |(), frame| frames.push(frame));
+                for frame in frames {
+                    self.note(&frame);
+                    self.send((node, to), Packet::Frame(frame));
                 }
-                self.note(&frame);
-                self.send((node, to), Packet::Frame(frame.freeze()));
             }
             Effect::Persist { write, batch } => {
                 self.note(&write.to_be_bytes());
@@ -79,6 +79,13 @@ impl World {
     }
 
     fn send(&mut self, link: Link, packet: Packet) {
+        if self.network.refuses(&packet) {
+            // As the transport does: the frame is dropped, and the core hears that the node can't be reached.
+            self.meet("refused frames");
+            let (from, node) = link;
+            self.say(|| format!("a frame from n{from} to n{node} is too large"));
+            return self.post(from, Event::NodeUnreachable { node });
+        }
         let fate = self.network.send(link, &packet, self.now, &mut self.dice);
         if let [None, _] = fate.arrivals {
             self.lost(link, &packet);

@@ -159,6 +159,9 @@ fn live(world: &mut World) -> Result<(), String> {
     world.run_until(world.now + 20 * SECOND, |world| world.clients.waiting.is_empty() && world.has_recovered())?;
     world.clients_end();
     world.invariants.end()?;
+    if let Some(refused) = world.met.get("refused frames") {
+        return Err(format!("{refused} frames were larger than the transport carries"));
+    }
     match check::check(&world.clients.history) {
         check::Verdict::Linearizable(_) => Ok(()),
         verdict => Err(format!("the clients' history is not linearizable\n{verdict}")),

@@ -2,7 +2,8 @@
 //!
 //! A packet takes a while, which differs from packet to packet, so they overtake each other; it may be lost, doubled, or late by a
 //! lot. A direction can be **cut** (what is sent is lost) or **clogged** (what is sent arrives when the clog is gone), until a
-//! moment. What travels are the very bytes of [`wire`](crate::core::wire).
+//! moment. What travels are the very bytes of [`wire`](crate::core::wire), and frames above a size are refused, as the transport
+//! refuses them.
 
 use super::plan::{MS, Plan};
 use crate::dice::Dice;
@@ -51,6 +52,7 @@ pub(crate) struct Network {
     loss_percent: u64,
     duplicate_percent: u64,
     late_percent: u64,
+    frame_bytes_max: usize,
     cut: BTreeMap<Link, u64>,
     clogged: BTreeMap<Link, u64>,
     /// Packets that were lost, doubled, and late.
@@ -69,13 +71,20 @@ impl Network {
             loss_percent: plan.loss_percent,
             duplicate_percent: plan.duplicate_percent,
             late_percent: plan.late_percent,
+            frame_bytes_max: plan.config.frame_bytes_max,
             ..Self::default()
         }
     }
 
+    /// Whether a packet is a frame that the transport would refuse for its size.
+    pub(crate) fn refuses(&self, packet: &Packet) -> bool {
+        matches!(packet, Packet::Frame(frame) if frame.len() > self.frame_bytes_max)
+    }
+
     /// From here on everything arrives, once.
     pub(crate) fn heal(&mut self) {
-        *self = Self { latency: self.latency, lost: self.lost, doubled: self.doubled, late: self.late, ..Self::default() };
+        let (latency, frame_bytes_max) = (self.latency, self.frame_bytes_max);
+        *self = Self { latency, frame_bytes_max, lost: self.lost, doubled: self.doubled, late: self.late, ..Self::default() };
     }
 
     /// From here on it arrives soon.

@@ -12,6 +12,9 @@ pub(crate) const MS: u64 = 1_000_000;
 /// One simulated second.
 pub(crate) const SECOND: u64 = 1000 * MS;
 
+/// The smallest frame that is drawn: the largest value of any client takes less than half of it.
+const FRAME_BYTES_MIN: usize = 48 << 10;
+
 /// What goes wrong, and how often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Fault {
@@ -180,14 +183,59 @@ pub(crate) fn descriptors(nodes: u64, count: u64, voters: u64) -> Vec<Descriptor
 
 fn configured(seed: u64, dice: &mut Dice) -> CoreConfig {
     let mut config = CoreConfig { seed, ..CoreConfig::default() };
-    config.raft.max_inflight_writes = dice.pick(&[1, 1, 1, 2, 4]);
-    config.raft.max_size_per_msg_bytes = dice.pick(&[1, 4 << 10, 1 << 20]);
-    config.raft.max_inflight_msgs = dice.pick(&[1, 4, 256]);
-    config.raft.max_entry_size_bytes = dice.pick(&[1, 1 << 10, 256 << 10]);
-    config.raft.max_committed_size_per_ready_bytes = dice.pick(&[1, 4 << 20]);
+    config.frame_bytes_max = dice.pick(&[FRAME_BYTES_MIN, FRAME_BYTES_MIN, 16 << 20]);
+    let half = config.frame_bytes_max as u64 / 2;
+    config.raft.max_inflight_writes = dice.pick(&[1, 1, 2, 4]);
+    config.raft.max_size_per_msg_bytes = dice.pick(&[4 << 10, half]);
+    config.raft.max_inflight_msgs = dice.pick(&[4, 256]);
+    config.raft.max_entry_size_bytes = dice.pick(&[1 << 10, half.min(256 << 10)]);
+    config.log.bytes_per_shard_max = dice.pick(&[64 << 10, 64 << 10, 300 << 10, 64 << 20]);
+    config.log.cache_bytes_max = dice.pick(&[100 << 10, 128 << 20]);
     config.raft.balance_leaders = dice.percent(50);
-    config.log.bytes_per_shard_max = dice.pick(&[64 << 10, 64 << 10, 64 << 10, 300 << 10, 64 << 20]);
-    config.log.cache_bytes_max = dice.pick(&[0, 100 << 10, 128 << 20]);
+    // Every limit goes down to its least: some of them in every seed, all of them in a few.
+    let percent = dice.pick(&[10, 25, 25, 100]);
+    for place in 0..config.limits().len() {
+        let limit = &config.limits()[place];
+        if dice.percent(percent) {
+            (limit.set)(&mut config, limit.least);
+        }
+    }
     config.reads.lease = dice.percent(30);
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn every_limit_is_drawn_down_to_its_least_and_not_always() {
+        const SEEDS: u64 = 300;
+        let mut least: BTreeMap<&str, u64> = BTreeMap::new();
+        for seed in 0..SEEDS {
+            let config = Plan::draw(seed, &mut Dice::new(seed)).config;
+            config.validate().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+            for limit in config.limits() {
+                *least.entry(limit.name).or_default() += u64::from(limit.value == limit.least);
+            }
+        }
+        for (name, seeds) in least {
+            assert!((SEEDS / 10..SEEDS).contains(&seeds), "{name} is at its least in {seeds} of {SEEDS} seeds");
+        }
+    }
+
+    /// What is drawn is what an operator may set: a new limit of the configuration must be drawn, too.
+    #[test]
+    fn every_option_that_limits_something_is_among_the_limits() {
+        let config = CoreConfig::default();
+        let tables = [("raft", toml::Table::try_from(&config.raft)), ("log", toml::Table::try_from(&config.log))];
+        let limits: Vec<_> = config.limits().iter().map(|limit| limit.name).collect();
+        for (table, options) in tables {
+            for option in options.expect("every option has a form in TOML").keys().filter(|key| key.contains("max")) {
+                let name = format!("{table}.{option}");
+                assert!(limits.contains(&name.as_str()), "{name} is never drawn");
+            }
+        }
+    }
 }

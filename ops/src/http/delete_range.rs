@@ -36,7 +36,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             return Err(Problem::malformed("range_missing", detail));
         };
         let deadline = self.deadline();
-        let (mut count, mut shards_done) = (0, 0);
+        let (mut count, mut shards_done) = (0_u64, 0);
         loop {
             let command = Command { op: Op::DeleteRange { range: range.clone() }, condition: Condition::Always };
             let reply = self.ask_by(Ask::Write(command), deadline).await;
@@ -44,7 +44,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             let Answer::DeletedRange { count: here, rest } = &reply.answer else {
                 return Err(unexpected(&reply, Outcome::Unknown).after_deleting(count, shards_done));
             };
-            count += here;
+            count = count.saturating_add(*here);
             shards_done += 1;
             match rest {
                 None => return answer::json(&Deleted { count }),

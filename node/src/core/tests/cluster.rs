@@ -308,6 +308,14 @@ impl Cluster {
         true
     }
 
+    /// Delivers what a held link keeps, but for snapshots, which stay on it.
+    pub(super) fn deliver_frames(&mut self, link: Link) {
+        while let Some(place) = self.network.first_frame(link) {
+            self.deliver(link, place);
+        }
+        self.settle();
+    }
+
     /// Loses one packet of a link. Whether there was one.
     pub(super) fn drop_packet(&mut self, link: Link, place: usize) -> bool {
         let Some(packet) = self.network.take(link, place) else { return false };
@@ -508,9 +516,7 @@ impl Cluster {
     }
 
     fn send(&mut self, from: NodeId, to: NodeId, messages: Vec<Envelope>, beat: Option<crate::core::Beat>) {
-        let mut frame = wire::start_frame();
         for envelope in &messages {
-            envelope.encode(&mut frame);
             let context = &envelope.message.context;
             if envelope.message.get_msg_type() == MessageType::MsgHeartbeat
                 && !context.is_empty()
@@ -519,11 +525,18 @@ impl Cluster {
                 self.contexts.push(context.clone());
             }
         }
-        if let Some(beat) = beat {
-            wire::encode_beat(beat, &mut frame);
-        }
-        // Frames are lost without a word.
-        drop(self.network.send((from, to), Packet::Frame(frame.freeze())));
+        let bytes_max = self.config.frame_bytes_max;
+        wire::frames(
+            &messages,
+            beat.map(|beat| ((), beat)),
+            bytes_max,
+            |_| (),
+            |(), frame| {
+                assert!(frame.len() <= bytes_max, "a frame of {} bytes", frame.len());
+                // Frames are lost without a word.
+                drop(self.network.send((from, to), Packet::Frame(frame)));
+            },
+        );
     }
 
     fn send_snapshot(

@@ -21,17 +21,44 @@ fn entry(index: u64, term: u64) -> Entry {
     Entry { index, term, ..Entry::default() }
 }
 
+fn conf_change(kind: EntryType, data: &'static [u8]) -> Entry {
+    let mut entry = Entry { data: Bytes::from_static(data), ..entry(3, 2) };
+    entry.set_entry_type(kind);
+    entry
+}
+
 #[test]
 fn bad_messages_are_refused_and_counted() {
     use MessageType::*;
     type Spoil = fn(&mut Message);
-    let table: [(&str, Spoil); 23] = [
+    let table: [(&str, Spoil); 29] = [
         ("another node's replica", |m| m.from = 23),
         ("nobody's replica", |m| m.from = 99),
         ("the receiver's own", |m| m.from = 21),
         ("for another replica", |m| m.to = 22),
         ("term 0", |m| m.term = 0),
         ("the highest term", |m| m.term = u64::MAX),
+        ("the highest term that a log may hold", |m| m.term = 1 << 56),
+        ("a term beyond all elections", |m| m.term += (1 << 32) + 1),
+        ("a wish for a snapshot that can't be", |m| {
+            m.set_msg_type(MsgAppendResponse);
+            m.set_reject(true);
+            m.request_snapshot = 1 << 50;
+        }),
+        ("a vote for a term beyond all elections", |m| {
+            m.set_msg_type(MsgRequestVote);
+            m.term += 1 << 40;
+        }),
+        ("a membership change of nested groups", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![conf_change(EntryType::EntryConfChange, &[0x0b; 1000])].into());
+        }),
+        ("a large membership change with a group inside", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![conf_change(EntryType::EntryConfChangeV2, &[0x12, 2, 0x0b, 0x0c])].into());
+        }),
         ("a proposal", |m| m.set_msg_type(MsgPropose)),
         ("a read", |m| m.set_msg_type(MsgReadIndex)),
         ("an answer to a read", |m| m.set_msg_type(MsgReadIndexResp)),

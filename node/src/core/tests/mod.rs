@@ -3,11 +3,13 @@
 //! - [`cluster`] and [`network`]: the harness, with the simulation's nodes. [`crate::sim`] lets them live in simulated time.
 //! - [`script`], [`golden`]: golden scripts, one per behaviour, in `testdata`.
 //! - [`traps`]: one test per trap of raft-rs 0.7, named by its number.
+//! - [`bounds`]: limits at their least, queues filled.
 //! - [`messages`]: what a peer may not send, as a table and as a property.
 //! - [`ages`], [`promises`], [`far_quorum`]: what stale, lease and linearizable reads rest on.
 //! - [`determinism`]: the same events give the same effects.
 
 mod ages;
+mod bounds;
 mod cluster;
 mod determinism;
 mod far_quorum;

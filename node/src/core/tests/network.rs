@@ -30,6 +30,11 @@ impl Network {
         self.queues.get_mut(&link)?.remove(place)
     }
 
+    /// Where the first packet of a link's queue stands that is no snapshot.
+    pub(super) fn first_frame(&self, link: Link) -> Option<usize> {
+        self.queues.get(&link)?.iter().position(|packet| matches!(packet, Packet::Frame(_)))
+    }
+
     /// How many packets wait on a link.
     pub(super) fn waiting(&self, link: Link) -> usize {
         self.queues.get(&link).map_or(0, VecDeque::len)

@@ -3,7 +3,7 @@
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::wire::{self, Item};
-use crate::core::{CoreConfig, Event, ready};
+use crate::core::{CoreConfig, Event, conf_change};
 use crate::sim::member::{Lane, Member};
 use crate::sim::network::Packet;
 use bytes::{BufMut, Bytes};
@@ -136,9 +136,9 @@ fn trap_01_stale_read_index() {
 #[test]
 fn trap_02_empty_entries_have_a_type() {
     let leave = Entry { index: 2, term: 1, entry_type: EntryType::EntryConfChangeV2, ..Entry::default() };
-    let change = ready::conf_change(&leave).unwrap();
+    let change = conf_change::conf_change(&leave).unwrap();
     assert_eq!(change, Some(ConfChangeV2::default()), "the step out of joint consensus was taken for nothing");
-    assert_eq!(ready::conf_change(&Entry::default()).unwrap(), None);
+    assert_eq!(conf_change::conf_change(&Entry::default()).unwrap(), None);
 
     // Committed where it does not fit, it is refused by every replica alike, and applied as an entry.
     let mut cluster = Cluster::led();
@@ -577,4 +577,43 @@ fn trap_16_entries_are_never_sent_behind_a_place_that_is_not_below_them() {
         .unwrap();
     }
     assert_eq!(in_place, [true]);
+}
+
+/// With `batch_append`, entries are added to an append that waits to be sent, however large it has become: a follower that lagged is
+/// sent everything in one message, which no frame carries, and again, and again.
+#[test]
+fn trap_18_many_large_entries_never_become_one_message() {
+    // Sprung on a bare leader: each proposal alone is as large as a message may be.
+    let mut raw = bare_leader(true, |config| {
+        config.batch_append = true;
+        config.max_size_per_msg = 1000;
+    });
+    let mut answer = message(MessageType::MsgAppendResponse, 2, 1);
+    answer.index = 1;
+    raw.step(answer).unwrap();
+    handle(&mut raw);
+    (0..8).for_each(|_| raw.propose(vec![], vec![7; 1000]).unwrap());
+    let (sent, _) = handle(&mut raw);
+    assert!(sent.iter().any(|m| m.entries.len() == 8), "raft-rs has closed the trap: {sent:?}");
+
+    // The core: whatever is proposed at once, and whatever a follower lacks. The cluster refuses frames that are too large.
+    let mut config = config();
+    config.frame_bytes_max = 64 << 10;
+    config.raft.max_size_per_msg_bytes = 8 << 10;
+    config.raft.max_entry_size_bytes = 8 << 10;
+    let mut cluster = Cluster::led_with(config);
+    let value = "v".repeat(4 << 10);
+    for lagging in [false, true] {
+        if lagging {
+            cluster.partition(&[N1], &[N2]);
+        }
+        let tickets: Vec<_> = (0..64).map(|n| cluster.post_put(N1, &format!("k{n}"), &value, FOREVER)).collect();
+        cluster.settle();
+        for ticket in tickets {
+            assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "{:?}", cluster.answer(ticket));
+        }
+    }
+    cluster.network.heal();
+    cluster.run(20);
+    assert!(cluster.is_level(), "the follower that lagged has caught up: {:?}", cluster.places());
 }

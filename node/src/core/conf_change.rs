@@ -1,0 +1,32 @@
+//! What a membership change says, as an entry of the log carries it.
+//!
+//! Read twice: before an entry from a peer gets into the log, since what can't be read would set the shard aside on every node once it
+//! is committed; and when it is applied.
+
+use super::wire;
+use protobuf::Message as _;
+use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType};
+
+/// The membership change that an entry carries. The type is looked at before the data: leaving joint consensus has none.
+///
+/// It came from a peer, so it is looked at by the guard before the parser sees it, as every message is.
+pub(super) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, String> {
+    let words = |error: protobuf::ProtobufError| error.to_string();
+    match entry.get_entry_type() {
+        EntryType::EntryNormal => Ok(None),
+        EntryType::EntryConfChange => {
+            let mut change = ConfChange::default();
+            wire::guard_conf_change(&entry.data)?;
+            change.merge_from_bytes(&entry.data).map_err(words)?;
+            let mut single = ConfChangeSingle { node_id: change.node_id, ..ConfChangeSingle::default() };
+            single.set_change_type(change.get_change_type());
+            Ok(Some(ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }))
+        }
+        EntryType::EntryConfChangeV2 => {
+            let mut change = ConfChangeV2::default();
+            wire::guard_conf_change_v2(&entry.data)?;
+            change.merge_from_bytes(&entry.data).map_err(words)?;
+            Ok(Some(change))
+        }
+    }
+}

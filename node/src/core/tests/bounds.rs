@@ -1,0 +1,125 @@
+//! What is bounded, and that a bound never holds anything back for ever: each limit at its least, each queue filled.
+
+use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
+use crate::core::CoreConfig;
+use crate::sim::member::Lane;
+use flotilla_router::NodeId;
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const N3: NodeId = NodeId(3);
+
+/// Limits at their least: one entry may be under way however large it is, so every write passes, one after the other.
+#[test]
+fn writes_larger_than_every_limit_pass_one_by_one() {
+    let mut config = config();
+    config.raft.max_size_per_msg_bytes = 1;
+    config.raft.max_uncommitted_size_bytes = 64 << 10;
+    config.raft.max_entry_size_bytes = 1;
+    config.raft.max_waiting_bytes = 1;
+    config.raft.max_committed_size_per_ready_bytes = 1;
+    let mut cluster = Cluster::led_with(config);
+    for n in 0..5 {
+        let written = cluster.put(N1, "k", &format!("{n}").repeat(100_000));
+        assert!(matches!(written, Some(Answer::Written(_))), "{written:?}");
+    }
+}
+
+/// Entries that nobody could commit lie in a replica's memory, more of them than may wait for apply. That must not keep it from
+/// taking the entries in by which they would be committed, or overruled: neither now, nor after a restart.
+#[test]
+fn entries_that_are_not_committed_do_not_close_the_gate() {
+    let mut config = config();
+    config.log.unapplied_bytes_max = 64 << 10;
+    config.log.cache_bytes_max = 0;
+    let mut cluster = Cluster::led_with(config);
+    // Node 1 hears nothing any more; what it proposes lies in its own log and in node 2's.
+    cluster.partition(&[N1, N2], &[N3]);
+    cluster.cut((N2, N1));
+    let lost: Vec<_> = (0..12).map(|n| cluster.post_put(N1, &format!("k{n}"), &"v".repeat(10_000), FOREVER)).collect();
+    cluster.settle();
+    assert!(lost.iter().all(|ticket| cluster.answer(*ticket).is_none()), "somebody committed it");
+    for id in [N1, N2] {
+        let replica = cluster.replica(id, SHARD).unwrap();
+        assert!(replica.raw.raft.raft_log.last_index() > replica.raw.raft.raft_log.committed, "node {id} has nothing to spare");
+    }
+    for id in [N1, N2] {
+        cluster.crash(id, usize::MAX);
+        cluster.start(id);
+    }
+    cluster.network.heal();
+    cluster.run(60);
+    let leader = cluster.leader(SHARD).expect("somebody leads");
+    assert!(matches!(cluster.put(leader, "after", "it goes on"), Some(Answer::Written(_))));
+    cluster.run(10);
+    assert!(cluster.is_level(), "somebody is left behind: {:?}", cluster.places());
+}
+
+/// What is committed and not applied does close it, and opens it again.
+#[test]
+fn apply_that_stands_still_bounds_what_is_taken_in() {
+    let mut config = config();
+    config.log.unapplied_bytes_max = 64 << 10;
+    let mut cluster = Cluster::led_with(config);
+    cluster.running_mut(N3).hold(Lane::Apply);
+    for n in 0..20 {
+        assert!(matches!(cluster.put(N1, &format!("k{n}"), &"v".repeat(10_000)), Some(Answer::Written(_))));
+    }
+    cluster.run(10);
+    let held = |cluster: &Cluster| {
+        let raft_log = &cluster.replica(N3, SHARD).unwrap().raw.raft.raft_log;
+        raft_log.last_index() - cluster.replica(N3, SHARD).unwrap().applied.index
+    };
+    assert!((3..=12).contains(&held(&cluster)), "node 3 holds {} entries that it has not applied", held(&cluster));
+    cluster.running_mut(N3).release(Lane::Apply);
+    cluster.run(30);
+    assert!(cluster.is_level(), "node 3 never caught up: {:?}", cluster.places());
+}
+
+/// A snapshot that never arrives, while its shard is written to: the log grows to a few times its share and no further, and a
+/// snapshot that is built anew brings the follower back.
+#[test]
+fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
+    for fails in [false, true] {
+        let mut cluster = Cluster::led_with(small_log());
+        let share = cluster.config.log.bytes_per_shard_max;
+        cluster.partition(&[N1, N2], &[N3]);
+        fill(&mut cluster, 20);
+        cluster.network.heal();
+        // Nothing but what node 1 sends it stands still, the snapshot with it; or is lost, whenever it is sent.
+        cluster.network.hold((N1, N3));
+        let mut largest = 0;
+        for _ in 0..30 {
+            fill(&mut cluster, 8);
+            cluster.run(2);
+            if fails {
+                while cluster.drop_packet((N1, N3), 0) {}
+                cluster.settle();
+            } else {
+                // Everything but the snapshot passes, so that node 1 goes on asking.
+                cluster.deliver_frames((N1, N3));
+            }
+            largest = largest.max(cluster.replica(N1, SHARD).unwrap().compaction.bytes());
+        }
+        assert!(largest <= 6 * share, "the log grew to {largest} bytes; its share is {share} (stream fails: {fails})");
+        while cluster.drop_packet((N1, N3), 0) {}
+        cluster.network.heal();
+        cluster.run(60);
+        assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
+    }
+}
+
+fn small_log() -> CoreConfig {
+    let mut config = config();
+    config.log.bytes_per_shard_max = 1 << 16;
+    config.log.cache_bytes_max = 0;
+    config.raft.max_entry_size_bytes = 1;
+    config
+}
+
+fn fill(cluster: &mut Cluster, writes: usize) {
+    for n in 0..writes {
+        let written = cluster.put(N1, &format!("k{n}"), &"v".repeat(8 << 10));
+        assert!(matches!(written, Some(Answer::Written(_))), "{written:?}");
+    }
+}

@@ -1,0 +1,101 @@
+//! Questions on their way to the node that can answer them.
+//!
+//! What was sent and not answered is *unknown* for a write. So a write is sent only when there is room for it: where too much is under
+//! way to a node already, it waits here for a while, where it can still be refused with a word that is certain. And the other node is
+//! given a little less time than there is, so that it gives up first, and says what it knows.
+
+use super::service::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, Service};
+use bytes::Bytes;
+use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::sizes::KEY_BYTES_MAX;
+use flotilla_router::{Ask, NodeId, Outcome, Refusal, ShardId};
+use flotilla_transport::RequestError;
+use std::time::{Duration, Instant};
+
+/// The most of a request's time that is kept for the way back of its answer.
+const WAY_BACK_MAX: Duration = Duration::from_millis(500);
+/// What a question has beside its command, generously.
+const AROUND_BYTES: usize = 64;
+
+impl Service {
+    /// Hands a request to another node.
+    pub(super) async fn forward(&self, to: NodeId, shard: ShardId, ask: &Ask, deadline: Instant) -> Response {
+        self.forward_hop(to, shard, ask, 1, deadline).await
+    }
+
+    /// The same with a request that was handed on `hops` times then.
+    pub(super) async fn forward_hop(&self, to: NodeId, shard: ShardId, ask: &Ask, hops: u8, deadline: Instant) -> Response {
+        self.metrics.forwarded_sent.inc();
+        let answered = self.send_when_there_is_room(to, ask, hops, deadline).await;
+        if answered.is_err() {
+            self.metrics.forward_failures.inc();
+        }
+        match answered {
+            Ok(response) => call::decode::<Response>("forwarded response", &response).unwrap_or_else(|error| {
+                let outcome = if ask.is_write() { Outcome::Unknown } else { Outcome::NotApplied };
+                Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
+            }),
+            Err(RequestError::Full { limit }) => {
+                Err(Refusal::Overloaded { what: format!("bytes of requests under way to node {to}"), limit: limit as u64 })
+            }
+            Err(RequestError::NotSent(_)) => {
+                // Whoever led from there can't be reached from here.
+                self.routes.not_leader(shard, to);
+                Err(Refusal::NoLeader { shard })
+            }
+            Err(RequestError::Lost | RequestError::Expired) if ask.is_write() => Err(Refusal::Unknown { shard }),
+            Err(RequestError::Lost) => Err(Refusal::NoLeader { shard }),
+            Err(RequestError::Expired) => Err(Refusal::Expired { shard }),
+        }
+    }
+
+    /// Waits for room for half of the time: the rest will be needed.
+    async fn send_when_there_is_room(&self, to: NodeId, ask: &Ask, hops: u8, deadline: Instant) -> Result<Bytes, RequestError> {
+        let begun = Instant::now();
+        let patience = begun + deadline.saturating_duration_since(begun) / 2;
+        let mut pause = RETRY_PAUSE_MIN;
+        loop {
+            let sent = match self.transport.has_room(to, about_bytes(ask)) {
+                Ok(()) => {
+                    let time_left = left_for_another(deadline.saturating_duration_since(Instant::now()));
+                    let request = call::encode(&Forwarded { ask: ask.clone(), hops, time_left });
+                    self.transport.request(to, request, deadline).await
+                }
+                Err(limit) => Err(RequestError::Full { limit }),
+            };
+            if !matches!(sent, Err(RequestError::Full { .. })) || Instant::now() + pause >= patience {
+                return sent;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+        }
+    }
+}
+
+/// About how many bytes a question takes; only those of a write are many.
+fn about_bytes(ask: &Ask) -> usize {
+    match ask {
+        Ask::Write(command) => command.encoded_bytes() + AROUND_BYTES,
+        Ask::Get { .. } | Ask::Scan { .. } | Ask::Part { .. } => 2 * KEY_BYTES_MAX,
+        Ask::Admin(question) => question.len() + AROUND_BYTES,
+    }
+}
+
+/// What another node is given of the time that is left.
+fn left_for_another(time_left: Duration) -> Duration {
+    time_left - (time_left / 8).min(WAY_BACK_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_node_gives_up_before_whoever_asked_it_does() {
+        let second = Duration::from_secs(1);
+        for (left, given) in [(Duration::ZERO, Duration::ZERO), (second, second * 7 / 8), (10 * second, 10 * second - second / 2)]
+        {
+            assert_eq!(left_for_another(left), given);
+        }
+    }
+}
