@@ -46,7 +46,7 @@ pub struct Config {
     /// A file to keep the process id in; none where empty.
     #[serde(default)]
     pub pid_file: PathBuf,
-    /// Threads for HTTP and QUIC. By default as many as there are cores, but 2 at least and 8 at most.
+    /// Threads for HTTP; QUIC has half as many of its own, one at least. By default as many as there are cores, but 2 to 8.
     #[serde(default = "default_threads")]
     pub threads: usize,
     /// How long a shutdown may take: leadership handed over, requests in flight answered.

@@ -30,6 +30,7 @@ pub mod mailbox;
 pub mod pages;
 pub mod peers;
 pub mod queue;
+mod quic;
 pub mod rates;
 pub mod reading;
 pub mod service;

@@ -9,6 +9,7 @@ use super::driver::{Driver, Hands, LoopState};
 use super::health::{self, Health};
 use super::mailbox::{Mail, Mailbox};
 use super::peers::Peers;
+use super::quic::QuicThreads;
 use super::reading::Readers;
 use super::service::Service;
 use super::snapshots::Snapshots;
@@ -37,6 +38,7 @@ const VIEWS_SWEEP: Duration = Duration::from_secs(5);
 pub struct Running {
     server: Server,
     transport: Arc<Transport>,
+    quic: QuicThreads,
     mailbox: Mailbox,
     engine: Arc<super::Engine>,
     threads: Vec<JoinHandle<()>>,
@@ -100,7 +102,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
             drift_max_percent,
         }),
     };
-    let transport = Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?);
+    let quic = QuicThreads::start(config.threads)?;
+    let transport = {
+        let _on_its_own_threads = quic.enter();
+        Arc::new(Transport::start(config.transport(), identity, &credentials, peers.clone())?)
+    };
 
     // A client that reads slowly is waited for as long as `write_timeout` says.
     let idle_max = config.limits.write_timeout + config.limits.request_timeout + VIEWS_SWEEP;
@@ -165,7 +171,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
     let pages = config.pages().map_err(anyhow::Error::msg)?;
     let server = Server::bind(config.http, config.limits.clone(), pages, service, admin, health, metrics).await?;
-    Ok(Running { server, transport, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
+    Ok(Running { server, transport, quic, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
 }
 
 /// Gives up the views that streams have left behind.
@@ -227,6 +233,7 @@ impl Running {
         }
         self.disk_watch.abort();
         self.transport.shutdown().await;
+        drop(self.quic);
         self.mailbox.offer(Mail::Stop);
         let threads = self.threads;
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
