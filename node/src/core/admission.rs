@@ -8,7 +8,7 @@ use super::{Node, Time};
 use flotilla_router::{Command, Op, Refusal, ShardId};
 
 /// Bytes of commands that may always wait, however slowly they were proposed before.
-const WAITING_BYTES_MIN: u64 = 4 << 20;
+const WAITING_BYTES_MIN: u64 = 1 << 20;
 
 /// How fast what waits is proposed.
 pub(super) struct Pace {
@@ -16,17 +16,24 @@ pub(super) struct Pace {
     rate: u64,
     /// Bytes proposed since the last tick.
     bytes: u64,
+    /// Bytes proposed and not yet committed when something was last proposed: they go before what waits.
+    under_way: u64,
 }
 
 impl Pace {
     /// As if a full queue were empty after a second, until it is known better.
     pub(super) fn new(config: &CoreConfig) -> Self {
-        Self { rate: config.raft.max_waiting_bytes, bytes: 0 }
+        Self { rate: config.raft.max_waiting_bytes, bytes: 0, under_way: 0 }
     }
 
     /// So many bytes were proposed.
     pub(super) fn proposed(&mut self, bytes: u64) {
         self.bytes += bytes;
+    }
+
+    /// So many bytes are under way now.
+    pub(super) fn under_way(&mut self, bytes: u64) {
+        self.under_way = bytes;
     }
 
     /// A tick has passed. While nothing waits, what was proposed says only how much is possible at least.
@@ -35,11 +42,12 @@ impl Pace {
         self.rate = if something_waits { self.rate / 16 * 15 + rate / 16 } else { self.rate.max(rate) };
     }
 
-    /// How many bytes may wait in front of a command that has so much time: whoever would spend more than half of it in line had
-    /// better be told at once.
+    /// How many bytes may wait in front of a command that has so much time: whoever would spend more than half of it in line, and
+    /// behind what is under way, had better be told at once.
     fn waiting_bytes_max(&self, time_left: Time, most: u64) -> u64 {
         let in_time = u128::from(self.rate) * (time_left / 2).as_millis() / 1000;
-        u64::try_from(in_time).unwrap_or(u64::MAX).max(WAITING_BYTES_MIN).min(most)
+        let in_time = u64::try_from(in_time).unwrap_or(u64::MAX);
+        in_time.saturating_sub(self.under_way).max(WAITING_BYTES_MIN).min(most)
     }
 }
 
@@ -88,9 +96,12 @@ mod tests {
     #[test]
     fn what_may_wait_follows_the_pace_and_the_time_that_is_left() {
         const MIB: u64 = 1 << 20;
-        let mut pace = Pace { rate: 64 * MIB, bytes: 0 };
+        let mut pace = Pace { rate: 64 * MIB, bytes: 0, under_way: 0 };
         let limit = |pace: &Pace, seconds| pace.waiting_bytes_max(Time::from_secs(seconds), 256 * MIB) / MIB;
-        assert_eq!([0, 1, 4, 100].map(|seconds| limit(&pace, seconds)), [4, 32, 128, 256]);
+        assert_eq!([0, 1, 4, 100].map(|seconds| limit(&pace, seconds)), [1, 32, 128, 256]);
+        pace.under_way(30 * MIB);
+        assert_eq!([0, 1, 4].map(|seconds| limit(&pace, seconds)), [1, 2, 98]);
+        pace.under_way(0);
         // A quarter of that for some seconds, while more waits.
         for _ in 0..100 {
             pace.proposed(16 * MIB / 20);
@@ -99,7 +110,7 @@ mod tests {
         assert_eq!(limit(&pace, 4), 32);
         // Nothing at all for long: a little may wait all the same, or nobody would ever learn that it goes on.
         (0..1000).for_each(|_| pace.tick(50, true));
-        assert_eq!(limit(&pace, 4), 4);
+        assert_eq!(limit(&pace, 4), 1);
         pace.proposed(10 * MIB);
         pace.tick(50, false);
         assert_eq!(limit(&pace, 1), 100);

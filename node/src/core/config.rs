@@ -37,7 +37,7 @@ pub struct RaftConfig {
     /// Append messages in flight to one follower of one group.
     pub max_inflight_msgs: usize,
     /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable. Of it, half
-    /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and a quarter proposed on this node and not
+    /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and an eighth proposed on this node and not
     /// yet committed. No less than a frame (16 MiB).
     pub max_inflight_bytes: u64,
     /// Bytes of commands that become one log entry. A larger single command still becomes one. At most half of a frame (8 MiB).

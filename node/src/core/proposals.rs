@@ -207,6 +207,7 @@ impl Node {
         for shard in first.into_iter().chain(last) {
             self.propose(shard, &mut under_way);
         }
+        self.pace.under_way(under_way);
         // Whoever was held back for the sake of others goes before them the next time.
         if let Some(held) = self.gathering.range(self.propose_first..).next().or(self.gathering.first()) {
             self.propose_first = *held;
@@ -243,7 +244,7 @@ impl Node {
             // have no more than leaves and commits soon: the rest waits here, where it can still be refused.
             let full = uncommitted > 0
                 && (uncommitted + more > self.config.raft.max_uncommitted_size_bytes
-                    || *under_way + more > self.config.raft.max_inflight_bytes / 4);
+                    || *under_way + more > self.config.raft.max_inflight_bytes / 8);
             let apply_lags = raft.raft_log.committed.saturating_sub(replica.applied.index) > APPLY_LAG_ENTRIES_MAX
                 || self.unapplied_bytes > self.config.log.unapplied_bytes_max;
             if raft.lead_transferee.is_some() || full || apply_lags {
