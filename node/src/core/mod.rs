@@ -157,11 +157,9 @@ pub struct Node {
     unapplied_bytes: u64,
     /// Free and reserved bytes, while the disk is nearly full.
     disk_full: Option<(u64, u64)>,
+    balance: balance::Balance,
     draining: bool,
     drained: bool,
-    /// The tick of the last sign of life, and whether one is due at once.
-    last_beat: u64,
-    beat_now: bool,
     /// Whether this pass had a tick.
     ticked: bool,
     counters: Counters,
@@ -196,10 +194,9 @@ impl Node {
             cache_bytes: 0,
             unapplied_bytes: 0,
             disk_full: None,
+            balance: balance::Balance::default(),
             draining: false,
             drained: false,
-            last_beat: 0,
-            beat_now: false,
             ticked: false,
             counters: Counters::default(),
         };

@@ -7,8 +7,10 @@
 //! - [`messages`]: what a peer may not send, as a table and as a property.
 //! - [`ages`], [`promises`], [`far_quorum`]: what stale, lease and linearizable reads rest on.
 //! - [`determinism`]: the same events give the same effects.
+//! - [`balance`]: leadership spread anew, counted.
 
 mod ages;
+mod balance;
 mod bounds;
 mod cluster;
 mod determinism;
