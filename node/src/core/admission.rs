@@ -62,6 +62,9 @@ impl Node {
         command.check_sizes().map_err(|why| Refusal::Invalid { why })?;
         let limit = self.pace.waiting_bytes_max(deadline.saturating_sub(self.now), self.config.raft.max_waiting_bytes);
         let replica = self.registry.get_mut(shard).ok_or(Refusal::NotHosted { shard })?;
+        if replica.quarantined.is_some() {
+            return Err(Refusal::NotHosted { shard });
+        }
         if !replica.leads() {
             return Err(Refusal::NotLeader { shard, leader: replica.leader_node() });
         }

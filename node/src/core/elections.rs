@@ -218,7 +218,9 @@ impl Node {
             self.outbox.effects.push(done(Err(Refusal::NotHosted { shard })));
             return;
         };
-        let refusal = if !replica.leads() {
+        let refusal = if replica.quarantined.is_some() {
+            Refusal::NotHosted { shard }
+        } else if !replica.leads() {
             Refusal::NotLeader { shard, leader: replica.leader_node() }
         } else {
             match replica.descriptor.on_node(to) {

@@ -20,7 +20,7 @@ impl Node {
         }
         self.bound_flow(shard);
         for (ticket, proposed) in tickets {
-            let refusal = if proposed { Refusal::Unknown { shard } } else { Refusal::NotLeader { shard, leader: None } };
+            let refusal = if proposed { Refusal::Unknown { shard } } else { Refusal::NotHosted { shard } };
             self.outbox.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
         }
     }

@@ -56,8 +56,11 @@ impl Replica {
         self.raw.raft.state == StateRole::Leader && self.quarantined.is_none()
     }
 
-    /// The node of the leader, as far as this replica knows.
+    /// The node of the leader, as far as this replica knows. One that was set aside hears of no election any more.
     pub(super) fn leader_node(&self) -> Option<NodeId> {
+        if self.quarantined.is_some() {
+            return None;
+        }
         self.descriptor.replica(ReplicaId(self.raw.raft.leader_id)).map(|r| r.node)
     }
 

@@ -20,7 +20,7 @@ use flotilla_router::{Descriptor, NodeId, Refusal, Routes, ShardId};
 use flotilla_storage::{Engine as _, WriteResult};
 use flotilla_transport::{Lane, Transport};
 use raft::eraftpb::MessageType;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -33,6 +33,12 @@ pub struct LoopState {
     pub last_pass_ms: AtomicU64,
     /// Set when the process is going down.
     pub draining: std::sync::atomic::AtomicBool,
+    /// Shards whose replica here was set aside: others are asked about them.
+    pub set_aside: std::sync::Mutex<BTreeSet<ShardId>>,
+    /// How many shards are led here, as of the last tick.
+    pub leaders: AtomicU64,
+    /// How many committed entries are not yet applied here, over all shards, as of the last tick.
+    pub apply_lag: AtomicU64,
     /// How busy each shard is.
     pub rates: std::sync::Mutex<Rates>,
 }
@@ -242,7 +248,8 @@ impl Driver {
             }),
             Effect::Quarantined { shard, why } => {
                 self.hands.views.give_up(Some(shard));
-                tracing::error!(%shard, why, "shard set aside on this node; its other replicas go on");
+                tracing::error!(%shard, why, "shard set aside on this node; its other replicas go on, and requests go to them");
+                self.hands.state.set_aside.lock().expect("nothing panics while it holds them").insert(shard);
             }
         }
     }

@@ -5,12 +5,13 @@ use super::driver::{LoopState, millis};
 use super::mailbox::Mailbox;
 use flotilla_ops::metrics::BusyShard;
 use flotilla_ops::{Check, Inspect, Metrics, Readiness};
-use flotilla_router::{NodeId, Routes};
+use flotilla_router::{NodeId, Routes, ShardId};
 use flotilla_storage::Engine as _;
 use flotilla_transport::Transport;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 /// A loop that has not turned for so long is stuck.
@@ -84,9 +85,7 @@ impl Inspect for Health {
         let peers = self.transport.peers();
         let reachable = peers.iter().filter(|p| self.transport.reachable(**p)).count();
         let quorum = peers.len().div_ceil(2);
-        let table = self.routes.table();
-        let mine = table.shards().filter(|s| s.on_node(self.node).is_some());
-        let leaderless = mine.filter(|s| self.routes.leader(s.id).is_none()).count();
+        let (leaderless, set_aside) = (self.leaderless(), self.set_aside().len());
         let draining = self.state.draining.load(Ordering::Relaxed);
         let disk_check = match disk(&self.data) {
             Ok(disk) => {
@@ -99,6 +98,8 @@ impl Inspect for Health {
             check("loop", self.live().is_ok(), self.live().err().unwrap_or_default()),
             check("joined", reachable >= quorum, format!("{reachable} of {} other nodes connected", peers.len())),
             check("leaders", leaderless == 0, format!("{leaderless} shards of this node without a leader")),
+            // Its other replicas answer; a person has to look all the same.
+            check("replicas", true, format!("{set_aside} shards of this node set aside")),
             disk_check,
             check("staying", !draining, if draining { "shutting down".into() } else { String::new() }),
         ];
@@ -118,9 +119,8 @@ impl Inspect for Health {
         metrics.rocksdb_wal_bytes.set(statistics.wal_bytes as i64);
         metrics.rocksdb_memtable_bytes.set(statistics.memtable_bytes as i64);
         metrics.rocksdb_pending_compaction_bytes.set(statistics.compaction_pending_bytes as i64);
-        let table = self.routes.table();
-        let mine = table.shards().filter(|s| s.on_node(self.node).is_some());
-        metrics.shards_without_leader.set(mine.filter(|s| self.routes.leader(s.id).is_none()).count() as i64);
+        metrics.shards_without_leader.set(self.leaderless() as i64);
+        metrics.shards_set_aside.set(self.set_aside().len() as i64);
         let connected = self.transport.peers().iter().filter(|p| self.transport.reachable(**p)).count();
         metrics.peers_connected.set(connected as i64);
         let mut last = self.last.lock().expect("nothing panics while it holds it");
@@ -130,6 +130,17 @@ impl Inspect for Health {
 }
 
 impl Health {
+    fn set_aside(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
+        self.state.set_aside.lock().expect("nothing panics while it holds them")
+    }
+
+    /// Shards of this node of which nobody here knows who leads. A replica that was set aside knows nothing, and need not.
+    fn leaderless(&self) -> usize {
+        let (table, set_aside) = (self.routes.table(), self.set_aside());
+        let mine = table.shards().filter(|s| s.on_node(self.node).is_some() && !set_aside.contains(&s.id));
+        mine.filter(|s| self.routes.leader(s.id).is_none()).count()
+    }
+
     fn collect_transport(&self, last: &mut Last) {
         let (stats, metrics) = (self.transport.stats(), &self.metrics);
         let (control, append, requests) = (metrics.lane("control"), metrics.lane("append"), metrics.lane("requests"));

@@ -11,7 +11,8 @@
 //! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with.
 //! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
 //! - [`clock`]: the time that leases and ages rest on.
-//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded; [`stale`]: stale ones.
+//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded, to
+//!   whom `choice` says; [`stale`]: stale ones.
 //! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
 //!
 //! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what is committed and who is told
@@ -19,6 +20,7 @@
 
 pub mod admin;
 pub mod applier;
+mod choice;
 pub mod clock;
 pub mod config;
 pub mod driver;

@@ -5,6 +5,7 @@
 //! elsewhere for a read.
 
 use super::admin::Admin;
+use super::choice::Choice;
 use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
 use super::pages::cut_to_shard;
 use super::reading::{Readers, or_stop};
@@ -63,28 +64,38 @@ impl flotilla_ops::Kv for Service {
             };
         }
         let mut pause = RETRY_PAUSE_MIN;
-        let mut refusal = None;
+        let mut choice = Choice::default();
+        let mut followed = false;
         loop {
             let Some(shard) = self.resolve(&ask) else {
                 return Err(Refusal::NotFound { what: "shard for that key on this node's map".into() });
             };
-            match self.attempt(&shard, &ask, deadline).await {
-                Ok(reply) => return Ok(reply),
-                Err(no) if is_worth_another_try(&no) => {
-                    self.learn_from(&no);
-                    let hinted = matches!(no, Refusal::NotLeader { leader: Some(_), .. } | Refusal::WrongShard { .. });
-                    let first = refusal.is_none();
-                    refusal = Some(no);
-                    if first && hinted {
-                        continue;
+            let hint = self.routes.leader(shard.id);
+            let next = choice.next(&shard, self.node, is_stale(&ask), hint, |node| self.transport.reachable(node));
+            let refusal = match next {
+                Some(node) => match self.ask(node, &shard, &ask, deadline).await {
+                    Ok(reply) => return Ok(reply),
+                    Err(no) if is_worth_another_try(&no) => {
+                        self.learn_from(node, &no);
+                        choice.note(node, &no);
+                        no
                     }
-                    self.ask_own_replica(shard.id).await;
-                }
-                Err(no) => return Err(no),
+                    Err(no) => return Err(no),
+                },
+                None => Refusal::NoLeader { shard: shard.id },
+            };
+            let hinted = matches!(
+                refusal,
+                Refusal::NotLeader { leader: Some(_), .. } | Refusal::WrongShard { .. } | Refusal::NotHosted { .. }
+            );
+            // A hint is followed at once, but hints that lead in a circle are not.
+            followed = hinted && !followed;
+            if followed {
+                continue;
             }
             if Instant::now() + pause >= deadline {
                 return Err(match refusal {
-                    Some(Refusal::Expired { shard }) => Refusal::Expired { shard },
+                    Refusal::Expired { shard } => Refusal::Expired { shard },
                     _ => Refusal::NoLeader { shard: shard.id },
                 });
             }
@@ -97,6 +108,16 @@ impl flotilla_ops::Kv for Service {
     fn let_go(&self, view: HeldView) {
         self.release(view);
     }
+}
+
+/// Whether any replica can answer.
+fn is_stale(ask: &Ask) -> bool {
+    matches!(
+        ask,
+        Ask::Get { consistency: Consistency::Stale { .. }, .. }
+            | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
+            | Ask::Part { consistency: Consistency::Stale { .. }, .. }
+    )
 }
 
 /// Whether another node, or the same a little later, may say yes, and nothing was applied.
@@ -122,9 +143,13 @@ impl Service {
         }
     }
 
-    fn learn_from(&self, refusal: &Refusal) {
+    /// Notes what a node's no tells of who leads.
+    fn learn_from(&self, asked: NodeId, refusal: &Refusal) {
         match refusal {
-            Refusal::NotLeader { shard, leader: Some(leader) } => self.routes.set_leader(*shard, Some(*leader)),
+            Refusal::NotLeader { shard, leader: Some(leader) } if *leader != asked => {
+                self.routes.set_leader(*shard, Some(*leader));
+            }
+            Refusal::NotLeader { shard, .. } | Refusal::NotHosted { shard } => self.routes.not_leader(*shard, asked),
             Refusal::WrongShard { descriptors, .. } => {
                 // A peer's word: what can't be a shard is no news.
                 let sound = |d: &Descriptor| d.id.0 > 0 && d.is_sound() && d.epoch.range.max(d.epoch.membership) <= NUMBER_MAX;
@@ -135,48 +160,12 @@ impl Service {
         }
     }
 
-    /// Takes up again what this node's own replica, if it has one, knows of its leader. The replica publishes changes only, so a
-    /// hint that a lost connection cleared, or that came from a node that knew less, would otherwise stay so until the next
-    /// election.
-    async fn ask_own_replica(&self, shard: ShardId) {
-        let (reply, reports) = oneshot::channel();
-        let asked = self.mailbox.offer(Mail::Inspect { after: ShardId(shard.0.saturating_sub(1)), limit: 1, reply });
-        if asked
-            && let Ok(reports) = reports.await
-            && let Some(report) = reports.first().filter(|report| report.descriptor.id == shard)
-        {
-            self.routes.set_leader(shard, report.leader);
+    /// One try, on one node.
+    async fn ask(&self, node: NodeId, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
+        if node == self.node {
+            return self.answer(shard, ask, deadline).await;
         }
-    }
-
-    /// One try, on the node that is most likely to be able to answer.
-    async fn attempt(&self, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
-        let here = shard.on_node(self.node).is_some();
-        let stale = matches!(
-            ask,
-            Ask::Get { consistency: Consistency::Stale { .. }, .. }
-                | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
-                | Ask::Part { consistency: Consistency::Stale { .. }, .. }
-        );
-        if here && stale {
-            match self.answer(shard, ask, deadline).await {
-                // Its own replica is set aside, or being replaced by a snapshot: any other will do.
-                Err(Refusal::NotHosted { .. }) => return self.elsewhere(shard, ask, deadline).await,
-                answered => return answered,
-            }
-        }
-        match self.routes.leader(shard.id) {
-            Some(leader) if leader == self.node => self.answer(shard, ask, deadline).await,
-            Some(leader) => self.forward(leader, shard.id, ask, deadline).await,
-            // Its own replica would know, if anybody led.
-            None if here => Err(Refusal::NoLeader { shard: shard.id }),
-            None => {
-                let Some(any) = shard.replicas.iter().map(|r| r.node).find(|n| self.transport.reachable(*n)) else {
-                    return Err(Refusal::NoLeader { shard: shard.id });
-                };
-                self.forward(any, shard.id, ask, deadline).await
-            }
-        }
+        self.forward(node, shard.id, ask, deadline).await
     }
 
     /// Hands a forwarded request about one key to the loop, which answers the other node without a task in between. Everything
