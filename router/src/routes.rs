@@ -14,6 +14,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use dashmap::DashMap;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex};
 
 /// The map from keys to shards. Cheap to look into from any thread.
@@ -35,8 +36,7 @@ pub struct Table {
 impl Table {
     /// The shard that owns `key`.
     pub fn owner(&self, key: &[u8]) -> Option<&Arc<Descriptor>> {
-        let (_, descriptor) =
-            self.by_start.range::<[u8], _>((std::ops::Bound::Unbounded, std::ops::Bound::Included(key))).next_back()?;
+        let (_, descriptor) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         descriptor.range.contains(key).then_some(descriptor)
     }
 
@@ -60,14 +60,23 @@ impl Table {
 
     /// Every user shard that owns a key of `range`, in key order.
     pub fn overlapping<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a Arc<Descriptor>> {
-        self.by_start.values().filter(move |d| d.range.overlaps(range))
+        // Ranges are disjoint: at most one begins at or before `range` and reaches into it, and the others begin within.
+        let start = &range.start[..];
+        let first = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(start))).next_back();
+        let others = self.by_start.range::<[u8], _>((Bound::Excluded(start), Bound::Unbounded));
+        let first = first.into_iter().filter(|(_, d)| d.range.overlaps(range));
+        first.chain(others.take_while(|(_, d)| d.range.overlaps(range))).map(|(_, d)| d)
+    }
+
+    /// Whether as much is known about this shard already, or more.
+    fn knows(&self, descriptor: &Descriptor) -> bool {
+        let known = self.by_id.get(&descriptor.id);
+        known.is_some_and(|known| known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch)
     }
 
     /// Takes a descriptor in, unless a newer one about the same keys is known.
     fn learn(&mut self, descriptor: Arc<Descriptor>) {
-        if let Some(known) = self.by_id.get(&descriptor.id)
-            && (known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch)
-        {
+        if self.knows(&descriptor) {
             return;
         }
         if !descriptor.id.is_meta() {
@@ -99,13 +108,21 @@ impl Routes {
         self.table.load().owner(key).cloned()
     }
 
-    /// Takes in what was learnt about shards; older news is ignored.
-    pub fn learn(&self, descriptors: impl IntoIterator<Item = Descriptor>) {
-        let _writing = self.writing.lock().expect("no maker of a table panics");
-        let mut table = Table::clone(&self.table.load());
-        for descriptor in descriptors {
-            table.learn(Arc::new(descriptor));
+    /// Takes in what was learnt about shards; older news is ignored. A table is made for all of it together, and only where any of
+    /// it is news: with many shards a table is large, and at a start each of them is published.
+    pub fn learn<D: Into<Arc<Descriptor>>>(&self, descriptors: impl IntoIterator<Item = D>) {
+        let mut descriptors = descriptors.into_iter().map(Into::into).peekable();
+        if descriptors.peek().is_none() {
+            return;
         }
+        let _writing = self.writing.lock().expect("no maker of a table panics");
+        let known = self.table.load();
+        let mut news = descriptors.filter(|d| !known.knows(d)).peekable();
+        if news.peek().is_none() {
+            return;
+        }
+        let mut table = Table::clone(&known);
+        news.for_each(|descriptor| table.learn(descriptor));
         self.table.store(Arc::new(table));
     }
 
@@ -168,6 +185,38 @@ mod tests {
         routes.learn([parent]);
         assert_eq!(routes.owner(b"a").unwrap().id, ShardId(2));
         assert_eq!(routes.owner(b"x").unwrap().id, ShardId(3));
+    }
+
+    #[test]
+    fn what_is_known_makes_no_new_table() {
+        let routes = Routes::default();
+        let shards = [shard(2, "", Some("g"), 2), shard(3, "g", None, 2)];
+        routes.learn(shards.clone());
+        let before = routes.table();
+        routes.learn(shards);
+        routes.learn([shard(2, "", None, 1)]);
+        assert!(Arc::ptr_eq(&before, &routes.table()));
+    }
+
+    #[test]
+    fn who_overlaps_a_range_is_found_without_looking_at_all() {
+        let routes = Routes::default();
+        routes.learn([
+            shard(2, "b", Some("d"), 1),
+            shard(3, "d", Some("f"), 1),
+            shard(4, "h", Some("k"), 1),
+            shard(5, "k", None, 1),
+        ]);
+        let table = routes.table();
+        let bounds = ["", "a", "b", "c", "d", "e", "f", "g", "h", "i", "k", "z"];
+        for start in bounds {
+            for end in bounds.iter().map(|end| Some(Bytes::from(*end))).chain([None]) {
+                let range = KeyRange::new(start, end);
+                let found: Vec<_> = table.overlapping(&range).map(|d| d.id.0).collect();
+                let expected: Vec<_> = table.by_start.values().filter(|d| d.range.overlaps(&range)).map(|d| d.id.0).collect();
+                assert_eq!(found, expected, "{range:?}");
+            }
+        }
     }
 
     #[test]

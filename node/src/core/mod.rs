@@ -274,8 +274,9 @@ impl Node {
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
         let mut counters = self.counters;
-        (counters.replicas, counters.leaders) = (self.registry.len() as u64, self.registry.leaders());
-        (counters.quarantined, counters.apply_lag) = (self.registry.quarantined(), self.registry.apply_lag());
+        counters.replicas = self.registry.len() as u64;
+        let registry::Census { leaders, quarantined, apply_lag } = self.registry.census();
+        (counters.leaders, counters.quarantined, counters.apply_lag) = (leaders, quarantined, apply_lag);
         counters.cache_bytes = self.cache_bytes;
         counters
     }

@@ -11,7 +11,7 @@ use super::queue::Queue;
 use super::rates::Rates;
 use super::snapshots::Snapshots;
 use super::views::Views;
-use super::{Engine, writer};
+use super::{Engine, View, writer};
 use crate::core::inspect::ShardReport;
 use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
 use flotilla_ops::Metrics;
@@ -129,8 +129,15 @@ impl Driver {
                 }
                 self.take_in(mail);
             }
-            for effect in self.core.finish_pass() {
-                self.carry_out(effect);
+            let effects = self.core.finish_pass();
+            // Before anybody is answered, and all at once: each change makes a new table.
+            self.hands.routes.learn(effects.iter().filter_map(|effect| match effect {
+                Effect::PublishDescriptor { descriptor } => Some(descriptor.clone()),
+                _ => None,
+            }));
+            let mut view = None;
+            for effect in effects {
+                self.carry_out(effect, &mut view);
             }
             let now = self.mailbox.time(Instant::now());
             self.hands.state.last_pass_ms.store(now.as_millis() as u64, Ordering::Relaxed);
@@ -178,7 +185,8 @@ impl Driver {
         self.core.handle(event);
     }
 
-    fn carry_out(&mut self, effect: Effect) {
+    /// `view` is that of the pass, once a read needs one: all that may look now may look at the same.
+    fn carry_out(&mut self, effect: Effect, view: &mut Option<Arc<View>>) {
         match effect {
             Effect::Send { to, messages, beat } => self.send(to, &messages, beat),
             // The queues are closed by this thread alone, when it ends.
@@ -189,7 +197,7 @@ impl Driver {
                 self.hands.applier.send(applier::Work::Apply(work));
             }
             Effect::Read { tickets, descriptor, staleness } => {
-                let view = Arc::new(self.hands.engine.view());
+                let view = view.get_or_insert_with(|| Arc::new(self.hands.engine.view())).clone();
                 let grant = Grant { view, descriptor, staleness, at: self.now };
                 let mut of_peers = Vec::new();
                 for ticket in tickets {
@@ -223,7 +231,8 @@ impl Driver {
             }
             Effect::DiscardStaged { staged } => self.hands.snapshots.discard(staged),
             Effect::PublishLeader { shard, leader } => self.hands.routes.set_leader(shard, leader),
-            Effect::PublishDescriptor { descriptor } => self.hands.routes.learn([Descriptor::clone(&descriptor)]),
+            // Learnt already, with the others of the pass.
+            Effect::PublishDescriptor { .. } => {}
             Effect::Reply { ticket, shard: _, result } => match (self.waiters.remove(&ticket), result) {
                 (Some(Waiter::Command(reply)), result) => {
                     self.hands.metrics.proposals_refused.inc_by(result.is_err().into());
@@ -280,6 +289,8 @@ impl Driver {
         metrics.read_contexts.inc_by(now.read_contexts - before.read_contexts);
         metrics.malformed_messages.inc_by(now.messages_refused - before.messages_refused);
         metrics.leaders.set(now.leaders as i64);
+        self.hands.state.leaders.store(now.leaders, Ordering::Relaxed);
+        self.hands.state.apply_lag.store(now.apply_lag, Ordering::Relaxed);
         metrics.replicas.set(now.replicas as i64);
         metrics.entry_cache_bytes.set(now.cache_bytes as i64);
         metrics.mailbox_events.set(self.mailbox.waiting() as i64);
