@@ -53,6 +53,10 @@ pub fn init(format: Format, filter: &str) -> Result<(), LoggingError> {
     .map_err(|_| LoggingError::Twice)
 }
 
+/// Libraries whose warnings are about what clients and strangers do: as many lines as these like, each about nothing that a person
+/// here could mend. Their errors are shown, and all that they say where the filter names them.
+const QUIET: &str = "h2=error,hyper=error,hyper_util=error,quinn=error,quinn_proto=error,rustls=error";
+
 /// Reads a filter.
 fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
     // A bare word that is no level would be taken for the name of a module, and silence everything else.
@@ -64,12 +68,22 @@ fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
             return Err(LoggingError::Filter { filter: filter.to_owned(), why: format!("{directive:?} is no level") });
         }
     }
-    EnvFilter::try_new(filter).map_err(|error| LoggingError::Filter { filter: filter.to_owned(), why: error.to_string() })
+    // Of two directives for one library the later wins.
+    EnvFilter::try_new(format!("{QUIET},{filter}"))
+        .map_err(|error| LoggingError::Filter { filter: filter.to_owned(), why: error.to_string() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_strangers_do_to_libraries_is_shown_only_where_it_is_asked_for() {
+        let shown = parse("info").unwrap().to_string();
+        assert!(shown.contains("h2=error") && shown.contains("info"), "{shown}");
+        let asked = parse("info,h2=debug").unwrap().to_string();
+        assert!(asked.contains("h2=debug") && !asked.contains("h2=error"), "{asked}");
+    }
 
     #[test]
     fn filters_are_checked() {

@@ -11,6 +11,7 @@
 //! - [`mutation`]: known mistakes, which only tests can switch on.
 //! - [`sizes`]: what a key, a value and a frame may have.
 //! - [`routes`]: key to shard on an immutable snapshot that is swapped whole, and what changes per shard (the leader's hint).
+//! - [`throttle`]: how often a line of one kind may be written to the log.
 //!
 //! Pure look-up and pure encoding: **no IO, no clock, no thread**, and no import of a sibling crate.
 
@@ -25,6 +26,7 @@ pub mod range;
 pub mod refusal;
 pub mod routes;
 pub mod sizes;
+pub mod throttle;
 
 pub use call::{Answer, Ask, Consistency, HeldView, Item, Reply, Scan, ScanPage};
 pub use codec::DecodeError;
@@ -34,3 +36,4 @@ pub use ids::{ClusterId, Incarnation, NodeId, ReplicaId, Revision, ShardId};
 pub use range::KeyRange;
 pub use refusal::{Outcome, Refusal};
 pub use routes::Routes;
+pub use throttle::Throttle;

@@ -3,10 +3,11 @@
 //! A connection is taken only after TLS and handshake have agreed on who dialled. From then on one task reads each stream and
 //! hands every frame on where it reads it. Whatever breaks the protocol (a frame too large, an unknown lane, a batch that can't be
 //! read) closes the whole connection with the reason: a peer that does this once is not to be trusted with the rest. Why somebody was turned
-//! away is logged, but not again and again.
+//! away is logged, but only now and then: strangers decide how often there is reason to, and what the reason says.
 
 use crate::answers::Answers;
 use crate::dial::{receive_hello, send_hello};
+use crate::doors::{Answer, Doors};
 use crate::frame::{FrameError, FrameReader};
 use crate::handshake::{HELLO_BYTES_MAX, Hello, Identity, Purpose, Refusal};
 use crate::lane::Lane;
@@ -14,57 +15,76 @@ use crate::peer::FLUSH;
 use crate::quic::{self, Close};
 use crate::shared::{Shared, stopped};
 use crate::{batch, snapshot, tls, writer};
-use flotilla_router::NodeId;
+use flotilla_router::{NodeId, Throttle};
 use quinn::{Connection, Incoming, RecvStream, SendStream};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// How many connections may be in TLS or handshake at a time: what strangers can make this node do at once.
-const HANDSHAKES_MAX: usize = 64;
-
-/// A complaint is logged again after so long.
+/// A complaint of the same kind is logged again after so long.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
-/// So many different complaints are remembered: what strangers make this node remember.
-const COMPLAINTS_MAX: usize = 64;
+/// So much of a reason is logged: strangers write it.
+const REASON_CHARS_MAX: usize = 400;
 
-/// Why connections were refused, and when that was last said.
-#[derive(Default)]
-struct Complaints(Mutex<HashMap<String, Instant>>);
+/// Why somebody was turned away.
+enum Away {
+    /// There is no connection: TLS said no, or he did.
+    Connection(String),
+    /// He has a certificate of the cluster's, and is refused all the same.
+    Handshake(String),
+    /// He took too long.
+    Late,
+}
+
+/// When each kind of complaint was last logged: about strangers, and about those who come from where a peer is. What strangers do
+/// must not hide what is wrong with a node.
+struct Complaints([[Throttle; 3]; 2]);
 
 impl Complaints {
-    /// Whether this was not said lately; notes that it is said now.
-    fn is_new(&self, why: &str) -> bool {
-        let (now, mut said) = (Instant::now(), self.0.lock().expect("nothing panics with it held"));
-        said.retain(|_, at| now.duration_since(*at) < COMPLAIN_EVERY);
-        if said.contains_key(why) {
-            return false;
+    fn new() -> Self {
+        let kinds = || std::array::from_fn(|_| Throttle::new(COMPLAIN_EVERY));
+        Self([kinds(), kinds()])
+    }
+
+    fn log(&self, address: SocketAddr, is_peer: bool, away: &Away) {
+        let (kind, why) = match away {
+            Away::Connection(why) => (0, why.as_str()),
+            Away::Handshake(why) => (1, why.as_str()),
+            Away::Late => (2, "no handshake came in time"),
+        };
+        if let Some(unsaid) = self.0[usize::from(is_peer)][kind].pass(Instant::now()) {
+            let why: String = why.chars().take(REASON_CHARS_MAX).collect();
+            tracing::warn!(%address, why, unsaid, "connection refused");
         }
-        if said.len() < COMPLAINTS_MAX {
-            said.insert(why.to_owned(), now);
-        }
-        true
     }
 }
 
 /// Takes connections until the endpoint is closed.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let complaints = Arc::new(Complaints::default());
+    let (doors, complaints) = (Doors::default(), Arc::new(Complaints::new()));
     while let Some(incoming) = shared.endpoint.accept().await {
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            shared.stats.connections_refused.count();
-            incoming.refuse();
-            continue;
+        let address = incoming.remote_address();
+        let is_peer = shared.is_peer_at(address);
+        let place = match doors.knock(address, incoming.remote_address_validated(), is_peer) {
+            Answer::Enter(place) => place,
+            Answer::Prove => {
+                shared.stats.addresses_challenged.count();
+                // Fails only for an address that is proved.
+                let _ = incoming.retry();
+                continue;
+            }
+            Answer::Full => {
+                shared.stats.connections_refused.count();
+                incoming.refuse();
+                continue;
+            }
         };
         let (shared, complaints) = (shared.clone(), complaints.clone());
         shared.runtime.clone().spawn(async move {
-            let address = incoming.remote_address();
             let greeted = tokio::time::timeout(shared.config.idle_timeout * 2, greet(&shared, incoming)).await;
-            drop(permit);
-            match greeted.unwrap_or_else(|_| Err("no handshake came in time".into())) {
+            drop(place);
+            match greeted.unwrap_or(Err(Away::Late)) {
                 Ok((connection, identity, purpose)) => {
                     shared.stats.connections_accepted.count();
                     match purpose {
@@ -72,12 +92,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                         Purpose::Snapshot => snapshot::receive(&shared, connection, identity.node).await,
                     }
                 }
-                Err(why) => {
+                Err(away) => {
                     shared.stats.connections_refused.count();
-                    // The same complaint several times a second would hide all others.
-                    if complaints.is_new(&why) {
-                        tracing::warn!(%address, why, "connection refused");
-                    }
+                    complaints.log(address, is_peer, &away);
                 }
             }
         });
@@ -85,10 +102,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// The dialled end's part of the handshake.
-async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Identity, Purpose), String> {
-    let connection = incoming.await.map_err(|error| quic::describe(&error))?;
-    let lost = |error: String| connection.close_reason().map_or(error, |reason| quic::describe(&reason));
-    let (mut send, receive) = connection.accept_bi().await.map_err(|error| quic::describe(&error))?;
+async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Identity, Purpose), Away> {
+    let connection = incoming.await.map_err(|error| Away::Connection(quic::describe(&error)))?;
+    let lost = |error: String| Away::Connection(connection.close_reason().map_or(error, |reason| quic::describe(&reason)));
+    let (mut send, receive) = connection.accept_bi().await.map_err(|error| Away::Connection(quic::describe(&error)))?;
     let hello = receive_hello(FrameReader::new(receive, HELLO_BYTES_MAX)).await.map_err(lost)?;
     let check = || {
         let hello = Hello::decode(hello)?;
@@ -99,7 +116,7 @@ async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Ident
     let hello = check().map_err(|refusal| {
         let why = refusal.to_string();
         connection.close(Close::Refused.into(), why.as_bytes());
-        why
+        Away::Handshake(why)
     })?;
     send_hello(&mut send, &shared.hello(hello.purpose)).await.map_err(lost)?;
     Ok((connection, hello.identity, hello.purpose))
@@ -158,7 +175,9 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
         };
         if let Some(why) = broken {
             shared.stats.protocol_errors.count();
-            tracing::warn!(peer = %node, why, "connection closed: the peer breaks the protocol");
+            if let Some(unsaid) = shared.protocol_complaints.pass(Instant::now()) {
+                tracing::warn!(peer = %node, why, unsaid, "connection closed: the peer breaks the protocol");
+            }
             connection.close(Close::Protocol.into(), why.as_bytes());
             break;
         }

@@ -46,9 +46,13 @@ async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<Connect
     let local = shared.endpoint.local_addr().map_err(|error| error.to_string())?;
     let found: Vec<SocketAddr> =
         tokio::net::lookup_host(address).await.map_err(|error| format!("look the address up: {error}"))?.collect();
+    if let Some(peer) = shared.peer(node) {
+        peer.found_at(&found);
+    }
     let mut failure = "the address leads nowhere that can be reached from the `quic` address of this node".to_owned();
     for address in found.into_iter().filter(|address| address.is_ipv4() || local.is_ipv6()) {
-        match shared.endpoint.connect_with(shared.client.clone(), address, &name) {
+        let client = shared.client.read().expect("nothing panics while it holds the configuration").clone();
+        match shared.endpoint.connect_with(client, address, &name) {
             Ok(connecting) => match connecting.await {
                 Ok(connection) => return Ok(connection),
                 Err(error) => failure = quic::describe(&error),

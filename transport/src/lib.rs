@@ -29,6 +29,7 @@ mod batch;
 mod certs;
 mod config;
 mod dial;
+mod doors;
 mod error;
 mod frame;
 #[doc(hidden)]

@@ -22,9 +22,10 @@ use crate::shared::{Shared, stopped};
 use crate::stats::Stats;
 use crate::writer;
 use bytes::Bytes;
-use flotilla_router::{Incarnation, NodeId};
+use flotilla_router::{Incarnation, NodeId, Throttle};
 use quinn::Connection;
 use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 pub(crate) const FLUSH: Duration = Duration::from_millis(500);
 /// A connection that lived this long was a good one: the next wait is short again.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+/// A failure to connect is logged at most so often, however it varies.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 /// The control lane's stream goes before the others.
 const CONTROL_PRIORITY: i32 = 1;
 
@@ -44,6 +47,8 @@ const CONTROL_PRIORITY: i32 = 1;
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
     address: Mutex<String>,
+    /// Where that leads, as it was last looked up.
+    found: Mutex<Vec<SocketAddr>>,
     control: Arc<Outbox>,
     append: Vec<Arc<Outbox>>,
     pub(crate) requests: Arc<Requests>,
@@ -64,6 +69,8 @@ impl Peer {
         let outbox = || Arc::new(Outbox::new(config.outbox_bytes_max, config.frame_bytes_max));
         Self {
             node,
+            // Most are no names, and known before anybody is dialled.
+            found: Mutex::new(address.parse().into_iter().collect()),
             address: Mutex::new(address),
             control: outbox(),
             append: (0..config.append_lanes).map(|_| outbox()).collect(),
@@ -79,6 +86,18 @@ impl Peer {
     /// Where it is dialled.
     pub(crate) fn address(&self) -> String {
         lock(&self.address).clone()
+    }
+
+    /// Notes where its address leads.
+    pub(crate) fn found_at(&self, found: &[SocketAddr]) {
+        *lock(&self.found) = found.to_vec();
+    }
+
+    /// Whether it is to be found there. Whoever dials does so from where he listens.
+    pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
+        lock(&self.found)
+            .iter()
+            .any(|found| found.ip().to_canonical() == address.ip().to_canonical() && found.port() == address.port())
     }
 
     /// Dials it there from now on; a connection that stands is kept.
@@ -137,6 +156,7 @@ pub(crate) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut stop = peer.stop.subscribe();
     let mut backoff = shared.config.connect_backoff_min;
     let mut last_failure = String::new();
+    let may_complain = Throttle::new(COMPLAIN_EVERY);
     loop {
         let dialled = tokio::select! {
             dialled = dial(&shared, peer.node, peer.address(), Purpose::Lanes) => dialled,
@@ -158,8 +178,8 @@ pub(crate) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
             }
             Err(why) => {
                 shared.stats.connections_failed.count();
-                // The same failure once a second would only fill the log.
-                if why != last_failure {
+                // The same failure once a second would only fill the log; nor may whoever answers there, with ever new reasons.
+                if why != last_failure && may_complain.pass(Instant::now()).is_some() {
                     tracing::info!(peer = %peer.node, why, "can't connect; goes on trying");
                     last_failure = why;
                 }

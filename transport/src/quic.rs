@@ -53,8 +53,11 @@ impl From<Close> for VarInt {
     }
 }
 
-/// Opens the socket and starts to listen. Gives also how to dial.
-pub(crate) fn endpoint(config: &Config, credentials: &Credentials) -> Result<(Endpoint, quinn::ClientConfig), TransportError> {
+/// How connections are accepted, and how they are dialled.
+pub(crate) fn configs(
+    config: &Config,
+    credentials: &Credentials,
+) -> Result<(quinn::ServerConfig, quinn::ClientConfig), TransportError> {
     let refuse = |error: &dyn std::error::Error| TransportError::Config { why: format!("TLS: {error}") };
     let server_tls = QuicServerConfig::try_from(credentials.server().map_err(|e| refuse(&e))?).map_err(|e| refuse(&e))?;
     let client_tls = QuicClientConfig::try_from(credentials.client().map_err(|e| refuse(&e))?).map_err(|e| refuse(&e))?;
@@ -72,11 +75,14 @@ pub(crate) fn endpoint(config: &Config, credentials: &Credentials) -> Result<(En
     dialled.max_concurrent_uni_streams(VarInt::from_u32(0));
     dialled.max_concurrent_bidi_streams(VarInt::from_u32(0));
     client.transport_config(Arc::new(dialled));
+    Ok((server, client))
+}
 
+/// Opens the socket and starts to listen.
+pub(crate) fn endpoint(config: &Config, server: quinn::ServerConfig) -> Result<Endpoint, TransportError> {
     let bind = |source| TransportError::Bind { address: config.listen, source };
     let socket = socket(config.listen, config.socket_buffer_bytes).map_err(bind)?;
-    let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime)).map_err(bind)?;
-    Ok((endpoint, client))
+    Endpoint::new(EndpointConfig::default(), Some(server), socket, Arc::new(quinn::TokioRuntime)).map_err(bind)
 }
 
 fn socket(address: SocketAddr, buffer_bytes: usize) -> std::io::Result<UdpSocket> {

@@ -7,9 +7,10 @@ use crate::peer::Peer;
 use crate::quic::Close;
 use crate::snapshot::Pace;
 use crate::stats::Stats;
-use flotilla_router::{Incarnation, NodeId};
+use flotilla_router::{Incarnation, NodeId, Throttle};
 use quinn::{Connection, Endpoint};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -26,8 +27,8 @@ pub(crate) struct Shared {
     pub(crate) stats: Arc<Stats>,
     /// The socket and all its connections.
     pub(crate) endpoint: Endpoint,
-    /// How to dial.
-    pub(crate) client: quinn::ClientConfig,
+    /// How to dial; swapped when certificates are read anew.
+    pub(crate) client: RwLock<quinn::ClientConfig>,
     /// Where tasks run.
     pub(crate) runtime: Handle,
     /// Whom this node dials.
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub(crate) seen: Mutex<Seen>,
     /// Set once, when the transport shuts down.
     pub(crate) stop: watch::Sender<bool>,
+    /// When it was last said that a peer breaks the protocol.
+    pub(crate) protocol_complaints: Throttle,
     /// How many snapshots may still be taken in.
     pub(crate) snapshot_slots: Arc<Semaphore>,
     /// How fast snapshots leave.
@@ -109,6 +112,12 @@ impl Shared {
     /// The peer of that id.
     pub(crate) fn peer(&self, node: NodeId) -> Option<Arc<Peer>> {
         self.peers.read().expect("nothing panics while it holds the peers").get(&node).cloned()
+    }
+
+    /// Whether a peer is to be found at this address, as far as it was looked up.
+    pub(crate) fn is_peer_at(&self, address: SocketAddr) -> bool {
+        let peers = self.peers.read().expect("nothing panics while it holds the peers");
+        peers.values().any(|peer| peer.is_at(address))
     }
 
     fn lock_seen(&self) -> std::sync::MutexGuard<'_, Seen> {

@@ -58,6 +58,8 @@ pub struct Stats {
     pub connections_lost: Counter,
     /// Connections taken from peers.
     pub connections_accepted: Counter,
+    /// Addresses that had to be proved first, because many handshakes were under way.
+    pub addresses_challenged: Counter,
     /// Connections from others that were refused, in TLS or in the handshake.
     pub connections_refused: Counter,
     /// Connections closed because the peer sent what no node sends: an oversized frame, an unknown lane, a broken batch.

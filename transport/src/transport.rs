@@ -13,7 +13,7 @@ use crate::stats::Stats;
 use crate::tls::Credentials;
 use crate::{accept, certs::NodeName};
 use bytes::Bytes;
-use flotilla_router::NodeId;
+use flotilla_router::{NodeId, Throttle};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -37,29 +37,21 @@ impl Transport {
     ) -> Result<Self, TransportError> {
         let runtime = Handle::try_current().map_err(|_| TransportError::NoRuntime)?;
         config.validate()?;
-        let NodeName { node, cluster } = credentials.name();
-        if (node, cluster) != (identity.node, identity.cluster) {
-            return Err(TransportError::Credentials {
-                what: "node certificate".into(),
-                why: format!(
-                    "it is for node {node} of cluster {cluster}, but this is node {} of cluster {}; make one for this node with \
-                     `flotilla cert node`",
-                    identity.node, identity.cluster
-                ),
-            });
-        }
-        let (endpoint, client) = quic::endpoint(&config, credentials)?;
+        check_name(identity, credentials)?;
+        let (server, client) = quic::configs(&config, credentials)?;
+        let endpoint = quic::endpoint(&config, server)?;
         let peers = config.peers.clone();
         let shared = Arc::new(Shared {
             identity,
             handler,
             stats: Arc::default(),
             endpoint,
-            client,
+            client: RwLock::new(client),
             runtime,
             peers: RwLock::new(HashMap::new()),
             seen: Mutex::default(),
             stop: watch::Sender::new(false),
+            protocol_complaints: Throttle::new(Duration::from_secs(30)),
             snapshot_slots: Arc::new(Semaphore::new(config.snapshots_at_once)),
             snapshot_send_pace: Pace::new(config.snapshot_bytes_per_second),
             snapshot_receive_pace: Pace::new(config.snapshot_bytes_per_second),
@@ -71,6 +63,15 @@ impl Transport {
             transport.add_peer(node, address);
         }
         Ok(transport)
+    }
+
+    /// Takes other certificates from the next connection on; those that stand are kept. Where they can't be used, nothing changes.
+    pub fn reload(&self, credentials: &Credentials) -> Result<(), TransportError> {
+        check_name(self.shared.identity, credentials)?;
+        let (server, client) = quic::configs(&self.shared.config, credentials)?;
+        self.shared.endpoint.set_server_config(Some(server));
+        *self.shared.client.write().expect("nothing panics while it holds the configuration") = client;
+        Ok(())
     }
 
     /// The address that it listens on, with the port that was found where 0 was asked for.
@@ -218,6 +219,22 @@ impl Transport {
             peer.stop.send_replace(true);
         }
     }
+}
+
+/// Whether a certificate is this node's.
+fn check_name(identity: Identity, credentials: &Credentials) -> Result<(), TransportError> {
+    let NodeName { node, cluster } = credentials.name();
+    if (node, cluster) == (identity.node, identity.cluster) {
+        return Ok(());
+    }
+    Err(TransportError::Credentials {
+        what: "node certificate".into(),
+        why: format!(
+            "it is for node {node} of cluster {cluster}, but this is node {} of cluster {}; make one for this node with `flotilla \
+             cert node`",
+            identity.node, identity.cluster
+        ),
+    })
 }
 
 impl Drop for Transport {

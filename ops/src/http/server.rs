@@ -11,18 +11,21 @@ use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
+use flotilla_router::Throttle;
 use http::StatusCode;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Notify, watch};
 
 /// Connections that are being told that there are too many, at a time; more are closed without a word.
 const REFUSALS_MAX: usize = 128;
+/// The same complaint is logged again after so long.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 4096;
 
@@ -58,15 +61,31 @@ pub struct Server {
 }
 
 /// The open connections.
-#[derive(Default)]
 struct Control {
     connections: Mutex<Connections>,
     /// How many there are.
     open: AtomicUsize,
     /// Connections that are being refused.
     refusing: AtomicUsize,
+    /// When it was last said that there are too many connections,
+    too_many: Throttle,
+    /// and that none could be accepted. Clients decide how often there is reason to.
+    not_accepted: Throttle,
     /// Called when the last one closed.
     all_closed: Notify,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            connections: Mutex::default(),
+            open: AtomicUsize::new(0),
+            refusing: AtomicUsize::new(0),
+            too_many: Throttle::new(COMPLAIN_EVERY),
+            not_accepted: Throttle::new(COMPLAIN_EVERY),
+            all_closed: Notify::new(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -241,7 +260,9 @@ async fn accept<K: Kv, A: Admin, I: Inspect>(
             Err(error) => {
                 if !is_about_one_connection(&error) {
                     // Out of files or memory: that passes when connections close, and asking again at once would only burn CPU.
-                    tracing::warn!(%error, "accept HTTP connections");
+                    if let Some(unsaid) = control.not_accepted.pass(Instant::now()) {
+                        tracing::warn!(%error, unsaid, "HTTP connections could not be accepted; tries again");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
                 continue;
@@ -251,6 +272,13 @@ async fn accept<K: Kv, A: Admin, I: Inspect>(
         let _ = stream.set_nodelay(true);
         if control.open.load(Ordering::SeqCst) >= app.limits.connections_max {
             app.metrics.http.connections_refused.inc();
+            if let Some(unsaid) = control.too_many.pass(Instant::now()) {
+                tracing::warn!(
+                    connections_max = app.limits.connections_max,
+                    unsaid,
+                    "HTTP connections are refused: too many are open"
+                );
+            }
             refuse(stream, app.limits.connections_max, &control);
             continue;
         }
@@ -277,7 +305,8 @@ fn is_about_one_connection(error: &io::Error) -> bool {
 
 /// Says that there are too many connections, and closes.
 fn refuse(stream: TcpStream, connections_max: usize, control: &Arc<Control>) {
-    if control.refusing.fetch_add(1, Ordering::SeqCst) >= REFUSALS_MAX {
+    // Each takes a file, and where few may be open, few are told.
+    if control.refusing.fetch_add(1, Ordering::SeqCst) >= REFUSALS_MAX.min(connections_max / 32 + 1) {
         control.refusing.fetch_sub(1, Ordering::SeqCst);
         return;
     }
