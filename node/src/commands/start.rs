@@ -8,7 +8,8 @@ use flotilla_ops::logging;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs one node, in the foreground. SIGTERM and Ctrl-C end it in good order: leadership is handed over first.
+/// Runs one node, in the foreground. SIGTERM and Ctrl-C end it in good order: leadership is handed over first. SIGHUP has it
+/// read its certificates again.
 #[derive(Args)]
 #[command(
     after_help = "Example:  flotilla start --config n1/flotilla.toml --raft-election-ticks 20\n\nEvery key of the file is also a flag, which wins. Its value is text as it is, \
@@ -70,15 +71,24 @@ pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // From here on none of these ends the process: a terminal that is closed, a service manager that says reload, a log rotation.
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let _ignored = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     let node = start::start(config).await?;
     let pid_file = &config.pid_file;
     if !pid_file.as_os_str().is_empty() {
         std::fs::write(pid_file, format!("{}\n", std::process::id())).with_context(|| format!("write {}", pid_file.display()))?;
     }
     tracing::info!(node = %config.node, http = %node.http(), quic = %config.quic, "serving");
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            Some(()) = hang_up.recv() => match node.reload() {
+                Ok(()) => tracing::info!("SIGHUP: the certificates were read again; new connections use them"),
+                Err(error) => tracing::error!(%error, "SIGHUP: the certificates could not be read again; the old ones stay in use"),
+            },
+        }
     }
     tracing::info!("stopping: handing leadership over");
     let ended = tokio::select! {

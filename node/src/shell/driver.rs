@@ -156,7 +156,7 @@ impl Driver {
     fn take_in(&mut self, mail: Mail) {
         let event = match mail {
             Mail::Event(event) => event,
-            Mail::Events(events) => return events.into_iter().for_each(|event| self.core.handle(event)),
+            Mail::Events { events, bytes: _ } => return events.into_iter().for_each(|event| self.core.handle(event)),
             Mail::Command { shard, command, deadline, reply } => {
                 self.requests.entry(shard).or_default().1 += 1;
                 let ticket = self.ticket(Waiter::Command(reply));

@@ -1,8 +1,8 @@
 //! The loop's input: events of the core, and questions whose askers wait on a channel.
 //!
 //! What the loop's own hands report (persisted, applied, …) is always taken, because it is bounded by the work that was handed
-//! out. What comes from outside is turned away when too much waits: a frame is dropped, as the network may do, and a question
-//! is refused.
+//! out; so are the two orders with which a shutdown begins and ends. What comes from outside is turned away when too much waits, in
+//! number or in bytes: a frame is dropped, as the network may do, and a question is refused.
 
 use super::View;
 use super::clock;
@@ -18,6 +18,9 @@ use tokio::sync::oneshot;
 
 /// Above this many waiting inputs, those from outside are turned away.
 const WAITING_MAX: usize = 100_000;
+/// The same in bytes: of entries that peers send, and of values that clients do. Far above what a pass leaves behind, far below what
+/// would hurt.
+const WAITING_BYTES_MAX: usize = 256 << 20;
 
 /// What a read may look at.
 #[derive(Clone)]
@@ -56,7 +59,12 @@ pub enum Mail {
     /// An event as the core knows it.
     Event(Event),
     /// Events that came in one frame.
-    Events(Vec<Event>),
+    Events {
+        /// In their order.
+        events: Vec<Event>,
+        /// The length of the frame, which they keep in memory.
+        bytes: usize,
+    },
     /// A write.
     Command {
         /// The shard.
@@ -106,6 +114,22 @@ pub enum Mail {
     Stop,
 }
 
+impl Mail {
+    /// What it holds in memory, as far as somebody outside decides that.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Events { bytes, .. } => *bytes,
+            Self::Command { command, .. } => command.encoded_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+/// Whether there is room for more from outside.
+fn is_welcome(items: usize, bytes: usize) -> bool {
+    items < WAITING_MAX && bytes < WAITING_BYTES_MAX
+}
+
 /// The mailbox; cheap to clone.
 #[derive(Clone)]
 pub struct Mailbox {
@@ -149,12 +173,26 @@ impl Mailbox {
 
     /// Hands in what came from outside; `false` when too much waits, or the loop has ended.
     pub fn offer(&self, mail: Mail) -> bool {
-        self.queue.len() < WAITING_MAX && self.queue.send(mail)
+        let bytes = mail.bytes();
+        self.queue.send_if(mail, bytes, is_welcome)
     }
 
     /// Whether [`Mailbox::offer`] would turn something away.
     pub fn is_full(&self) -> bool {
-        self.queue.len() >= WAITING_MAX
+        let (items, bytes) = self.queue.load();
+        !is_welcome(items, bytes)
+    }
+
+    /// Hands the order in to give up leadership. Taken however much waits; the answer comes when it is done.
+    pub fn drain(&self) -> oneshot::Receiver<()> {
+        let (reply, drained) = oneshot::channel();
+        self.queue.send(Mail::Drain { reply });
+        drained
+    }
+
+    /// Hands the order in to end. Taken however much waits, for whoever gave it will wait for the end.
+    pub fn stop(&self) {
+        self.queue.send(Mail::Stop);
     }
 
     /// How much waits.
@@ -166,4 +204,39 @@ impl Mailbox {
 /// The refusal of what [`Mailbox::offer`] turned away.
 pub fn overloaded() -> Refusal {
     Refusal::Overloaded { what: "requests waiting for the node's loop".into(), limit: WAITING_MAX as u64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn frame(bytes: usize) -> Mail {
+        Mail::Events { events: Vec::new(), bytes }
+    }
+
+    /// Whoever gives one waits for the end of the loop, and would wait for ever if it were turned away.
+    #[test]
+    fn a_full_mailbox_takes_the_orders_of_a_shutdown() {
+        let mailbox = Mailbox::default();
+        (0..WAITING_MAX).for_each(|_| assert!(mailbox.offer(frame(0))));
+        assert!(mailbox.is_full() && !mailbox.offer(frame(0)));
+        let _drained = mailbox.drain();
+        mailbox.stop();
+        let mut taken = Vec::new();
+        mailbox.take(&mut taken, Instant::now() + Duration::from_secs(10));
+        assert!(matches!(taken[WAITING_MAX..], [Mail::Drain { .. }, Mail::Stop]), "{} were taken", taken.len());
+        assert!(!mailbox.is_full());
+    }
+
+    #[test]
+    fn few_large_frames_fill_it_too_and_what_the_loop_waits_for_is_always_taken() {
+        let mailbox = Mailbox::default();
+        let large = 16 << 20;
+        let taken = (0..1000).take_while(|_| mailbox.offer(frame(large))).count();
+        assert_eq!(taken, WAITING_BYTES_MAX / large);
+        assert!(mailbox.is_full());
+        mailbox.report(Event::Persisted { write: 1 });
+        assert_eq!(mailbox.waiting(), taken + 1);
+    }
 }

@@ -8,7 +8,8 @@
 //!          …Built, …Installed, …Fetched ── blocking pool ◀── files and cold entries ───┘
 //! ```
 //!
-//! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with.
+//! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with. [`files`]: who may
+//!   open how many.
 //! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
 //! - [`clock`]: the time that leases and ages rest on.
 //! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded, to
@@ -24,6 +25,7 @@ mod choice;
 pub mod clock;
 pub mod config;
 pub mod driver;
+pub mod files;
 mod forward;
 pub mod founding;
 pub mod health;

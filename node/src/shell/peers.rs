@@ -10,12 +10,14 @@ use bytes::Bytes;
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::cure::NO_WAY_BACK;
-use flotilla_router::{Incarnation, NodeId, Refusal};
+use flotilla_router::{Incarnation, NodeId, Refusal, Throttle};
 use flotilla_storage::fatal;
 use flotilla_transport::{Handler, Identity, Lane, Responder};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -23,6 +25,10 @@ use tokio::sync::oneshot;
 pub struct Peers {
     /// Where known data directories are kept.
     pub engine: Arc<Engine>,
+    /// The nodes of the cluster, as this one was told.
+    pub members: BTreeSet<NodeId>,
+    /// When it was last said that a peer sends what makes no sense: frames, requests.
+    pub complaints: [Throttle; 2],
     /// With which data directory each node was met.
     pub known_directories: Mutex<BTreeMap<NodeId, u64>>,
     /// The loop.
@@ -37,9 +43,30 @@ pub struct Peers {
     pub runtime: Handle,
 }
 
+impl Peers {
+    /// A line about what a peer sends, but only now and then: it decides how often there is reason to.
+    fn complain(&self, kind: usize, from: NodeId, error: &dyn Display, what: &str) {
+        if let Some(unsaid) = self.complaints[kind].pass(Instant::now()) {
+            tracing::warn!(%from, %error, unsaid, "{what}");
+        }
+    }
+}
+
+/// Whether a node is one of those that this one was told of.
+fn check_member(members: &BTreeSet<NodeId>, node: NodeId) -> Result<(), String> {
+    if members.contains(&node) {
+        return Ok(());
+    }
+    Err(format!(
+        "node {node} is not in `peers`: its certificate is good, but a node talks only to those that it was told of; if it belongs \
+         to the cluster, add it to `peers` on every node, and start them again"
+    ))
+}
+
 impl Handler for Peers {
     fn admit(&self, identity: Identity) -> Result<(), String> {
         let Identity { node, directory, .. } = identity;
+        check_member(&self.members, node)?;
         let mut known = self.known_directories.lock().expect("nothing panics with it held");
         match known.get(&node) {
             Some(known) if *known == directory => {}
@@ -61,7 +88,7 @@ impl Handler for Peers {
     }
 
     fn frame(&self, from: NodeId, _lane: Lane, frame: Bytes) {
-        let mut events = Vec::new();
+        let (mut events, bytes) = (Vec::new(), frame.len());
         let decoded = wire::decode_frame(frame, |item| {
             events.push(match item {
                 Item::Message(envelope) => Event::Message { from, envelope: *envelope },
@@ -70,10 +97,10 @@ impl Handler for Peers {
         });
         if let Err(error) = decoded {
             self.metrics.malformed_messages.inc();
-            tracing::warn!(%from, %error, "a frame from a peer makes no sense");
+            self.complain(0, from, &error, "a frame from a peer makes no sense");
         }
         // Dropped when too much waits, as the network may do.
-        self.mailbox.offer(Mail::Events(events));
+        self.mailbox.offer(Mail::Events { events, bytes });
     }
 
     fn request(&self, from: NodeId, request: Bytes, responder: Responder) {
@@ -82,7 +109,7 @@ impl Handler for Peers {
         let forwarded = match decoded.and_then(Forwarded::checked) {
             Ok(forwarded) => forwarded,
             Err(why) => {
-                tracing::warn!(%from, why, "a request from a peer makes no sense");
+                self.complain(1, from, &why, "a request from a peer makes no sense");
                 self.metrics.malformed_messages.inc();
                 let refusal: Response = Err(Refusal::Invalid { why });
                 return responder.respond(call::encode(&refusal));
@@ -122,5 +149,18 @@ impl Handler for Peers {
         self.metrics.snapshots_failed.inc();
         tracing::info!(%from, "a snapshot from a peer broke off");
         let _ = std::fs::remove_dir_all(dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_alone_lets_nobody_in() {
+        let members = BTreeSet::from([NodeId(1), NodeId(3)]);
+        assert_eq!(check_member(&members, NodeId(3)), Ok(()));
+        let why = check_member(&members, NodeId(9)).unwrap_err();
+        assert!(why.contains("node 9 is not in `peers`") && why.contains("add it"), "{why}");
     }
 }

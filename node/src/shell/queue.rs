@@ -11,7 +11,7 @@ use std::time::Instant;
 /// How often the receiver gives its processor away before it sleeps.
 const YIELDS: usize = 4;
 
-/// A queue without a bound of its own: whoever sends looks at [`Queue::len`], or sends only what was asked for.
+/// A queue without a bound of its own: whoever sends says what is too much ([`Queue::send_if`]), or sends only what was asked for.
 pub struct Queue<T> {
     state: Mutex<State<T>>,
     filled: Condvar,
@@ -19,6 +19,8 @@ pub struct Queue<T> {
 
 struct State<T> {
     items: Vec<T>,
+    /// The weights of the items together.
+    weight: usize,
     /// Whether the receiver sleeps; only then is it worth a system call to wake it.
     sleeping: bool,
     closed: bool,
@@ -26,7 +28,7 @@ struct State<T> {
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(State { items: Vec::new(), sleeping: false, closed: false }), filled: Condvar::new() }
+        Self { state: Mutex::new(State { items: Vec::new(), weight: 0, sleeping: false, closed: false }), filled: Condvar::new() }
     }
 }
 
@@ -38,11 +40,18 @@ impl<T> Queue<T> {
 
     /// Adds an item; `false` when the queue is closed, and the item dropped.
     pub fn send(&self, item: T) -> bool {
+        self.send_if(item, 0, |_, _| true)
+    }
+
+    /// Adds an item of some weight if what waits already, its number and its weight, is `welcome`; `false` when it is not, or when
+    /// the queue is closed, and the item dropped.
+    pub fn send_if(&self, item: T, weight: usize, welcome: impl FnOnce(usize, usize) -> bool) -> bool {
         let mut state = self.lock();
-        if state.closed {
+        if state.closed || !welcome(state.items.len(), state.weight) {
             return false;
         }
         state.items.push(item);
+        state.weight += weight;
         let wake = std::mem::take(&mut state.sleeping);
         drop(state);
         if wake {
@@ -86,12 +95,19 @@ impl<T> Queue<T> {
             state = self.lock();
         }
         std::mem::swap(&mut state.items, into);
+        state.weight = 0;
         !(state.closed && into.is_empty())
     }
 
     /// How many items wait.
     pub fn len(&self) -> usize {
         self.lock().items.len()
+    }
+
+    /// How many items wait, and what they weigh.
+    pub fn load(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.items.len(), state.weight)
     }
 
     /// Whether nothing waits.
@@ -133,6 +149,17 @@ mod tests {
             }
         }
         senders.into_iter().for_each(|s| s.join().unwrap());
+    }
+
+    #[test]
+    fn what_is_too_much_is_turned_away_until_all_was_taken() {
+        let (queue, mut taken) = (Queue::default(), Vec::new());
+        let offer = |item, weight| queue.send_if(item, weight, |items, waiting| items < 3 && waiting < 100);
+        assert_eq!([offer(1, 99), offer(2, 1), offer(3, 0)], [true, true, false]);
+        assert_eq!(queue.load(), (2, 100));
+        assert!(queue.send(4), "what the receiver waits for is always taken");
+        assert!(queue.take(&mut taken, None));
+        assert_eq!((taken, queue.load()), (vec![1, 2, 4], (0, 0)));
     }
 
     #[test]

@@ -4,33 +4,33 @@
 //! loop, QUIC, HTTP. Stop: no new requests; hand leadership over; answer what is in flight; stop the loop; close the engine.
 
 use super::admin::Admin;
-use super::config::Config;
+use super::config::{Config, TlsConfig};
 use super::driver::{Driver, Hands, LoopState};
 use super::health::{self, Health};
-use super::mailbox::{Mail, Mailbox};
+use super::mailbox::Mailbox;
 use super::peers::Peers;
 use super::quic::QuicThreads;
 use super::reading::Readers;
 use super::service::Service;
 use super::snapshots::Snapshots;
 use super::views::Views;
-use super::{applier, founding, logger, writer};
+use super::{applier, files, founding, logger, writer};
 use crate::core::{Event, Identity, Node};
 use anyhow::Context as _;
-use flotilla_ops::{Metrics, Server};
-use flotilla_router::Routes;
+use flotilla_ops::{Limits, Metrics, Server};
 use flotilla_router::cure::NO_WAY_BACK;
-use flotilla_storage::{Applier, Engine as _, FailPoint, StorageError};
-use flotilla_transport::{Credentials, LeaseTerms, Transport};
+use flotilla_router::{Routes, Throttle};
+use flotilla_storage::{Applier, Engine as _, FailPoint, RocksOptions, StorageError};
+use flotilla_transport::{Credentials, LeaseTerms, Transport, TransportError};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 /// How often the disk's free space is looked at.
 const DISK_INTERVAL: Duration = Duration::from_millis(200);
-
+/// The same complaint about a peer is logged again after so long.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// How often it is looked whether views that are kept for streams are too old.
 const VIEWS_SWEEP: Duration = Duration::from_secs(5);
 
@@ -44,14 +44,17 @@ pub struct Running {
     threads: Vec<JoinHandle<()>>,
     disk_watch: tokio::task::JoinHandle<()>,
     grace: Duration,
+    tls: TlsConfig,
 }
 
 /// Starts a node; it serves when this returns. Must be called within a tokio runtime.
 pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let started = Instant::now();
+    let shares = files::share(config)?;
     let identity = flotilla_storage::Identity { cluster: config.cluster, node: config.node };
-    let credentials = Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
-    let opened = flotilla_storage::open(&config.data, identity, &config.rocks()).map_err(with_cure)?;
+    let credentials = credentials(&config.tls)?;
+    let rocks = RocksOptions { open_files_max: shares.open_files_max, ..config.rocks() };
+    let opened = flotilla_storage::open(&config.data, identity, &rocks).map_err(with_cure)?;
     let (engine, incarnation) = (Arc::new(opened.engine), opened.incarnation);
     if !flotilla_storage::is_bootstrapped(&*engine).map_err(with_cure)? {
         let shards = founding::descriptors(config);
@@ -82,6 +85,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let known_directories = std::sync::Mutex::new(flotilla_storage::known_directories(&*engine).map_err(with_cure)?);
     let peers = Arc::new(Peers {
         engine: engine.clone(),
+        members: config.peers.iter().map(|peer| peer.id).collect(),
+        complaints: [Throttle::new(COMPLAIN_EVERY), Throttle::new(COMPLAIN_EVERY)],
         known_directories,
         mailbox: mailbox.clone(),
         snapshots: snapshots.clone(),
@@ -170,8 +175,24 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     });
     let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
     let pages = config.pages().map_err(anyhow::Error::msg)?;
-    let server = Server::bind(config.http, config.limits.clone(), pages, service, admin, health, metrics).await?;
-    Ok(Running { server, transport, quic, mailbox, engine, threads, disk_watch, grace: config.shutdown_grace })
+    let limits = Limits { connections_max: shares.connections_max, ..config.limits.clone() };
+    let server = Server::bind(config.http, limits, pages, service, admin, health, metrics).await?;
+    Ok(Running {
+        server,
+        transport,
+        quic,
+        mailbox,
+        engine,
+        threads,
+        disk_watch,
+        grace: config.shutdown_grace,
+        tls: config.tls.clone(),
+    })
+}
+
+/// Reads the certificates.
+fn credentials(tls: &TlsConfig) -> Result<Credentials, TransportError> {
+    Credentials::load(&tls.ca, &tls.cert, &tls.key)
 }
 
 /// Gives up the views that streams have left behind.
@@ -219,14 +240,16 @@ impl Running {
         self.server.local_addr()
     }
 
+    /// Reads the certificates again; connections made from now on use them. Where that fails, the old ones stay.
+    pub fn reload(&self) -> Result<(), TransportError> {
+        self.transport.reload(&credentials(&self.tls)?)
+    }
+
     /// Ends in good order: leadership handed over, requests in flight answered, everything durable.
     pub async fn shutdown(self) -> anyhow::Result<()> {
         let deadline = Instant::now() + self.grace;
-        let (reply, drained) = oneshot::channel();
-        if self.mailbox.offer(Mail::Drain { reply }) {
-            // Half of the time for the hand-over; where nobody can take over, the others elect.
-            let _ = tokio::time::timeout(self.grace / 2, drained).await;
-        }
+        // Half of the time for the hand-over; where nobody can take over, the others elect.
+        let _ = tokio::time::timeout(self.grace / 2, self.mailbox.drain()).await;
         let left = self.server.shutdown(deadline.saturating_duration_since(Instant::now())).await;
         if left > 0 {
             tracing::warn!(left, "connections were cut at the end of the grace");
@@ -234,7 +257,7 @@ impl Running {
         self.disk_watch.abort();
         self.transport.shutdown().await;
         drop(self.quic);
-        self.mailbox.offer(Mail::Stop);
+        self.mailbox.stop();
         let threads = self.threads;
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
         FailPoint::CloseBegun.pass()?;

@@ -1,0 +1,91 @@
+//! What the system does to a process: signals that a service manager or a closed terminal sends, and few files that may be open.
+
+#![cfg(feature = "shell")]
+
+mod cluster;
+
+use cluster::{Cluster, until};
+use rustix::process::Signal;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+/// How many lines of a node's log hold `text`.
+fn lines(cluster: &Cluster, node: u64, text: &str) -> usize {
+    let log = std::fs::read_to_string(cluster.home(node).join("flotilla.log")).unwrap();
+    log.lines().filter(|line| line.contains(text)).count()
+}
+
+#[test]
+fn sighup_reads_the_certificates_again_and_ends_nothing() {
+    let cluster = Cluster::new(3, 2);
+    let pid = cluster.pid(2);
+    for signal in [Signal::USR1, Signal::USR2, Signal::HUP] {
+        cluster.signal(2, signal);
+    }
+    until("the certificates are read again", cluster::PATIENCE, || {
+        (lines(&cluster, 2, "SIGHUP: the certificates were read again") == 1).then_some(())
+    });
+    // What can't be used changes nothing, and is said.
+    let cert = cluster.home(2).join("node.pem");
+    let good = std::fs::read(&cert).unwrap();
+    std::fs::copy(cluster.home(1).join("node.pem"), &cert).unwrap();
+    cluster.signal(2, Signal::HUP);
+    until("the wrong certificate is refused", cluster::PATIENCE, || {
+        (lines(&cluster, 2, "SIGHUP: the certificates could not be read again") == 1).then_some(())
+    });
+    std::fs::write(&cert, good).unwrap();
+    cluster.signal(2, Signal::HUP);
+    until("the certificates are read again", cluster::PATIENCE, || {
+        (lines(&cluster, 2, "SIGHUP: the certificates were read again") == 2).then_some(())
+    });
+    cluster.client.put(2, "after", b"signals");
+    assert_eq!(cluster.pid(2), pid, "another process");
+}
+
+/// A connection that has had an answer and stays open; `None` where the node closed it.
+fn idle(port: u16) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"GET /v1/limits HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
+    let mut head = [0; 15];
+    stream.read_exact(&mut head).ok()?;
+    (&head == b"HTTP/1.1 200 OK").then_some(stream)
+}
+
+#[test]
+fn idle_clients_leave_the_files_that_the_database_needs() {
+    const FILES: u64 = 300;
+    // Small memtables, so that a few writes need new files.
+    let mut cluster = Cluster::with_config(3, 2, |table| {
+        let storage = table["storage"].as_table_mut().unwrap();
+        storage.insert("data_memtable_bytes".into(), (1 << 20).into());
+        storage.insert("log_memtable_bytes".into(), (1 << 20).into());
+    });
+    cluster.stop_dev(Signal::INT);
+    cluster.launchers.insert(1, vec!["prlimit".into(), format!("--nofile={FILES}:{FILES}").into()]);
+    for node in cluster.all() {
+        cluster.spawn(node);
+    }
+    cluster.all().into_iter().for_each(|node| cluster.wait_ready(node));
+    let allowed = cluster.client.json(1, "/v1/limits")["connections_max"].as_u64().unwrap();
+    assert!((16..FILES / 2).contains(&allowed), "{allowed} connections at {FILES} files");
+    let port = cluster.http(1);
+    let held: Vec<_> = (0..FILES + 100).filter_map(|_| idle(port)).collect();
+    assert!(held.len() as u64 <= allowed, "{} connections, {allowed} are allowed", held.len());
+    for i in 0..40 {
+        cluster.client.put(2, &format!("k{i}"), &vec![b'v'; 1 << 20]);
+    }
+    drop(held);
+    until("its clients are served again", cluster::PATIENCE, || idle(port).map(drop));
+    cluster.client.get(1, "/v1/kv/k39").expect(200);
+    assert_eq!(lines(&cluster, 1, "lets this process open few files"), 1, "{}", cluster.log_tail(1, 20));
+    assert!(lines(&cluster, 1, "HTTP connections") <= 2, "{}", cluster.log_tail(1, 20));
+    cluster.wait_equal(cluster::PATIENCE);
+
+    // So few that it could not work is no way to start.
+    cluster.kill(1);
+    cluster.launchers.insert(1, vec!["prlimit".into(), "--nofile=100:100".into()]);
+    let why = cluster.refused(cluster.start_command(1));
+    assert!(why.contains("open 100 files") && why.contains("LimitNOFILE"), "{why}");
+}
