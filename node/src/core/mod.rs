@@ -298,34 +298,30 @@ impl Node {
         for peer in self.peers.values_mut() {
             peer.silent_ticks = peer.silent_ticks.saturating_add(1);
         }
-        let shards: Vec<_> = self.registry.shards().collect();
-        for shard in shards {
-            self.tick_replica(shard);
+        // In one walk: with many shards, looking each of them up again would cost more than its tick.
+        let mut waiting = Vec::new();
+        for replica in self.registry.iter_mut().filter(|replica| replica.quarantined.is_none()) {
+            let context = elections::Context { config: &self.config, ticks: self.ticks, counters: &mut self.counters };
+            if Elections::tick(replica, context) {
+                // At once, since the same pass may bring more ticks.
+                elections::set_timeout(replica, &self.config);
+                self.dirty.insert(replica.shard);
+            }
+            if replica.waits_for_something() {
+                waiting.push(replica.shard);
+            }
+        }
+        for shard in waiting {
+            self.expire_commands(shard);
+            self.tick_reads(shard);
+            self.tick_transfer(shard);
+            self.tick_snapshots(shard);
         }
         if self.ticks.is_multiple_of(self.config.raft.heartbeat_ticks as u64 * 2) {
             self.balance_leaders();
         }
         self.evict_caches();
         self.note_pace();
-    }
-
-    fn tick_replica(&mut self, shard: ShardId) {
-        let Some(replica) = self.registry.get_mut(shard) else { return };
-        if replica.quarantined.is_some() {
-            return;
-        }
-        let context = elections::Context { config: &self.config, ticks: self.ticks, counters: &mut self.counters };
-        if Elections::tick(replica, context) {
-            // At once, since the same pass may bring more ticks.
-            elections::set_timeout(replica, &self.config);
-            self.dirty.insert(shard);
-        }
-        if replica.waits_for_something() {
-            self.expire_commands(shard);
-            self.tick_reads(shard);
-            self.tick_transfer(shard);
-            self.tick_snapshots(shard);
-        }
     }
 
     /// A message from a peer: checked, then stepped.

@@ -125,6 +125,8 @@ impl Driver {
                 if matches!(mail, Mail::Stop) {
                     self.hands.writer.close();
                     self.hands.applier.close();
+                    // Whoever asked meanwhile is told so at once, since what is asked is dropped with the queue.
+                    self.mailbox.close();
                     return;
                 }
                 self.take_in(mail);

@@ -195,6 +195,12 @@ impl Mailbox {
         self.queue.send(Mail::Stop);
     }
 
+    /// The loop has ended: takes nothing more, and drops what waits.
+    pub fn close(&self) {
+        self.queue.close();
+        self.queue.take(&mut Vec::new(), None);
+    }
+
     /// How much waits.
     pub fn waiting(&self) -> usize {
         self.queue.len()
