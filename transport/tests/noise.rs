@@ -93,13 +93,13 @@ fn strangers_get_a_line_now_and_then() {
     let (to, config) = (one.transport.local_addr(), stranger(ca.cert_pem()));
     logged();
     let refused = |n: u64| one.transport.stats().connections_refused.get() >= n;
-    for n in 0..50 {
+    for n in 0..50u32 {
         one.block_on(async {
             let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
             // A name that varies would make each reason another one; so does what a stranger says when it goes.
             let connecting = endpoint.connect_with(config.clone(), to, &format!("n1.stranger{n}")).unwrap();
             if let Ok(connection) = connecting.await {
-                connection.close(n.into(), format!("reason {n}").as_bytes());
+                connection.close(quinn::VarInt::from_u32(n), format!("reason {n}").as_bytes());
             }
             endpoint.wait_idle().await;
         });
