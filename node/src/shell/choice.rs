@@ -72,8 +72,10 @@ mod tests {
 
     #[test]
     fn who_is_asked_first() {
-        // Replicas, whether any replica will do, who is said to lead, who can be reached: who is asked. This is node 1.
-        let table: &[(&[u64], bool, Option<u64>, &[u64], Option<u64>)] = &[
+        /// Replicas, whether any of them will do, who is said to lead, who can be reached; and who is asked.
+        type Row = (&'static [u64], bool, Option<u64>, &'static [u64], Option<u64>);
+        // This is node 1.
+        let table: &[Row] = &[
             (&[1, 2, 3], true, Some(2), &[2, 3], Some(1)),
             (&[1, 2, 3], false, Some(2), &[2, 3], Some(2)),
             (&[1, 2, 3], false, Some(1), &[2, 3], Some(1)),
