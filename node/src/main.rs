@@ -27,7 +27,7 @@ enum Command {
     /// Runs one node.
     Start(commands::start::Start),
     /// Makes certificates.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:  flotilla cert ca --out certs")]
     Cert(commands::cert::Cert),
     /// Checks that what a cluster answers is linearizable.
     #[command(name = "check")]
@@ -72,5 +72,26 @@ fn client(command: cli::Command) -> ExitCode {
             commands::err(&format!("flotilla: start the runtime: {error}"));
             ExitCode::FAILURE
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+                let path = format!("{path} {}", sub.get_name());
+                let help = sub.get_after_help().unwrap_or_else(|| panic!("{path} has no example")).to_string();
+                assert!(help.contains(&format!("flotilla{path}")), "{path}: {help}");
+                check(sub, &path);
+            }
+        }
+        let mut command = Flotilla::command().mut_subcommand("start", commands::start::add_flags);
+        command.build();
+        command.clone().debug_assert();
+        check(&command, "");
     }
 }

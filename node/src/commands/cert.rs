@@ -40,7 +40,7 @@ pub(crate) struct NodeCert {
     /// The node's id.
     id: NodeId,
     /// Further names by which the node is reached: host names or IP addresses, without port.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_delimiter = ',', value_parser = host)]
     address: Vec<String>,
     #[command(flatten)]
     authority: Authority,
@@ -61,6 +61,20 @@ pub(crate) struct Authority {
     /// The folder with `ca.pem` and `ca.key`, into which the result goes, too.
     #[arg(long, default_value = "certs", value_name = "FOLDER")]
     out: PathBuf,
+}
+
+/// A name by which a node is reached.
+fn host(text: &str) -> Result<String, String> {
+    let host = text.trim();
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    if bare.parse::<std::net::IpAddr>().is_ok() {
+        return Ok(bare.to_owned());
+    }
+    match host.rsplit_once(':') {
+        Some((name, _)) => Err(format!("no port goes there; {name} is the name or address")),
+        None if host.is_empty() => Err("a host name or an IP address, such as 10.0.0.1".into()),
+        None => Ok(host.to_owned()),
+    }
 }
 
 /// Carries the command out.
@@ -138,5 +152,22 @@ fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
             bail!("{} is there already; remove it first if you mean to replace it", path.display())
         }
         Err(error) => Err(error).with_context(|| format!("write {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_has_no_port() {
+        for (text, taken) in
+            [("10.0.0.1", "10.0.0.1"), (" db-1.example ", "db-1.example"), ("[fd00::1]", "fd00::1"), ("fd00::1", "fd00::1")]
+        {
+            assert_eq!(host(text).as_deref(), Ok(taken));
+        }
+        for bad in ["", "10.0.0.1:7101", "db-1:7101", "[fd00::1]:7101"] {
+            assert!(host(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -153,8 +153,7 @@ async fn check_cluster(check: &Check) -> Result<Exit, Failed> {
     if !keep && !load.clean_up().await {
         err(&format!("some keys could not be removed; they are under …/flotilla-check/{run}/"));
     }
-    show(check, &outcome, evidence.as_deref(), keep.then_some(&run))
-        .map_err(|error| (Exit::Refused, format!("can't print: {error}")))?;
+    printed(show(check, &outcome, evidence.as_deref(), keep.then_some(&run)))?;
     match &outcome.history_error {
         Some(error) => Err(file_failed("write", check.history.as_deref().unwrap_or(Path::new("the history")), error)),
         None => Ok(exit_of(&outcome.verdict)),
@@ -246,8 +245,16 @@ fn verify_file(check: &Check, path: &Path) -> Result<Exit, Failed> {
     } else {
         writeln!(out, "{verdict}")
     };
-    printed.map_err(|error| (Exit::Refused, format!("can't print: {error}")))?;
+    self::printed(printed)?;
     Ok(exit_of(verdict))
+}
+
+/// Whoever reads no more knows the exit code all the same.
+fn printed(printed: io::Result<()>) -> Result<(), Failed> {
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err((Exit::Refused, format!("can't print: {error}"))),
+        _ => Ok(()),
+    }
 }
 
 fn exit_of(verdict: &Verdict) -> Exit {

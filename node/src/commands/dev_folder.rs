@@ -7,7 +7,7 @@
 //! | nothing | a cluster is made |
 //! | parts of a cluster no node of which has data: a first start that was cut short | made anew; an authority that is whole stays |
 //! | every node that the configurations name | started; with another `--http`, at those ports |
-//! | nodes with data, and another's configuration or data folder gone | refused: it would come back with nothing, and forgets what it promised |
+//! | nodes with data, and another's folder gone, or what was in it | refused: it would come back with nothing, and forgets what it promised |
 //! | another `--nodes` or `--shards` than it was made with | refused: both are fixed when a cluster is made |
 //!
 //! A configuration is written last and at once, so a node's folder that has one is complete. While a process works in the folder a lock
@@ -20,7 +20,7 @@ use flotilla_router::NodeId;
 use flotilla_transport::ClusterCa;
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -67,6 +67,11 @@ pub(super) struct Folder {
 
 /// Makes what is missing, and says what is there.
 pub(super) fn prepare(folder: &Path, wanted: &Wanted) -> anyhow::Result<Folder> {
+    if folder.exists() && !folder.is_dir() {
+        return Err(
+            Usage(format!("--data {}: that is no folder; name one, which is made if it is not there", folder.display())).into()
+        );
+    }
     std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     let folder = folder.canonicalize()?;
     let lock = lock(&folder)?;
@@ -147,15 +152,29 @@ fn all_there(folder: &Path, ids: &[u64], missing: &[u64], has_data: &[u64]) -> a
             has_data[0]
         );
     }
-    let Some(gone) = missing.first() else { return Ok(()) };
-    let left: Vec<String> = ids.iter().filter(|id| !missing.contains(id)).map(|id| format!("n{id}")).collect();
+    let emptied: Vec<u64> = ids.iter().copied().filter(|id| !has_data.contains(id) && has_run(folder, *id)).collect();
+    let (gone, what) = match (missing.first(), emptied.first()) {
+        (Some(gone), _) => (gone, "is gone or has no flotilla.toml"),
+        (None, Some(gone)) => (gone, "has run before and its data folder is gone"),
+        (None, None) => return Ok(()),
+    };
+    let is_left = |id: &&u64| !missing.contains(id) && !emptied.contains(id);
+    let left: Vec<String> = ids.iter().filter(is_left).map(|id| format!("n{id}")).collect();
     bail!(
-        "{at}/n{gone} is gone or has no flotilla.toml, and the cluster has {} nodes: put it back as it was, since a node that comes back with \
+        "{at}/n{gone} {what}, and the cluster has {} nodes: put it back as it was, since a node that comes back with \
          nothing has forgotten what it promised; or go on without it: start the others ({}) by hand with `flotilla start --config \
          {at}/n<i>/flotilla.toml`; or begin anew: remove {at}, or choose another folder with --data",
         ids.len(),
         left.join(", ")
     )
+}
+
+/// Whether a node has opened its data folder before, as far as the beginning of its log tells.
+fn has_run(folder: &Path, id: u64) -> bool {
+    let mut begin = Vec::new();
+    let log = File::open(home(folder, id).join("flotilla.log"));
+    let read = log.and_then(|log| log.take(64 << 10).read_to_end(&mut begin));
+    read.is_ok() && String::from_utf8_lossy(&begin).contains("data opened")
 }
 
 /// Refuses what is fixed when a cluster is made and was asked for otherwise.
@@ -209,13 +228,17 @@ fn make(wanted: &Wanted, folder: &Path) -> anyhow::Result<()> {
     let nodes = wanted.nodes.unwrap_or(NODES);
     let http = wanted.http.unwrap_or(HTTP);
     let peers = peers(http, nodes)?;
-    // First of all what says that a node is complete: when this is cut short, the next start begins here again.
+    let authority = authority(folder)?;
+    // Before all else goes what says that a node is complete: when this is cut short, the next start begins here again.
     for id in 1..=NODES_MAX {
         for name in ["flotilla.toml", "node.pem", "node.key"] {
             remove(&home(folder, id).join(name))?;
         }
     }
-    let ca = authority(folder)?;
+    let ca = match authority {
+        Some(ca) => ca,
+        None => new_authority(folder)?,
+    };
     for id in 1..=nodes {
         let home = home(folder, id);
         std::fs::create_dir_all(&home)?;
@@ -234,11 +257,18 @@ fn make(wanted: &Wanted, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The authority in the folder, or a new one where there is none, or half of one.
-fn authority(folder: &Path) -> anyhow::Result<ClusterCa> {
-    if let Ok(ca) = cert::load_ca(folder) {
-        return Ok(ca);
-    }
+/// The authority in the folder; none where there is not all of one. One that is whole and can't be used is for a person to judge: its
+/// key may be all that is left of it.
+fn authority(folder: &Path) -> anyhow::Result<Option<ClusterCa>> {
+    let whole = |name: &str| {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        text.contains("-----END") && text.trim_end().ends_with("-----")
+    };
+    (whole("ca.pem") && whole("ca.key")).then(|| cert::load_ca(folder)).transpose()
+}
+
+/// A new authority, in the place of what may be left of one.
+fn new_authority(folder: &Path) -> anyhow::Result<ClusterCa> {
     remove(&folder.join("ca.key"))?;
     remove(&folder.join("ca.pem"))?;
     cert::new_ca(cert::random_cluster()?, folder)

@@ -85,17 +85,25 @@ fn what_is_there_is_started_as_it_is() {
 
 #[test]
 fn some_nodes_of_a_cluster_are_not_started_as_if_they_were_all() {
-    for gone in ["n1", "n2", "n3", "n2/flotilla.toml"] {
+    for gone in ["n1", "n2", "n3", "n2/flotilla.toml", "n2/data"] {
         let temp = with_data();
+        std::fs::write(temp.path().join("n2/flotilla.log"), "INFO start: data opened node=2").unwrap();
         let path = temp.path().join(gone);
         if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
         let (said, _) = refusal(temp.path(), &NOTHING_SAID);
         let node = &gone[..2];
         assert!(
-            said.contains(&format!("{node} is gone")) && said.contains("put it back") && said.contains("--data"),
+            said.contains(&format!("{node} "))
+                && said.contains(" gone")
+                && said.contains("put it back")
+                && said.contains("--data"),
             "{gone}: {said}"
         );
     }
+    // The first start was cut short behind the first node's data.
+    let temp = with_data();
+    std::fs::remove_dir(temp.path().join("n2/data")).unwrap();
+    whole(&prepare(temp.path(), &NOTHING_SAID).unwrap(), 4);
     let temp = with_data();
     for id in 1..=3 {
         std::fs::remove_file(temp.path().join(format!("n{id}/flotilla.toml"))).unwrap();
@@ -154,6 +162,18 @@ fn nodes_find_each_other_where_http_listens_everywhere() {
     let temp = tempfile::tempdir().unwrap();
     let (said, usage) = refusal(temp.path(), &Wanted { http: Some("127.0.0.1:65500".parse().unwrap()), ..NOTHING_SAID });
     assert!(usage && said.contains("above 65535"), "{said}");
+}
+
+/// Half of an authority is made anew; a whole one that can't be used is left to whoever put it there.
+#[test]
+fn an_authority_that_is_whole_is_never_thrown_away() {
+    let (temp, other) = (made(), made());
+    std::fs::remove_file(temp.path().join("n1/flotilla.toml")).unwrap();
+    let path = temp.path().join("ca.key");
+    std::fs::copy(other.path().join("ca.key"), &path).unwrap();
+    let key = std::fs::read_to_string(&path).unwrap();
+    assert!(prepare(temp.path(), &THREE).is_err(), "a certificate and a key that are no pair were taken");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), key);
 }
 
 #[test]

@@ -45,6 +45,10 @@ impl FromStr for Endpoint {
         if uri.scheme_str() != Some("http") {
             return Err(bad("only http is spoken here"));
         }
+        // With `http://` in front, the usual port is meant; a bare word is more likely to lack one.
+        if authority.port_u16().is_none() && !text.contains("://") {
+            return Err(bad("no port"));
+        }
         if uri.path_and_query().is_some_and(|rest| !matches!(rest.as_str(), "" | "/")) {
             return Err(bad("no path goes behind the port"));
         }
@@ -331,7 +335,7 @@ mod tests {
             ["http://a:1", "http://b:2", "http://c:3"]
         );
         assert!(" , ".parse::<Endpoints>().unwrap_err().contains("no address"));
-        for bad in ["", "https://a:1", "http://", "http://a:1/v1", "a b", "unix:///x"] {
+        for bad in ["localhost", "db-1", "127.0.0.1", "", "https://a:1", "http://", "http://a:1/v1", "a b", "unix:///x"] {
             assert!(bad.parse::<Endpoint>().unwrap_err().contains("http://host:port"), "{bad:?}");
         }
     }

@@ -30,6 +30,7 @@ mod text;
 use client::Client;
 pub use client::{Endpoint, Endpoints};
 use console::Console;
+use failure::Failure;
 use std::time::Duration;
 
 /// How a command ended, as its exit code says.
@@ -139,6 +140,22 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it changes anything in the cluster.
+    fn is_write(&self) -> bool {
+        match self {
+            Self::Kv { command, .. } => {
+                matches!(command, kv::Command::Put(_) | kv::Command::Delete(_) | kv::Command::Import(_))
+            }
+            Self::Shard { command, .. } => !matches!(
+                command,
+                admin::ShardCommand::List | admin::ShardCommand::Show { .. } | admin::ShardCommand::Explain { .. }
+            ),
+            Self::Node { command, .. } => !matches!(command, admin::NodeCommand::List | admin::NodeCommand::Show { .. }),
+        }
+    }
+}
+
 /// Carries a command out on this process's terminal, and says how it ended. Runs on a tokio runtime.
 pub async fn run(command: Command) -> Exit {
     run_on(command, &mut Console::terminal()).await
@@ -149,6 +166,7 @@ async fn run_on(command: Command, console: &mut Console) -> Exit {
     let (Command::Kv { global, .. } | Command::Shard { global, .. } | Command::Node { global, .. }) = &command;
     console.json = global.json;
     let client = Client::new(Endpoints::all(&global.endpoints), global.timeout);
+    let is_write = command.is_write();
     let outcome = match command {
         Command::Kv { command, .. } => kv::run(command, &client, console).await,
         Command::Shard { command, .. } => admin::run_shard(command, &client, console).await,
@@ -157,6 +175,11 @@ async fn run_on(command: Command, console: &mut Console) -> Exit {
     let outcome = outcome.and_then(|()| console.flush());
     match outcome {
         Ok(()) => Exit::Done,
+        Err(Failure::Output(error)) if is_write && error.kind() != std::io::ErrorKind::BrokenPipe => {
+            let failure = Failure::Local(format!("it was done, and what came of it can't be printed: {error}"));
+            failure.show(console);
+            failure.exit()
+        }
         Err(failure) => {
             let exit = failure.exit();
             failure.show(console);
