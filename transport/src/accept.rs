@@ -16,7 +16,7 @@ use crate::quic::{self, Close};
 use crate::shared::{Shared, stopped};
 use crate::{batch, snapshot, tls, writer};
 use flotilla_router::{NodeId, Throttle};
-use quinn::{Connection, Incoming, RecvStream, SendStream};
+use quinn::{Connection, ConnectionError, Incoming, RecvStream, SendStream, TransportErrorCode};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,10 +31,23 @@ const REASON_CHARS_MAX: usize = 400;
 enum Away {
     /// There is no connection: TLS said no, or he did.
     Connection(String),
+    /// He went away by himself before anybody said no: who has waited too long, or is stopped, gives up. Nothing is wrong with him.
+    Gone,
     /// He has a certificate of the cluster's, and is refused all the same.
     Handshake(String),
     /// He took too long.
     Late,
+}
+
+impl Away {
+    /// Why a connection has ended before its handshake was done.
+    fn of(error: &ConnectionError) -> Self {
+        match error {
+            ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => Self::Gone,
+            ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::APPLICATION_ERROR => Self::Gone,
+            error => Self::Connection(quic::describe(error)),
+        }
+    }
 }
 
 /// When each kind of complaint was last logged: about strangers, and about those who come from where a peer is. What strangers do
@@ -52,6 +65,7 @@ impl Complaints {
             Away::Connection(why) => (0, why.as_str()),
             Away::Handshake(why) => (1, why.as_str()),
             Away::Late => (2, "no handshake came in time"),
+            Away::Gone => return tracing::debug!(%address, "a connection ended before its handshake"),
         };
         if let Some(unsaid) = self.0[usize::from(is_peer)][kind].pass(Instant::now()) {
             let why: String = why.chars().take(REASON_CHARS_MAX).collect();
@@ -103,9 +117,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 /// The dialled end's part of the handshake.
 async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Identity, Purpose), Away> {
-    let connection = incoming.await.map_err(|error| Away::Connection(quic::describe(&error)))?;
-    let lost = |error: String| Away::Connection(connection.close_reason().map_or(error, |reason| quic::describe(&reason)));
-    let (mut send, receive) = connection.accept_bi().await.map_err(|error| Away::Connection(quic::describe(&error)))?;
+    let connection = incoming.await.map_err(|error| Away::of(&error))?;
+    let lost = |error: String| connection.close_reason().map_or(Away::Connection(error), |reason| Away::of(&reason));
+    let (mut send, receive) = connection.accept_bi().await.map_err(|error| Away::of(&error))?;
     let hello = receive_hello(FrameReader::new(receive, HELLO_BYTES_MAX)).await.map_err(lost)?;
     let check = || {
         let hello = Hello::decode(hello)?;
