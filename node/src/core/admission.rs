@@ -72,7 +72,8 @@ impl Node {
             return Err(Refusal::WrongShard { shard, descriptors: vec![(&*replica.descriptor).into()] });
         }
         if self.waiting_bytes >= limit {
-            return Err(Refusal::Overloaded { what: "raft.max_waiting_bytes".into(), limit });
+            let what = "the line of writes on the leader's node, at the pace at which it proposes, in bytes,".into();
+            return Err(Refusal::Overloaded { what, limit });
         }
         if matches!(command.op, Op::Put { .. }) {
             if let Some((free_bytes, reserve_bytes)) = self.disk_full {

@@ -3,7 +3,8 @@
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::CoreConfig;
 use crate::sim::member::Lane;
-use flotilla_router::NodeId;
+use flotilla_router::{NodeId, Refusal};
+use std::time::Duration;
 
 const N1: NodeId = NodeId(1);
 const N2: NodeId = NodeId(2);
@@ -23,6 +24,26 @@ fn writes_larger_than_every_limit_pass_one_by_one() {
         let written = cluster.put(N1, "k", &format!("{n}").repeat(100_000));
         assert!(matches!(written, Some(Answer::Written(_))), "{written:?}");
     }
+}
+
+/// Writes that would wait in line for longer than their clients do are refused while it is certain that they were not applied; those
+/// that have time are taken.
+#[test]
+fn what_can_not_be_proposed_in_time_is_refused_at_once() {
+    let mut cluster = Cluster::led();
+    cluster.running_mut(N1).hold(Lane::Persist);
+    cluster.post_put(N1, "k", "under way", FOREVER);
+    cluster.pass(N1);
+    let soon = cluster.member(N1).now + Duration::from_millis(20);
+    let value = "v".repeat(600 << 10);
+    let tickets: Vec<_> =
+        [soon, soon, soon, FOREVER].into_iter().map(|deadline| cluster.post_put(N1, "k", &value, deadline)).collect();
+    cluster.pass(N1);
+    let refused: Vec<_> = tickets
+        .iter()
+        .map(|ticket| matches!(cluster.answer(*ticket), Some(Answer::Refused(Refusal::Overloaded { .. }))))
+        .collect();
+    assert_eq!(refused, [false, false, true, false], "a mebibyte may always wait");
 }
 
 /// Entries that nobody could commit lie in a replica's memory, more of them than may wait for apply. That must not keep it from
