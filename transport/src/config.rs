@@ -64,7 +64,7 @@ impl Default for Config {
             append_lanes: 2,
             outbox_bytes_max: 64 << 20,
             frame_bytes_max: sizes::FRAME_BYTES_MAX,
-            request_bytes_in_flight_max: 8 << 20,
+            request_bytes_in_flight_max: 4 << 20,
             keep_alive: Duration::from_millis(250),
             idle_timeout: Duration::from_millis(1000),
             connect_backoff_min: Duration::from_millis(50),
