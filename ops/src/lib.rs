@@ -25,7 +25,7 @@ pub mod metrics;
 pub mod problem;
 pub mod traits;
 
-pub use http::{BindError, Pages, Server};
+pub use http::{BindError, Pages, Server, Serves};
 pub use limits::Limits;
 pub use metrics::Metrics;
 pub use problem::Problem;

@@ -19,12 +19,14 @@ pub struct Limits {
     pub header_bytes_max: usize,
     /// The most header fields of a request.
     pub headers_max: usize,
-    /// Connections at a time; one more is told 503 and closed.
+    /// Connections at a time. For one more the longest idle is closed; where none is idle, it is told 503.
     pub connections_max: usize,
-    /// Requests at a time, over all connections; one more is answered with 429.
+    /// Requests at a time, over all connections, until their answers are taken; one more is answered with 429.
     pub requests_in_flight_max: usize,
     /// Bytes of request bodies at a time, over all connections; a body that would pass it is answered with 429.
     pub in_flight_bytes_max: usize,
+    /// Bytes of answers at a time that clients have not taken, over all connections; a read that would pass it is answered with 429.
+    pub answer_bytes_max: usize,
     /// Streams at a time on one HTTP/2 connection.
     pub http2_streams_max: u32,
     /// From the first byte of a request head to its last; then 408.
@@ -36,6 +38,9 @@ pub struct Limits {
     /// The longest time that a client may leave an answer unread; then the connection is closed.
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
+    /// The least rate at which a client must send a body (after two `body_read_timeout`s; then 408) and take an answer (after a
+    /// `write_timeout`; then the connection is closed), in bytes per second on average.
+    pub client_bytes_per_second_min: u64,
     /// The longest silence between requests on one connection; then it is closed.
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
@@ -54,6 +59,8 @@ pub struct Limits {
     pub batch_ops_max: usize,
     /// The largest body of a batch, in bytes.
     pub batch_bytes_max: usize,
+    /// The largest answer to a batch, in bytes; gets beyond it fail by themselves, with 413.
+    pub batch_answer_bytes_max: usize,
     /// Shards in one page of the admin listing.
     pub admin_page_max: usize,
     /// The largest body of an admin request, in bytes.
@@ -72,10 +79,12 @@ impl Default for Limits {
             connections_max: 10_000,
             requests_in_flight_max: 50_000,
             in_flight_bytes_max: 256 << 20,
-            http2_streams_max: 1_000,
+            answer_bytes_max: 256 << 20,
+            http2_streams_max: 250,
             header_read_timeout: Duration::from_secs(10),
             body_read_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
+            client_bytes_per_second_min: 32 << 10,
             idle_timeout: Duration::from_secs(120),
             request_timeout: Duration::from_secs(5),
             scan_items_default: 100,
@@ -84,6 +93,7 @@ impl Default for Limits {
             scan_bytes_max: 8 << 20,
             batch_ops_max: 1_000,
             batch_bytes_max: 16 << 20,
+            batch_answer_bytes_max: 16 << 20,
             admin_page_max: 1_000,
             admin_bytes_max: 64 << 10,
             accept_loops: 2,
@@ -92,6 +102,11 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// For a server that answers nothing but probes: few who ask, small questions.
+    pub fn of_probes() -> Self {
+        Self { connections_max: 256, requests_in_flight_max: 256, header_bytes_max: 8 << 10, accept_loops: 1, ..Self::default() }
+    }
+
     /// Whether every limit can work; if not, which can't and what is allowed.
     pub fn check(&self) -> Result<(), String> {
         let within = |name: &str, value: usize, min: usize, max: usize| {
@@ -104,6 +119,8 @@ impl Limits {
         within("connections_max", self.connections_max, 1, 1_000_000)?;
         within("requests_in_flight_max", self.requests_in_flight_max, 1, 10_000_000)?;
         within("in_flight_bytes_max", self.in_flight_bytes_max, self.value_bytes_max, 1 << 50)?;
+        within("answer_bytes_max", self.answer_bytes_max, 1 << 20, 1 << 50)?;
+        within("client_bytes_per_second_min", self.client_bytes_per_second_min as usize, 1, 1 << 30)?;
         within("http2_streams_max", self.http2_streams_max as usize, 1, 100_000)?;
         within("scan_items_max", self.scan_items_max as usize, 1, 1_000_000)?;
         within("scan_items_default", self.scan_items_default as usize, 1, self.scan_items_max as usize)?;
@@ -111,6 +128,7 @@ impl Limits {
         within("scan_bytes_default", self.scan_bytes_default as usize, 1 << 10, self.scan_bytes_max as usize)?;
         within("batch_ops_max", self.batch_ops_max, 1, 100_000)?;
         within("batch_bytes_max", self.batch_bytes_max, 1 << 10, self.in_flight_bytes_max)?;
+        within("batch_answer_bytes_max", self.batch_answer_bytes_max, 1 << 10, self.answer_bytes_max)?;
         within("admin_page_max", self.admin_page_max, 1, 100_000)?;
         within("admin_bytes_max", self.admin_bytes_max, 1 << 10, 16 << 20)?;
         within("accept_loops", self.accept_loops, 1, 64)?;

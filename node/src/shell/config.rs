@@ -41,6 +41,9 @@ pub struct Config {
     /// Origins, such as https://console.example.com, whose web pages may send requests and see the answers. Other pages are refused.
     #[serde(default)]
     pub http_origins: Vec<String>,
+    /// Where `/livez`, `/readyz` and `/metrics` are served besides, on an address of their own; nowhere where empty.
+    #[serde(default)]
+    pub metrics_http: String,
     /// Where other nodes reach it, over QUIC.
     pub quic: SocketAddr,
     /// A file to keep the process id in; none where empty.
@@ -304,6 +307,7 @@ impl Config {
             http,
             http_hosts: Vec::new(),
             http_origins: Vec::new(),
+            metrics_http: String::new(),
             quic,
             pid_file: PathBuf::new(),
             threads: default_threads(),

@@ -17,7 +17,7 @@ use super::views::Views;
 use super::{applier, files, founding, logger, writer};
 use crate::core::{Event, Identity, Node};
 use anyhow::Context as _;
-use flotilla_ops::{Limits, Metrics, Server};
+use flotilla_ops::{Limits, Metrics, Server, Serves};
 use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{Routes, Throttle};
 use flotilla_storage::{Applier, Engine as _, FailPoint, RocksOptions, StorageError};
@@ -34,9 +34,14 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// How often it is looked whether views that are kept for streams are too old.
 const VIEWS_SWEEP: Duration = Duration::from_secs(5);
 
+/// How long the address of probes has at a shutdown to answer what was asked there.
+const PROBES_GRACE: Duration = Duration::from_millis(200);
+
 /// A running node.
 pub struct Running {
     server: Server,
+    /// Serves probes on an address of their own, where configured.
+    probes: Option<Server>,
     transport: Arc<Transport>,
     quic: QuicThreads,
     mailbox: Mailbox,
@@ -175,10 +180,18 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     });
     let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
     let pages = config.pages().map_err(anyhow::Error::msg)?;
+    let probes = match config.metrics_address().map_err(anyhow::Error::msg)? {
+        Some(address) => {
+            let (limits, service, admin) = (Limits::of_probes(), service.clone(), admin.clone());
+            Some(Server::bind(address, limits, Serves::Probes, service, admin, health.clone(), metrics.clone()).await?)
+        }
+        None => None,
+    };
     let limits = Limits { connections_max: shares.connections_max, ..config.limits.clone() };
-    let server = Server::bind(config.http, limits, pages, service, admin, health, metrics).await?;
+    let server = Server::bind(config.http, limits, Serves::Everything(pages), service, admin, health, metrics).await?;
     Ok(Running {
         server,
+        probes,
         transport,
         quic,
         mailbox,
@@ -253,6 +266,10 @@ impl Running {
         let left = self.server.shutdown(deadline.saturating_duration_since(Instant::now())).await;
         if left > 0 {
             tracing::warn!(left, "connections were cut at the end of the grace");
+        }
+        if let Some(probes) = self.probes {
+            // Until here it said that the node is stopping.
+            probes.shutdown(PROBES_GRACE).await;
         }
         self.disk_watch.abort();
         self.transport.shutdown().await;

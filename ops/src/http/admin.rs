@@ -4,7 +4,7 @@
 //! answer 501, so that their place is kept.
 
 use super::answer;
-use super::body::{self, Body, Wanted};
+use super::body::{self, Body, Upload, Wanted};
 use super::etag::{self, ReadVerdict};
 use super::head::check_json;
 use super::path;
@@ -17,7 +17,6 @@ use flotilla_router::{Epoch, NodeId, Refusal, ShardId};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use hyper::body::Incoming;
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
@@ -47,7 +46,7 @@ const SHARD_ORDERS: [(&str, &str); 3] = [("split", "POST"), ("merge", "POST"), (
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     /// Answers a request about what follows `/v1/admin/`.
-    pub(super) async fn admin(&self, parts: &Parts, body: Incoming, rest: &str) -> Result<Response<Body>, Problem> {
+    pub(super) async fn admin(&self, parts: &Parts, body: Upload<'_>, rest: &str) -> Result<Response<Body>, Problem> {
         // A key may hold slashes, so it is not a segment like the others.
         if let Some(key) = rest.strip_prefix("explain/") {
             return self.explain(parts, key).await;
@@ -148,13 +147,13 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         Ok(response)
     }
 
-    async fn hand_over(&self, parts: &Parts, body: Incoming, shard: ShardId) -> Result<Response<Body>, Problem> {
+    async fn hand_over(&self, parts: &Parts, body: Upload<'_>, shard: ShardId) -> Result<Response<Body>, Problem> {
         only(parts, &Method::POST, "POST")?;
         let dry_run = Query::parse(parts.uri.query(), &["dry_run"])?.flag("dry_run")?.unwrap_or(false);
         let if_match = etag::epoch_condition(&parts.headers)?;
         check_json(parts)?;
         let wanted = Wanted { what: "an admin request", code: "body_too_large", bytes_max: self.limits.admin_bytes_max };
-        let (body, _held) = body::read(body, &wanted, &self.limits, &self.budget).await?;
+        let (body, _held) = body::read(body, &wanted, &self.limits).await?;
         let Leader { node } = serde_json::from_slice(&body).map_err(|error| {
             Problem::malformed("malformed_json", format!("malformed JSON: {error}; allowed is {{\"node\": <id>}}"))
         })?;

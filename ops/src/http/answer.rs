@@ -107,8 +107,8 @@ pub(super) fn problem(problem: &Problem, here: NodeId) -> Response<Body> {
 /// no body.
 pub(super) fn finish(response: &mut Response<Body>, method: &Method) {
     if method == Method::HEAD {
-        if let Body::Full(bytes) = response.body() {
-            let length = HeaderValue::from(bytes.len());
+        if let Body::Full(piece) = response.body() {
+            let length = HeaderValue::from(piece.bytes.len());
             response.headers_mut().insert(header::CONTENT_LENGTH, length);
         }
         *response.body_mut() = Body::Empty;

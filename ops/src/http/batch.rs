@@ -10,16 +10,18 @@
 //! {"results":[{"status":204,"revision":7,"shard":2}, {"status":200,"value":"1","revision":7,"shard":2}, {"status":404,"code":…}]}
 //! ```
 //!
-//! A batch that is malformed anywhere is refused whole, before anything is done; [`operations`](super::operations) reads it.
+//! A batch that is malformed anywhere is refused whole, before anything is done; [`operations`](super::operations) reads it. Its answer
+//! is bounded (`batch_answer_bytes_max`): gets whose values have no room in it fail, each by itself, with 413, and may be asked again.
 
 use super::answer;
-use super::body::{self, Body, Wanted};
+use super::body::{self, Body, Piece, Upload, Wanted};
 use super::head::check_json;
 use super::key::{condition_failed, no_such_key, unexpected};
 use super::operations::{Planned, plan};
 use super::query::Query;
-use super::scan::write_member;
+use super::room::{OUTCOME_BYTES, Room};
 use super::service::{App, only};
+use super::share::{Account, Good};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use bytes::Bytes;
@@ -29,52 +31,64 @@ use futures_util::stream::FuturesUnordered;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use hyper::body::Incoming;
 use std::collections::HashMap;
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What one operation came to.
 enum Done {
-    Value { value: Bytes, revision: Revision, shard: ShardId },
-    Written { revision: Option<Revision>, shard: ShardId },
-    Failed { problem: Problem, current: Option<Revision> },
+    /// As it stands in the answer; the [`Room`] has counted it.
+    Value(Vec<u8>),
+    Written {
+        revision: Option<Revision>,
+        shard: ShardId,
+    },
+    Failed {
+        problem: Problem,
+        current: Option<Revision>,
+    },
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    pub(super) async fn batch(&self, parts: &Parts, body: Incoming) -> Result<Response<Body>, Problem> {
+    pub(super) async fn batch(&self, parts: &Parts, body: Upload<'_>, account: &Arc<Account>) -> Result<Response<Body>, Problem> {
         only(parts, &Method::POST, "POST")?;
         let consistency =
             Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
         check_json(parts)?;
         let wanted = Wanted { what: "a batch", code: "batch_too_large", bytes_max: self.limits.batch_bytes_max };
-        let (body, _held) = body::read(body, &wanted, &self.limits, &self.budget).await?;
+        let (body, _held) = body::read(body, &wanted, &self.limits).await?;
         let planned = plan(&body, &self.limits)?;
         drop(body);
 
         let deadline = self.deadline();
+        // What fails for want of room fails before anything is done.
+        let room = Room::new(account.hold(Good::Answers, planned.len() * OUTCOME_BYTES)?, self.limits.batch_answer_bytes_max);
+
         let mut by_key: HashMap<&Bytes, Vec<usize>> = HashMap::with_capacity(planned.len());
         for (index, op) in planned.iter().enumerate() {
             by_key.entry(op.key()).or_default().push(index);
         }
         let mut done: Vec<Option<Done>> = planned.iter().map(|_| None).collect();
         let mut chains: FuturesUnordered<_> =
-            by_key.into_values().map(|indexes| self.chain(&planned, indexes, consistency, deadline)).collect();
+            by_key.into_values().map(|indexes| self.chain(&planned, indexes, consistency, deadline, &room)).collect();
         while let Some(outcomes) = chains.next().await {
             for (index, outcome) in outcomes {
                 done[index] = Some(outcome);
             }
         }
-        let mut out = Vec::with_capacity(16 + done.len() * 48);
+        drop(chains);
+        let mut out = Vec::with_capacity(16 + room.used() + done.len() * 48);
         out.extend_from_slice(b"{\"results\":[");
-        for (index, outcome) in done.iter().flatten().enumerate() {
+        for (index, outcome) in done.into_iter().flatten().enumerate() {
             if index > 0 {
                 out.push(b',');
             }
             outcome.write(&mut out);
         }
         out.extend_from_slice(b"]}");
-        Ok(answer::ok(HeaderValue::from_static("application/json"), Body::Full(out.into())))
+        let piece = Piece { held: Some(room.into_held(out.len())), bytes: out.into() };
+        Ok(answer::ok(HeaderValue::from_static("application/json"), Body::Full(piece)))
     }
 
     /// The operations on one key, one after the other.
@@ -84,13 +98,14 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         indexes: Vec<usize>,
         consistency: Consistency,
         deadline: Instant,
+        room: &Room,
     ) -> Vec<(usize, Done)> {
         let mut outcomes = Vec::with_capacity(indexes.len());
         let mut unknown = None;
         for index in indexes {
             let outcome = match unknown {
                 Some(earlier) => Done::Failed { problem: after_unknown(earlier), current: None },
-                None => self.one(&planned[index], consistency, deadline).await,
+                None => self.one(&planned[index], consistency, deadline, room).await,
             };
             if matches!(&outcome, Done::Failed { problem, .. } if problem.members().outcome == Outcome::Unknown) {
                 unknown = Some(index);
@@ -100,8 +115,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         outcomes
     }
 
-    async fn one(&self, op: &Planned, consistency: Consistency, deadline: Instant) -> Done {
+    async fn one(&self, op: &Planned, consistency: Consistency, deadline: Instant, room: &Room) -> Done {
         let (ask, if_odd) = match op {
+            Planned::Get(_) if room.is_full() => return Done::Failed { problem: room.refusal(), current: None },
             Planned::Get(key) => (Ask::Get { key: key.clone(), consistency }, Outcome::NotApplied),
             Planned::Write(command) => (Ask::Write(command.clone()), Outcome::Unknown),
         };
@@ -111,7 +127,10 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         };
         let shard = reply.shard;
         match reply.answer {
-            Answer::Value { value, revision } => Done::Value { value, revision, shard },
+            Answer::Value { value, revision } => match room.take(&value, revision, shard) {
+                Ok(json) => Done::Value(json),
+                Err(problem) => Done::Failed { problem, current: None },
+            },
             Answer::Written { revision } => Done::Written { revision: Some(revision), shard },
             Answer::Deleted => Done::Written { revision: None, shard },
             Answer::Missing => Done::Failed { problem: no_such_key(&reply), current: None },
@@ -126,11 +145,7 @@ impl Done {
     fn write(&self, out: &mut Vec<u8>) {
         // Writing to memory does not fail.
         let _ = match self {
-            Self::Value { value, revision, shard } => {
-                out.extend_from_slice(b"{\"status\":200,");
-                write_member(out, "value", value);
-                write!(out, ",\"revision\":{revision},\"shard\":{shard}}}")
-            }
+            Self::Value(json) => out.write_all(json),
             Self::Written { revision: Some(revision), shard } => {
                 write!(out, "{{\"status\":204,\"revision\":{revision},\"shard\":{shard}}}")
             }

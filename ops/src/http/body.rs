@@ -1,110 +1,49 @@
 //! Bodies, both ways. What comes in is bounded in size, in time and, over all requests, in memory; what goes out is nothing, bytes,
 //! or a stream that is made only as fast as the client reads it.
 
+use super::leash::Leash;
+use super::share::{Account, Good, Held};
 use crate::limits::Limits;
 use crate::problem::Problem;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::Stream;
 use http::StatusCode;
 use http_body_util::BodyExt;
-use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use prometheus::IntGauge;
-use std::convert::Infallible;
+use hyper::body::{Body as HttpBody, Incoming};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-/// An answer's body.
+/// An answer's body, as handlers make it. [`super::owed`] sends it.
 pub(super) enum Body {
     /// None.
     Empty,
     /// Bytes, in one piece.
-    Full(Bytes),
+    Full(Piece),
     /// Pieces, each made when the one before it was taken.
-    Stream(Pin<Box<dyn Stream<Item = Bytes> + Send>>),
+    Stream(Pin<Box<dyn Stream<Item = Piece> + Send>>),
 }
 
-impl HttpBody for Body {
-    type Data = Bytes;
-    type Error = Infallible;
+/// Bytes of an answer, and their part of the budget where they have one already.
+pub(super) struct Piece {
+    pub(super) bytes: Bytes,
+    pub(super) held: Option<Held>,
+}
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let this = self.get_mut();
-        match this {
-            Self::Empty => Poll::Ready(None),
-            Self::Full(_) => match std::mem::replace(this, Self::Empty) {
-                Self::Full(bytes) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-                _ => Poll::Ready(None),
-            },
-            Self::Stream(stream) => stream.as_mut().poll_next(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes)))),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Empty => true,
-            Self::Full(bytes) => bytes.is_empty(),
-            Self::Stream(_) => false,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Empty => SizeHint::with_exact(0),
-            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Stream(_) => SizeHint::default(),
-        }
+impl<B: Into<Bytes>> From<B> for Piece {
+    fn from(bytes: B) -> Self {
+        Self { bytes: bytes.into(), held: None }
     }
 }
 
-/// How many bytes of request bodies all requests together may hold.
-pub(super) struct Budget {
-    held: AtomicUsize,
-    max: usize,
-    gauge: IntGauge,
-}
-
-/// A part of the [`Budget`], given back when dropped.
-pub(super) struct Held<'a> {
-    budget: &'a Budget,
-    bytes: usize,
-}
-
-impl Budget {
-    pub(super) fn new(max: usize, gauge: IntGauge) -> Self {
-        Self { held: AtomicUsize::new(0), max, gauge }
-    }
-
-    fn hold(&self, bytes: usize) -> Result<Held<'_>, Problem> {
-        let mut held = Held { budget: self, bytes: 0 };
-        held.grow(bytes)?;
-        Ok(held)
-    }
-}
-
-impl Held<'_> {
-    /// Takes more; 429 where there is none.
-    fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
-        if bytes == 0 {
-            return Ok(());
-        }
-        let before = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
-        self.bytes += bytes;
-        if before + bytes > self.budget.max {
-            return Err(Problem::overloaded("bytes of request bodies", self.budget.max).close());
-        }
-        self.budget.gauge.add(bytes as i64);
-        Ok(())
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            let before = self.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
-            self.budget.gauge.set(before.saturating_sub(self.bytes) as i64);
-        }
-    }
+/// A body on its way in, and who sends it.
+pub(super) struct Upload<'a> {
+    /// What comes.
+    pub(super) incoming: Incoming,
+    /// Who pays for it.
+    pub(super) account: &'a Arc<Account>,
+    /// Is told that we wait for the client.
+    pub(super) leash: &'a Leash,
 }
 
 /// What is being read, for errors.
@@ -117,46 +56,72 @@ pub(super) struct Wanted {
     pub(super) bytes_max: usize,
 }
 
-/// Reads a whole body. A body that came in one piece of known length is not copied.
-pub(super) async fn read<'a>(
-    mut body: Incoming,
-    wanted: &Wanted,
-    limits: &Limits,
-    budget: &'a Budget,
-) -> Result<(Bytes, Held<'a>), Problem> {
+/// Reads a whole body, and holds what has come of it. A body that came in one piece of known length is not copied.
+///
+/// A client must send at `client_bytes_per_second_min` on average, beyond a start of two `body_read_timeout`s, and never be silent
+/// for longer than one.
+pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -> Result<(Bytes, Held), Problem> {
+    let Upload { mut incoming, account, leash } = upload;
+    let _waiting = leash.wait();
     let too_large =
         |actual| Problem::too_large(StatusCode::PAYLOAD_TOO_LARGE, wanted.code, wanted.what, wanted.bytes_max, actual).close();
-    let exact = body.size_hint().exact().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    let exact = incoming.size_hint().exact().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     if let Some(actual) = exact.filter(|actual| *actual > wanted.bytes_max) {
         return Err(too_large(Some(actual)));
     }
-    let mut held = budget.hold(exact.unwrap_or(0))?;
-    let Some(first) = next(&mut body, limits).await? else { return Ok((Bytes::new(), held)) };
+    // What there is no room for now is refused before it is sent; nothing is held for what was announced.
+    account.check(Good::Bodies, exact.unwrap_or(0)).map_err(Problem::close)?;
+    let mut held = account.hold(Good::Bodies, 0)?;
+    let pace = Pace { begun: Instant::now(), limits };
+    let Some(first) = next(&mut incoming, &pace, 0).await? else { return Ok((Bytes::new(), held)) };
+    held.grow(first.len()).map_err(Problem::close)?;
     if exact == Some(first.len()) {
         return Ok((first, held));
     }
-    let mut whole = BytesMut::with_capacity(first.len().max(exact.unwrap_or(0).min(64 << 10)));
+    let mut whole = Vec::new();
     let mut piece = Some(first);
     while let Some(bytes) = piece {
-        if whole.len() + bytes.len() > wanted.bytes_max {
+        let needed = whole.len() + bytes.len();
+        if needed > wanted.bytes_max {
             return Err(too_large(None));
         }
-        whole.extend_from_slice(&bytes);
-        if whole.len() > held.bytes {
-            held.grow(whole.len() - held.bytes)?;
+        if needed > whole.capacity() {
+            // Twice as much each time, but never more than will come.
+            let capacity = needed.max(whole.capacity() * 2).min(exact.unwrap_or(wanted.bytes_max).max(needed));
+            held.grow(capacity.saturating_sub(held.amount())).map_err(Problem::close)?;
+            whole.reserve_exact(capacity - whole.len());
         }
-        piece = next(&mut body, limits).await?;
+        whole.extend_from_slice(&bytes);
+        drop(bytes);
+        piece = next(&mut incoming, &pace, whole.len()).await?;
     }
-    Ok((whole.freeze(), held))
+    Ok((whole.into(), held))
+}
+
+/// How fast a body must come.
+struct Pace<'a> {
+    begun: Instant,
+    limits: &'a Limits,
+}
+
+impl Pace<'_> {
+    /// By when more must have come, where `arrived` bytes have.
+    fn deadline(&self, now: Instant, arrived: usize) -> Instant {
+        let Limits { body_read_timeout, client_bytes_per_second_min, .. } = *self.limits;
+        let seconds = arrived as f64 / client_bytes_per_second_min as f64;
+        (now + body_read_timeout).min(self.begun + body_read_timeout * 2 + Duration::from_secs_f64(seconds))
+    }
 }
 
 /// The next piece of a body; `None` at its end.
-async fn next(body: &mut Incoming, limits: &Limits) -> Result<Option<Bytes>, Problem> {
+async fn next(body: &mut Incoming, pace: &Pace<'_>, arrived: usize) -> Result<Option<Bytes>, Problem> {
     loop {
-        match tokio::time::timeout(limits.body_read_timeout, body.frame()).await {
+        let deadline = pace.deadline(Instant::now(), arrived);
+        match tokio::time::timeout_at(deadline.into(), body.frame()).await {
             Ok(None) => return Ok(None),
             // Trailers say nothing to us.
             Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
                 Ok(data) => return Ok(Some(data)),
                 Err(_trailers) => {}
             },
@@ -165,8 +130,11 @@ async fn next(body: &mut Incoming, limits: &Limits) -> Result<Option<Bytes>, Pro
                 return Err(Problem::malformed("body_incomplete", detail).close());
             }
             Err(_elapsed) => {
-                let timeout = humantime::format_duration(limits.body_read_timeout);
-                let detail = format!("nothing more of the body came for {timeout}; nothing was written");
+                let timeout = humantime::format_duration(pace.limits.body_read_timeout);
+                let rate = pace.limits.client_bytes_per_second_min;
+                let detail = format!(
+                    "the body came too slowly: nothing for {timeout}, or fewer than {rate} bytes a second; nothing was written"
+                );
                 return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "request timeout", detail).close());
             }
         }
@@ -178,13 +146,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_budget_is_given_back() {
-        let budget = Budget::new(100, IntGauge::new("bytes", "test").unwrap());
-        let first = budget.hold(60).unwrap();
-        assert_eq!(budget.hold(60).map(|_| ()).unwrap_err().members().status, 429);
-        assert_eq!(budget.held.load(Ordering::Relaxed), 60);
-        drop(first);
-        assert!(budget.hold(100).is_ok());
-        assert_eq!(budget.gauge.get(), 0);
+    fn a_body_must_come_at_a_least_rate_after_a_start() {
+        let limits = Limits { client_bytes_per_second_min: 1000, ..Limits::default() };
+        let begun = Instant::now();
+        let pace = Pace { begun, limits: &limits };
+        let at = |seconds: u64| begun + Duration::from_secs(seconds);
+        assert_eq!(pace.deadline(at(0), 0), at(10), "silence");
+        assert_eq!(pace.deadline(at(9), 0), at(19));
+        assert_eq!(pace.deadline(at(18), 18), begun + Duration::from_millis(20_018), "a byte a second");
+        assert_eq!(pace.deadline(at(100), 90_000), at(110));
+        assert_eq!(pace.deadline(at(100), 85_000), at(105));
     }
 }

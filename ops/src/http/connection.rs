@@ -9,13 +9,14 @@
 
 use super::blocks::PREFACE;
 use super::guard::Guard;
-use super::service::Session;
+use super::leash::Leash;
+use super::service::{App, Session};
+use super::share::Account;
 use super::wire::{Pulse, Wire, raw_answer};
 use crate::limits::Limits;
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use bytes::{Bytes, BytesMut};
-use futures_util::task::AtomicWaker;
 use http::StatusCode;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -23,7 +24,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -38,6 +38,15 @@ const HEADERS_MAX: usize = 100;
 /// How often a client that sends no more is asked whether it is still there, while it waits.
 const RESET_CHECK: Duration = Duration::from_millis(250);
 
+/// How long a kept place may be had, and how long its request may take to begin.
+const KEPT: Duration = Duration::from_secs(5);
+const KEPT_HEAD: Duration = Duration::from_secs(2);
+/// How much hyper reads ahead of us in HTTP/1.1, where a head needs no more.
+const READ_BUFFER: usize = 64 << 10;
+/// What one stream of HTTP/2, and all of a connection, may send ahead of us.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
 /// What carries a connection: a TCP stream, or bytes in memory, where the server is fuzzed.
 pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
     /// Whether the other end has given the connection up, as opposed to sending nothing more.
@@ -49,31 +58,6 @@ pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
 impl Socket for TcpStream {
     fn is_reset(&self) -> bool {
         matches!(self.take_error(), Ok(Some(_)) | Err(_))
-    }
-}
-
-/// What the server wants of a connection, and how to wake it.
-#[derive(Default)]
-pub(super) struct Leash {
-    phase: AtomicU8,
-    waker: AtomicWaker,
-}
-
-impl Leash {
-    /// Finish what is in flight, take nothing more.
-    pub(super) const FINISH: u8 = 1;
-    /// Drop everything.
-    pub(super) const DROP: u8 = 2;
-
-    /// Tells the connection.
-    pub(super) fn pull(&self, phase: u8) {
-        self.phase.fetch_max(phase, Ordering::SeqCst);
-        self.waker.wake();
-    }
-
-    fn phase(&self, cx: &Context<'_>) -> u8 {
-        self.waker.register(cx.waker());
-        self.phase.load(Ordering::SeqCst)
     }
 }
 
@@ -90,15 +74,39 @@ enum Ended {
 
 /// Serves one connection, which came in on a loopback address or not, to its end.
 pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
+    stream: S,
+    on_loopback: bool,
+    app: Arc<App<K, A, I>>,
+    leash: Arc<Leash>,
+    account: Arc<Account>,
+    kept: bool,
+) {
+    if kept {
+        // Nobody has such a place for long.
+        let _ = tokio::time::timeout(KEPT, serve_any(stream, on_loopback, app, leash, account, true)).await;
+    } else {
+        serve_any(stream, on_loopback, app, leash, account, false).await;
+    }
+}
+
+async fn serve_any<S: Socket, K: Kv, A: Admin, I: Inspect>(
     mut stream: S,
     on_loopback: bool,
-    app: Arc<super::service::App<K, A, I>>,
+    app: Arc<App<K, A, I>>,
     leash: Arc<Leash>,
+    account: Arc<Account>,
+    kept: bool,
 ) {
-    let Some((prefix, is_http2)) = sniff(&mut stream, &app.limits, &leash).await else { return };
+    let patience = if kept { KEPT_HEAD.min(app.limits.idle_timeout) } else { app.limits.idle_timeout };
+    let first = sniff(&mut stream, patience, &app.limits, &leash).await;
+    let (prefix, is_http2) = match first {
+        Some((_, true)) | None if kept => return refuse(stream, &too_many(app.limits.connections_max)).await,
+        Some(first) => first,
+        None => return,
+    };
     let pulse = Arc::new(Pulse::new(!is_http2));
     let wire = Wire::new(stream, prefix, pulse.clone(), app.metrics.http.malformed.clone());
-    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone(), on_loopback });
+    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone(), leash: leash.clone(), account, on_loopback, kept });
     let wire = Guard::new(wire, pulse.clone(), is_http2, &app.limits);
     let service = service_fn(move |request| session.clone().handle(request));
     let limits = &app.limits;
@@ -111,8 +119,11 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
             .keep_alive_timeout(Duration::from_secs(20))
             .max_concurrent_streams(limits.http2_streams_max)
             .max_header_list_size(limits.header_bytes_max as u32)
-            .initial_stream_window_size(1 << 20)
-            .initial_connection_window_size(8 << 20);
+            // What is sent to us and not yet read: a client may have so much of it in memory, for all of its streams together.
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            // What a stream says it takes at once; `owed` gives it no more than that, and counts it.
+            .max_send_buf_size(64 << 10);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(wire), service));
         let ended = drive(&pulse, &leash, limits, |cx, finish| {
             if finish {
@@ -130,7 +141,13 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
     // Timeouts are ours: hyper's own would make a timer for each request, and close idle connections as early as slow ones.
     // Not `pipeline_flush`: with it hyper buffers a stream without bound, holds answers back while the next head is incomplete, and
     // forgets them where that head is malformed. The tests of slow clients and malformed heads show each.
-    builder.max_header_size(limits.header_bytes_max).header_read_timeout(None).auto_date_header(false).half_close(true);
+    builder
+        .max_header_size(limits.header_bytes_max)
+        .max_buf_size(READ_BUFFER.max(limits.header_bytes_max + (8 << 10)))
+        .header_read_timeout(None)
+        .auto_date_header(false)
+        .half_close(true)
+        .keep_alive(!kept);
     if limits.headers_max > HEADERS_MAX {
         builder.max_headers(limits.headers_max);
     }
@@ -159,10 +176,10 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
 }
 
 /// Reads the first bytes, and says whether they begin HTTP/2. `None` where nothing more is to be done.
-async fn sniff(stream: &mut impl Socket, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
+async fn sniff(stream: &mut impl Socket, patience: Duration, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
     let mut first = BytesMut::with_capacity(1024);
     let mut reading = std::pin::pin!(async {
-        let mut until = Instant::now() + limits.idle_timeout;
+        let mut until = Instant::now() + patience;
         loop {
             match tokio::time::timeout_at(until.into(), stream.read_buf(&mut first)).await {
                 Ok(Ok(n)) if n > 0 => {}
@@ -208,13 +225,15 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
                 cx.waker().wake_by_ref();
             }
         }
-        if let Some(deadline) = pulse.deadline(limits).filter(|deadline| *deadline < armed) {
+        let deadline = || pulse.deadline(limits).into_iter().chain(leash.ledger.deadline()).min();
+        if let Some(deadline) = deadline().filter(|deadline| *deadline < armed) {
             armed = deadline;
             timer.as_mut().reset(armed.into());
         }
         while timer.as_mut().poll(cx).is_ready() {
+            leash.ledger.settle();
             let now = Instant::now();
-            armed = pulse.deadline(limits).unwrap_or(now + limits.idle_timeout);
+            armed = deadline().unwrap_or(now + limits.idle_timeout);
             if armed <= now {
                 return Poll::Ready(Ended::TooSlow);
             }
@@ -225,8 +244,18 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
     .await
 }
 
+/// 503 for a connection that there is no place for.
+pub(super) fn too_many(connections_max: usize) -> Problem {
+    let detail =
+        format!("this node has {connections_max} connections, all at work, and takes no more; close some, or ask another node");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", "too many connections", detail)
+        .retryable()
+        .limit(connections_max as u64, None)
+        .close()
+}
+
 /// Says why, and closes.
-pub(super) async fn refuse(mut stream: impl Socket, problem: &Problem) {
+async fn refuse(mut stream: impl Socket, problem: &Problem) {
     let answer = raw_answer(problem, false);
     let said = tokio::time::timeout(LINGER, async {
         stream.write_all(&answer).await?;

@@ -4,16 +4,23 @@
 //! problem with 503; with `?verbose` they list what they rest on, one line per check: `[+]name ok`, `[-]name failed: why`.
 
 use super::answer;
-use super::body::Body;
+use super::body::{Body, Piece};
 use super::query::Query;
 use super::service::{App, only_get};
+use super::share::{Account, Good};
 use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::traits::{Admin, Check, Inspect, Kv};
+use bytes::Bytes;
 use http::header::{HeaderValue, RETRY_AFTER};
 use http::request::Parts;
 use http::{Response, StatusCode};
 use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long one rendering of the metrics is shared where there is no room for another.
+const SHARED_FOR: Duration = Duration::from_secs(1);
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     pub(super) fn livez(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
@@ -31,17 +38,41 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         health("readyz", readiness.ready, &readiness.checks, verbose)
     }
 
-    pub(super) fn show_metrics(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
+    pub(super) fn show_metrics(&self, parts: &Parts, account: &Arc<Account>) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
         Query::parse(parts.uri.query(), &[])?;
-        self.inspect.collect();
-        Ok(answer::ok(HeaderValue::from_static(Metrics::CONTENT_TYPE), Body::Full(self.metrics.render().into())))
+        let piece = self.rendered.show(account, || {
+            self.inspect.collect();
+            self.metrics.render().into()
+        });
+        Ok(answer::ok(HeaderValue::from_static(Metrics::CONTENT_TYPE), Body::Full(piece)))
     }
 
     pub(super) fn show_limits(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
         Query::parse(parts.uri.query(), &[])?;
         answer::json(&self.limits)
+    }
+}
+
+/// The metrics as they were last rendered. They are rendered for each who asks; where answers have no room left, the last rendering
+/// is shared, and made anew once a second: metrics are always answered, and many who don't take them cost little.
+#[derive(Default)]
+pub(super) struct Rendered(Mutex<Option<(Instant, Bytes)>>);
+
+impl Rendered {
+    fn show(&self, account: &Arc<Account>, render: impl FnOnce() -> Bytes) -> Piece {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, bytes)) = &*last
+            && at.elapsed() < SHARED_FOR
+            && account.check(Good::Answers, bytes.len()).is_err()
+        {
+            return Piece { bytes: bytes.clone(), held: Some(account.hold_anyway(Good::Answers, 0)) };
+        }
+        let bytes = render();
+        *last = Some((Instant::now(), bytes.clone()));
+        let held = account.hold_anyway(Good::Answers, bytes.len());
+        Piece { bytes, held: Some(held) }
     }
 }
 

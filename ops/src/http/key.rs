@@ -2,7 +2,7 @@
 //!
 //! GET and HEAD answer 200, 304, 404 or 412; PUT and DELETE 204 or 412, once the write is durable on a quorum and applied.
 
-use super::body::{self, Body, Wanted};
+use super::body::{self, Body, Upload, Wanted};
 use super::query::Query;
 use super::service::App;
 use super::{answer, etag, head, path};
@@ -13,11 +13,10 @@ use flotilla_router::{Answer, Ask, Command, Op, Outcome, Refusal, Reply, Revisio
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
-use hyper::body::Incoming;
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     /// Answers a request about the key in `rest` of the path.
-    pub(super) async fn key(&self, parts: &Parts, body: Incoming, rest: &str) -> Result<Response<Body>, Problem> {
+    pub(super) async fn key(&self, parts: &Parts, body: Upload<'_>, rest: &str) -> Result<Response<Body>, Problem> {
         match parts.method {
             Method::GET | Method::HEAD => self.get(parts, path::key(rest, &self.limits)?).await,
             Method::PUT => self.put(parts, body, path::key(rest, &self.limits)?).await,
@@ -38,7 +37,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                 let mut response = match etag::judge_read(&parts.headers, Some(&tag))? {
                     etag::ReadVerdict::Go => {
                         let mut response =
-                            answer::ok(HeaderValue::from_static("application/octet-stream"), Body::Full(value.clone()));
+                            answer::ok(HeaderValue::from_static("application/octet-stream"), Body::Full(value.clone().into()));
                         response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
                         response
                     }
@@ -58,7 +57,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         Ok(response)
     }
 
-    async fn put(&self, parts: &Parts, body: Incoming, key: Bytes) -> Result<Response<Body>, Problem> {
+    async fn put(&self, parts: &Parts, body: Upload<'_>, key: Bytes) -> Result<Response<Body>, Problem> {
         if parts.uri.query().is_some() && Query::parse(parts.uri.query(), &["ttl"])?.has("ttl") {
             return Err(Problem::not_implemented("?ttl= (a key that expires)"));
         }
@@ -72,7 +71,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         }
         let wanted = Wanted { what: "a value", code: "value_too_large", bytes_max: self.limits.value_bytes_max };
         // Held until the write is answered: the value is in memory for so long.
-        let (value, _held) = body::read(body, &wanted, &self.limits, &self.budget).await?;
+        let (value, _held) = body::read(body, &wanted, &self.limits).await?;
         self.write(Command { op: Op::Put { key, value }, condition }).await
     }
 

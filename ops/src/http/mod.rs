@@ -6,6 +6,9 @@
 //! [`head`] and [`pages`] (what is refused before any route), [`etag`] (conditions), [`body`] (bodies, both ways, bounded), [`answer`]
 //! (headers, with [`date`]), [`cursor`].
 //!
+//! What a node has little of is bounded and shared: [`crowd`] has the connections, [`share`] the places and bytes, [`owed`] what
+//! clients were given and have not taken.
+//!
 //! **Invariants.** A handler returns an answer or a [`crate::Problem`]; only [`answer`] makes the latter a response. A write is
 //! handed to the node after its whole body has been read, so a half-sent body writes nothing. The way of a GET or PUT of one key
 //! boxes no future, spawns no task and looks up no metric by name.
@@ -13,6 +16,7 @@
 //! What hyper answers by itself: a head that is no HTTP (400). [`wire`] puts a problem in the place of its empty body. On HTTP/2,
 //! what is no request at all resets its stream, or ends the connection.
 
+mod accept;
 mod admin;
 mod answer;
 mod batch;
@@ -20,6 +24,7 @@ mod blocks;
 mod body;
 mod chunks;
 mod connection;
+mod crowd;
 mod cursor;
 mod date;
 mod delete_range;
@@ -30,13 +35,17 @@ mod head;
 mod heads;
 mod health;
 mod key;
+mod leash;
 mod operations;
+mod owed;
 mod pages;
 mod path;
 mod query;
+mod room;
 mod scan;
 mod server;
 mod service;
+mod share;
 mod stream;
 mod target;
 mod wire;
@@ -47,4 +56,4 @@ pub use connection::Socket;
 pub use pages::Pages;
 #[doc(hidden)]
 pub use server::Offline;
-pub use server::{BindError, Server};
+pub use server::{BindError, Server, Serves};

@@ -8,13 +8,15 @@
 //!   twice for a page, since it would answer from another view.
 //! - **A stream** is told of in [`stream`](super::stream).
 
+use super::accept::accepts_stream;
 use super::answer::{self, CONSISTENCY};
-use super::body::Body;
+use super::body::{Body, Piece};
 use super::cursor::Cursor;
 use super::key::unexpected;
 use super::path::check_bound;
 use super::query::{Query, contradiction};
 use super::service::{App, Session};
+use super::share::{Account, Good};
 use crate::limits::Limits;
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
@@ -22,9 +24,9 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flotilla_router::range::successor_of_key;
 use flotilla_router::{Answer, Ask, Consistency, HeldView, Item, KeyRange, Outcome, Scan, ShardId};
-use http::header::{ACCEPT, HeaderValue};
+use http::Response;
+use http::header::HeaderValue;
 use http::request::Parts;
-use http::{HeaderMap, Response, StatusCode};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Instant;
@@ -145,6 +147,13 @@ impl Walk {
         });
     }
 
+    /// Moves back to the first of items that there was no room for.
+    fn give_back_all(&mut self, items: &[Item]) {
+        if let Some(first) = items.first() {
+            self.give_back(first);
+        }
+    }
+
     /// What a client needs to go on; `None` when nothing is left.
     pub(super) fn cursor(&self) -> Option<String> {
         let rest = self.rest.clone()?;
@@ -166,16 +175,17 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         } else {
             let limit = limit.map_or(limits.scan_items_default, |n| n as u32);
             let bytes_max = bytes_max.map_or(limits.scan_bytes_default, |n| n as u32);
-            self.page(walk, limit, bytes_max).await?
+            self.page(walk, limit, bytes_max, &session.account).await?
         };
         response.headers_mut().insert(&CONSISTENCY, HeaderValue::from_static("per_shard"));
         Ok(response)
     }
 
     /// One page, of as many shards as it takes.
-    async fn page(&self, mut walk: Walk, limit: u32, bytes_max: u32) -> Result<Response<Body>, Problem> {
+    async fn page(&self, mut walk: Walk, limit: u32, bytes_max: u32, account: &Arc<Account>) -> Result<Response<Body>, Problem> {
         let (begun, deadline) = (Instant::now(), self.deadline());
         let mut page = Page { out: br#"{"items":["#.to_vec(), separator: ",", items: 0, bytes: 0, limit, bytes_max };
+        let mut held = account.hold(Good::Answers, 0)?;
         let mut shards = 0;
         while walk.rest.is_some() && !page.is_full() && (shards == 0 || begun.elapsed() < self.limits.request_timeout / 2) {
             let (before, rest) = (walk.shard, walk.rest.clone());
@@ -184,7 +194,18 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                     walk.rest = rest;
                     break;
                 }
-                Ok(items) => page.take(items, &mut walk),
+                Ok(items) => {
+                    // Where there is no room for more, a page ends early, and one that would be empty is refused.
+                    match held.grow(bytes_of(&items)) {
+                        Err(problem) if page.items == 0 => return Err(problem),
+                        Err(_) => {
+                            walk.give_back_all(&items);
+                            break;
+                        }
+                        Ok(()) => page.take(items, &mut walk),
+                    }
+                    held.set(page.out.len());
+                }
                 Err(problem) if shards == 0 => return Err(problem),
                 Err(_) => break,
             }
@@ -194,7 +215,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let tail = json!({ "cursor": walk.cursor(), "consistent": "per_shard" }).to_string();
         out.extend_from_slice(b"],");
         out.extend_from_slice(&tail.as_bytes()[1..]);
-        Ok(answer::ok(HeaderValue::from_static("application/json"), Body::Full(out.into())))
+        held.set(out.len());
+        let piece = Piece { bytes: out.into(), held: Some(held) };
+        Ok(answer::ok(HeaderValue::from_static("application/json"), Body::Full(piece)))
     }
 }
 
@@ -239,6 +262,11 @@ impl Page {
     }
 }
 
+/// What items take in memory, about.
+fn bytes_of(items: &[Item]) -> usize {
+    items.iter().map(|item| item.key.len() + item.value.len() + size_of::<Item>()).sum()
+}
+
 /// Appends `{"key":…,"value":…,"revision":…}`.
 fn write_item(out: &mut Vec<u8>, item: &Item, keys_only: bool) {
     out.push(b'{');
@@ -269,60 +297,10 @@ pub(super) fn write_member(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
     }
 }
 
-/// Whether the client would rather have a stream; 406 where it takes neither that nor JSON.
-fn accepts_stream(headers: &HeaderMap) -> Result<bool, Problem> {
-    // For each form: how much it is wanted (in thousandths), and how exactly it was named.
-    let (mut page, mut stream) = ((0u32, -1), (0u32, -1));
-    let mut any = false;
-    for value in headers.get_all(ACCEPT) {
-        for part in value.to_str().unwrap_or_default().split(',').filter(|part| !part.trim().is_empty()) {
-            any = true;
-            let mut pieces = part.split(';').map(str::trim);
-            let media = pieces.next().unwrap_or_default().to_ascii_lowercase();
-            let quality = pieces.find_map(|piece| piece.strip_prefix("q=").or_else(|| piece.strip_prefix("Q=")));
-            let quality = quality.map_or(1.0, |q| q.parse::<f32>().unwrap_or(1.0).clamp(0.0, 1.0));
-            let quality = (quality * 1000.0) as u32;
-            let (for_page, for_stream) = match media.as_str() {
-                "*/*" => (0, 0),
-                "application/*" => (1, 1),
-                "application/json" => (2, -2),
-                "application/x-ndjson" | "application/ndjson" => (-2, 2),
-                _ => (-2, -2),
-            };
-            for (form, exactness) in [(&mut page, for_page), (&mut stream, for_stream)] {
-                if exactness > form.1 {
-                    *form = (quality, exactness);
-                }
-            }
-        }
-    }
-    if any && page.0 == 0 && stream.0 == 0 {
-        let detail = "Accept: a scan is there as application/json (a page) or application/x-ndjson (a stream)";
-        return Err(Problem::new(StatusCode::NOT_ACCEPTABLE, "not_acceptable", "not acceptable", detail));
-    }
-    Ok(any && stream > page)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
-
-    #[test]
-    fn the_form_that_is_wanted_most_is_given() {
-        let form = |accept: &str| accepts_stream(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_str(accept).unwrap())]));
-        assert!(!accepts_stream(&HeaderMap::new()).unwrap());
-        for page in ["*/*", "application/json", "application/*", "text/html, */*;q=0.1", "application/json, application/x-ndjson"]
-        {
-            assert!(!form(page).unwrap(), "{page}");
-        }
-        for stream in ["application/x-ndjson", "application/x-ndjson, */*", "application/json;q=0.5, application/x-ndjson"] {
-            assert!(form(stream).unwrap(), "{stream}");
-        }
-        for neither in ["text/html", "application/xml", "application/json;q=0", "*/*;q=0"] {
-            assert_eq!(form(neither).unwrap_err().members().status, 406, "{neither}");
-        }
-    }
 
     #[test]
     fn ranges_are_named_by_prefix_or_bounds() {

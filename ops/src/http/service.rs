@@ -1,8 +1,14 @@
 //! From a request to its route, and from its result to a response: what every request passes, whatever it is about.
 
-use super::body::{Body, Budget};
+use super::body::{Body, Upload};
+use super::connection::too_many;
 use super::heads::Framing;
+use super::health::Rendered;
+use super::leash::Leash;
+use super::owed::{Patience, Sent};
 use super::pages::Pages;
+use super::server::Serves;
+use super::share::{Account, Good, Held, Shares};
 use super::wire::Pulse;
 use super::{answer, head, pages, target};
 use crate::limits::Limits;
@@ -17,8 +23,10 @@ use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+
+/// Answers up to so many bytes are not counted one by one: the place of their request stands for them.
+const SMALL: usize = 4 << 10;
 
 /// What all connections share.
 pub(super) struct App<K, A, I> {
@@ -36,17 +44,27 @@ pub(super) struct App<K, A, I> {
     pages: Pages,
     /// This node.
     pub(super) node: NodeId,
-    /// What request bodies may hold together.
-    pub(super) budget: Budget,
-    /// Requests that are being answered.
-    in_flight: AtomicUsize,
+    /// What clients share.
+    pub(super) shares: Arc<Shares>,
+    /// The metrics as they were last rendered.
+    pub(super) rendered: Rendered,
+    /// Whether nothing but probes is answered here.
+    probes_only: bool,
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    pub(super) fn new(limits: Limits, pages: Pages, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
-        let budget = Budget::new(limits.in_flight_bytes_max, metrics.http.in_flight_bytes.clone());
+    pub(super) fn new(limits: Limits, serves: Serves, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
+        let shares = Shares::new(
+            (limits.requests_in_flight_max, metrics.http.in_flight.clone()),
+            (limits.in_flight_bytes_max, metrics.http.in_flight_bytes.clone()),
+            (limits.answer_bytes_max, metrics.http.answer_bytes.clone()),
+        );
         let node = inspect.node();
-        Self { kv, admin, inspect, metrics, limits, pages, node, budget, in_flight: AtomicUsize::new(0) }
+        let (pages, probes_only) = match serves {
+            Serves::Everything(pages) => (pages, false),
+            Serves::Probes => (Pages::default(), true),
+        };
+        Self { kv, admin, inspect, metrics, limits, pages, node, shares, rendered: Rendered::default(), probes_only }
     }
 
     /// When the time of a question that is asked now is up.
@@ -88,20 +106,33 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
 pub(super) struct Session<K, A, I> {
     /// What all connections share.
     pub(super) app: Arc<App<K, A, I>>,
-    /// What the connection is doing.
+    /// What its socket is doing.
     pub(super) pulse: Arc<Pulse>,
     /// Whether it came in on a loopback address.
     pub(super) on_loopback: bool,
+    /// What it is doing for the server.
+    pub(super) leash: Arc<Leash>,
+    /// What it has of what is shared.
+    pub(super) account: Arc<Account>,
+    /// Whether it has a kept place, and gets nothing but probes answered.
+    pub(super) kept: bool,
 }
 
-/// A request that is being answered; counted while it lives, also when its client goes away.
+/// A request that is being answered, for those who judge the connection; over also when its client goes away.
 struct InFlight<K, A, I>(Arc<Session<K, A, I>>);
+
+impl<K, A, I> InFlight<K, A, I> {
+    fn new(session: &Arc<Session<K, A, I>>, framing: Framing) -> Self {
+        session.pulse.called(framing);
+        session.leash.called();
+        Self(session.clone())
+    }
+}
 
 impl<K, A, I> Drop for InFlight<K, A, I> {
     fn drop(&mut self) {
         self.0.pulse.answered();
-        self.0.app.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.0.app.metrics.http.in_flight.dec();
+        self.0.leash.answered();
     }
 }
 
@@ -110,64 +141,115 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
     pub(super) fn handle(
         self: Arc<Self>,
         request: Request<Incoming>,
-    ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send {
-        self.pulse.called(request.body().size_hint().exact().map_or(Framing::Chunked, Framing::Length));
-        self.app.metrics.http.in_flight.inc();
-        let others = self.app.in_flight.fetch_add(1, Ordering::Relaxed);
-        let in_flight = InFlight(self.clone());
-        self.answer(request, others, in_flight)
+    ) -> impl Future<Output = Result<Response<Sent>, Infallible>> + Send {
+        let framing = request.body().size_hint().exact().map_or(Framing::Chunked, Framing::Length);
+        let in_flight = InFlight::new(&self, framing);
+        self.answer(request, in_flight)
     }
 
     /// Answers it.
     async fn answer(
         self: Arc<Self>,
         request: Request<Incoming>,
-        others: usize,
         in_flight: InFlight<K, A, I>,
-    ) -> Result<Response<Body>, Infallible> {
+    ) -> Result<Response<Sent>, Infallible> {
         let begun = Instant::now();
         let app = &*self.app;
         let (parts, body) = request.into_parts();
         let mut shown_to = None;
-        let (route, result) = if others >= app.limits.requests_in_flight_max {
-            (Route::Other, Err(Problem::overloaded("requests in flight", app.limits.requests_in_flight_max).close()))
-        } else if let Some(problem) = target::refusal(parts.uri.path(), &app.limits) {
-            (Route::Other, Err(problem))
-        } else {
-            match head::check(&parts, &app.limits).and_then(|()| app.pages.judge(&parts, self.on_loopback)) {
-                Err(problem) => (Route::Other, Err(problem)),
-                Ok(origin) => {
-                    let preflight = origin.is_some().then(|| pages::preflight(&parts)).flatten();
-                    shown_to = origin;
-                    match preflight {
-                        Some(response) => (Route::Other, Ok(response)),
-                        None => app.dispatch(&parts, body, &self).await,
-                    }
-                }
-            }
+        let (place, (route, result)) = match self.admit(&parts, &mut shown_to) {
+            Err(problem) => (None, (Route::Other, Err(problem))),
+            Ok(place) => (place, self.route(&parts, body, shown_to.is_some()).await),
         };
-        let mut response = result.unwrap_or_else(|problem| {
-            let mut response = answer::problem(&problem, app.node);
-            if problem.members().close {
-                self.pulse.refuse_rest();
-                if parts.version < Version::HTTP_2 {
-                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-            }
-            response
-        });
+        let mut response = result.unwrap_or_else(|problem| self.refusal(&parts, &problem));
         if parts.version < Version::HTTP_2 && self.pulse.is_early() {
             self.pulse.refuse_rest();
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        self.pay(&parts, &mut response);
         if let Some(origin) = shown_to {
             pages::show_to(origin, &mut response);
         }
         answer::finish(&mut response, &parts.method);
         app.metrics.http.observe(route, &parts.method, response.status().as_u16(), begun.elapsed());
         drop(in_flight);
-        Ok(response)
+        Ok(self.send(response, place))
     }
+
+    /// Judges a head, and finds a place among the requests in flight. Probes need none, where they are one at a time. `shown_to` is
+    /// the origin whose pages may see the answer, a refusal too.
+    fn admit(&self, parts: &Parts, shown_to: &mut Option<HeaderValue>) -> Result<Option<Held>, Problem> {
+        let probe = is_probe(parts.uri.path());
+        if self.kept && !probe {
+            return Err(too_many(self.app.limits.connections_max));
+        }
+        if self.app.probes_only && !probe {
+            let detail = "this address serves /livez, /readyz and /metrics; the rest of the API has another one";
+            return Err(Problem::new(StatusCode::NOT_FOUND, "no_such_path", "not found", detail));
+        }
+        if let Some(problem) = target::refusal(parts.uri.path(), &self.app.limits) {
+            return Err(problem);
+        }
+        head::check(parts, &self.app.limits)?;
+        *shown_to = self.app.pages.judge(parts, self.on_loopback)?;
+        if probe && parts.version < Version::HTTP_2 {
+            return Ok(None);
+        }
+        self.account.hold(Good::Requests, 1).map(Some).map_err(Problem::close)
+    }
+
+    /// Answers what was admitted, on behalf of a web page or not.
+    async fn route(self: &Arc<Self>, parts: &Parts, body: Incoming, for_page: bool) -> (Route, Result<Response<Body>, Problem>) {
+        if let Some(response) = for_page.then(|| pages::preflight(parts)).flatten() {
+            return (Route::Other, Ok(response));
+        }
+        let upload = Upload { incoming: body, account: &self.account, leash: &self.leash };
+        self.app.dispatch(parts, upload, self).await
+    }
+
+    /// The response that a problem is.
+    fn refusal(&self, parts: &Parts, problem: &Problem) -> Response<Body> {
+        let mut response = answer::problem(problem, self.app.node);
+        if problem.members().close {
+            self.pulse.refuse_rest();
+            if parts.version < Version::HTTP_2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+        }
+        response
+    }
+
+    /// Takes what an answer needs of the budget for answers, where its handler has not. A read is refused where there is none;
+    /// the answer to what was done is given anyway.
+    fn pay(&self, parts: &Parts, response: &mut Response<Body>) {
+        let Body::Full(piece) = response.body_mut() else { return };
+        let bytes = piece.bytes.len();
+        if piece.held.is_some() || bytes <= SMALL || parts.method == Method::HEAD {
+            return;
+        }
+        if parts.method != Method::GET {
+            piece.held = Some(self.account.hold_anyway(Good::Answers, bytes));
+            return;
+        }
+        match self.account.hold(Good::Answers, bytes) {
+            Ok(held) => piece.held = Some(held),
+            Err(problem) => *response = self.refusal(parts, &problem),
+        }
+    }
+
+    /// Hands an answer to hyper, and keeps an eye on it.
+    fn send(&self, response: Response<Body>, place: Option<Held>) -> Response<Sent> {
+        let limits = &self.app.limits;
+        let patience =
+            Patience { step: limits.write_timeout, making: limits.request_timeout, rate_min: limits.client_bytes_per_second_min };
+        let steps = self.pulse.is_http2();
+        response.map(|body| Sent::new(body, place, &self.leash.ledger, patience, steps))
+    }
+}
+
+/// Whether a path is looked at by who wants to know how the node is.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz" | "/metrics")
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
@@ -175,7 +257,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     async fn dispatch(
         &self,
         parts: &Parts,
-        body: Incoming,
+        body: Upload<'_>,
         session: &Arc<Session<K, A, I>>,
     ) -> (Route, Result<Response<Body>, Problem>) {
         let path = parts.uri.path();
@@ -190,13 +272,13 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         }
         match path {
             "/v1/kv" => (Route::Range, self.range(parts, session).await),
-            "/v1/batch" => (Route::Batch, self.batch(parts, body).await),
+            "/v1/batch" => (Route::Batch, self.batch(parts, body, &session.account).await),
             "/v1/txn" => (Route::Other, only(parts, &Method::POST, "POST").and(Err(Problem::not_implemented("POST /v1/txn")))),
             "/v1/watch" => (Route::Other, only(parts, &Method::GET, "GET").and(Err(Problem::not_implemented("GET /v1/watch")))),
             "/v1/limits" => (Route::Other, self.show_limits(parts)),
             "/livez" => (Route::Other, self.livez(parts)),
             "/readyz" => (Route::Other, self.readyz(parts)),
-            "/metrics" => (Route::Other, self.show_metrics(parts)),
+            "/metrics" => (Route::Other, self.show_metrics(parts, &session.account)),
             _ => (Route::Other, Err(Problem::no_such_path())),
         }
     }

@@ -7,9 +7,10 @@
 //! to give the view up, the stream ends and says so (`view_given_up`): what goes on at the cursor is of another moment.
 
 use super::answer;
-use super::body::Body;
+use super::body::{Body, Piece};
 use super::scan::{Page, Walk};
 use super::service::{App, Session};
+use super::share::{Good, Held};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use bytes::Bytes;
@@ -34,7 +35,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         session: &Arc<Session<K, A, I>>,
     ) -> Result<Response<Body>, Problem> {
         let part = (capped(limit, PART_ITEMS), capped(bytes_max, PART_BYTES));
-        let first = Some(walk.step(self, part.0, part.1, true, self.deadline()).await?);
+        let held = session.account.hold(Good::Answers, PART_BYTES as usize)?;
+        let first = Some((walk.step(self, part.0, part.1, true, self.deadline()).await?, held));
         let flow = Flow { session: session.clone(), walk, first, count: 0, left: limit, bytes_left: bytes_max, done: false };
         let stream = futures_util::stream::unfold(flow, |mut flow| async move {
             let part = flow.next().await?;
@@ -48,8 +50,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
 struct Flow<K: Kv, A: Admin, I: Inspect> {
     session: Arc<Session<K, A, I>>,
     walk: Walk,
-    /// What was asked for before the answer began.
-    first: Option<Vec<Item>>,
+    /// What was asked for before the answer began, and what pays for it.
+    first: Option<(Vec<Item>, Held)>,
     count: u64,
     /// Items that may still come; `None` for any number.
     left: Option<u64>,
@@ -69,7 +71,7 @@ impl<K: Kv, A: Admin, I: Inspect> Drop for Flow<K, A, I> {
 
 impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
     /// The next part; `None` after the last line.
-    async fn next(&mut self) -> Option<Bytes> {
+    async fn next(&mut self) -> Option<Piece> {
         if self.done {
             return None;
         }
@@ -77,18 +79,22 @@ impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
         loop {
             let (limit, bytes_max) = (capped(self.left, PART_ITEMS), capped(self.bytes_left, PART_BYTES));
             let step = match self.first.take() {
-                Some(items) => Ok(items),
-                None => {
-                    let app = &self.session.app;
-                    walk.step(app, limit, bytes_max, true, app.deadline()).await
-                }
+                Some(first) => Ok(first),
+                // Room is found before the part is made.
+                None => match self.session.account.hold(Good::Answers, PART_BYTES as usize) {
+                    Ok(held) => {
+                        let app = &self.session.app;
+                        walk.step(app, limit, bytes_max, true, app.deadline()).await.map(|items| (items, held))
+                    }
+                    Err(problem) => Err(problem),
+                },
             };
-            let items = match step {
-                Ok(items) => items,
+            let (items, mut held) = match step {
+                Ok(part) => part,
                 Err(problem) => {
                     self.done = true;
                     let problem: serde_json::Value = serde_json::from_slice(&problem.to_json()).unwrap_or_default();
-                    return Some(line(json!({ "cursor": walk.cursor(), "count": self.count, "problem": problem })));
+                    return Some(line(json!({ "cursor": walk.cursor(), "count": self.count, "problem": problem })).into());
                 }
             };
             let mut page = Page { out: Vec::new(), separator: "\n", items: 0, bytes: 0, limit, bytes_max };
@@ -109,7 +115,8 @@ impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
             }
             // An empty shard makes no line; go on to the next.
             if !out.is_empty() {
-                return Some(out.into());
+                held.set(out.len());
+                return Some(Piece { bytes: out.into(), held: Some(held) });
             }
         }
     }

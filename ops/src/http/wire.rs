@@ -71,6 +71,11 @@ impl Pulse {
         self.begun.elapsed().as_millis() as u64 + 1
     }
 
+    /// Whether it reads frames: requests come many at a time, and the socket does not tell whether an answer is taken.
+    pub(super) fn is_http2(&self) -> bool {
+        !self.heads
+    }
+
     /// A request came, with this behind its head.
     pub(super) fn called(&self, framing: Framing) {
         self.in_flight.fetch_add(1, Relaxed);

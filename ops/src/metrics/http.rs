@@ -43,12 +43,16 @@ pub struct HttpMetrics {
     pub in_flight: IntGauge,
     /// Bytes of request bodies held for requests that are being answered.
     pub in_flight_bytes: IntGauge,
+    /// Bytes of answers that clients have not taken.
+    pub answer_bytes: IntGauge,
     /// Open connections.
     pub connections: IntGauge,
     /// Connections accepted.
     pub connections_accepted: IntCounter,
     /// Connections refused because there were too many.
     pub connections_refused: IntCounter,
+    /// Idle connections closed for others.
+    pub connections_evicted: IntCounter,
     /// Requests that HTTP itself could not make sense of.
     pub malformed: IntCounter,
     /// Connections closed because the client was too slow.
@@ -72,10 +76,15 @@ impl HttpMetrics {
             seconds: ROUTES.map(|route| METHODS.map(|method| seconds.with_label_values(&[route, method]))),
             in_flight: make.gauge("flotilla_http_requests_in_flight", "Requests that are being answered."),
             in_flight_bytes: make.gauge("flotilla_http_request_bytes_in_flight", "Bytes of request bodies being held."),
+            answer_bytes: make.gauge("flotilla_http_answer_bytes", "Bytes of answers that clients have not taken."),
             connections: make.gauge("flotilla_http_connections", "Open connections."),
             connections_accepted: make.counter("flotilla_http_connections_accepted_total", "Connections accepted."),
             connections_refused: make
                 .counter("flotilla_http_connections_refused_total", "Connections refused because there were too many."),
+            connections_evicted: make.counter(
+                "flotilla_http_connections_evicted_total",
+                "Connections closed for others, since there were too many and they were idle for longest.",
+            ),
             malformed: make.counter("flotilla_http_malformed_total", "Requests that were no HTTP."),
             timeouts: make.counter("flotilla_http_timeouts_total", "Connections closed because the client was too slow."),
         }

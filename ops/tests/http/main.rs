@@ -1,13 +1,15 @@
 //! The HTTP server from outside: every row of the API's sections 2 to 5 that exists, over real sockets, against a node made of memory.
 //!
 //! [`fake`] is that node: three shards over one ordered map, faithful to what `Ask` promises, with faults to order. [`client`] speaks
-//! HTTP/1.1 by hand, so that malformed input can be sent too.
+//! HTTP/1.1 by hand, so that malformed input can be sent too; [`h2`] speaks as much HTTP/2 as it takes to be rude.
 
 mod batch;
 mod client;
+mod crowded;
 mod doors;
 mod early;
 mod fake;
+mod h2;
 mod halves;
 mod keys;
 mod operators;
@@ -18,7 +20,7 @@ mod targets;
 
 use client::{Answer, Client};
 use fake::Fake;
-use flotilla_ops::{Limits, Metrics, Pages, Server};
+use flotilla_ops::{Limits, Metrics, Pages, Server, Serves};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -26,6 +28,7 @@ use std::sync::Arc;
 struct Rig {
     server: Server,
     fake: Arc<Fake>,
+    metrics: Arc<Metrics>,
     addr: SocketAddr,
 }
 
@@ -42,9 +45,10 @@ impl Rig {
         let fake = Arc::new(Fake::default());
         let addr = "127.0.0.1:0".parse().unwrap();
         let metrics = Arc::new(Metrics::default());
-        let server = Server::bind(addr, limits, pages, fake.clone(), fake.clone(), fake.clone(), metrics).await.unwrap();
+        let (serves, metrics_of) = (Serves::Everything(pages), metrics.clone());
+        let server = Server::bind(addr, limits, serves, fake.clone(), fake.clone(), fake.clone(), metrics_of).await.unwrap();
         let addr = server.local_addr();
-        Self { server, fake, addr }
+        Self { server, fake, metrics, addr }
     }
 
     async fn client(&self) -> Client {

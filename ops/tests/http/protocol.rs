@@ -2,7 +2,7 @@
 
 use crate::{Client, Rig};
 use bytes::Bytes;
-use flotilla_ops::{BindError, Limits, Metrics, Pages, Server};
+use flotilla_ops::{BindError, Limits, Metrics, Pages, Server, Serves};
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::rt::TokioExecutor;
@@ -152,14 +152,18 @@ async fn expect_100_continue_is_answered_before_the_body() {
 #[tokio::test]
 async fn too_many_connections_requests_or_bytes_are_refused() {
     let rig = Rig::with(Limits { connections_max: 2, ..Limits::default() }).await;
-    let (_first, second) = (rig.client().await, rig.client().await);
-    let mut third = rig.client().await;
-    let refused = third.answer(false).await.unwrap();
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
+    let (mut first, mut second) = (rig.client().await, rig.client().await);
+    first.send("GET", "/v1/kv/a", &[], b"").await;
+    second.send("GET", "/v1/kv/a", &[], b"").await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let refused = rig.get("/v1/kv/a").await;
     assert_eq!(refused.problem(503, "too_many_connections")["limit"], 2);
     assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(first.answer(false).await.unwrap().status, 404);
+    assert_eq!(second.answer(false).await.unwrap().status, 404);
     drop(second);
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(rig.get("/livez").await.status, 200, "a connection that closed is counted still");
+    assert_eq!(rig.get("/v1/kv/a").await.status, 404, "a connection that closed, or is idle, keeps others out");
 
     let rig = Rig::with(Limits { requests_in_flight_max: 1, ..Limits::default() }).await;
     *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
@@ -218,7 +222,7 @@ async fn a_port_in_use_is_one_clear_line() {
     let error = Server::bind(
         rig.addr,
         Limits::default(),
-        Pages::default(),
+        Serves::Everything(Pages::default()),
         rig.fake.clone(),
         rig.fake.clone(),
         rig.fake.clone(),

@@ -24,8 +24,24 @@ impl Config {
         self.check_storage()?;
         self.check_transport()?;
         self.pages()?;
+        self.metrics_address()?;
         self.limits.check().map_err(|why| format!("limits.{why}"))?;
         self.core().validate()
+    }
+
+    /// Where probes are served besides, if anywhere.
+    pub fn metrics_address(&self) -> Result<Option<SocketAddr>, String> {
+        let text = &self.metrics_http;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let address: SocketAddr = text
+            .parse()
+            .map_err(|_| format!("metrics_http is {text:?}; an address and a port are allowed, such as 127.0.0.1:7201"))?;
+        if address == self.http {
+            return Err(format!("metrics_http is {address}, and so is http; leave it out, or give it a port of its own"));
+        }
+        Ok(Some(address))
     }
 
     fn check_node(&self) -> Result<(), String> {
