@@ -8,6 +8,8 @@ use cluster::{Cluster, THREE, flotilla, run, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::Duration;
 
 /// Keys from all over the key space, the ends and the odd bytes included.
@@ -38,6 +40,7 @@ fn a_cluster_from_one_command() {
     any_node_takes_any_request(&cluster);
     conditions(&cluster);
     stale_reads(&cluster);
+    streams(&cluster);
     batches(&cluster);
     admin(&cluster);
     health_and_metrics(&cluster);
@@ -132,6 +135,33 @@ fn conditions(cluster: &Cluster) {
     ask(1, "PUT", ("if-match", "*"), Some(b"four")).expect(412);
     let third = ask(1, "PUT", ("if-none-match", "*"), Some(b"five")).expect(204).revision();
     assert!(third > second, "a revision came back after a delete: {third} after {second}");
+}
+
+/// A stream whose reader pauses shows what was there when it began, through whichever node it comes: more than lies in the buffers on the
+/// way is still to be read when everything is written anew.
+fn streams(cluster: &Cluster) {
+    const KEYS: usize = 30;
+    let client = &cluster.client;
+    for node in THREE {
+        for n in 0..KEYS {
+            client.put(1, &format!("stream/{n:02}"), &[b'v'; 1 << 20]);
+        }
+        let mut stream = TcpStream::connect(("127.0.0.1", cluster.http(node))).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let head =
+            "GET /v1/kv?prefix=stream/ HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: application/x-ndjson\r\nconnection: close\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut seen = vec![0; 1000];
+        stream.read_exact(&mut seen).unwrap();
+        for n in 0..KEYS {
+            client.put(2, &format!("stream/{n:02}"), b"written later");
+        }
+        stream.read_to_end(&mut seen).unwrap();
+        let seen = String::from_utf8_lossy(&seen);
+        assert!(seen.contains(&format!("{{\"complete\":true,\"count\":{KEYS}}}")), "the stream through node {node} is not whole");
+        assert!(!seen.contains("written later"), "the stream through node {node} shows two moments");
+    }
+    client.ask(1, "DELETE", "/v1/kv?prefix=stream/", &[], None).expect(200);
 }
 
 /// A follower answers from its own replica, and says how old that is.
