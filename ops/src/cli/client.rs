@@ -29,6 +29,9 @@ use std::time::Duration;
 /// How long to wait for one connection before the next endpoint is tried.
 const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(2);
 
+/// The first node of `flotilla dev`.
+pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7001";
+
 /// A node's HTTP address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(String);
@@ -62,14 +65,16 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// One or several addresses, with commas or spaces between them, as one argument or variable holds them.
+/// Several addresses, as one argument or variable holds them: with commas, semicolons or spaces between them. None where it is empty, as a
+/// variable is that somebody set to nothing.
 #[derive(Clone, Debug)]
 pub struct Endpoints(Vec<Endpoint>);
 
 impl Endpoints {
-    /// All of several arguments.
+    /// All of several arguments; where they name none, the first node of a cluster on this machine.
     pub fn all(lists: &[Self]) -> Vec<Endpoint> {
-        lists.iter().flat_map(|list| list.0.iter().cloned()).collect()
+        let named: Vec<Endpoint> = lists.iter().flat_map(|list| list.0.iter().cloned()).collect();
+        if named.is_empty() { vec![Endpoint(DEFAULT_ENDPOINT.to_owned())] } else { named }
     }
 }
 
@@ -77,14 +82,8 @@ impl FromStr for Endpoints {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let named = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|one| !one.is_empty());
-        let endpoints: Vec<Endpoint> = named.map(str::parse).collect::<Result<_, _>>()?;
-        if endpoints.is_empty() {
-            return Err(
-                "no address is named; an endpoint is http://host:port, and an empty FLOTILLA_ENDPOINTS is to be unset".into()
-            );
-        }
-        Ok(Self(endpoints))
+        let named = text.split(|c: char| matches!(c, ',' | ';') || c.is_whitespace()).filter(|one| !one.is_empty());
+        named.map(str::parse).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -329,12 +328,13 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Endpoint>().unwrap().to_string(), expected);
         }
-        let several = "http://a:1, b:2  c:3,".parse::<Endpoints>().unwrap();
+        let several = "http://a:1, b:2  c:3;".parse::<Endpoints>().unwrap();
         assert_eq!(
             Endpoints::all(&[several]).iter().map(ToString::to_string).collect::<Vec<_>>(),
             ["http://a:1", "http://b:2", "http://c:3"]
         );
-        assert!(" , ".parse::<Endpoints>().unwrap_err().contains("no address"));
+        let none = " , ".parse::<Endpoints>().unwrap();
+        assert_eq!(Endpoints::all(&[none]).iter().map(ToString::to_string).collect::<Vec<_>>(), [DEFAULT_ENDPOINT]);
         for bad in ["localhost", "db-1", "127.0.0.1", "", "https://a:1", "http://", "http://a:1/v1", "a b", "unix:///x"] {
             assert!(bad.parse::<Endpoint>().unwrap_err().contains("http://host:port"), "{bad:?}");
         }

@@ -28,7 +28,7 @@ mod tests;
 mod text;
 
 use client::Client;
-pub use client::{Endpoint, Endpoints};
+pub use client::{DEFAULT_ENDPOINT, Endpoint, Endpoints};
 use console::Console;
 use failure::Failure;
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub struct Global {
         global = true,
         env = "FLOTILLA_ENDPOINTS",
         value_name = "URL",
-        default_value = "http://127.0.0.1:7001"
+        default_value = DEFAULT_ENDPOINT
     )]
     endpoints: Vec<Endpoints>,
     /// Prints JSON: lists one object per line, errors as the problem that the server sent
