@@ -157,7 +157,12 @@ impl Driver {
 
     fn take_in(&mut self, mail: Mail) {
         let event = match mail {
-            Mail::Event(event) => event,
+            Mail::Event(event) => {
+                if matches!(event, Event::Disk { free_bytes, reserve_bytes } if free_bytes < reserve_bytes) {
+                    self.hands.views.make_room();
+                }
+                event
+            }
             Mail::Events { events, bytes: _ } => return events.into_iter().for_each(|event| self.core.handle(event)),
             Mail::Command { shard, command, deadline, reply } => {
                 self.requests.entry(shard).or_default().1 += 1;

@@ -8,7 +8,7 @@
 //! A view that is kept keeps on disk what was deleted since. So there are bounds, and whoever runs into one is told (`view_given_up`):
 //!
 //! - in number: when there are too many, those go that were not asked for the longest, if that is long enough; otherwise none is kept;
-//! - in time: since it was asked for last, and since it was taken;
+//! - in time: since it was asked for last, and since it was taken, which is less while the disk is full;
 //! - by what happens to the replica: where it is set aside, or replaced by a snapshot, its past is nothing to build on.
 
 use super::mailbox::Grant;
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const VIEWS_MAX: usize = 256;
 /// How old a view may get.
 const AGE_MAX: Duration = Duration::from_secs(15 * 60);
+/// The same while the disk is full, and what was deleted has to go.
+const AGE_MAX_FULL: Duration = Duration::from_secs(30);
 /// A view that was not asked for so long may have to make room for another.
 const IDLE_MIN: Duration = Duration::from_secs(5);
 
@@ -106,6 +108,21 @@ impl Views {
         drop(gone);
     }
 
+    /// Room is needed on the disk: gives up the views that may stand in the way of it, which are those that have been there for a while.
+    pub fn make_room(&self) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let ids: Vec<u64> = state
+            .kept
+            .iter()
+            .filter(|(_, kept)| now.saturating_duration_since(kept.taken) >= AGE_MAX_FULL)
+            .map(|(id, _)| *id)
+            .collect();
+        let gone: Vec<_> = ids.iter().filter_map(|id| state.kept.remove(id)).collect();
+        drop(state);
+        drop(gone);
+    }
+
     /// Gives up what was kept long enough. To be called now and then, since a view that is forgotten keeps what was deleted.
     pub fn sweep(&self) {
         let gone = self.take_expired(&mut self.state(), Instant::now());
@@ -170,6 +187,11 @@ mod tests {
         let idle = HeldView { node: NodeId(1), shard: ShardId(2), id: 7 };
         views.state().kept.get_mut(&7).unwrap().asked -= IDLE_MIN;
         assert!(views.keep(grant(2)).is_ok() && views.get(idle).is_err());
+        views.make_room();
+        assert_eq!(views.count(), VIEWS_MAX);
+        views.state().kept.get_mut(&9).unwrap().taken -= AGE_MAX_FULL;
+        views.make_room();
+        assert!(views.get(HeldView { id: 9, ..idle }).is_err() && views.count() == VIEWS_MAX - 1);
         let old = HeldView { id: 8, ..idle };
         views.state().kept.get_mut(&8).unwrap().taken -= AGE_MAX;
         assert_eq!(views.get(old).err(), Some(Refusal::ViewGivenUp { shard: ShardId(2) }));
