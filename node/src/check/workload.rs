@@ -5,6 +5,9 @@
 //! unique, and keys lie in every shard, under a prefix of this run alone. How keys come and go, and their histories to a verdict while
 //! the load goes on, is told in [`super::keys`].
 //!
+//! Some of the gets are stale. Such an answer promises no more than that it was the state at some moment since its age before it was asked
+//! for; so it goes into the history as a read that was called as much earlier, and is judged with all the others.
+//!
 //! **Invariants.** A call is noted before anything is sent, a return after the whole answer came, both on one monotonic clock. A write is in
 //! the history file before it is sent. What is not certain is an unknown outcome.
 
@@ -15,7 +18,7 @@ use super::keys::{Judged, Key, Pool, lock};
 use super::lines::{Header, Writer};
 use crate::dice::Dice;
 use bytes::Bytes;
-use flotilla_ops::cli::probe::{Probe, Told};
+use flotilla_ops::cli::probe::{Freshness, Probe, Told};
 use flotilla_ops::cli::probe_batch::{Asked, Done};
 use flotilla_router::{Condition, KeyRange, Revision};
 use std::fs::File;
@@ -167,8 +170,16 @@ impl Load {
         let (name, called) = (&key.name, self.now());
         let mut operation = Operation { client, key: name.clone(), called, returned: None, input, output: Output::Unknown };
         let id = self.pool.note_asked(&operation);
+        let mut as_of = Some(called);
         let (output, why) = match &operation.input {
-            Input::Get => output(self.probe.get(at, name).await, Output::Read),
+            Input::Get => {
+                let freshness = freshness(dice);
+                output(self.probe.get_as(at, name, freshness).await, |(seen, age)| {
+                    as_of = state_since(called, freshness, age);
+                    // What does not know its age promises nothing.
+                    as_of.map_or(Output::Unknown, |_| Output::Read(seen))
+                })
+            }
             Input::Put { value, condition } => {
                 output(self.probe.put(at, name, value, *condition).await, |revision| Output::Written { revision })
             }
@@ -179,6 +190,7 @@ impl Load {
         operation.returned = (output != Output::Unknown).then_some(returned);
         operation.output = output;
         self.count(&operation, returned, why);
+        operation.called = as_of.unwrap_or(called);
         self.pool.finish(&key, Some((id, operation)));
         refused
     }
@@ -289,6 +301,26 @@ fn output<T>(told: Told<T>, answered: impl FnOnce(T) -> Output) -> (Output, Opti
     }
 }
 
+/// How a key is read: mostly as the run reads, sometimes by lease, sometimes stale, with a bound or without.
+fn freshness(dice: &mut Dice) -> Freshness {
+    match dice.below(100) {
+        0..15 => Freshness::Lease,
+        15..30 => Freshness::Stale(dice.pick(&[None, Some(300), Some(1_000), Some(10_000)])),
+        _ => Freshness::Usual,
+    }
+}
+
+/// Since when, in microseconds, what a read shows may have been the state: since it was asked for, or, where it is stale, for as long as it
+/// says, rounded up. `None` where it says nothing. A bound that it breaks does not move it back any further, so that the verdict falls.
+fn state_since(called: u64, freshness: Freshness, age: Option<Duration>) -> Option<u64> {
+    let Freshness::Stale(age_max) = freshness else { return Some(called) };
+    let bound = age_max.map(Duration::from_millis);
+    let age = [age, bound].into_iter().flatten().min()?;
+    // Shown in whole milliseconds, and measured on another clock.
+    let micros = u64::try_from((age + age / 100).as_micros()).unwrap_or(u64::MAX).saturating_add(2_000);
+    Some(called.saturating_sub(micros))
+}
+
 /// Something to ask of a key whose last revisions are these.
 fn input(dice: &mut Dice, revisions: &[Revision], client: u64, asked: u64) -> Input {
     let last = revisions.last().copied();
@@ -311,6 +343,26 @@ fn input(dice: &mut Dice, revisions: &[Revision], client: u64, asked: u64) -> In
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stale_read_is_judged_by_its_age_and_by_no_more_than_its_bound() {
+        let (age, second) = (Some(Duration::from_millis(100)), 1_000_000);
+        assert_eq!(state_since(second, Freshness::Usual, age), Some(second));
+        assert_eq!(state_since(second, Freshness::Lease, None), Some(second));
+        assert_eq!(state_since(second, Freshness::Stale(None), age), Some(second - 101_000 - 2_000));
+        assert_eq!(
+            state_since(second, Freshness::Stale(Some(50)), age),
+            Some(second - 50_500 - 2_000),
+            "older than was asked for"
+        );
+        assert_eq!(state_since(second, Freshness::Stale(None), None), None, "nothing is promised");
+        assert_eq!(state_since(5, Freshness::Stale(None), age), Some(0));
+        let mut dice = Dice::new(1);
+        let drawn: Vec<_> = (0..1000).map(|_| freshness(&mut dice)).collect();
+        let count = |wanted: fn(&Freshness) -> bool| drawn.iter().filter(|f| wanted(f)).count();
+        assert!(count(|f| *f == Freshness::Usual) > 600 && count(|f| *f == Freshness::Lease) > 100);
+        assert!(count(|f| *f == Freshness::Stale(None)) > 10 && count(|f| matches!(f, Freshness::Stale(Some(_)))) > 50);
+    }
 
     #[test]
     fn every_question_is_asked_and_conditions_use_what_was_seen() {

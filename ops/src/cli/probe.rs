@@ -64,7 +64,20 @@ pub struct Probe {
 pub(super) struct Whole {
     pub(super) status: StatusCode,
     revision: Option<Revision>,
+    /// How old it may be, where it says so.
+    age: Option<Duration>,
     pub(super) body: Bytes,
+}
+
+/// How a key is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// As this probe reads everything.
+    Usual,
+    /// By the leader's lease.
+    Lease,
+    /// From any replica, no older than so many milliseconds where that is said.
+    Stale(Option<u64>),
 }
 
 /// A page of a scan.
@@ -96,10 +109,31 @@ impl Probe {
 
     /// Reads a key. `at` says which endpoint is asked first, counted round and round.
     pub async fn get(&self, at: usize, key: &[u8]) -> Told<Option<(Revision, Bytes)>> {
-        let request = Request::get(format!("{}?{}", path(key), self.consistency));
+        match self.get_as(at, key, Freshness::Usual).await {
+            Told::Answer((seen, _)) => Told::Answer(seen),
+            Told::ConditionFailed(current) => Told::ConditionFailed(current),
+            Told::Refused(why) => Told::Refused(why),
+            Told::Unknown(why) => Told::Unknown(why),
+        }
+    }
+
+    /// Reads a key in this way, and says how old the answer may be, where it says so itself.
+    pub async fn get_as(
+        &self,
+        at: usize,
+        key: &[u8],
+        freshness: Freshness,
+    ) -> Told<(Option<(Revision, Bytes)>, Option<Duration>)> {
+        let how = match freshness {
+            Freshness::Usual => self.consistency.to_owned(),
+            Freshness::Lease => "consistency=lease".into(),
+            Freshness::Stale(None) => "consistency=stale".into(),
+            Freshness::Stale(Some(millis)) => format!("consistency=stale&max_staleness={millis}ms"),
+        };
+        let request = Request::get(format!("{}?{how}", path(key)));
         self.judged(at, &request, |whole| match (whole.status, whole.revision) {
-            (StatusCode::OK, Some(revision)) => Some(Some((revision, whole.body.clone()))),
-            (StatusCode::NOT_FOUND, _) if code(&whole.body).as_deref() == Some("no_such_key") => Some(None),
+            (StatusCode::OK, Some(revision)) => Some((Some((revision, whole.body.clone())), whole.age)),
+            (StatusCode::NOT_FOUND, _) if code(&whole.body).as_deref() == Some("no_such_key") => Some((None, whole.age)),
             _ => None,
         })
         .await
@@ -210,7 +244,9 @@ impl Probe {
                 let body = body.collect().await.map_err(|error| (false, cause(&error)))?.to_bytes();
                 let tag = parts.headers.get(http::header::ETAG).and_then(|tag| tag.to_str().ok());
                 let revision = tag.and_then(|tag| tag.trim_matches('"').parse().ok()).map(Revision);
-                Ok(Whole { status: parts.status, revision, body })
+                let age = parts.headers.get("flotilla-age").and_then(|age| age.to_str().ok()?.parse().ok());
+                let age = age.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+                Ok(Whole { status: parts.status, revision, age, body })
             };
             match tokio::time::timeout(self.timeout, exchange).await {
                 Ok(Ok(whole)) => return Told::Answer(whole),

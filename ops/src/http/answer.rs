@@ -68,7 +68,9 @@ pub(super) fn answered_by(response: &mut Response<Body>, reply: &Reply) {
         let headers = response.headers_mut();
         headers.insert(&APPLIED, HeaderValue::from(staleness.applied));
         if let Some(age) = staleness.age {
-            let seconds = format!("{:.3}", age.as_secs_f64());
+            // A bound is rounded up.
+            let millis = age.as_micros().div_ceil(1000);
+            let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
             headers.insert(&AGE, HeaderValue::try_from(seconds).expect("a number is a header value"));
         }
     }
