@@ -19,9 +19,11 @@ const FAULTS: &[(Mutation, &str)] = &[
     (Mutation::ReadDuringInstall, "SlowDisk,Crash"),
     (Mutation::AgeByArrival, "Pause,Clog,Isolate"),
     (Mutation::AgeBeforeApplied, "SlowDisk,Transfer"),
-    (Mutation::PromiseByLeaderId, "Stutter"),
     (Mutation::PromiseForgotten, "Startle"),
 ];
+
+/// Mistakes that take an order of events which seeds meet too seldom: the core's own harness plays it (`core/tests/promises.rs`).
+const PLAYED: &[Mutation] = &[Mutation::PromiseByLeaderId];
 
 /// Within so many seeds every mistake is caught.
 const SEEDS_MAX: u64 = 5000;
@@ -36,7 +38,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn every_known_mistake_is_caught() {
-    for (name, mutation) in Mutation::ALL {
+    for (name, mutation) in Mutation::ALL.into_iter().filter(|(_, mutation)| !PLAYED.contains(mutation)) {
         let begun = Instant::now();
         let seeds = SEEDS_MAX.to_string();
         let faults = FAULTS.iter().find(|(of, _)| *of == mutation).map(|(_, faults)| ["--faults", faults]);

@@ -2,7 +2,7 @@
 //!
 //! Also of those who gave up: a write that is refused as *not applied* must not happen later, whoever still listens.
 
-use super::clients::{PROBERS, Waiting};
+use super::clients::{HUNTERS, PROBERS, Waiting};
 use super::invariants::Holds;
 use super::invariants::stale_reads::Shown;
 use super::world::World;
@@ -36,7 +36,7 @@ impl World {
                 let value = waiting.value.as_ref().ok_or("a delete is answered as a put")?;
                 self.invariants.acknowledged(value, now)?;
                 self.clients.seen.insert(waiting.asks[0].0.clone(), revision);
-                if let Some(probed) = client.checked_sub(PROBERS) {
+                if let Some(probed) = client.checked_sub(PROBERS).filter(|_| client < HUNTERS) {
                     self.clients.probed.entry(ShardId(probed)).or_default().written = true;
                 }
                 Output::Written { revision }
@@ -52,6 +52,8 @@ impl World {
         self.write_down(waiting, returned, |_| output.clone());
         if client < PROBERS {
             self.think(client);
+        } else if client >= HUNTERS && matches!(output, Output::Written { .. }) {
+            self.hunt_deposed(node, ShardId(client - HUNTERS));
         }
         Ok(())
     }
@@ -95,6 +97,7 @@ impl World {
             });
             self.write_down(waiting, Some(now), |place| Output::Read(found[place].clone()));
             match client.checked_sub(PROBERS) {
+                Some(_) if client >= HUNTERS => self.meet("leases beside another leader, or soon after it"),
                 Some(probed) => self.clients.probed.entry(ShardId(probed)).or_default().read = true,
                 None => self.think(client),
             }

@@ -69,6 +69,8 @@ pub(super) struct Clients {
     pub(super) history: Vec<Operation>,
     /// What every shard has done since everything was healed.
     pub(super) probed: BTreeMap<ShardId, Probed>,
+    /// Until when nobody writes to a shard.
+    hushed: BTreeMap<ShardId, u64>,
     /// Whether clients go on asking.
     going: bool,
 }
@@ -86,8 +88,19 @@ impl Clients {
             seen: BTreeMap::new(),
             history: Vec::new(),
             probed: plan.shards.iter().map(|d| (d.id, Probed::default())).collect(),
+            hushed: BTreeMap::new(),
             going: true,
         }
+    }
+
+    /// Nobody writes to this shard until then; they read all the more.
+    pub(super) fn hush(&mut self, shard: ShardId, until: u64) {
+        self.hushed.insert(shard, until);
+    }
+
+    /// Whether some shard is hushed.
+    pub(super) fn is_hushed(&self, now: u64) -> bool {
+        self.hushed.values().any(|until| now < *until)
     }
 
     /// One of the shards that are fought over.
@@ -130,7 +143,9 @@ impl World {
                 if let Some(waiting) = self.clients.waiting.remove(&ticket) {
                     self.say(|| format!("client {client} gives {} up", ticket.0));
                     self.write_down(waiting, None, |_| Output::Unknown);
-                    self.think(client);
+                    if client < PROBERS {
+                        self.think(client);
+                    }
                 }
             }
             Turn::Probe { shard } => self.probe(shard),
@@ -162,7 +177,8 @@ impl World {
             let of = if cold { &self.plan.shards } else { hot };
             of[self.dice.below(of.len() as u64) as usize].clone()
         };
-        let what = self.dice.below(100);
+        let hushed = self.clients.hushed.get(&descriptor.id).is_some_and(|until| self.now < *until);
+        let what = if hushed { self.dice.within(63..=99) } else { self.dice.below(100) };
         let stale = (63..70).contains(&what);
         let Some(node) = self.ask_whom(descriptor.id, stale) else { return self.think(client) };
         let key = Clients::key(&descriptor, self.dice.below(HOT_KEYS));
@@ -238,6 +254,41 @@ impl World {
         ticket
     }
 
+    /// Somebody leads. Where another node says the same, one of them was deposed: something is written here, and read there by lease as soon
+    /// as that is acknowledged.
+    pub(super) fn hunt(&mut self, node: NodeId, shard: ShardId) {
+        let hunted = self.plan.config.reads.lease && !self.others_leading(node, shard).is_empty();
+        if !hunted || !self.clients.going {
+            return;
+        }
+        self.meet("two leaders");
+        let key = Clients::key(self.plan.shard(shard), 0);
+        let value = self.value(false);
+        let deadline = self.clock(node) + std::time::Duration::from_nanos(SECOND);
+        let input = Input::Put { value: value.clone(), condition: Condition::Always };
+        let ticket = self.wait(HUNTERS + shard.0, node, vec![(key.clone(), input)], true, Some(value.clone()));
+        let command = Command { op: Op::Put { key, value }, condition: Condition::Always };
+        self.post(node, Event::Command { ticket, shard, command, deadline });
+    }
+
+    /// See [`World::hunt`]: what was written on `node` is acknowledged.
+    pub(super) fn hunt_deposed(&mut self, node: NodeId, shard: ShardId) {
+        for other in self.others_leading(node, shard) {
+            self.meet("two leaders, and one acknowledges");
+            let key = Clients::key(self.plan.shard(shard), 0);
+            // Without a lease it would have to wait.
+            let deadline = self.clock(other) + std::time::Duration::from_nanos(10 * MS);
+            let ticket = self.wait(HUNTERS + shard.0, other, vec![(key, Input::Get)], true, None);
+            self.post(other, Event::Read { ticket, shard, consistency: Consistency::Lease, deadline });
+        }
+    }
+
+    /// Who else says that it leads.
+    fn others_leading(&self, node: NodeId, shard: ShardId) -> Vec<NodeId> {
+        let leads = |id: &NodeId| *id != node && self.is_up(*id) && self.seats[id].leaders.get(&shard) == Some(id);
+        self.seats.keys().copied().filter(leads).collect()
+    }
+
     fn probe(&mut self, shard: ShardId) {
         let Probed { written, read } = self.clients.probed[&shard];
         if written && read {
@@ -265,6 +316,8 @@ impl World {
 
 /// Clients from here on are the probes of shards.
 pub(super) const PROBERS: u64 = 1 << 32;
+/// And from here on those who hunt leases, one per shard.
+pub(super) const HUNTERS: u64 = 1 << 48;
 
 fn in_words(asks: &[(Bytes, Input)]) -> String {
     let words = asks.iter().map(|(key, input)| match short_input(input.clone()) {

@@ -20,6 +20,7 @@ impl World {
         };
         match effect {
             Effect::Send { to, messages, beat } => {
+                self.overhear((node, to), &messages);
                 let mut frames = Vec::new();
                 let bytes_max = self.plan.config.frame_bytes_max;
                 wire::frames(&messages, beat.map(|beat| ((), beat)), bytes_max, |_| (), |(), frame| frames.push(frame));
@@ -60,6 +61,9 @@ impl World {
                     Some(leader) => self.seat(node).leaders.insert(shard, leader),
                     None => self.seat(node).leaders.remove(&shard),
                 };
+                if leader == Some(node) {
+                    self.hunt(node, shard);
+                }
             }
             Effect::Read { tickets, descriptor, staleness } => {
                 self.note(&[1]);

@@ -4,6 +4,7 @@ use super::invariants::Holds;
 use super::member::Lane;
 use super::network::Link;
 use super::plan::{Fault, MS, SECOND};
+use super::rivals::Trap;
 use super::world::{Happening, World};
 use crate::core::{Event, Ticket};
 use flotilla_router::{NodeId, ShardId};
@@ -27,8 +28,14 @@ pub(super) enum Turn {
     Stutter { shard: ShardId, until: u64 },
     /// A direction stands still.
     Still { link: Link, until: u64 },
+    /// What rivals had said arrives late; see [`rivals`](super::rivals).
+    OldWords { shard: ShardId },
+    /// A follower goes on hearing nothing of its leader.
+    Deaf { link: Link, until: u64 },
+    /// See [`Fault::Startle`].
+    Startle { shard: ShardId },
     /// A node dies and is back at once.
-    Startle { node: NodeId },
+    Blink { node: NodeId },
 }
 
 /// What went wrong so far.
@@ -36,6 +43,8 @@ pub(super) enum Turn {
 pub(super) struct Faults {
     /// How often.
     pub(super) counts: BTreeMap<Fault, u64>,
+    /// What is set up for leases that are too long.
+    pub(super) trap: Option<Trap>,
     /// Orders to hand over use tickets from here on.
     next_ticket: u64,
 }
@@ -73,14 +82,26 @@ impl World {
             Turn::Isolate { node, until } => self.isolate(node, until),
             Turn::Stutter { shard, until } if self.now < until.min(self.plan.unrest) => self.stutter(shard, until),
             Turn::Still { link, until } if self.now < self.plan.unrest => self.network.clog(link, until),
-            Turn::Startle { node } if self.now < self.plan.unrest && self.is_up(node) => {
+            Turn::OldWords { shard } | Turn::Startle { shard } if self.now < self.plan.unrest => {
+                let old_words = matches!(turn, Turn::OldWords { .. });
+                match self.leader_and_two(shard) {
+                    Some(three) if old_words => self.old_words(three),
+                    Some(three) => self.startle(three),
+                    None => {}
+                }
+            }
+            Turn::Deaf { link, until } if self.now < until.min(self.plan.unrest) => self.deafen(link, until),
+            Turn::Blink { node } if self.now < self.plan.unrest && self.is_up(node) => {
                 let kept = self.survivors();
                 self.crash(node, kept)?;
                 let (delay, life) = (self.dice.within(1..=60) * MS, self.seats[&node].life);
                 self.later(delay, Happening::Fault(Turn::Start { node, life }));
             }
-            Turn::Still { .. }
+            Turn::OldWords { .. }
+            | Turn::Deaf { .. }
             | Turn::Startle { .. }
+            | Turn::Still { .. }
+            | Turn::Blink { .. }
             | Turn::Next
             | Turn::Start { .. }
             | Turn::End { .. }
@@ -167,47 +188,7 @@ impl World {
         self.later(next, Happening::Fault(Turn::Stutter { shard, until }));
     }
 
-    /// Who leads a shard of three, and the other two.
-    fn leader_and_two(&mut self, shard: ShardId) -> Option<[NodeId; 3]> {
-        let leader = self.leader(shard)?;
-        let mut others: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).filter(|node| *node != leader).collect();
-        if self.dice.percent(50) {
-            others.reverse();
-        }
-        <[NodeId; 2]>::try_from(others).ok().map(|[one, other]| [leader, one, other])
-    }
-
-    /// A leader that is not heard any more by one of its followers, which does not reach it either and so will want to lead.
-    fn estrange(&mut self, leader: NodeId, rival: NodeId) {
-        let until = self.now + 2500 * MS;
-        self.network.clog((leader, rival), until);
-        self.network.cut((rival, leader), until);
-    }
-
-    /// A follower hears its leader again, for a moment, after it had asked a rival for its vote; what that had answered comes afterwards.
-    fn old_words(&mut self, [leader, follower, rival]: [NodeId; 3]) {
-        self.estrange(leader, rival);
-        let heard_again = self.dice.within(800..=1150);
-        let deaf_again = heard_again + self.dice.within(20..=150);
-        let rival_heard = deaf_again + self.dice.below(60);
-        let still = self.dice.within(600..=heard_again - 40);
-        let (begun, after) = (self.now, |ms: u64| ms * MS);
-        self.network.clog((leader, follower), begun + after(heard_again));
-        for (from, link, to) in [(still, (rival, follower), rival_heard), (deaf_again, (leader, follower), deaf_again + 1000)] {
-            self.later(after(from), Happening::Fault(Turn::Still { link, until: begun + after(to) }));
-        }
-    }
-
-    /// See [`Fault::Startle`].
-    fn startle(&mut self, [leader, follower, rival]: [NodeId; 3]) {
-        self.estrange(leader, rival);
-        let at = self.dice.within(600..=1500) * MS;
-        let link = (leader, follower);
-        self.later(at, Happening::Fault(Turn::Still { link, until: self.now + at + 1000 * MS }));
-        self.later(at, Happening::Fault(Turn::Startle { node: follower }));
-    }
-
-    fn survivors(&mut self) -> usize {
+    pub(super) fn survivors(&mut self) -> usize {
         self.dice.pick(&[0, 0, 1, 2, 5, usize::MAX])
     }
 
@@ -223,6 +204,10 @@ impl World {
     }
 
     fn strike(&mut self, fault: Fault) -> Holds {
+        if matches!(fault, Fault::Stutter | Fault::Startle) && self.clients.is_hushed(self.now) {
+            // Two plots at a time would spoil each other.
+            return Ok(());
+        }
         let (a, b) = (self.somebody(), self.any_node());
         let until = self.now + self.dice.around(SECOND);
         self.say(|| format!("{fault:?} of n{a}, n{b}"));
@@ -296,21 +281,17 @@ impl World {
                 let delay = until - self.now;
                 self.later(delay, Happening::Fault(Turn::Room { node: a }));
             }
-            Fault::Stutter => {
+            Fault::Stutter if self.dice.percent(40) => {
                 let shard = self.clients.hot_shard(&mut self.dice);
-                match self.leader_and_two(shard) {
-                    Some(three) if self.dice.percent(60) => self.old_words(three),
-                    _ => {
-                        let until = self.now + self.dice.within(1000..=3000) * MS;
-                        self.stutter(shard, until);
-                    }
-                }
+                let until = self.now + self.dice.within(1000..=3000) * MS;
+                self.stutter(shard, until);
             }
-            Fault::Startle => {
+            Fault::Stutter | Fault::Startle => {
+                // A rival can only win whose log is no shorter: nobody writes for a while, and then it begins.
                 let shard = self.clients.hot_shard(&mut self.dice);
-                if let Some(three) = self.leader_and_two(shard) {
-                    self.startle(three);
-                }
+                self.clients.hush(shard, self.now + 3500 * MS);
+                let turn = if fault == Fault::Stutter { Turn::OldWords { shard } } else { Turn::Startle { shard } };
+                self.later(400 * MS, Happening::Fault(turn));
             }
             Fault::Unreachable => self.post(a, Event::NodeUnreachable { node: b }),
         }

@@ -7,7 +7,7 @@
 //! the end the clients' histories must be linearizable.
 //!
 //! - [`plan`]: what a seed stands for, drawn with [`Dice`].
-//! - [`world`]: the queue of what happens; [`effects`]: what a core asks for; [`member`]: one node; [`network`]: the links; [`faults`].
+//! - [`world`]: the queue of what happens; [`effects`]: what a core asks for; [`member`]: one node; [`network`]: the links; [`faults`], and [`rivals`].
 //! - [`clients`], and [`answers`]: what they are told.
 //! - [`invariants`]: what must hold, one file each.
 //! - [`models`]: what no cluster can show yet.
@@ -26,6 +26,7 @@ mod clients;
 mod effects;
 mod faults;
 mod models;
+mod rivals;
 mod world;
 
 use crate::check;
