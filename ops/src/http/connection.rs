@@ -1,8 +1,9 @@
 //! One connection, from its first byte to its last.
 //!
 //! 1. Its first bytes tell HTTP/2 (which begins with a fixed preface) from HTTP/1.1.
-//! 2. hyper serves it, behind the [`Guard`], which judges what it gets to see. Whenever hyper waits, the [`Pulse`] is asked when the connection will be too slow, and one timer is set to the
-//!    earliest such time; it is moved back only when it fires, so a busy connection touches no timer.
+//! 2. hyper serves it, behind the [`Guard`], which judges what it gets to see. Whenever hyper waits, the [`Pulse`] is asked when the
+//!    connection will be too slow, and one timer is set to the earliest such time; it is moved back only when it fires, so a busy
+//!    connection touches no timer.
 //! 3. When the server shuts down, hyper is told to finish what is in flight and take nothing more.
 //! 4. Where we answered without reading all that the client sent, what it still sends is read and thrown away for a moment: closing
 //!    at once would make its system discard our answer.

@@ -2,7 +2,7 @@
 //!
 //! A client that is told no while it sends, and whose connection is then closed, may never see the answer: its system throws it away
 //! when what it sends is turned back, and its HTTP library reports the broken pipe. So the answer is held back until the body is
-//! over, within bounds: so many bytes, so much time, and not for a client that has fallen silent, or that waits for `100 Continue`.
+//! over, within bounds: so many bytes, so much time, and not for a client that is slow or silent, or that waits for `100 Continue`.
 
 use super::connection::Socket;
 use super::wire::{Pulse, Wire};
@@ -18,8 +18,10 @@ use tokio::time::Sleep;
 const BYTES_MAX: u64 = 64 << 20;
 /// The longest time that an answer is held back for them.
 const TIME_MAX: Duration = Duration::from_secs(10);
-/// The longest silence.
+/// The longest silence; so long, too, a client may send less than [`BYTES_PER_SECOND_MIN`].
 const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// At what rate a client sends that is worth waiting for.
+const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
 /// A body that is being thrown away.
 pub(super) struct Discard {
@@ -42,7 +44,7 @@ impl Discard {
         pulse: &Pulse,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<&[u8]>> {
-        if self.bytes >= BYTES_MAX || self.begun.elapsed() >= TIME_MAX {
+        if self.bytes >= BYTES_MAX || Instant::now() >= self.deadline() {
             return Poll::Ready(Ok(&[]));
         }
         let mut buf = ReadBuf::new(&mut self.scratch);
@@ -55,8 +57,14 @@ impl Discard {
         // It is no head that came there.
         pulse.head_done();
         self.bytes += bytes as u64;
-        let now = Instant::now();
-        self.silence.as_mut().reset((now + SILENCE_MAX).min(self.begun + TIME_MAX).into());
+        let until = self.deadline().min(Instant::now() + SILENCE_MAX);
+        self.silence.as_mut().reset(until.into());
         Poll::Ready(Ok(&self.scratch[..bytes]))
+    }
+
+    /// Until when an answer is held back, by what came so far.
+    fn deadline(&self) -> Instant {
+        let earned = SILENCE_MAX + Duration::from_millis(self.bytes * 1000 / BYTES_PER_SECOND_MIN);
+        self.begun + earned.min(TIME_MAX)
     }
 }

@@ -162,11 +162,11 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
             Ok(place) => (place, self.route(&parts, body, shown_to.is_some()).await),
         };
         let mut response = result.unwrap_or_else(|problem| self.refusal(&parts, &problem));
+        self.pay(&parts, &mut response);
         if parts.version < Version::HTTP_2 && self.pulse.is_early() {
             self.pulse.refuse_rest();
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        self.pay(&parts, &mut response);
         if let Some(origin) = shown_to {
             pages::show_to(origin, &mut response);
         }
