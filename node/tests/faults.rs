@@ -9,7 +9,7 @@ use cluster::load::{Fate, Ledger, Targets, under_load};
 use cluster::{Cluster, flotilla, run, until};
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -252,6 +252,124 @@ fn a_full_disk_refuses_puts_and_takes_deletes() {
     drop(disk);
 }
 
+/// Bytes that no compression makes smaller.
+fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 32) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
+
+/// Three nodes fill the disk that they share by what is put into them: puts are refused before anybody ends for want of room, and once
+/// all is deleted there is room again, without a restart and though nothing is written that would flush a memtable.
+#[test]
+fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&temp.path().join("disk"), "400m") else {
+        println!("SKIPPED: a tmpfs can't be mounted here, which takes the superuser");
+        return;
+    };
+    let mut cluster = Cluster::prepare(3, 4, Some(&disk.0.join("dev")));
+    cluster.start_dev();
+    let client = cluster.client.clone();
+    let paths = cluster.shard_paths(1, "full");
+    for round in 1..=2 {
+        let refused: Vec<u64> = std::thread::scope(|scope| {
+            let fill = |thread: u64| {
+                let (client, paths) = (&client, &paths);
+                move || {
+                    let put = |i: &u64| {
+                        let path = &paths[(i % paths.len() as u64) as usize].1;
+                        let value = noise(i * 8 + thread, 256 << 10);
+                        let answer = client.ask(thread % 3 + 1, "PUT", &format!("/v1/kv/{path}{thread}/{i}"), &[], Some(&value));
+                        assert!([204, 429, 503, 504, 507].contains(&answer.status), "{}", answer.text());
+                        answer.status == 507
+                    };
+                    (0..2_000).find(put).expect("500 MB went onto a disk of 400 MiB, three times over")
+                }
+            };
+            let threads: Vec<_> = (0..6).map(|thread| scope.spawn(fill(thread))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        println!("round {round}: refused at {refused:?}, {} MiB free", free_bytes(&disk.0) >> 20);
+        for node in cluster.all() {
+            client.get(node, "/livez").expect(200);
+        }
+        for (_, path) in &paths {
+            client.get(2, &format!("/v1/kv/{path}0/0?consistency=stale"));
+            client.ask(3, "DELETE", &format!("/v1/kv?prefix={path}"), &[], None).expect(200);
+        }
+        let begun = Instant::now();
+        for node in cluster.all() {
+            for (_, path) in &paths {
+                until("puts are taken again", Duration::from_secs(60), || {
+                    let answer = client.ask(node, "PUT", &format!("/v1/kv/{path}after"), &[], Some(b"after"));
+                    (answer.status == 204).then_some(())
+                });
+            }
+            assert!(!cluster.log_tail(node, 1000).contains("the process ends"), "node {node} ended");
+        }
+        println!(
+            "round {round}: taken again {:?} after all was deleted, {} MiB free",
+            begun.elapsed(),
+            free_bytes(&disk.0) >> 20
+        );
+    }
+    cluster.wait_equal(Duration::from_secs(20));
+    drop(cluster);
+    drop(disk);
+}
+
+/// A node that was killed on a disk which is full to the last starts on it, and takes deletes; where even the ballast is gone it says how
+/// much it needs.
+#[test]
+fn a_node_starts_on_a_disk_that_is_full_to_the_last() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&temp.path().join("disk"), "200m") else {
+        println!("SKIPPED: a tmpfs can't be mounted here, which takes the superuser");
+        return;
+    };
+    let mut cluster = Cluster::prepare(1, 2, Some(&disk.0.join("dev")));
+    cluster.start_dev();
+    for i in 0..6u64 {
+        cluster.client.put(1, &format!("key{i}"), &noise(i, 512 << 10));
+    }
+    let filler = disk.0.join("filler");
+    let fill = || {
+        let mut file = fs::File::options().create(true).append(true).open(&filler).unwrap();
+        let chunk = vec![7; 64 << 10];
+        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+        println!("{} bytes free", free_bytes(&disk.0));
+    };
+    cluster.kill(1);
+    fill();
+    let took = cluster.start_lean(1);
+    println!("serves {took:?} after a start on a full disk");
+    let client = cluster.client.clone();
+    client.ask(1, "DELETE", "/v1/kv/key0", &[], None).expect(204);
+    client.get(1, "/v1/kv/key0").expect(404);
+    assert_eq!(client.get(1, "/v1/kv/key1").expect(200).body, noise(1, 512 << 10));
+    let refused = client.ask(1, "PUT", "/v1/kv/key0", &[], Some(b"no room")).expect(507).json();
+    assert_eq!(refused["code"], "disk_full");
+    cluster.kill(1);
+    fill();
+    let complaint = cluster.refused(cluster.start_command(1));
+    assert!(complaint.contains("needs 1048576 to start") && complaint.contains("larger one"), "{complaint}");
+    fs::remove_file(&filler).unwrap();
+    cluster.start(1);
+    until("puts are taken again", Duration::from_secs(10), || {
+        let answer = client.ask(1, "PUT", "/v1/kv/key0", &[], Some(b"room"));
+        (answer.status == 204).then_some(())
+    });
+    client.get(1, "/v1/kv/key5").expect(200);
+    drop(cluster);
+    drop(disk);
+}
+
 fn free_bytes(folder: &Path) -> u64 {
     let stat = rustix::fs::statvfs(folder).unwrap();
     stat.f_bavail * stat.f_frsize
@@ -293,4 +411,40 @@ fn a_wiped_disk_does_not_pass_for_the_old_one() {
     fs::rename(&kept, &data).unwrap();
     cluster.start(3);
     assert_eq!(cluster.client.get(3, "/v1/kv/kept").expect(200).body, b"by all three");
+}
+
+/// Whatever the mask of whoever starts it, nobody else can read what a node keeps, nor write what a command makes.
+#[test]
+fn what_a_node_keeps_is_for_its_user_alone() {
+    let open_to_all = |command: &Command| {
+        let mut open = Command::new("sh");
+        open.args(["-c", "umask 000; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+        open
+    };
+    let cluster = Cluster::new(1, 2);
+    cluster.client.put(1, "secret", b"secret");
+    let mut stack = vec![cluster.home(1).join("data")];
+    let certs = cluster.folder.join("certs");
+    let mut command = flotilla();
+    command.args(["cert", "ca", "--out"]).arg(&certs);
+    assert!(run(&mut open_to_all(&command)).status.success());
+    let mut seen = 0;
+    while let Some(path) = stack.pop() {
+        let mode = fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+        seen += 1;
+        if path.is_dir() {
+            stack.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    assert!(seen > 10, "only {seen} files");
+    for made in [&certs, &certs.join("ca.pem")] {
+        assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o022, 0, "{}", made.display());
+    }
+    assert_eq!(fs::metadata(certs.join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
+    // Its key, lent to all, is refused.
+    let key = cluster.home(1).join("node.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let complaint = cluster.refused(cluster.start_command(1));
+    assert!(complaint.contains("node.key") && complaint.contains("chmod 600"), "{complaint}");
 }

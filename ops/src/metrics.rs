@@ -164,6 +164,7 @@ metrics! {
     counter entry_fetches: IntCounter = "flotilla_entry_fetches_total", "Times that log entries were read back from disk.";
     gauge disk_used_bytes: IntGauge = "flotilla_disk_used_bytes", "Bytes that the data directory takes.";
     gauge disk_free_bytes: IntGauge = "flotilla_disk_free_bytes", "Bytes free on the data directory's file system.";
+    gauge disk_needed_bytes: IntGauge = "flotilla_disk_needed_bytes", "Bytes that must stay free: the reserve, and what is still to be written.";
     gauge disk_capacity_bytes: IntGauge = "flotilla_disk_capacity_bytes", "Size of the data directory's file system.";
     gauge rocksdb_slowed: IntGauge = "flotilla_rocksdb_write_slowed", "1 while RocksDB slows writes down, because compaction lags behind.";
     gauge rocksdb_stopped: IntGauge = "flotilla_rocksdb_write_stopped", "1 while RocksDB takes no writes at all.";

@@ -114,7 +114,7 @@ impl Command {
         out.put_u8(match self.op {
             Op::Put { .. } => 1,
             Op::Delete { .. } => 2,
-            Op::DeleteRange { .. } => 3,
+            Op::DeleteRange { .. } => DELETE_RANGE,
         });
         match self.condition {
             Condition::Always => out.put_u8(0),
@@ -153,13 +153,16 @@ impl Command {
                 Op::Put { key, value }
             }
             2 => Op::Delete { key: reader.take(reader.remaining())? },
-            3 => Op::DeleteRange { range: KeyRange::decode(&mut reader)? },
+            DELETE_RANGE => Op::DeleteRange { range: KeyRange::decode(&mut reader)? },
             other => return Err(reader.error(format!("op {other}"))),
         };
         reader.end()?;
         Ok(Self { op, condition })
     }
 }
+
+/// The byte of a command that deletes a range.
+const DELETE_RANGE: u8 = 3;
 
 /// Gathers the commands that become one log entry.
 pub struct PayloadBuilder {
@@ -217,6 +220,19 @@ pub fn count_commands(data: &[u8]) -> usize {
     count
 }
 
+/// Whether any command of an entry's data deletes a range; found without reading the commands. `false` where they make no sense.
+pub fn deletes_a_range(data: &[u8]) -> bool {
+    let Some(mut rest) = data.get(PAYLOAD_HEADER_BYTES..) else { return false };
+    while let Some((length, behind)) = rest.split_first_chunk::<4>() {
+        if behind.first() == Some(&DELETE_RANGE) {
+            return true;
+        }
+        let Some(next) = behind.get(u32::from_be_bytes(*length) as usize..) else { return false };
+        rest = next;
+    }
+    false
+}
+
 impl Iterator for Payload {
     type Item = Result<Command, DecodeError>;
 
@@ -267,6 +283,8 @@ mod tests {
             }
             let data = builder.finish();
             prop_assert_eq!(count_commands(&data), commands.len());
+            let any = commands.iter().any(|command| matches!(command.op, Op::DeleteRange { .. }));
+            prop_assert_eq!(deletes_a_range(&data), any);
             let payload = Payload::decode(data).unwrap();
             prop_assert_eq!(payload.range_epoch, epoch);
             prop_assert_eq!(payload.collect::<Result<Vec<_>, _>>().unwrap(), commands);
@@ -275,6 +293,7 @@ mod tests {
         #[test]
         fn bytes_that_are_no_payload_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
             count_commands(&bytes);
+            deletes_a_range(&bytes);
             if let Ok(payload) = Payload::decode(bytes.into()) {
                 let _ = payload.count();
             }

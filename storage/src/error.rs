@@ -26,6 +26,19 @@ pub enum StorageError {
         /// What the system said.
         why: String,
     },
+    /// Refusal to start: the disk is full to the last.
+    #[error(
+        "{}: the disk has {free_bytes} bytes left, and this node needs {needed_bytes} to start, without puts: remove something else from \
+         the disk, or copy the folder as it is to a larger one; nothing was changed", dir.display()
+    )]
+    NoRoom {
+        /// The path that was given.
+        dir: PathBuf,
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// Bytes that must be.
+        needed_bytes: u64,
+    },
     /// Refusal to start: another process works in the directory.
     #[error("{} is in use by another process; stop that one first, or give this node a directory of its own", dir.display())]
     InUse {
@@ -155,6 +168,7 @@ impl StorageError {
         match self {
             Self::NotADirectory { .. }
             | Self::ReadOnly { .. }
+            | Self::NoRoom { .. }
             | Self::InUse { .. }
             | Self::ForeignDirectory { .. }
             | Self::UnknownFormat { .. }

@@ -25,7 +25,7 @@
 //!
 //! **Rooms.** [`engine`] is the contract; [`memory`] keeps it without a disk and forgets in a crash what a disk would, `rocks` (with
 //! the feature `rocksdb`) is the real one, and `open` locks a directory and binds it to a node,
-//! `started` notices when RocksDB has forgotten. [`bootstrap`](mod@bootstrap) founds, [`log`] and
+//! `started` notices when RocksDB has forgotten, `room` fits it to its disk. [`bootstrap`](mod@bootstrap) founds, [`log`] and
 //! [`apply`] write, [`read`] looks, [`snapshot`] and [`manifest`] move a shard as a whole, [`recover`](mod@recover) starts again. [`work`] are the
 //! plain data that the core speaks. Without the feature the crate depends on no RocksDB, no file system and no thread: that is
 //! what the pure core and its simulator are built with.
@@ -52,6 +52,8 @@ pub mod records;
 pub mod recover;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
+#[cfg(feature = "rocksdb")]
+pub mod room;
 pub mod snapshot;
 #[cfg(feature = "rocksdb")]
 mod started;
@@ -59,7 +61,7 @@ mod started;
 pub(crate) mod testing;
 pub mod work;
 
-pub use apply::Applier;
+pub use apply::{Applier, Aside, Returned};
 pub use bootstrap::{bootstrap, founding, is_bootstrapped, routes, save_routes};
 pub use directories::{known_directories, remember_directory};
 pub use engine::{Cursor, Engine, Family, Order, Pace, Read, Statistics, WriteBatch};
@@ -72,5 +74,7 @@ pub use open::{Identity, Opened, open};
 pub use read::StateHash;
 pub use recover::{recover, tombstones};
 #[cfg(feature = "rocksdb")]
-pub use rocks::{RocksEngine, RocksOptions};
+pub use rocks::{GivenBack, Owed, RocksEngine, RocksOptions};
+#[cfg(feature = "rocksdb")]
+pub use room::{Ballast, Disk, disk};
 pub use work::*;

@@ -6,7 +6,8 @@
 //! <dir>/db/                RocksDB's files; made in db.new/, so that what stands here is never half a database
 //! ```
 //!
-//! 1. The directory is made, if it is not there, and locked. A second process is told so, and touches nothing.
+//! 1. The directory is made, if it is not there, closed to other users, and locked. A second process is told so, and touches nothing.
+//!    Where the disk has no room left, it is opened lean, or refused with what it needs (`room.rs`).
 //! 2. RocksDB opens its files and replays its write-ahead log. A database that lies behind what the directory remembers of it is refused,
 //!    as far as that can be seen before RocksDB changes anything.
 //! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A foreign one is refused with
@@ -26,6 +27,7 @@ use crate::started::{Manifest, Started, forgotten};
 use flotilla_router::{ClusterId, Incarnation, NodeId};
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// The file whose lock keeps other processes out.
@@ -68,7 +70,8 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
             started.check_manifest(dir, manifest)?;
         }
     }
-    let engine = RocksEngine::open(&db, options, Some(lock))?;
+    let options = crate::room::fit(dir, &db, options)?;
+    let engine = RocksEngine::open(&db, &options, Some(lock))?;
     FailPoint::OpenReplayed.pass()?;
     let known = known_identity(&engine, dir)?;
     let fresh = known.is_none();
@@ -123,6 +126,7 @@ fn lock(dir: &Path) -> Result<File, StorageError> {
         _ => StorageError::ReadOnly { dir: dir.to_owned(), why: error.to_string() },
     };
     fs::create_dir_all(dir).map_err(unusable)?;
+    close(dir).map_err(unusable)?;
     // Not truncated, and never removed: a lock on a file that is gone keeps nobody out.
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(unusable)?;
     match lock.try_lock() {
@@ -130,6 +134,16 @@ fn lock(dir: &Path) -> Result<File, StorageError> {
         Err(TryLockError::WouldBlock) => Err(StorageError::InUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(unusable(error)),
     }
+}
+
+/// Leaves the directory to its owner. What is in it may have been made by an earlier release, readable by all.
+fn close(dir: &Path) -> io::Result<()> {
+    let mode = fs::metadata(dir)?.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        tracing::info!(dir = %dir.display(), mode = format!("{mode:03o}"), "the data directory was open to others; it is closed (700)");
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 /// Who the directory belongs to; `None` for an empty one.

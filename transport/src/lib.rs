@@ -56,5 +56,5 @@ pub use handler::Handler;
 pub use handshake::{Identity, LeaseTerms};
 pub use lane::Lane;
 pub use stats::{Counter, LaneStats, Stats};
-pub use tls::Credentials;
+pub use tls::{Credentials, check_private};
 pub use transport::Transport;

@@ -36,6 +36,19 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// Refuses a key that others can read: whoever can is this node. A file that is not there is for others to complain about.
+pub fn check_private(key: &Path) -> Result<(), String> {
+    use std::os::unix::fs::MetadataExt as _;
+    let Ok(found) = std::fs::metadata(key) else { return Ok(()) };
+    let mode = found.mode() & 0o777;
+    // The superuser may lend a key to a group: that is how it is handed to services.
+    let allowed = if found.uid() == 0 { 0o740 } else { 0o700 };
+    if mode & !allowed == 0 {
+        return Ok(());
+    }
+    Err(format!("others can read {0}, or write it (mode {mode:03o}); close it with: chmod 600 {0}", key.display()))
+}
+
 impl Credentials {
     /// Reads them from files in PEM.
     pub fn load(ca_path: &Path, cert_path: &Path, key_path: &Path) -> Result<Self, TransportError> {
@@ -52,7 +65,9 @@ impl Credentials {
         let ca = read("CA certificate", ca_path, "make one with `flotilla cert ca`")?;
         let cert = read("node certificate", cert_path, "make one with `flotilla cert node`")?;
         let key = read("node key", key_path, "make one with `flotilla cert node`")?;
-        Self::check([&ca.0, &cert.0, &key.0], [&ca.1, &cert.1, &key.1])
+        let credentials = Self::check([&ca.0, &cert.0, &key.0], [&ca.1, &cert.1, &key.1])?;
+        check_private(key_path).map_err(|why| TransportError::Credentials { what: key.0, why })?;
+        Ok(credentials)
     }
 
     /// Reads them from texts in PEM.
@@ -177,6 +192,22 @@ mod tests {
         let credentials = Credentials::from_pem(ca.cert_pem(), &cert, &key).unwrap();
         assert_eq!(credentials.name(), NodeName { node: NodeId(2), cluster: ClusterId(7) });
         assert!(!format!("{credentials:?}").contains("PRIVATE"));
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_with_the_cure() {
+        use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("node.key");
+        assert_eq!(check_private(&key), Ok(()), "what is not there is somebody else's complaint");
+        std::fs::write(&key, "key").unwrap();
+        let is_root = std::fs::metadata(&key).unwrap().uid() == 0;
+        for (mode, allowed) in [(0o600, true), (0o400, true), (0o640, is_root), (0o660, false), (0o604, false), (0o644, false)] {
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+            let checked = check_private(&key);
+            assert_eq!(checked.is_ok(), allowed, "mode {mode:o}: {checked:?}");
+            assert!(checked.err().is_none_or(|why| why.contains("chmod 600")), "mode {mode:o}");
+        }
     }
 
     #[test]

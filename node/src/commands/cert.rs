@@ -3,8 +3,9 @@
 use super::out;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use flotilla_node::shell::private;
 use flotilla_router::{ClusterId, NodeId};
-use flotilla_transport::ClusterCa;
+use flotilla_transport::{ClusterCa, check_private};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -79,6 +80,7 @@ fn host(text: &str) -> Result<String, String> {
 
 /// Carries the command out.
 pub(crate) fn run(cert: &Cert) -> anyhow::Result<()> {
+    private::keep_others_from_writing();
     match cert {
         Cert::Ca(args) => {
             let cluster = match args.cluster {
@@ -133,6 +135,7 @@ pub(crate) fn load_ca(folder: &Path) -> anyhow::Result<ClusterCa> {
         let path = folder.join(name);
         std::fs::read_to_string(&path).with_context(|| format!("read {}; `flotilla cert ca` makes it", path.display()))
     };
+    check_private(&folder.join("ca.key")).map_err(anyhow::Error::msg)?;
     Ok(ClusterCa::load(&read("ca.pem")?, &read("ca.key")?)?)
 }
 

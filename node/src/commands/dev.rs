@@ -20,6 +20,7 @@ use super::dev_folder::{self, Folder, Member, NODES_MAX, Wanted, reached_at};
 use super::{err, out};
 use anyhow::{Context as _, bail};
 use clap::Args;
+use flotilla_node::shell::private;
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -76,6 +77,7 @@ fn http_address(text: &str) -> Result<SocketAddr, String> {
 
 /// Carries the command out.
 pub(crate) fn run(args: &Dev) -> anyhow::Result<()> {
+    private::keep_private();
     // One thread: children are told to end when the thread that made them does.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(cluster(args))

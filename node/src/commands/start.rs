@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Args};
 use flotilla_node::shell::config::{Config, ConfigError, fits_the_disk, flag};
+use flotilla_node::shell::private::{self, PidFile};
 use flotilla_node::shell::start;
 use flotilla_ops::logging;
 use std::path::PathBuf;
@@ -48,6 +49,7 @@ pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()
     if args.print_config {
         return Ok(super::out(config.to_toml().trim_end())?);
     }
+    private::keep_private();
     logging::init(config.logging.format, &config.logging.filter).map_err(|error| {
         let from_environment = std::env::var_os(logging::VARIABLE).is_some_and(|filter| !filter.is_empty());
         ConfigError::new(format!("{}: {error}", if from_environment { logging::VARIABLE } else { "logging.filter" }))
@@ -75,10 +77,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let mut hang_up = signal(SignalKind::hangup())?;
     let _ignored = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     let node = start::start(config).await?;
-    let pid_file = &config.pid_file;
-    if !pid_file.as_os_str().is_empty() {
-        std::fs::write(pid_file, format!("{}\n", std::process::id())).with_context(|| format!("write {}", pid_file.display()))?;
-    }
+    let _pid_file = PidFile::write(&config.pid_file)?;
     tracing::info!(node = %config.node, http = %node.http(), quic = %config.quic, "serving");
     loop {
         tokio::select! {
@@ -91,13 +90,9 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
         }
     }
     tracing::info!("stopping: handing leadership over");
-    let ended = tokio::select! {
+    tokio::select! {
         ended = node.shutdown() => ended,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-    };
-    if !pid_file.as_os_str().is_empty() {
-        let _ = std::fs::remove_file(pid_file);
     }
-    ended
 }

@@ -76,9 +76,6 @@ impl Node {
             return Err(Refusal::Overloaded { what, limit });
         }
         if matches!(command.op, Op::Put { .. }) {
-            if let Some((free_bytes, reserve_bytes)) = self.disk_full {
-                return Err(Refusal::DiskFull { free_bytes, reserve_bytes });
-            }
             // A voter without room would stop taking entries, or stop altogether. What a node that is gone said last counts no
             // more, or it would keep the shard from being written for as long as it is gone.
             let silent_ticks_max = self.config.raft.election_ticks;
@@ -88,6 +85,8 @@ impl Node {
             if replica.descriptor.replicas.iter().any(full) {
                 return Err(Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
             }
+            let accepted = self.room.accept(command.encoded_bytes() as u64);
+            accepted.map_err(|(free_bytes, reserve_bytes)| Refusal::DiskFull { free_bytes, reserve_bytes })?;
         }
         Ok(())
     }

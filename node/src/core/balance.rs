@@ -38,7 +38,7 @@ impl Node {
             leaders: self.registry.leaders() as u32,
             replicas: self.registry.len() as u32,
             draining: self.draining,
-            disk_full: self.disk_full.is_some(),
+            disk_full: self.room.is_full(),
         }
     }
 

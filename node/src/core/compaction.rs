@@ -3,6 +3,7 @@
 //! *Truncation* is driven by size. A log larger than its share is cut to half of it, but never beyond what is applied; up to twice
 //! the share not beyond what a live follower still needs, and up to four times not above a snapshot that is on its way to one. A
 //! snapshot that takes longer than that, or keeps failing, is given up.
+//! While the disk is full a log keeps an eighth of its share: what nobody needs soon makes room.
 //! It is staged like any write: applied data were written before it, to the same WAL, so that no crash can keep the cut and
 //! lose what justified it.
 //!
@@ -95,7 +96,8 @@ impl Node {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         let log = &self.config.log;
         let share = log.bytes_per_shard_max.min((log.bytes_max / replicas.max(1)).max(1 << 20));
-        if replica.compaction.bytes() <= share {
+        let kept = if self.room.is_full() { share / 8 } else { share };
+        if replica.compaction.bytes() <= kept {
             return;
         }
         if replica.compaction.bytes() > PINNED_SHARES_MAX * share
@@ -110,7 +112,7 @@ impl Node {
         if replica.compaction.bytes() <= 2 * share {
             index_max = index_max.min(needed_by_live_followers(replica, alive));
         }
-        let Some(index) = replica.compaction.place(share / 2, index_max) else { return };
+        let Some(index) = replica.compaction.place(kept / 2, index_max) else { return };
         let view = replica.raw.store();
         let (truncated, Some(term)) = (view.truncated(), view.term_at(index)) else { return };
         if index <= truncated.index {
@@ -124,6 +126,21 @@ impl Node {
         let write = self.outbox.writes.entry(shard).or_insert_with(|| LogWrite { shard, ..LogWrite::default() });
         let from = write.truncate.map_or(truncated.index + 1, |t| t.from);
         write.truncate = Some(Truncate { from, to });
+    }
+
+    /// Cuts the logs of shards that nobody writes to any more, either.
+    pub(super) fn cut_logs_while_full(&mut self) {
+        if !self.room.is_full() {
+            return;
+        }
+        let shards: Vec<_> = self.registry.shards().collect();
+        for shard in shards {
+            // What was set aside is for a person to look at, and a log that a snapshot replaces is no longer this one's.
+            let stays = |r: &mut Replica| r.quarantined.is_some() || r.snapshots.is_installing();
+            if !self.registry.get_mut(shard).is_none_or(stays) {
+                self.truncate_log(shard);
+            }
+        }
     }
 
     /// Drops bodies from memory that are not needed soon.

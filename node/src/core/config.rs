@@ -177,7 +177,18 @@ pub(crate) struct Limit {
     pub(crate) set: fn(&mut CoreConfig, u64),
 }
 
+/// The part of a disk that the logs of all shards may take at most, and the least that they have.
+const LOG_PART: u64 = 16;
+const LOG_BYTES_MIN: u64 = 16 << 20;
+
 impl CoreConfig {
+    /// The same, made to fit a disk of this size: on a small one the logs leave room for the data.
+    pub fn fit(mut self, capacity_bytes: u64) -> Self {
+        self.log.bytes_max = self.log.bytes_max.min((capacity_bytes / LOG_PART).max(LOG_BYTES_MIN));
+        self.log.bytes_per_shard_max = self.log.bytes_per_shard_max.min(self.log.bytes_max);
+        self
+    }
+
     /// What the tables of a file say, with a seed.
     pub fn new(raft: &RaftConfig, reads: &ReadsConfig, log: &LogConfig, seed: u64) -> Self {
         Self { raft: raft.clone(), reads: reads.clone(), log: log.clone(), seed, ..Self::default() }

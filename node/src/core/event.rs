@@ -143,11 +143,11 @@ pub enum Event {
         /// The node.
         node: NodeId,
     },
-    /// The disk is nearly full, or has room again.
+    /// Somebody has looked at the disk.
     Disk {
         /// Bytes free.
         free_bytes: u64,
-        /// Below this, puts are refused; 0 for never.
+        /// What must stay free: less, or less than that and what was accepted since, and puts are refused; 0 for never.
         reserve_bytes: u64,
     },
     /// The process is about to end: hand all leadership over.

@@ -48,6 +48,7 @@ mod reads;
 mod ready;
 mod registry;
 mod replica;
+mod room;
 mod snapshots;
 
 pub use config::{CoreConfig, LogConfig, RaftConfig, ReadMode, ReadsConfig};
@@ -155,8 +156,8 @@ pub struct Node {
     cache_bytes: u64,
     /// Bytes of entries that are committed and not yet applied, over all replicas.
     unapplied_bytes: u64,
-    /// Free and reserved bytes, while the disk is nearly full.
-    disk_full: Option<(u64, u64)>,
+    /// Room on the disk.
+    room: room::Room,
     balance: balance::Balance,
     draining: bool,
     drained: bool,
@@ -193,7 +194,7 @@ impl Node {
             uncommitted: BTreeSet::new(),
             cache_bytes: 0,
             unapplied_bytes: 0,
-            disk_full: None,
+            room: room::Room::default(),
             balance: balance::Balance::default(),
             draining: false,
             drained: false,
@@ -239,9 +240,7 @@ impl Node {
             Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
             Event::NodeReachable { node, .. } => self.peers.entry(node).or_default().silent_ticks = 0,
             Event::NodeUnreachable { node } => self.node_unreachable(node),
-            Event::Disk { free_bytes, reserve_bytes } => {
-                self.disk_full = (free_bytes < reserve_bytes).then_some((free_bytes, reserve_bytes));
-            }
+            Event::Disk { free_bytes, reserve_bytes } => self.room.seen(free_bytes, reserve_bytes),
             Event::Drain => self.drain(),
         }
     }
@@ -320,6 +319,7 @@ impl Node {
         if self.ticks.is_multiple_of(self.config.raft.heartbeat_ticks as u64 * 2) {
             self.balance_leaders();
         }
+        self.cut_logs_while_full();
         self.evict_caches();
         self.note_pace();
     }

@@ -4,7 +4,6 @@
 //! once each; where a node does not answer in time, what is known here stands in for it.
 
 use super::driver::LoopState;
-use super::health;
 use super::mailbox::{Mail, Mailbox, overloaded};
 use super::service::Service;
 use crate::core::inspect::ShardReport;
@@ -19,7 +18,7 @@ use flotilla_router::{
     Answer, Ask, ClusterId, Consistency, Descriptor, Epoch, Incarnation, NodeId, Outcome, Refusal, Reply, ShardId,
 };
 use flotilla_storage::read::HashLook;
-use flotilla_storage::{Engine as _, keys};
+use flotilla_storage::{Engine as _, disk, keys};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -297,7 +296,7 @@ impl Admin {
 
     fn own_view(&self) -> NodeView {
         let statistics = self.engine.statistics();
-        let disk = health::disk(&self.data).ok().map(|disk| DiskView {
+        let disk = disk(&self.data).ok().map(|disk| DiskView {
             used_bytes: statistics.sst_bytes + statistics.wal_bytes,
             free_bytes: disk.free_bytes,
             capacity_bytes: disk.capacity_bytes,

@@ -2,16 +2,22 @@
 //!
 //! A snapshot is pinned here, between two batches, so that its data and its applied index agree. What a snapshot brought in is
 //! taken note of here, before anything is applied on top of it.
+//!
+//! A shard whose next entry takes long is applied by a thread of its own (`storage/src/apply/aside.rs`). What comes for it meanwhile
+//! waits here, bounded by what the core hands out before it hears of the rest.
 
 use super::Engine;
 use super::mailbox::Mailbox;
 use super::queue::Queue;
 use super::snapshots::Snapshots;
+use super::space::Space;
 use crate::core::{Event, SnapshotId};
 use flotilla_ops::Metrics;
 use flotilla_router::ShardId;
-use flotilla_storage::{Applier, ApplyWork, Engine as _, FailPoint, SnapshotManifest, fatal};
+use flotilla_storage::{Applied, Applier, ApplyWork, Aside, Engine as _, FailPoint, Returned, SnapshotManifest, fatal};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -28,7 +34,14 @@ pub enum Work {
     },
     /// A snapshot was installed.
     Installed(SnapshotManifest),
+    /// A shard that was taken aside comes back.
+    Back(Returned),
 }
+
+/// Shards that are applied aside at a time; more wait.
+const ASIDE_MAX: usize = 8;
+/// How far their threads stand back.
+const ASIDE_NICE: i32 = 10;
 
 /// Starts the thread; it ends when the queue is closed.
 pub fn start(
@@ -37,41 +50,124 @@ pub fn start(
     mailbox: Mailbox,
     snapshots: Arc<Snapshots>,
     metrics: Arc<Metrics>,
+    space: Arc<Space>,
     queue: Arc<Queue<Work>>,
 ) -> std::io::Result<JoinHandle<()>> {
-    let run = move || run(&engine, applier, &mailbox, &snapshots, &metrics, &queue);
+    let hands = Hands { engine, mailbox, snapshots, metrics, space, queue };
+    let run = move || {
+        Thread { applier, hands, away: BTreeMap::new(), next: VecDeque::new(), aside: Vec::new(), stop: Arc::default() }.run()
+    };
     std::thread::Builder::new().name("applier".into()).spawn(run)
 }
 
-fn run(
-    engine: &Arc<Engine>,
-    mut applier: Applier,
-    mailbox: &Mailbox,
-    snapshots: &Arc<Snapshots>,
-    metrics: &Metrics,
-    queue: &Queue<Work>,
-) {
-    let mut works = Vec::new();
-    while queue.take(&mut works, None) {
-        for work in works.drain(..) {
-            match work {
-                Work::Apply(work) => {
-                    let started = Instant::now();
-                    let applied = fatal::or_abort(applier.apply(&**engine, work));
-                    let commands: usize = applied.iter().flat_map(|a| &a.results).map(|(_, results)| results.len()).sum();
-                    mailbox.report(Event::Applied { applied });
-                    metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
-                    metrics.commands_per_apply.observe(commands as f64);
-                }
-                Work::Pin { shard, snapshot } => snapshots.build(shard, snapshot, engine.view()),
-                Work::Installed(manifest) => {
-                    applier.installed(&manifest);
-                    fatal::or_abort(FailPoint::InstallNoted.pass());
-                    let (shard, at, revision) = (manifest.descriptor.id, manifest.at, manifest.revision);
-                    metrics.snapshots_installed.inc();
-                    mailbox.report(Event::SnapshotInstalled { shard, at, revision });
+/// What the applier works with.
+struct Hands {
+    engine: Arc<Engine>,
+    mailbox: Mailbox,
+    snapshots: Arc<Snapshots>,
+    metrics: Arc<Metrics>,
+    space: Arc<Space>,
+    queue: Arc<Queue<Work>>,
+}
+
+/// The thread.
+struct Thread {
+    applier: Applier,
+    hands: Hands,
+    /// What waits for shards that were taken aside.
+    away: BTreeMap<ShardId, Vec<ApplyWork>>,
+    /// Shards that were taken aside and wait for a thread.
+    next: VecDeque<Aside>,
+    /// The threads of those that have one.
+    aside: Vec<JoinHandle<()>>,
+    /// Set at the end.
+    stop: Arc<AtomicBool>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut works = Vec::new();
+        while self.hands.queue.take(&mut works, None) {
+            for work in works.drain(..) {
+                match work {
+                    Work::Apply(work) => self.apply(work),
+                    Work::Pin { shard, snapshot } => self.hands.snapshots.build(shard, snapshot, self.hands.engine.view()),
+                    Work::Installed(manifest) => self.installed(&manifest),
+                    Work::Back(returned) => self.back(returned),
                 }
             }
         }
+        // What is not written yet is in the log; but nobody may write once the engine is closed.
+        self.stop.store(true, Ordering::Relaxed);
+        self.aside.into_iter().for_each(|thread| drop(thread.join()));
+    }
+
+    fn apply(&mut self, mut works: Vec<ApplyWork>) {
+        let started = Instant::now();
+        let mut kept = Vec::new();
+        for work in works.extract_if(.., |work| self.away.contains_key(&work.shard)) {
+            kept.push(work);
+        }
+        for work in kept {
+            self.away.entry(work.shard).or_default().push(work);
+        }
+        let bytes = works.iter().flat_map(|work| &work.entries).map(|work| work.entry.bytes()).sum();
+        let (applied, asides) = fatal::or_abort(self.applier.apply_short(&*self.hands.engine, works));
+        self.report(applied, started);
+        self.hands.space.wrote(bytes);
+        for aside in asides {
+            self.away.insert(aside.shard(), Vec::new());
+            self.next.push_back(aside);
+        }
+        self.start_next();
+    }
+
+    fn report(&self, applied: Vec<Applied>, started: Instant) {
+        let commands: usize = applied.iter().flat_map(|a| &a.results).map(|(_, results)| results.len()).sum();
+        self.hands.mailbox.report(Event::Applied { applied });
+        self.hands.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
+        self.hands.metrics.commands_per_apply.observe(commands as f64);
+    }
+
+    /// Gives threads to shards that wait for one.
+    fn start_next(&mut self) {
+        self.aside.retain(|thread| !thread.is_finished());
+        while self.aside.len() < ASIDE_MAX {
+            let Some(aside) = self.next.pop_front() else { return };
+            let (engine, queue, stop) = (self.hands.engine.clone(), self.hands.queue.clone(), self.stop.clone());
+            let run = move || {
+                // It is in no hurry; what others wait for goes first, where there are too few cores for both. This thread alone: Linux
+                // keeps priorities by thread.
+                let _ = rustix::process::setpriority_process(None, ASIDE_NICE);
+                match aside.run(&*engine, stop.clone()) {
+                    Ok(returned) => {
+                        queue.send(Work::Back(returned));
+                    }
+                    Err(_) if stop.load(Ordering::Relaxed) => {}
+                    Err(error) => fatal::abort(&error),
+                }
+            };
+            let thread = std::thread::Builder::new().name("apply aside".into()).spawn(run);
+            self.aside.push(thread.unwrap_or_else(|error| panic!("no thread for what takes long: {error}")));
+        }
+    }
+
+    /// A shard comes back, and what waited for it is applied.
+    fn back(&mut self, returned: Returned) {
+        let applied = self.applier.take_back(returned);
+        let waited = self.away.remove(&applied.shard).unwrap_or_default();
+        self.report(vec![applied], Instant::now());
+        for work in waited {
+            self.apply(vec![work]);
+        }
+        self.start_next();
+    }
+
+    fn installed(&mut self, manifest: &SnapshotManifest) {
+        self.applier.installed(manifest);
+        fatal::or_abort(FailPoint::InstallNoted.pass());
+        let (shard, at, revision) = (manifest.descriptor.id, manifest.at, manifest.revision);
+        self.hands.metrics.snapshots_installed.inc();
+        self.hands.mailbox.report(Event::SnapshotInstalled { shard, at, revision });
     }
 }

@@ -152,7 +152,8 @@ pub struct StorageConfig {
     pub open_files_max: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
-    /// Bytes that stay free on the disk: below, puts are refused and deletes taken. 0 for a tenth of the disk, 64 MiB to 1 GiB.
+    /// Bytes that stay free on the disk, besides what is still to be written: below, puts are refused and deletes taken. 0 for a tenth
+    /// of the disk, 64 MiB to 1 GiB.
     pub reserve_bytes: u64,
 }
 

@@ -3,10 +3,11 @@
 use super::Engine;
 use super::driver::{LoopState, millis};
 use super::mailbox::Mailbox;
+use super::space::{Seen, Space};
 use flotilla_ops::metrics::BusyShard;
 use flotilla_ops::{Check, Inspect, Metrics, Readiness};
 use flotilla_router::{NodeId, Routes, ShardId};
-use flotilla_storage::Engine as _;
+use flotilla_storage::{Engine as _, disk};
 use flotilla_transport::Transport;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -35,8 +36,8 @@ pub struct Health {
     pub engine: Arc<Engine>,
     /// The folder of the data.
     pub data: PathBuf,
-    /// Bytes that must stay free.
-    pub reserve_bytes: u64,
+    /// Room on its disk.
+    pub space: Arc<Space>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// What was counted of the transport so far.
@@ -47,26 +48,6 @@ pub struct Health {
 #[derive(Default)]
 pub struct Last {
     transport: [u64; 20],
-}
-
-/// What a file system holds.
-#[derive(Clone, Copy, Debug)]
-pub struct Disk {
-    /// Bytes free to this user.
-    pub free_bytes: u64,
-    /// Bytes in all.
-    pub capacity_bytes: u64,
-}
-
-/// Looks at the file system of a folder.
-pub fn disk(folder: &std::path::Path) -> std::io::Result<Disk> {
-    let stat = rustix::fs::statvfs(folder)?;
-    Ok(Disk { free_bytes: stat.f_bavail * stat.f_frsize, capacity_bytes: stat.f_blocks * stat.f_frsize })
-}
-
-/// The bytes that stay free, where the configuration leaves it to us: a tenth of the disk, 64 MiB to 1 GiB.
-pub fn reserve_bytes(configured: u64, capacity_bytes: u64) -> u64 {
-    if configured == 0 { (capacity_bytes / 10).clamp(64 << 20, 1 << 30) } else { configured }
 }
 
 impl Inspect for Health {
@@ -87,13 +68,8 @@ impl Inspect for Health {
         let quorum = peers.len().div_ceil(2);
         let (leaderless, set_aside) = (self.leaderless(), self.set_aside().len());
         let draining = self.state.draining.load(Ordering::Relaxed);
-        let disk_check = match disk(&self.data) {
-            Ok(disk) => {
-                let ok = disk.free_bytes >= self.reserve_bytes;
-                check("disk", ok, format!("{} bytes free, {} reserved", disk.free_bytes, self.reserve_bytes))
-            }
-            Err(error) => check("disk", false, error.to_string()),
-        };
+        let Seen { free_bytes, needed_bytes } = self.space.seen();
+        let disk_check = check("disk", free_bytes >= needed_bytes, format!("{free_bytes} bytes free, {needed_bytes} needed"));
         let checks = vec![
             check("loop", self.live().is_ok(), self.live().err().unwrap_or_default()),
             check("joined", reachable >= quorum, format!("{reachable} of {} other nodes connected", peers.len())),
@@ -112,6 +88,7 @@ impl Inspect for Health {
             metrics.disk_free_bytes.set(disk.free_bytes as i64);
             metrics.disk_capacity_bytes.set(disk.capacity_bytes as i64);
         }
+        metrics.disk_needed_bytes.set(self.space.seen().needed_bytes as i64);
         let statistics = self.engine.statistics();
         metrics.disk_used_bytes.set((statistics.sst_bytes + statistics.wal_bytes) as i64);
         metrics.rocksdb_stopped.set(statistics.writes_stopped.into());

@@ -14,6 +14,7 @@
 //! - [`clock`]: the time that leases and ages rest on.
 //! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded, to
 //!   whom `choice` says; [`stale`]: stale ones.
+//! - [`space`]: the disk, watched, and space on it given back. [`private`]: files that nobody else may read.
 //! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
 //!
 //! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what is committed and who is told
@@ -33,12 +34,14 @@ pub mod logger;
 pub mod mailbox;
 pub mod pages;
 pub mod peers;
+pub mod private;
 pub mod queue;
 mod quic;
 pub mod rates;
 pub mod reading;
 pub mod service;
 pub mod snapshots;
+pub mod space;
 pub mod stale;
 pub mod start;
 pub mod views;

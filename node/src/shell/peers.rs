@@ -135,8 +135,8 @@ impl Handler for Peers {
         self.mailbox.report(Event::NodeUnreachable { node });
     }
 
-    fn stage_snapshot(&self, _from: NodeId, _header: &Bytes) -> Result<PathBuf, String> {
-        Ok(self.snapshots.stage())
+    fn stage_snapshot(&self, _from: NodeId, header: &Bytes) -> Result<PathBuf, String> {
+        self.snapshots.stage(header.clone())
     }
 
     fn snapshot_staged(&self, from: NodeId, header: Bytes, dir: PathBuf, done: oneshot::Sender<Result<(), String>>) {

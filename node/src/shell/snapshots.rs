@@ -9,6 +9,7 @@
 
 use super::mailbox::{Mail, Mailbox};
 use super::queue::Queue;
+use super::space::Space;
 use super::{Engine, View, applier};
 use crate::core::{Envelope, Event, SnapshotId, wire};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -33,6 +34,7 @@ struct Staged {
 
 /// The node's snapshot files.
 pub struct Snapshots {
+    space: Arc<Space>,
     engine: Arc<Engine>,
     mailbox: Mailbox,
     metrics: Arc<Metrics>,
@@ -46,6 +48,7 @@ pub struct Snapshots {
 impl Snapshots {
     /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing refers to it any more.
     pub fn new(
+        space: Arc<Space>,
         engine: Arc<Engine>,
         mailbox: Mailbox,
         metrics: Arc<Metrics>,
@@ -65,7 +68,7 @@ impl Snapshots {
         }
         let folder = folder.canonicalize()?;
         let (built, staged) = (Mutex::default(), Mutex::default());
-        Ok(Self { engine, mailbox, metrics, runtime, folder, next_staged: AtomicU64::new(1), built, staged })
+        Ok(Self { space, engine, mailbox, metrics, runtime, folder, next_staged: AtomicU64::new(1), built, staged })
     }
 
     fn out(&self, snapshot: SnapshotId) -> PathBuf {
@@ -87,6 +90,8 @@ impl Snapshots {
                 Err(error) => {
                     tracing::warn!(%shard, %error, "a snapshot could not be built; it will be tried again");
                     this.metrics.snapshots_failed.inc();
+                    // On a full disk half a snapshot would be in the way of everything.
+                    this.remove(this.out(snapshot));
                     None
                 }
             };
@@ -160,11 +165,16 @@ impl Snapshots {
         }
     }
 
-    /// A fresh folder for a snapshot that is about to come.
-    pub fn stage(&self) -> PathBuf {
+    /// A fresh folder for a snapshot that is about to come, if there is room for what its header says.
+    pub fn stage(&self, header: Bytes) -> Result<PathBuf, String> {
         fatal::or_abort(FailPoint::StageBegun.pass());
+        let (_, manifest) = decode_header(header)?;
+        let (bytes, spare) = (manifest.bytes(), self.space.spare_bytes());
+        if bytes > spare {
+            return Err(format!("the disk is nearly full: the snapshot has {bytes} bytes, and {spare} can be spared"));
+        }
         let n = self.next_staged.fetch_add(1, Ordering::Relaxed);
-        self.folder.join("in").join(n.to_string())
+        Ok(self.folder.join("in").join(n.to_string()))
     }
 
     /// A snapshot lies in `folder`: tells the core. Its verdict is given when it was installed or discarded.

@@ -6,21 +6,22 @@
 use super::admin::Admin;
 use super::config::{Config, TlsConfig};
 use super::driver::{Driver, Hands, LoopState};
-use super::health::{self, Health};
+use super::health::Health;
 use super::mailbox::Mailbox;
 use super::peers::Peers;
 use super::quic::QuicThreads;
 use super::reading::Readers;
 use super::service::Service;
 use super::snapshots::Snapshots;
+use super::space::Space;
 use super::views::Views;
 use super::{applier, files, founding, logger, writer};
-use crate::core::{Event, Identity, Node};
+use crate::core::{Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Limits, Metrics, Server, Serves};
 use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{Routes, Throttle};
-use flotilla_storage::{Applier, Engine as _, FailPoint, RocksOptions, StorageError};
+use flotilla_storage::{Applier, Engine as _, FailPoint, RocksOptions, StorageError, disk};
 use flotilla_transport::{Credentials, LeaseTerms, Transport, TransportError};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -47,6 +48,7 @@ pub struct Running {
     mailbox: Mailbox,
     engine: Arc<super::Engine>,
     threads: Vec<JoinHandle<()>>,
+    space: Arc<Space>,
     disk_watch: tokio::task::JoinHandle<()>,
     grace: Duration,
     tls: TlsConfig,
@@ -78,13 +80,26 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let metrics = Arc::new(Metrics::default());
     let mailbox = Mailbox::default();
     let runtime = Handle::current();
-    let snapshots = Snapshots::new(engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data)?;
+    let space =
+        Space::new(&config.data, engine.clone(), mailbox.clone(), config.storage.reserve_bytes).context("look at the disk")?;
+    let space = Arc::new(space);
+    space.start()?;
+    let snapshots =
+        Snapshots::new(space.clone(), engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data)?;
     let snapshots = Arc::new(snapshots);
     let applier = Applier::new(&*engine, &recovered).map_err(with_cure)?;
     let (to_apply, to_write) = (Arc::default(), Arc::default());
     let mut threads = vec![
-        writer::start(engine.clone(), mailbox.clone(), metrics.clone(), Arc::clone(&to_write))?,
-        applier::start(engine.clone(), applier, mailbox.clone(), snapshots.clone(), metrics.clone(), Arc::clone(&to_apply))?,
+        writer::start(engine.clone(), mailbox.clone(), metrics.clone(), space.clone(), Arc::clone(&to_write))?,
+        applier::start(
+            engine.clone(),
+            applier,
+            mailbox.clone(),
+            snapshots.clone(),
+            metrics.clone(),
+            space.clone(),
+            Arc::clone(&to_apply),
+        )?,
     ];
 
     let known_directories = std::sync::Mutex::new(flotilla_storage::known_directories(&*engine).map_err(with_cure)?);
@@ -123,7 +138,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let views = Arc::new(Views::new(config.node, incarnation.0 << 32, idle_max));
     tokio::spawn(sweep(Arc::downgrade(&views)));
     let state = Arc::new(LoopState::default());
-    let core = Node::new(config.core(), Identity { node: config.node, incarnation }, recovered, logger::logger());
+    let core = Node::new(
+        config.core().fit(disk(&config.data).context("look at the disk")?.capacity_bytes),
+        Identity { node: config.node, incarnation },
+        recovered,
+        logger::logger(),
+    );
     let hands = Hands {
         writer: to_write,
         applier: to_apply,
@@ -164,8 +184,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     });
     let _ = service.admin.set(admin.clone());
     let _ = peers.service.set(service.clone());
-    let capacity = health::disk(&config.data).context("look at the disk")?.capacity_bytes;
-    let reserve_bytes = health::reserve_bytes(config.storage.reserve_bytes, capacity);
     let health = Arc::new(Health {
         node: config.node,
         mailbox: mailbox.clone(),
@@ -174,11 +192,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         transport: transport.clone(),
         engine: engine.clone(),
         data: config.data.clone(),
-        reserve_bytes,
+        space: space.clone(),
         metrics: metrics.clone(),
         last: std::sync::Mutex::default(),
     });
-    let disk_watch = tokio::spawn(watch_disk(config.data.clone(), reserve_bytes, mailbox.clone()));
+    let disk_watch = tokio::spawn(watch_disk(space.clone()));
     let pages = config.pages().map_err(anyhow::Error::msg)?;
     let probes = match config.metrics_address().map_err(anyhow::Error::msg)? {
         Some(address) => {
@@ -197,6 +215,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         mailbox,
         engine,
         threads,
+        space,
         disk_watch,
         grace: config.shutdown_grace,
         tls: config.tls.clone(),
@@ -227,23 +246,11 @@ fn with_cure(error: StorageError) -> anyhow::Error {
     )
 }
 
-/// Tells the core when the disk is nearly full, and when there is room again.
-async fn watch_disk(data: std::path::PathBuf, reserve_bytes: u64, mailbox: Mailbox) {
-    let mut full = false;
+/// Looks at the disk where nobody writes, either: others may.
+async fn watch_disk(space: Arc<Space>) {
     loop {
-        if let Ok(disk) = health::disk(&data) {
-            let free_bytes = disk.free_bytes;
-            if full != (free_bytes < reserve_bytes) {
-                full = !full;
-                if full {
-                    tracing::error!(free_bytes, reserve_bytes, "the disk is nearly full: puts are refused, deletes are taken");
-                } else {
-                    tracing::info!(free_bytes, "the disk has room again");
-                }
-            }
-            mailbox.report(Event::Disk { free_bytes, reserve_bytes });
-        }
         tokio::time::sleep(DISK_INTERVAL).await;
+        space.look();
     }
 }
 
@@ -272,6 +279,7 @@ impl Running {
             probes.shutdown(PROBES_GRACE).await;
         }
         self.disk_watch.abort();
+        self.space.stop();
         self.transport.shutdown().await;
         drop(self.quic);
         self.mailbox.stop();

@@ -5,6 +5,7 @@
 use super::Engine;
 use super::mailbox::Mailbox;
 use super::queue::Queue;
+use super::space::Space;
 use crate::core::Event;
 use flotilla_ops::Metrics;
 use flotilla_router::command::count_commands;
@@ -21,18 +22,20 @@ pub fn start(
     engine: Arc<Engine>,
     mailbox: Mailbox,
     metrics: Arc<Metrics>,
+    space: Arc<Space>,
     queue: Arc<Queue<Work>>,
 ) -> std::io::Result<JoinHandle<()>> {
     let run = move || {
         let mut works = Vec::new();
         while queue.take(&mut works, None) {
-            works.drain(..).for_each(|work| write(&engine, work, &mailbox, &metrics));
+            works.drain(..).for_each(|work| space.wrote(write(&engine, work, &mailbox, &metrics)));
         }
     };
     std::thread::Builder::new().name("writer".into()).spawn(run)
 }
 
-fn write(engine: &Engine, (write, batch): Work, mailbox: &Mailbox, metrics: &Metrics) {
+/// Returns how many bytes of log it were.
+fn write(engine: &Engine, (write, batch): Work, mailbox: &Mailbox, metrics: &Metrics) -> u64 {
     let started = Instant::now();
     let (mut entries, mut bytes, mut commands) = (0, 0, 0);
     for entry in batch.writes.iter().flat_map(|w| &w.entries) {
@@ -51,4 +54,5 @@ fn write(engine: &Engine, (write, batch): Work, mailbox: &Mailbox, metrics: &Met
     }
     metrics.log_bytes.inc_by(bytes);
     metrics.log_truncations.inc_by(batch.writes.iter().filter(|w| w.truncate.is_some()).count() as u64);
+    bytes
 }

@@ -75,7 +75,7 @@ impl World {
                 self.crash(node, usize::MAX)?;
                 self.start(node)?;
             }
-            Turn::Room { node } => self.post(node, Event::Disk { free_bytes: 1, reserve_bytes: 1 }),
+            Turn::Room { node } => self.post(node, Event::Disk { free_bytes: 1 << 40, reserve_bytes: 1 }),
             Turn::Deafen { node, until } => {
                 self.nodes().into_iter().for_each(|other| self.network.cut((other, node), until));
             }
@@ -127,7 +127,7 @@ impl World {
             seat.paused_until = seat.paused_until.min(now);
             seat.lane_held_until.clear();
             if self.is_up(node) {
-                self.post(node, Event::Disk { free_bytes: 1, reserve_bytes: 1 });
+                self.post(node, Event::Disk { free_bytes: 1 << 40, reserve_bytes: 1 });
             } else {
                 self.start(node)?;
             }

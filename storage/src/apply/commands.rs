@@ -6,13 +6,14 @@
 //! batch, so that it is all or nothing.
 
 use super::overlay::Overlay;
-use crate::engine::{Cursor, Engine, Family, Order, WriteBatch};
+use crate::engine::{Cursor, Engine, Family, Order, Pace, WriteBatch};
 use crate::error::StorageError;
 use crate::keys;
 use crate::records;
 use crate::work::WriteResult;
 use bytes::Bytes;
 use flotilla_router::{Command, Condition, KeyRange, Op, Revision};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// From how many keys on a range is deleted by one tombstone instead of one per key.
 pub(crate) const RANGE_DELETE_KEYS_MIN: usize = 1024;
@@ -31,6 +32,8 @@ pub(super) struct Commands<'a, E: Engine> {
     pub(super) meta: bool,
     /// The highest revision of the shard so far.
     pub(super) revision: &'a mut Revision,
+    /// Set when what takes long is to be given up.
+    pub(super) stop: Option<&'a AtomicBool>,
 }
 
 impl<E: Engine> Commands<'_, E> {
@@ -106,8 +109,13 @@ impl<E: Engine> Commands<'_, E> {
         let changed: Vec<(Bytes, bool)> = self.overlay.changed(range).map(|(key, there)| (key.clone(), there)).collect();
         let mut changed = changed.iter().peekable();
         let (start, end) = keys::data_range(self.meta, range);
-        let mut cursor = self.engine.cursor(Family::Data, &start, Some(&end), Order::Forward);
+        // What is counted is about to go; it must not drive out what is read.
+        let pace = Pace { removed_max: u64::MAX, keep: false };
+        let mut cursor = self.engine.cursor_at(Family::Data, &start, Some(&end), Order::Forward, pace);
         while let Some((stored, _)) = cursor.next()? {
+            if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+                return Err(StorageError::engine("delete a range", "it was given up"));
+            }
             let key = keys::parse_data(self.meta, stored).unwrap_or_default();
             let mut changed_too = false;
             while let Some((changed_key, there)) = changed.next_if(|(changed_key, _)| &changed_key[..] <= key) {

@@ -19,8 +19,9 @@
 //! A payload that can't be read is corruption: an error that names shard and index, on all replicas alike. After any error the
 //! applier is of no use any more; the process ends.
 //!
-//! How one command is carried out is told in `commands.rs`.
+//! How one command is carried out is told in `commands.rs`, how one that takes long keeps nobody else, in `aside.rs`.
 
+mod aside;
 pub(crate) mod commands;
 pub(crate) mod overlay;
 
@@ -30,12 +31,15 @@ use crate::failpoint::FailPoint;
 use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{Applied, ApplyWork, EntryKind, LogEntry, LogPosition, Recovered, SnapshotManifest, WriteResult};
+pub use aside::{Aside, Returned};
 use commands::Commands;
 use flotilla_router::command::Payload;
 use flotilla_router::mutation::Mutation;
 use flotilla_router::{Descriptor, ShardId};
 use overlay::Overlay;
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A batch that has grown to this size is written, and the pass goes on with a new one.
 const BATCH_BYTES_MAX: usize = 4 << 20;
@@ -49,6 +53,7 @@ pub struct Applier {
 }
 
 /// What the next entry of a shard depends on, besides the data.
+#[derive(Debug)]
 struct ShardState {
     descriptor: Descriptor,
     applied: AppliedRecord,
@@ -65,6 +70,8 @@ struct Staged<E: Engine> {
     key: Vec<u8>,
     /// A buffer for one record.
     record: Vec<u8>,
+    /// Set when what takes long is to be given up.
+    stop: Option<Arc<AtomicBool>>,
 }
 
 impl Applier {
@@ -117,37 +124,7 @@ impl Applier {
                 let index = work.entries.first().map_or(0, |first| first.entry.at.index);
                 return Err(StorageError::Apply { shard, index, why: "this node has no replica of the shard".into() });
             };
-            let mut results = Vec::new();
-            let mut changed = None;
-            for (i, apply) in work.entries.iter().enumerate() {
-                let entry = &apply.entry;
-                state.check_next(shard, entry.at)?;
-                let mut answers = apply.wants_results.then(Vec::new);
-                match entry.kind {
-                    EntryKind::Normal if entry.data.is_empty() => {}
-                    EntryKind::Normal => state.apply_commands(engine, &mut staged, entry, &mut answers)?,
-                    EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
-                        if let Some(descriptor) = state.change_membership(shard, entry)? {
-                            staged.put_descriptor(&descriptor);
-                            changed = Some(descriptor);
-                        }
-                    }
-                }
-                state.applied.at = entry.at;
-                results.extend(answers.map(|answers| (entry.at.index, answers)));
-                let last = i + 1 == work.entries.len();
-                let full = staged.batch.bytes() >= self.batch_bytes_max;
-                if last || full {
-                    if Mutation::AppliedApart.is_on() {
-                        staged.write(engine)?;
-                    }
-                    staged.batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(state.applied));
-                }
-                if full {
-                    staged.write(engine)?;
-                }
-            }
-            all.push(Applied { shard, at: state.applied.at, results, descriptor: changed });
+            all.push(state.apply(engine, &mut staged, work, self.batch_bytes_max)?);
         }
         staged.write(engine)?;
         Ok(all)
@@ -155,6 +132,48 @@ impl Applier {
 }
 
 impl ShardState {
+    /// Applies the entries of one work.
+    fn apply<E: Engine>(
+        &mut self,
+        engine: &E,
+        staged: &mut Staged<E>,
+        work: ApplyWork,
+        batch_bytes_max: usize,
+    ) -> Result<Applied, StorageError> {
+        let shard = work.shard;
+        let mut results = Vec::new();
+        let mut changed = None;
+        for (i, apply) in work.entries.iter().enumerate() {
+            let entry = &apply.entry;
+            self.check_next(shard, entry.at)?;
+            let mut answers = apply.wants_results.then(Vec::new);
+            match entry.kind {
+                EntryKind::Normal if entry.data.is_empty() => {}
+                EntryKind::Normal => self.apply_commands(engine, staged, entry, &mut answers)?,
+                EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
+                    if let Some(descriptor) = self.change_membership(shard, entry)? {
+                        staged.put_descriptor(&descriptor);
+                        changed = Some(descriptor);
+                    }
+                }
+            }
+            self.applied.at = entry.at;
+            results.extend(answers.map(|answers| (entry.at.index, answers)));
+            let last = i + 1 == work.entries.len();
+            let full = staged.batch.bytes() >= batch_bytes_max;
+            if last || full {
+                if Mutation::AppliedApart.is_on() {
+                    staged.write(engine)?;
+                }
+                staged.batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(self.applied));
+            }
+            if full {
+                staged.write(engine)?;
+            }
+        }
+        Ok(Applied { shard, at: self.applied.at, results, descriptor: changed })
+    }
+
     /// Refuses an entry that is not the next one.
     fn check_next(&self, shard: ShardId, at: LogPosition) -> Result<(), StorageError> {
         let applied = self.applied.at;
@@ -191,6 +210,7 @@ impl ShardState {
             record: &mut staged.record,
             meta: shard.is_meta(),
             revision: &mut self.applied.revision,
+            stop: staged.stop.as_deref(),
         };
         for command in payload {
             let command = command.map_err(corrupt)?;
@@ -233,7 +253,7 @@ impl ShardState {
 impl<E: Engine> Staged<E> {
     fn new(engine: &E) -> Self {
         let (users, metas) = (Overlay::default(), Overlay::default());
-        Self { batch: engine.batch(), users, metas, key: Vec::new(), record: Vec::new() }
+        Self { batch: engine.batch(), users, metas, key: Vec::new(), record: Vec::new(), stop: None }
     }
 
     fn put_descriptor(&mut self, descriptor: &Descriptor) {

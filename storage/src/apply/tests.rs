@@ -355,3 +355,53 @@ fn replicas_that_batch_differently_end_equal() {
     }
     assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{hashes:?}");
 }
+
+/// Entries of two shards, in one of which a deletion counts many keys: the other one is applied at once, and what comes of the first is
+/// the same as without taking it aside, also when a crash comes in between.
+#[test]
+fn a_long_deletion_keeps_no_other_shard() {
+    let other = ShardId(8);
+    let many: Vec<String> = (0..3000).map(|i| format!("k{i:05}")).collect();
+    let filled = || {
+        let (engine, mut applier) = started();
+        let puts: Vec<Command> = many.iter().map(|key| put(key, "v")).collect();
+        run(&engine, &mut applier, &puts);
+        (engine, applier)
+    };
+    let works = || {
+        let first = [put("k00000x", "new"), put("m", "1")];
+        let second = [put("k1", "2"), delete_range("k", Some("l")), put("k2", "3"), delete_range("a", Some("b"))];
+        let entries =
+            [normal(3, 2, payload(1, &first)), normal(4, 2, payload(1, &second)), normal(5, 2, payload(1, &[put("k3", "4")]))];
+        vec![work(SHARD, entries), work(other, [normal(2, 2, put_payload(1, &[("z", "1")]))])]
+    };
+    let (plain, mut all_at_once) = filled();
+    let expected = all_at_once.apply(&plain, works()).unwrap();
+    let (engine, mut applier) = filled();
+    append_committed(&engine, SHARD, works()[0].entries.iter().map(|apply| apply.entry.clone()).collect());
+    let (applied, mut asides) = applier.apply_short(&engine, works()).unwrap();
+    assert_eq!(applied.iter().map(|a| (a.shard, a.at.index)).collect::<Vec<_>>(), [(SHARD, 3), (other, 2)]);
+    assert_eq!(asides.len(), 1, "nothing was taken aside");
+    let aside = asides.remove(0);
+    assert_eq!((aside.shard(), applier.applied(SHARD)), (SHARD, None));
+    assert_eq!(read::applied(&engine, SHARD).unwrap().index, 3);
+    // Given up: nothing of the entry is there.
+    let (given_up, mut second) = filled();
+    let (_, asides) = second.apply_short(&given_up, works()).unwrap();
+    let stop = Arc::new(AtomicBool::new(true));
+    let error = asides.into_iter().next().unwrap().run(&given_up, stop).unwrap_err();
+    assert!(error.to_string().contains("given up"), "{error}");
+    assert_eq!((read::applied(&given_up, SHARD).unwrap().index, value(&given_up, "k1")), (3, None));
+    // Carried out.
+    let returned = aside.run(&engine, Arc::default()).unwrap();
+    let last = applier.take_back(returned);
+    assert_eq!(last.results[..], expected[0].results[1..]);
+    assert_eq!(last.results[0].1[1], DeletedRange { count: 3002 });
+    assert_eq!(applier.applied(SHARD), all_at_once.applied(SHARD));
+    let shard = descriptor(7, "b", Some("y"));
+    assert_eq!(read::hash(&engine, &shard).unwrap(), read::hash(&plain, &shard).unwrap());
+    // A short one stays where it is.
+    let index = applier.applied(SHARD).unwrap().index + 1;
+    let short = vec![work(SHARD, [normal(index, 2, payload(1, &[delete_range("k", Some("l"))]))])];
+    assert!(applier.apply_short(&engine, short).unwrap().1.is_empty());
+}

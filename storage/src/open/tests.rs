@@ -27,6 +27,16 @@ fn each_start_raises_the_incarnation() {
 }
 
 #[test]
+fn a_directory_that_others_can_read_is_closed() {
+    let dir = tempfile::tempdir().unwrap();
+    for mode in [0o777, 0o755, 0o750, 0o700] {
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
+        drop(open_here(dir.path()).unwrap());
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700, "it was {mode:o}");
+    }
+}
+
+#[test]
 fn a_foreign_directory_is_refused_with_the_cure_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     drop(open_here(dir.path()).unwrap());

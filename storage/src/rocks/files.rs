@@ -4,11 +4,11 @@
 //! it should the install be cut short. Both names share one file, which RocksDB never changes (`write_global_seqno` is off by
 //! default). Where the file system knows no hard links, RocksDB copies.
 
-use super::{Db, RocksView, failed};
+use super::{Db, RocksEngine, RocksView, failed};
 use crate::engine::Family;
 use crate::error::StorageError;
 use crate::work::SnapshotFile;
-use rocksdb::{IngestExternalFileOptions, Options, ReadOptions, SstFileWriter};
+use rocksdb::{IngestExternalFileOptions, ReadOptions, SstFileWriter};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -22,9 +22,12 @@ fn io_failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Sto
     move |error| StorageError::engine(action, format!("{}: {error}", path.display()))
 }
 
-/// Writes the data records of a range into files.
+/// Bytes written between two looks at what is left on the disk.
+const LOOK_BYTES: usize = 1 << 20;
+
+/// Writes the data records of a range into files, as long as the disk has room for them.
 pub(super) fn export(
-    options: &Options,
+    engine: &RocksEngine,
     view: &RocksView,
     (start, end): (&[u8], &[u8]),
     folder: &Path,
@@ -42,13 +45,18 @@ pub(super) fn export(
     let (db, snapshot) = (view.pinned.borrow_owner(), view.pinned.borrow_dependent());
     let mut records = snapshot.raw_iterator_cf_opt(db.family(Family::Data), read);
     records.seek_to_first();
-    let mut files = Vec::new();
+    let (mut files, mut unseen_bytes) = (Vec::new(), LOOK_BYTES);
     while records.valid() {
         let name = format!("{:06}.sst", files.len());
         let path = folder.join(&name);
-        let mut writer = SstFileWriter::create(options);
+        let mut writer = SstFileWriter::create(&engine.inner.data_options);
         writer.open(&path).map_err(failed(ACTION))?;
         while let Some((key, value)) = records.item() {
+            unseen_bytes += key.len() + value.len();
+            if unseen_bytes >= LOOK_BYTES {
+                engine.check_room()?;
+                unseen_bytes = 0;
+            }
             writer.put(key, value).map_err(failed(ACTION))?;
             records.next();
             if writer.file_size() >= file_bytes_max {
@@ -110,6 +118,9 @@ pub(super) fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(
         }
         Err(_) => originals,
     };
+    // RocksDB makes a file of a memtable that overlaps with these, and holds every write of the process meanwhile. Done before, it
+    // holds nobody; and nothing is written into a range that is being replaced.
+    db.raw().flush_cf(db.family(Family::Data)).map_err(failed("flush memtable"))?;
     db.raw().ingest_external_file_cf_opts(db.family(Family::Data), &options, paths).map_err(failed("ingest snapshot files"))?;
     remove_folder(&links)
 }

@@ -4,16 +4,18 @@
 //! `self_cell`, so that neither outlives the other and no `unsafe` is written here. The families' handles lie beside the database
 //! in the same way, so that no call looks them up by name.
 //!
-//! How it is set up is told in [`options`], how it is walked over, in `cursor.rs`, how its folder comes to be, in `opening.rs`, how snapshots' files are written and taken in,
-//! in `files.rs`.
+//! How it is set up is told in [`options`], how it is walked over, in `cursor.rs`, how its folder comes to be, in
+//! `opening.rs`, how snapshots' files are written and taken in, in `files.rs`, how space on the disk is given back, in `space.rs`.
 
 mod cursor;
 mod files;
 mod opening;
 pub mod options;
+mod space;
 
 pub use cursor::RocksCursor;
 pub use options::RocksOptions;
+pub use space::{GivenBack, Owed};
 
 use crate::engine::{Engine, Family, Order, Pace, Read, Statistics, WriteBatch};
 use crate::error::StorageError;
@@ -26,6 +28,7 @@ use rocksdb::{
 use self_cell::self_cell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
 /// The families are made when the database is opened and never change, so no lock is needed around them.
@@ -81,6 +84,12 @@ struct Inner {
     /// Where RocksDB's files are.
     dir: PathBuf,
     cache: Cache,
+    /// How it was opened.
+    options: RocksOptions,
+    /// Whether it was opened on a disk without room, and there has been none since.
+    lean: AtomicBool,
+    /// Bytes that are to stay free on the disk.
+    keep_free: AtomicU64,
     /// How the files of snapshots are written: like those of the data family.
     data_options: Options,
     read: ReadOptions,
@@ -118,7 +127,10 @@ impl RocksEngine {
         let (mut synced, unsynced) = (WriteOptions::default(), WriteOptions::default());
         synced.set_sync(true);
         let (db, dir, read, started) = (Arc::new(db), dir.to_owned(), ReadOptions::default(), Mutex::default());
-        Ok(Self { inner: Arc::new(Inner { db, dir, cache, data_options, read, synced, unsynced, started, _lock: lock }) })
+        let (options, lean, keep_free) = (options.clone(), AtomicBool::new(options.lean_bytes > 0), AtomicU64::new(0));
+        let inner =
+            Inner { db, dir, cache, options, lean, keep_free, data_options, read, synced, unsynced, started, _lock: lock };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// RocksDB's number of the last write.
@@ -156,13 +168,6 @@ impl RocksEngine {
         // A figure that can't be had is no reason to fail; it shows as 0.
         let db = &self.inner.db;
         db.raw().property_int_value_cf(db.family(family), property).ok().flatten().unwrap_or(0)
-    }
-
-    /// The bytes of write-ahead log files.
-    fn wal_bytes(&self) -> u64 {
-        let Ok(entries) = std::fs::read_dir(&self.inner.dir) else { return 0 };
-        let logs = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
-        logs.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
     }
 }
 
@@ -248,11 +253,7 @@ impl Engine for RocksEngine {
     }
 
     fn flush(&self) -> Result<(), StorageError> {
-        let db = &self.inner.db;
-        for family in [Family::Log, Family::State, Family::Data] {
-            db.raw().flush_cf(db.family(family)).map_err(failed("flush memtable"))?;
-        }
-        Ok(())
+        [Family::State, Family::Log, Family::Data].into_iter().try_for_each(|family| self.flush_family(family))
     }
 
     fn export(
@@ -263,7 +264,7 @@ impl Engine for RocksEngine {
         folder: &Path,
         file_bytes_max: u64,
     ) -> Result<Vec<SnapshotFile>, StorageError> {
-        files::export(&self.inner.data_options, view, (start, end), folder, file_bytes_max)
+        files::export(self, view, (start, end), folder, file_bytes_max)
     }
 
     fn check_file(&self, folder: &Path, file: &SnapshotFile) -> Result<(), StorageError> {
@@ -291,7 +292,7 @@ impl Engine for RocksEngine {
 
     fn statistics(&self) -> Statistics {
         Statistics {
-            wal_bytes: self.wal_bytes(),
+            wal_bytes: crate::room::wal_bytes(&self.inner.dir),
             sst_bytes: self.sum(properties::LIVE_SST_FILES_SIZE),
             memtable_bytes: self.sum(properties::CUR_SIZE_ALL_MEM_TABLES),
             compaction_pending_bytes: self.sum(properties::ESTIMATE_PENDING_COMPACTION_BYTES),

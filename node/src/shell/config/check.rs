@@ -159,7 +159,7 @@ impl Config {
 pub fn fits_the_disk(config: &Config) -> Result<(), ConfigError> {
     let reserve = config.storage.reserve_bytes;
     let there = config.data.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
-    match super::super::health::disk(there) {
+    match flotilla_storage::disk(there) {
         Ok(disk) if reserve >= disk.capacity_bytes => Err(ConfigError(format!(
             "storage.reserve_bytes is {reserve}, and the disk of {} has {} bytes in all: every put would be refused; write less, or 0 for \
              a tenth of the disk",

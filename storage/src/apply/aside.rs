@@ -1,0 +1,130 @@
+//! What takes long is carried out aside, and keeps no other shard.
+//!
+//! A deletion by range counts its keys, and counting millions takes seconds. All shards share the applier, so from such an entry on a
+//! shard is taken *aside*, with all that the next entry depends on: its entries are applied elsewhere, into batches of their own, which
+//! hold data, applied state and descriptor together as ever. Nobody else writes into the shard's range, so it finds what it would have
+//! found here. Meanwhile the applier knows nothing of the shard; whoever has taken it aside gives it back.
+//!
+//! What comes of it is the same either way, so it need not be the same on every replica what was taken aside.
+
+use super::{Applied, Applier, ApplyWork, ShardState, Staged};
+use crate::engine::{Cursor as _, Engine, Family, Order, Pace};
+use crate::error::StorageError;
+use crate::keys;
+use flotilla_router::command::{Payload, deletes_a_range};
+use flotilla_router::{Op, ShardId};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// From how many records on in the ranges that an entry deletes it takes long.
+const LONG_RECORDS_MIN: usize = 2048;
+
+/// A shard that was taken aside, with the entries that it is to apply.
+#[derive(Debug)]
+pub struct Aside {
+    state: ShardState,
+    work: ApplyWork,
+    batch_bytes_max: usize,
+}
+
+/// A shard that comes back, and what became of its entries.
+#[derive(Debug)]
+pub struct Returned {
+    state: ShardState,
+    applied: Applied,
+}
+
+impl Applier {
+    /// [`apply`](Applier::apply), but for what takes long: that comes back, shard by shard, from the entry on at which it begins. Until
+    /// such a shard is [taken back](Applier::take_back) it must not be in any work.
+    pub fn apply_short<E: Engine>(
+        &mut self,
+        engine: &E,
+        mut works: Vec<ApplyWork>,
+    ) -> Result<(Vec<Applied>, Vec<Aside>), StorageError> {
+        let mut long = Vec::new();
+        for work in &mut works {
+            let begins = work.entries.iter().position(|apply| deletes_a_range(&apply.entry.data));
+            let Some(begins) = begins else { continue };
+            // Rare: only now each is looked at.
+            for i in begins..work.entries.len() {
+                if self.takes_long(engine, work, i)? {
+                    long.push(ApplyWork { shard: work.shard, entries: work.entries.split_off(i) });
+                    break;
+                }
+            }
+        }
+        works.retain(|work| !work.entries.is_empty());
+        let applied = self.apply(engine, works)?;
+        let batch_bytes_max = self.batch_bytes_max;
+        let aside = |work: ApplyWork| {
+            let index = work.entries.first().map_or(0, |first| first.entry.at.index);
+            let why = || "this node has no replica of the shard".into();
+            let state = self.shards.remove(&work.shard);
+            let state = state.ok_or_else(|| StorageError::Apply { shard: work.shard, index, why: why() })?;
+            Ok(Aside { state, work, batch_bytes_max })
+        };
+        let asides = long.into_iter().map(aside).collect::<Result<_, StorageError>>()?;
+        Ok((applied, asides))
+    }
+
+    /// A shard comes back; what became of its entries.
+    pub fn take_back(&mut self, returned: Returned) -> Applied {
+        self.shards.insert(returned.applied.shard, returned.state);
+        returned.applied
+    }
+
+    /// Whether an entry deletes ranges in which many records are.
+    fn takes_long<E: Engine>(&self, engine: &E, work: &ApplyWork, i: usize) -> Result<bool, StorageError> {
+        let data = &work.entries[i].entry.data;
+        let Some(state) = self.shards.get(&work.shard).filter(|_| deletes_a_range(data)) else { return Ok(false) };
+        // What can't be read is for apply to complain about.
+        let Ok(payload) = Payload::decode(data.clone()) else { return Ok(false) };
+        let mut left = LONG_RECORDS_MIN;
+        for command in payload.map_while(Result::ok) {
+            let Op::DeleteRange { range } = command.op else { continue };
+            let (start, end) = keys::data_range(work.shard.is_meta(), &range.intersect(&state.descriptor.range));
+            if start >= end {
+                continue;
+            }
+            if is_crowded(engine, &start, &end, left)? {
+                return Ok(true);
+            }
+            // Many short ones are long together; each costs something, too.
+            left = left.saturating_sub(LONG_RECORDS_MIN / 64);
+        }
+        Ok(left == 0)
+    }
+}
+
+/// Whether a walk from `start` up to `end` passes more than so many records, those that were removed and are still in the way included.
+fn is_crowded<E: Engine>(engine: &E, start: &[u8], end: &[u8], records_max: usize) -> Result<bool, StorageError> {
+    let pace = Pace { removed_max: records_max as u64, keep: true };
+    let mut cursor = engine.cursor_at(Family::Data, start, Some(end), Order::Forward, pace);
+    for _ in 0..=records_max {
+        match cursor.next() {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(false),
+            Err(StorageError::TooManyRemoved(_)) => return Ok(true),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+impl Aside {
+    /// The shard.
+    pub fn shard(&self) -> ShardId {
+        self.work.shard
+    }
+
+    /// Applies what is to be applied. When `stop` is set it may end with an error that means no more than that: what was not written
+    /// is in the log.
+    pub fn run<E: Engine>(mut self, engine: &E, stop: Arc<AtomicBool>) -> Result<Returned, StorageError> {
+        let mut staged = Staged::new(engine);
+        staged.stop = Some(stop);
+        let applied = self.state.apply(engine, &mut staged, self.work, self.batch_bytes_max)?;
+        staged.write(engine)?;
+        Ok(Returned { state: self.state, applied })
+    }
+}
