@@ -48,6 +48,21 @@ fn a_reader_that_is_gone_ends_nothing_and_a_terminal_that_is_gone_ends_it() {
     assert!(cluster.log_tail(1, 1).contains("stopped"), "{}", cluster.log_tail(1, 3));
 }
 
+/// Its nodes end in good order when it is killed, which takes a moment; to start it again at once must do all the same.
+#[test]
+fn a_cluster_that_was_killed_starts_again_at_once() {
+    let cluster = Cluster::prepare(3, 4, None);
+    for round in 0..3 {
+        let mut dev = Dev(cluster.dev_command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        let mut said = BufReader::new(dev.0.stdout.take().unwrap()).lines();
+        let mut complaints = BufReader::new(dev.0.stderr.take().unwrap()).lines();
+        let ready = said.any(|line| line.unwrap() == "ready");
+        assert!(ready, "round {round}: {:?}", complaints.by_ref().map_while(Result::ok).collect::<Vec<_>>());
+        cluster.client.put(1, "k", b"v");
+        // Dropped, it is killed.
+    }
+}
+
 /// Where HTTP listens on every address, the nodes find each other all the same; and a place that is taken is told at once.
 #[test]
 fn every_address_may_be_listened_on_and_what_is_taken_is_told() {

@@ -70,7 +70,7 @@ pub use failpoint::FailPoint;
 pub use log::append;
 pub use memory::MemoryEngine;
 #[cfg(feature = "rocksdb")]
-pub use open::{Identity, Opened, open};
+pub use open::{Identity, Opened, is_in_use, open};
 pub use read::StateHash;
 pub use recover::{recover, tombstones};
 #[cfg(feature = "rocksdb")]

@@ -146,6 +146,12 @@ fn close(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a process works in a node's data directory. Nothing is made there, and nothing changed.
+pub fn is_in_use(dir: &Path) -> bool {
+    let lock = File::options().write(true).open(dir.join(LOCK));
+    lock.is_ok_and(|lock| matches!(lock.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
 /// Who the directory belongs to; `None` for an empty one.
 fn known_identity(engine: &RocksEngine, dir: &Path) -> Result<Option<IdentityRecord>, StorageError> {
     let unknown = |why: String| StorageError::UnknownFormat { dir: dir.to_owned(), why };

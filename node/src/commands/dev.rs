@@ -87,6 +87,10 @@ async fn cluster(args: &Dev) -> anyhow::Result<()> {
     let mut told = Told::new()?;
     let wanted = Wanted { nodes: args.nodes, shards: args.shards, http: args.http };
     let Folder { members, lock: _lock } = dev_folder::prepare(&args.data, &wanted)?;
+    tokio::select! {
+        ended = former_selves_ended(&members) => ended?,
+        () = told.once_more() => return Ok(()),
+    }
     members.iter().try_for_each(check_free)?;
     let mut children = Vec::new();
     let mut done = Ok(());
@@ -162,6 +166,24 @@ fn is_ignored(kind: SignalKind) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
     mask >> (kind.as_raw_value() - 1) & 1 == 1
+}
+
+/// Waits for nodes of a cluster that was killed, or is being stopped: they end in good order, which takes a while.
+async fn former_selves_ended(members: &[Member]) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    let mut said = false;
+    while let Some(Member { id, folder, .. }) = members.iter().find(|member| flotilla_storage::is_in_use(&member.data)) {
+        if begun.elapsed() > STOP_PATIENCE {
+            let at = folder.display();
+            bail!("node {id} runs already, by itself; stop it first: kill $(cat {at}/flotilla.pid)");
+        }
+        if !said {
+            said = true;
+            err(&format!("node {id} still runs; waiting until it has ended"));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(())
 }
 
 /// Says at once, and for all nodes, if a port can't be had.

@@ -51,6 +51,8 @@ pub(super) struct Member {
     pub(super) id: u64,
     /// Where everything of it lies.
     pub(super) folder: PathBuf,
+    /// Where its data lies.
+    pub(super) data: PathBuf,
     /// Where it serves HTTP.
     pub(super) http: SocketAddr,
     /// Where other nodes reach it.
@@ -114,7 +116,7 @@ pub(super) fn prepare(folder: &Path, wanted: &Wanted) -> anyhow::Result<Folder> 
     let mut members = Vec::new();
     for id in ids {
         let config = load(&folder, id)?;
-        members.push(Member { id, folder: home(&folder, id), http: config.http, quic: config.quic });
+        members.push(Member { id, folder: home(&folder, id), data: config.data, http: config.http, quic: config.quic });
     }
     Ok(Folder { members, lock })
 }
