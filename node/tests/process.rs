@@ -1,4 +1,5 @@
-//! What the system does to a process: signals that a service manager or a closed terminal sends, and few files that may be open.
+//! What the system does to a process: signals that a service manager or a closed terminal sends, few files that may be open, and a disk
+//! that has lost the end of what was synced.
 
 #![cfg(feature = "shell")]
 
@@ -88,4 +89,36 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
     cluster.launchers.insert(1, vec!["prlimit".into(), "--nofile=100:100".into()]);
     let why = cluster.refused(cluster.start_command(1));
     assert!(why.contains("open 100 files") && why.contains("LimitNOFILE"), "{why}");
+}
+
+/// A replica that was set aside answers nothing, and knows of no election any more. Whoever asks its node must not notice.
+#[test]
+fn requests_about_a_shard_that_was_set_aside_are_handed_on() {
+    let mut cluster = Cluster::new(3, 1);
+    let leader = cluster.leaders(1)[&2].unwrap();
+    let node = cluster.others(leader)[0];
+    let newest = {
+        let files = std::fs::read_dir(cluster.home(node).join("data/db")).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|e| e == "log")).max().unwrap()
+    };
+    let before = std::fs::metadata(&newest).unwrap().len();
+    for i in 0..20 {
+        cluster.client.put(leader, &format!("k{i}"), &[b'v'; 100]);
+    }
+    cluster.wait_equal(cluster::PATIENCE);
+    cluster.kill(node);
+    // All that it had told the leader to be on its disk since.
+    std::fs::File::options().write(true).open(&newest).unwrap().set_len(before).unwrap();
+    cluster.spawn(node);
+    until("the shard is set aside", cluster::PATIENCE, || {
+        (lines(&cluster, node, "shard set aside on this node") > 0).then_some(())
+    });
+    for i in 0..5 {
+        cluster.client.put(node, &format!("after{i}"), b"through it");
+        assert_eq!(cluster.client.get(node, &format!("/v1/kv/after{i}")).expect(200).text(), "through it");
+        cluster.client.get(node, "/v1/kv/k19?consistency=stale").expect(200);
+        cluster.client.get(node, "/v1/kv?prefix=after&limit=1").expect(200);
+    }
+    cluster.wait_ready(node);
+    assert_eq!(cluster.metric(node, "flotilla_shards_set_aside"), 1.0);
 }
