@@ -3,6 +3,9 @@
 //! Every request comes with a [`Responder`]; what it is given leaves with the other answers that are ready by then, in one
 //! frame. Requests not yet answered and answers not yet written are bounded in bytes: beyond that nothing more is read from
 //! the connection, and QUIC's flow control holds the asker back.
+//!
+//! A request says nothing of how large its answer will be: many small ones that were taken in may each be answered with much. So
+//! answers that carry data have a bound of their own ([`DATA_BYTES_MAX`]); one that would pass it is replaced by what its giver says.
 
 use crate::batch::{self, ANSWER_HEAD_BYTES, Answer};
 use crate::frame::{GATHER_BYTES, Gather};
@@ -15,6 +18,11 @@ use tokio::sync::Notify;
 
 /// What a request costs beside its bytes: its responder, and what waits for it above.
 const REQUEST_COST_BYTES: usize = 256;
+
+/// Answers up to so many bytes are always taken: they say what became of a request.
+pub(crate) const SMALL_BYTES: usize = 4 << 10;
+/// Bytes of larger answers of one connection that may wait: to be written where they are given, and to be taken where they come in.
+pub const DATA_BYTES_MAX: usize = 64 << 20;
 
 /// The answers to one connection's requests.
 pub(crate) struct Answers {
@@ -34,6 +42,8 @@ struct State {
     queue: VecDeque<(u64, Answer)>,
     /// Of requests without an answer, answers in the queue, and answers being written.
     bytes: usize,
+    /// Of the answers among them.
+    answer_bytes: usize,
     /// Of answers being written.
     writing_bytes: usize,
 }
@@ -70,7 +80,7 @@ impl Answers {
         self.room.notify_one();
     }
 
-    fn push(&self, id: u64, cost: usize, mut answer: Answer) {
+    fn push(&self, id: u64, cost: usize, mut answer: Answer, instead: impl FnOnce() -> Option<Bytes>) {
         if let Answer::Given(bytes) = &answer
             && bytes.len() + ANSWER_HEAD_BYTES > self.frame_bytes_max
         {
@@ -85,7 +95,13 @@ impl Answers {
             return;
         }
         state.bytes -= cost;
+        let bytes = answer.frame_bytes();
+        if bytes > SMALL_BYTES && state.answer_bytes + bytes > DATA_BYTES_MAX {
+            self.stats.answers_refused.count();
+            answer = instead().map_or(Answer::Dropped, Answer::Given);
+        }
         state.bytes += answer.frame_bytes();
+        state.answer_bytes += answer.frame_bytes();
         let was_empty = state.queue.is_empty();
         state.queue.push_back((id, answer));
         drop(state);
@@ -108,6 +124,7 @@ impl Source for Answers {
             let mut state = self.lock();
             let freed = state.writing_bytes;
             state.bytes -= freed;
+            state.answer_bytes -= freed;
             while bytes < GATHER_BYTES {
                 let Some((_, answer)) = state.queue.front() else { break };
                 if !batch.is_empty() && bytes + answer.frame_bytes() > self.frame_bytes_max {
@@ -151,9 +168,15 @@ impl std::fmt::Debug for Answers {
 
 impl Responder {
     /// Queues the answer. Where the asker is gone by now, nothing happens.
-    pub fn respond(mut self, answer: Bytes) {
+    pub fn respond(self, answer: Bytes) {
+        self.respond_or(answer, || None);
+    }
+
+    /// Queues the answer, or what is said instead where it is large and too much waits to be written already; with nothing said, the
+    /// request is lost.
+    pub fn respond_or(mut self, answer: Bytes, instead: impl FnOnce() -> Option<Bytes>) {
         if let Some(answers) = self.answers.take() {
-            answers.push(self.id, self.cost, Answer::Given(answer));
+            answers.push(self.id, self.cost, Answer::Given(answer), instead);
         }
     }
 }
@@ -161,7 +184,7 @@ impl Responder {
 impl Drop for Responder {
     fn drop(&mut self) {
         if let Some(answers) = self.answers.take() {
-            answers.push(self.id, self.cost, Answer::Dropped);
+            answers.push(self.id, self.cost, Answer::Dropped, || None);
         }
     }
 }
@@ -202,6 +225,22 @@ mod tests {
         let queue: Vec<_> = answers.lock().queue.drain(..).collect();
         assert_eq!(queue, [(1, Answer::Dropped), (2, Answer::Dropped), (3, Answer::Given("yes".into()))]);
         assert_eq!(answers.stats.requests_abandoned.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn answers_with_data_are_bounded_and_others_always_taken() {
+        let answers = Arc::new(Answers::new(Arc::default(), 1 << 30, 2 << 20));
+        let data = Bytes::from(vec![0; 1 << 20]);
+        for id in 0..80 {
+            answers.admit(id, 1).await.respond_or(data.clone(), || Some("no room".into()));
+        }
+        for id in 80..90 {
+            answers.admit(id, 1).await.respond("small".into());
+        }
+        let queue: Vec<_> = answers.lock().queue.iter().map(|(_, answer)| answer.clone()).collect();
+        let count = |wanted: &[u8]| queue.iter().filter(|a| matches!(a, Answer::Given(bytes) if bytes == wanted)).count();
+        assert_eq!((count(&data), count(b"no room"), count(b"small")), (63, 17, 10));
+        assert_eq!(answers.stats.answers_refused.get(), 17);
     }
 
     #[tokio::test]

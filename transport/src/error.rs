@@ -70,6 +70,10 @@ pub enum RequestError {
     /// It was sent, and its time ran out before an answer came. It may have been carried out.
     #[error("request expired after it was sent: the peer may or may not have carried it out")]
     Expired,
+    /// It was answered, and there is no room here for so large an answer: too many others wait to be taken. Only answers that carry
+    /// data are so large.
+    #[error("request answered, but there is no room for the answer")]
+    NoRoom,
 }
 
 /// Why a snapshot did not arrive. The receiver has nothing of it, or was told to throw it away.

@@ -48,7 +48,7 @@ mod tls;
 mod transport;
 mod writer;
 
-pub use answers::Responder;
+pub use answers::{DATA_BYTES_MAX, Responder};
 pub use certs::{ClusterCa, NodeName};
 pub use config::{Config, Congestion};
 pub use error::{RequestError, SnapshotError, TransportError};

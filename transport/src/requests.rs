@@ -9,10 +9,14 @@
 //!                                  └─ deadline ─────────────────────────────► Expired
 //! ```
 //!
+//! Answers that were not taken are bounded, too: beyond [`DATA_BYTES_MAX`] of them, one that carries data is let go, and its asker
+//! told ([`RequestError::NoRoom`]). An answer that is small beside its frame is copied out of it, so that it keeps nothing else alive.
+//!
 //! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it: `NotSent` and `Full` are certain, the
 //! others are not. The bytes of a queued request lie with its entry, not in the queue, so that one whose asker went away is freed at
 //! once however long the queue stands still.
 
+use crate::answers::{DATA_BYTES_MAX, SMALL_BYTES};
 use crate::batch::{self, Answer, REQUEST_HEAD_BYTES};
 use crate::error::RequestError;
 use crate::frame::{GATHER_BYTES, Gather};
@@ -20,6 +24,7 @@ use crate::stats::Stats;
 use crate::writer::Source;
 use bytes::Bytes;
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use tokio::sync::{Notify, oneshot};
@@ -30,6 +35,8 @@ const QUEUE_MAX: usize = 1 << 20;
 /// The requests to one peer.
 pub(crate) struct Requests {
     state: Mutex<State>,
+    /// Of answers that their askers have not taken.
+    untaken_bytes: AtomicUsize,
     ready: Notify,
     stats: Arc<Stats>,
     in_flight_bytes_max: usize,
@@ -53,13 +60,27 @@ struct Pending {
     /// Still to be sent, where it is there.
     unsent: Option<Bytes>,
     bytes: usize,
-    reply: oneshot::Sender<Result<Bytes, RequestError>>,
+    reply: oneshot::Sender<Result<Untaken, RequestError>>,
+}
+
+/// An answer that its asker has not taken.
+struct Untaken {
+    requests: Arc<Requests>,
+    bytes: Bytes,
+    counted: usize,
+}
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        self.requests.untaken_bytes.fetch_sub(self.counted, Ordering::Relaxed);
+    }
 }
 
 impl Requests {
     /// Without a connection.
     pub(crate) fn new(stats: Arc<Stats>, in_flight_bytes_max: usize, frame_bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), ready: Notify::new(), stats, in_flight_bytes_max, frame_bytes_max }
+        let untaken_bytes = AtomicUsize::new(0);
+        Self { state: Mutex::default(), untaken_bytes, ready: Notify::new(), stats, in_flight_bytes_max, frame_bytes_max }
     }
 
     /// Queues a request.
@@ -132,7 +153,8 @@ impl Requests {
     }
 
     /// Takes a frame of answers in.
-    pub(crate) fn answered(&self, frame: Bytes) -> Result<(), flotilla_router::DecodeError> {
+    pub(crate) fn answered(self: &Arc<Self>, frame: Bytes) -> Result<(), flotilla_router::DecodeError> {
+        let frame_bytes = frame.len();
         let mut answers = batch::Answers::new(frame);
         while let Some((id, answer)) = answers.next()? {
             let pending = {
@@ -147,7 +169,7 @@ impl Requests {
             let result = match answer {
                 Answer::Given(bytes) => {
                     self.stats.requests_answered.count();
-                    Ok(bytes)
+                    self.untaken(if bytes.len() < frame_bytes / 2 { Bytes::copy_from_slice(&bytes) } else { bytes })
                 }
                 Answer::Dropped => {
                     self.stats.requests_lost.count();
@@ -157,6 +179,17 @@ impl Requests {
             let _ = pending.reply.send(result);
         }
         Ok(())
+    }
+
+    /// An answer on its way to its asker, where there is room.
+    fn untaken(self: &Arc<Self>, bytes: Bytes) -> Result<Untaken, RequestError> {
+        let counted = bytes.len();
+        let before = self.untaken_bytes.fetch_add(counted, Ordering::Relaxed);
+        let answer = Untaken { requests: self.clone(), bytes, counted };
+        if counted > SMALL_BYTES && before + counted > DATA_BYTES_MAX {
+            return Err(RequestError::NoRoom);
+        }
+        Ok(answer)
     }
 
     /// Gives a request up; `None` where it has come to its end already.
@@ -220,7 +253,7 @@ impl Source for Requests {
 pub(crate) struct Ticket {
     requests: Arc<Requests>,
     id: u64,
-    answer: oneshot::Receiver<Result<Bytes, RequestError>>,
+    answer: oneshot::Receiver<Result<Untaken, RequestError>>,
     ended: bool,
 }
 
@@ -237,7 +270,7 @@ impl Ticket {
         };
         self.ended = true;
         // Who takes a request out of the table always says how it ended.
-        result.unwrap_or(Err(RequestError::Lost))
+        result.unwrap_or(Err(RequestError::Lost)).map(|mut untaken| std::mem::take(&mut untaken.bytes))
     }
 }
 
@@ -307,6 +340,30 @@ mod tests {
         assert_eq!(second.wait(soon()).await, Ok("yes".into()));
         assert_eq!(requests.lock().bytes, 0);
         assert!(matches!(requests.submit(vec![0; 1 << 20].into()), Err(RequestError::NotSent(_))));
+    }
+
+    #[tokio::test]
+    async fn answers_that_nobody_takes_are_bounded() {
+        let requests = requests(1 << 20);
+        let asked: Vec<_> = (0..80).map(|_| requests.submit("get".into()).unwrap()).collect();
+        requests.gather(&mut Gather::default());
+        let data = Bytes::from(vec![7; 1 << 20]);
+        for id in 0..80 {
+            requests.answered(answer_frame(&[(id, Answer::Given(data.clone()))])).unwrap();
+        }
+        let small = requests.submit("put".into()).unwrap();
+        requests.gather(&mut Gather::default());
+        requests.answered(answer_frame(&[(80, Answer::Given("written".into()))])).unwrap();
+        assert_eq!(small.wait(soon()).await, Ok("written".into()), "what was done must be told");
+        let (mut taken, mut refused) = (0, 0);
+        for ticket in asked {
+            match ticket.wait(soon()).await {
+                Ok(bytes) => taken += bytes.len(),
+                Err(error) => refused += usize::from(error == RequestError::NoRoom),
+            }
+        }
+        assert_eq!((taken, refused), (DATA_BYTES_MAX, 16));
+        assert_eq!(requests.untaken_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -78,6 +78,8 @@ pub struct Stats {
     pub requests_received: Counter,
     /// Requests from peers that this node gave up without an answer.
     pub requests_abandoned: Counter,
+    /// Answers to peers that were replaced by a refusal, since too many others waited to be written.
+    pub answers_refused: Counter,
     /// Snapshots that arrived at a peer and were taken.
     pub snapshots_sent: Counter,
     /// Snapshots that did not.

@@ -8,8 +8,8 @@ use super::service::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, Service};
 use bytes::Bytes;
 use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::sizes::KEY_BYTES_MAX;
-use flotilla_router::{Ask, NodeId, Outcome, Refusal, ShardId};
-use flotilla_transport::RequestError;
+use flotilla_router::{Answer, Ask, NodeId, Outcome, Refusal, Reply, ShardId};
+use flotilla_transport::{DATA_BYTES_MAX, RequestError, Responder};
 use std::time::{Duration, Instant};
 
 /// The most of a request's time that is kept for the way back of its answer.
@@ -43,8 +43,11 @@ impl Service {
                 self.routes.not_leader(shard, to);
                 Err(Refusal::NoLeader { shard })
             }
-            Err(RequestError::Lost | RequestError::Expired) if ask.is_write() => Err(Refusal::Unknown { shard }),
-            Err(RequestError::Lost) => Err(Refusal::NoLeader { shard }),
+            Err(RequestError::NoRoom) if !ask.is_write() => Err(no_room()),
+            Err(RequestError::Lost | RequestError::Expired | RequestError::NoRoom) if ask.is_write() => {
+                Err(Refusal::Unknown { shard })
+            }
+            Err(RequestError::Lost | RequestError::NoRoom) => Err(Refusal::NoLeader { shard }),
             Err(RequestError::Expired) => Err(Refusal::Expired { shard }),
         }
     }
@@ -70,6 +73,19 @@ impl Service {
             pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }
     }
+}
+
+/// Answers another node: with what was found, or, where too much of that waits to be sent already, with a refusal. What was done is
+/// never said to be refused: such an answer is small, and always finds room.
+pub(super) fn respond(responder: Responder, response: &Response) {
+    responder.respond_or(call::encode(response), || {
+        let found = matches!(response, Ok(Reply { answer: Answer::Value { .. } | Answer::Page(_) | Answer::Part { .. }, .. }));
+        found.then(|| call::encode(&Response::Err(no_room())))
+    });
+}
+
+fn no_room() -> Refusal {
+    Refusal::Overloaded { what: "bytes of answers between nodes".into(), limit: DATA_BYTES_MAX as u64 }
 }
 
 /// About how many bytes a question takes; only those of a write are many.

@@ -122,7 +122,7 @@ impl Handler for Peers {
         if let Some((forwarded, responder)) = service.answer_at_once(forwarded, responder) {
             self.runtime.spawn(async move {
                 let response = service.answer_forwarded(forwarded).await;
-                responder.respond(call::encode(&response));
+                super::forward::respond(responder, &response);
             });
         }
     }

@@ -6,6 +6,7 @@
 
 use super::admin::Admin;
 use super::choice::Choice;
+use super::forward;
 use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
 use super::pages::cut_to_shard;
 use super::reading::{Readers, or_stop};
@@ -187,7 +188,7 @@ impl Service {
                         this.metrics.reads(consistency).inc();
                         this.get(&grant, &key, consistency)
                     });
-                    responder.respond(call::encode(&response));
+                    forward::respond(responder, &response);
                 };
                 Mail::Read { shard, consistency, deadline, reply: ReplyTo::Peer(Box::new(answered)) }
             }
