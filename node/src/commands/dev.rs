@@ -105,7 +105,7 @@ async fn cluster(args: &Dev) -> anyhow::Result<()> {
             ready = until_ready(&members, &mut children) => match ready {
                 Ok(()) => {
                     for member in &members {
-                        let Member { id, http, quic, folder } = member;
+                        let Member { id, http, quic, folder, .. } = member;
                         let _ = out(&format!("node {id}  http://{http}  quic {quic}  {}", folder.display()));
                     }
                     let _ = out("ready");
