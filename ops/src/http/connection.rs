@@ -11,9 +11,10 @@
 use super::blocks::PREFACE;
 use super::guard::Guard;
 use super::leash::Leash;
+use super::pulse::Pulse;
 use super::service::{App, Session};
 use super::share::Account;
-use super::wire::{Pulse, Wire, raw_answer};
+use super::wire::{Wire, raw_answer};
 use crate::limits::Limits;
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};

@@ -5,7 +5,8 @@
 //! over, within bounds: so many bytes, so much time, and not for a client that is slow or silent, or that waits for `100 Continue`.
 
 use super::connection::Socket;
-use super::wire::{Pulse, Wire};
+use super::pulse::Pulse;
+use super::wire::Wire;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;

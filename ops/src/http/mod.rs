@@ -40,6 +40,7 @@ mod operations;
 mod owed;
 mod pages;
 mod path;
+mod pulse;
 mod query;
 mod room;
 mod scan;
