@@ -109,7 +109,7 @@ fn what_can_not_begin_says_why() {
     std::fs::write(folder.path().join("odd.ndjson"), "hello\n").unwrap();
     for (bad, because) in [
         (&["--duration", "0s"][..], "more than nothing"),
-        (&["--duration", "soon"], "a duration is 30s"),
+        (&["--duration", "soon"], "a time is 5s, 500ms or 2m"),
         (&["--clients", "0"], "1..=1024"),
         (&["--consistency", "stale"], "linearizable, lease"),
         (&["--endpoint", "https://a:1"], "http://host:port"),
