@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex};
 pub struct Routes {
     table: ArcSwap<Table>,
     leaders: DashMap<ShardId, NodeId>,
+    /// Whom this node's own replicas take for their leaders; no hint of anybody else's changes it.
+    followed: DashMap<ShardId, NodeId>,
     /// Held while a new table is made of the old one, so that no two makers lose each other's change.
     writing: Mutex<()>,
 }
@@ -131,7 +133,26 @@ impl Routes {
         self.leaders.get(&shard).map(|hint| *hint)
     }
 
-    /// Notes who leads `shard`.
+    /// Whom this node's own replica of `shard` takes for its leader.
+    pub fn followed(&self, shard: ShardId) -> Option<NodeId> {
+        self.followed.get(&shard).map(|leader| *leader)
+    }
+
+    /// Notes whom this node's own replica takes for its leader. It says so when that changes, and not again: what others say of it
+    /// later, and too late, may take the hint away, but not this.
+    pub fn follow(&self, shard: ShardId, leader: Option<NodeId>) {
+        match leader {
+            Some(node) => {
+                self.followed.insert(shard, node);
+            }
+            None => {
+                self.followed.remove(&shard);
+            }
+        }
+        self.set_leader(shard, leader);
+    }
+
+    /// Notes who is said to lead `shard`.
     pub fn set_leader(&self, shard: ShardId, leader: Option<NodeId>) {
         match leader {
             Some(node) => {
@@ -174,6 +195,19 @@ mod tests {
         for (end, id) in [(Some("g"), 2), (Some("ga"), 3), (None, 4)] {
             assert_eq!(table.owner_before(end.map(Bytes::from).as_ref()).unwrap().id, ShardId(id), "before {end:?}");
         }
+    }
+
+    #[test]
+    fn a_late_no_takes_a_hint_away_and_not_what_the_own_replica_knows() {
+        let (routes, shard) = (Routes::default(), ShardId(2));
+        routes.follow(shard, Some(NodeId(1)));
+        // Asked before it led, and heard after this node's replica had found it.
+        routes.not_leader(shard, NodeId(1));
+        assert_eq!((routes.leader(shard), routes.followed(shard)), (None, Some(NodeId(1))));
+        routes.set_leader(shard, Some(NodeId(3)));
+        assert_eq!((routes.leader(shard), routes.followed(shard)), (Some(NodeId(3)), Some(NodeId(1))));
+        routes.follow(shard, None);
+        assert_eq!((routes.leader(shard), routes.followed(shard)), (None, None));
     }
 
     #[test]

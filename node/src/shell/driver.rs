@@ -237,7 +237,7 @@ impl Driver {
                 self.hands.snapshots.install(shard, replica, staged, hard_state, self.hands.applier.clone());
             }
             Effect::DiscardStaged { staged } => self.hands.snapshots.discard(staged),
-            Effect::PublishLeader { shard, leader } => self.hands.routes.set_leader(shard, leader),
+            Effect::PublishLeader { shard, leader } => self.hands.routes.follow(shard, leader),
             // Learnt already, with the others of the pass.
             Effect::PublishDescriptor { .. } => {}
             Effect::Reply { ticket, shard: _, result } => match (self.waiters.remove(&ticket), result) {

@@ -111,11 +111,11 @@ impl Health {
         self.state.set_aside.lock().expect("nothing panics while it holds them")
     }
 
-    /// Shards of this node of which nobody here knows who leads. A replica that was set aside knows nothing, and need not.
+    /// Shards of this node whose replica here has no leader. A replica that was set aside knows nothing, and need not.
     fn leaderless(&self) -> usize {
         let (table, set_aside) = (self.routes.table(), self.set_aside());
         let mine = table.shards().filter(|s| s.on_node(self.node).is_some() && !set_aside.contains(&s.id));
-        mine.filter(|s| self.routes.leader(s.id).is_none()).count()
+        mine.filter(|s| self.routes.followed(s.id).is_none()).count()
     }
 
     fn collect_transport(&self, last: &mut Last) {
