@@ -87,7 +87,7 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
     let port = cluster.http(1);
     let mut held: Vec<_> = (0..FILES + 100).filter_map(|_| idle(port)).collect();
     // For a new connection the one goes that has been idle longest.
-    held.retain_mut(|stream| is_open(stream));
+    held.retain_mut(is_open);
     assert!(held.len() as u64 <= allowed, "{} connections, {allowed} are allowed", held.len());
     for i in 0..40 {
         cluster.client.put(2, &format!("k{i}"), &vec![b'v'; 1 << 20]);
