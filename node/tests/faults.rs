@@ -47,7 +47,7 @@ fn a_node_that_can_not_run_says_why_in_one_line() {
     refused(&cluster, "HTTP port in use", command, &[&port.to_string(), "in use"]);
     let mut command = cluster.dev_command();
     command.env("FLOTILLA_LOG", "off");
-    refused(&cluster, "dev on a running cluster", command, &["in use"]);
+    refused(&cluster, "dev on a running cluster", command, &["another `flotilla dev` works in"]);
 
     // From here on node 3 is down.
     cluster.stop(3);

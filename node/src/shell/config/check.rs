@@ -160,13 +160,13 @@ pub fn fits_the_disk(config: &Config) -> Result<(), ConfigError> {
     let reserve = config.storage.reserve_bytes;
     let there = config.data.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("."));
     match flotilla_storage::disk(there) {
-        Ok(disk) if reserve >= disk.capacity_bytes => Err(ConfigError(format!(
+        Ok(disk) if disk.capacity_bytes > 0 && reserve >= disk.capacity_bytes => Err(ConfigError(format!(
             "storage.reserve_bytes is {reserve}, and the disk of {} has {} bytes in all: every put would be refused; write less, or 0 for \
              a tenth of the disk",
             there.display(),
             disk.capacity_bytes
         ))),
-        // What can't be looked at the start complains about.
+        // Of what can't be looked at, or is no disk (/proc), the start complains.
         _ => Ok(()),
     }
 }
