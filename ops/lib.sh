@@ -64,6 +64,8 @@ apt_install() {
 install_packages() {
     local missing=()
     command -v c++ >/dev/null || missing+=(g++)
+    # jemalloc is built by its own Makefile.
+    command -v make >/dev/null || missing+=(make)
     # The linker needs the C library's headers and start files as well.
     [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
     if ! have_libclang ""; then

@@ -8,6 +8,10 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use flotilla_ops::cli;
 use std::process::ExitCode;
 
+/// Gives memory back after a load; RocksDB's malloc, too.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// What `--version` shows. Who runs a build in which a test could end the process is to see it.
 const VERSION: &str =
     if cfg!(feature = "failpoints") { concat!(env!("CARGO_PKG_VERSION"), " with failpoints") } else { env!("CARGO_PKG_VERSION") };

@@ -248,6 +248,14 @@ impl Fleet {
         });
     }
 
+    /// How many snapshots a node has built, or failed to build, in this life; none where it does not answer.
+    pub(crate) fn snapshots_begun(&self, node: u64) -> f64 {
+        let answer = self.client().send(node, "GET", "/metrics", &[], None);
+        let text = answer.map(|answer| answer.text()).unwrap_or_default();
+        let of = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap_or(0.0);
+        of("flotilla_snapshots_built_total ") + of("flotilla_snapshots_failed_total ")
+    }
+
     /// Waits until all replicas are equal by hash; `false` where that node ended meanwhile, or set a shard aside. Two that differ at the same
     /// index are a failure.
     pub(crate) fn wait_equal_or_end(&mut self, node: u64, patience: Duration) -> bool {

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// How long a node may take to come to the point.
 const PATIENCE: Duration = Duration::from_secs(40);
+/// How often it is tried to have a node asked for a snapshot.
+const SENDINGS: usize = 3;
 /// The node that dies.
 pub(crate) const VICTIM: u64 = 3;
 /// The one that needs a snapshot of it.
@@ -195,20 +197,9 @@ impl Theatre {
                 }
             }
             Scene::Sending => {
-                let shard = self.next_shard();
-                self.fleet.kill(&[VICTIM]);
-                self.fleet.arm(VICTIM, armed);
-                self.fleet.start(VICTIM);
-                self.fleet.wait_ready(&[VICTIM]);
-                self.fleet.hand_over(shard, VICTIM);
-                let had = self.fleet.last_indexes(FOLLOWER);
-                self.fleet.kill(&[FOLLOWER]);
-                // Those that it leads now; some may be handed on, to keep the balance.
-                let leaders = self.fleet.cluster.leaders(VICTIM);
-                let led: Vec<u64> = self.shards.iter().copied().filter(|s| leaders[s] == Some(VICTIM)).take(3).collect();
-                self.book.fill(&client, &[1, VICTIM], &led, CUT_BYTES, &mut self.dice);
-                self.await_behind(&led, &[VICTIM], &had);
-                self.fleet.start(FOLLOWER);
+                // Leadership may move on at any moment, by the balance or by an election; then another node is asked for the snapshot.
+                let asked = (0..SENDINGS).any(|_| self.lead_who_needs_a_snapshot(armed));
+                assert!(asked, "{armed}: nobody asked the node for a snapshot, {SENDINGS} times");
             }
             Scene::Receiving => {
                 self.fall_behind();
@@ -224,6 +215,35 @@ impl Theatre {
                 self.fleet.start(VICTIM);
             }
         }
+    }
+
+    /// Has the victim, where that is armed, lead shards of which the follower needs a snapshot; whether it came to build one, or to its end.
+    fn lead_who_needs_a_snapshot(&mut self, armed: &str) -> bool {
+        let client = self.fleet.client().clone();
+        let shard = self.next_shard();
+        if self.fleet.is_running(VICTIM) {
+            self.fleet.kill(&[VICTIM]);
+        }
+        self.fleet.arm(VICTIM, armed);
+        self.fleet.start(VICTIM);
+        self.fleet.wait_ready(&[VICTIM]);
+        self.fleet.hand_over(shard, VICTIM);
+        let had = self.fleet.last_indexes(FOLLOWER);
+        self.fleet.kill(&[FOLLOWER]);
+        let leaders = self.fleet.cluster.leaders(VICTIM);
+        let led: Vec<u64> = self.shards.iter().copied().filter(|s| leaders[s] == Some(VICTIM)).take(3).collect();
+        self.book.fill(&client, &[1, VICTIM], &led, CUT_BYTES, &mut self.dice);
+        self.await_behind(&led, &[VICTIM], &had);
+        self.fleet.start(FOLLOWER);
+        let deadline = Instant::now() + PATIENCE / 2;
+        while Instant::now() < deadline {
+            if !self.fleet.is_running(VICTIM) || self.fleet.snapshots_begun(VICTIM) > 0.0 {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.fleet.wait_ready(&[FOLLOWER]);
+        false
     }
 
     /// Waits until the node has ended at that point in that way; the line that says so.
