@@ -1,6 +1,8 @@
 # What ops/up and ops/test share: a machine that has what the build needs, and one target folder outside of the clone.
 # shellcheck shell=bash
 
+# Services and `env -i` have no HOME.
+export HOME="${HOME:-$(getent passwd "$(id -u)" | cut -d: -f6)}"
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 say() { printf '==> %s\n' "$*" >&2; }
@@ -118,7 +120,8 @@ use_target() {
     CARGO_TARGET_DIR="$(cd "$CARGO_TARGET_DIR" && pwd)"
     local link="$ROOT/target"
     if [ ! -e "$link" ] && [ ! -L "$link" ]; then
-        ln -s "$CARGO_TARGET_DIR" "$link"
+        # A convenience; the clone may be somebody else's.
+        ln -s "$CARGO_TARGET_DIR" "$link" 2>/dev/null || say "target/ could not be made; the build is in $CARGO_TARGET_DIR"
     elif [ ! "$link" -ef "$CARGO_TARGET_DIR" ]; then
         say "target/ is not $CARGO_TARGET_DIR, where this builds; left as it is"
     fi
