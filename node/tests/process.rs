@@ -137,3 +137,52 @@ fn requests_about_a_shard_that_was_set_aside_are_handed_on() {
     cluster.wait_ready(node);
     assert_eq!(cluster.metric(node, "flotilla_shards_set_aside"), 1.0);
 }
+
+/// The resident memory of a process, in MiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() >> 10
+}
+
+/// Half a gigabyte of answers that nobody reads, and then everybody leaves.
+#[test]
+fn what_a_load_took_of_memory_comes_back() {
+    const VALUES: u64 = 64;
+    let cluster = Cluster::with_config(3, 1, |table| {
+        let storage = table["storage"].as_table_mut().unwrap();
+        // What stays in memory on purpose is to be little.
+        storage.insert("block_cache_bytes".into(), (8 << 20).into());
+        storage.insert("data_memtable_bytes".into(), (4 << 20).into());
+        storage.insert("log_memtable_bytes".into(), (4 << 20).into());
+    });
+    for i in 0..VALUES {
+        cluster.client.put(1, &format!("big/{i:03}"), &vec![b'v'; 1 << 20]);
+    }
+    cluster.wait_equal(cluster::PATIENCE);
+    let pids: Vec<u32> = cluster.all().iter().map(|node| cluster.pid(*node)).collect();
+    let of_all = || pids.iter().map(|pid| resident(*pid)).max().unwrap();
+    let mut peak = 0;
+    for node in cluster.all() {
+        let ask = |i: u64| {
+            let mut stream = TcpStream::connect(("127.0.0.1", cluster.http(node))).unwrap();
+            let path = if i.is_multiple_of(2) {
+                format!("/v1/kv/big/{:03}", i % VALUES)
+            } else {
+                "/v1/kv?prefix=big/&max_bytes=8388608".into()
+            };
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+            stream
+        };
+        let unread: Vec<TcpStream> = (0..200).map(ask).collect();
+        for _ in 0..150 {
+            peak = peak.max(of_all());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drop(unread);
+    }
+    assert!(peak > 150, "{peak} MiB are no load");
+    // What one node may have for memtables, caches and buffers, and no more than that.
+    until("memory comes back", Duration::from_secs(10), || (of_all() < 100).then_some(()));
+    println!("{peak} MiB, and then {}", of_all());
+}
