@@ -8,7 +8,7 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use flotilla_ops::cli;
 use std::process::ExitCode;
 
-/// Gives memory back after a load; RocksDB's malloc, too.
+/// Gives memory back after a load (docs/performance.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

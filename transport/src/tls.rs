@@ -46,7 +46,7 @@ pub fn check_private(key: &Path) -> Result<(), String> {
     if mode & !allowed == 0 {
         return Ok(());
     }
-    Err(format!("others can read {0}, or write it (mode {mode:03o}); close it with: chmod 600 {0}", key.display()))
+    Err(format!("others can read {0}, or write it (its permissions are {mode:03o}); close it with: chmod 600 {0}", key.display()))
 }
 
 impl Credentials {
