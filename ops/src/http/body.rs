@@ -2,6 +2,7 @@
 //! or a stream that is made only as fast as the client reads it.
 
 use super::leash::Leash;
+use super::pulse::Pulse;
 use super::share::{Account, Good, Held};
 use crate::limits::Limits;
 use crate::problem::Problem;
@@ -42,8 +43,10 @@ pub(super) struct Upload<'a> {
     pub(super) incoming: Incoming,
     /// Who pays for it.
     pub(super) account: &'a Arc<Account>,
-    /// Is told that we wait for the client.
+    /// Is told that we wait for the client,
     pub(super) leash: &'a Leash,
+    /// and this, that there is nothing left of the body.
+    pub(super) pulse: &'a Pulse,
 }
 
 /// What is being read, for errors.
@@ -61,7 +64,7 @@ pub(super) struct Wanted {
 /// A client must send at `client_bytes_per_second_min` on average, beyond a start of two `body_read_timeout`s, and never be silent
 /// for longer than one.
 pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -> Result<(Bytes, Held), Problem> {
-    let Upload { mut incoming, account, leash } = upload;
+    let Upload { mut incoming, account, leash, pulse } = upload;
     let _waiting = leash.wait();
     let too_large =
         |actual| Problem::too_large(StatusCode::PAYLOAD_TOO_LARGE, wanted.code, wanted.what, wanted.bytes_max, actual).close();
@@ -73,7 +76,10 @@ pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -
     account.check(Good::Bodies, exact.unwrap_or(0)).map_err(Problem::close)?;
     let mut held = account.hold(Good::Bodies, 0)?;
     let pace = Pace { begun: Instant::now(), limits };
-    let Some(first) = next(&mut incoming, &pace, 0).await? else { return Ok((Bytes::new(), held)) };
+    let Some(first) = next(&mut incoming, &pace, 0).await? else {
+        pulse.body_done();
+        return Ok((Bytes::new(), held));
+    };
     held.grow(first.len()).map_err(Problem::close)?;
     if exact == Some(first.len()) {
         return Ok((first, held));
@@ -95,6 +101,7 @@ pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -
         drop(bytes);
         piece = next(&mut incoming, &pace, whole.len()).await?;
     }
+    pulse.body_done();
     Ok((whole.into(), held))
 }
 

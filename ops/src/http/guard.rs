@@ -5,7 +5,8 @@
 //! - **A client that closes its sending side** (`nc -N`, `SHUT_WR`) still wants its answer. hyper is told to allow that, and then does
 //!   not listen while it answers; so this does, whenever hyper flushes: it reads ahead, a little, and notices when the connection was
 //!   reset. The end of what the client sends is handed over only when hyper asks for the next request.
-//! - **An answer before the end of a body** is held back until that was read and thrown away ([`super::discard`]).
+//! - **An answer before the end of a body** is held back until that was read and thrown away ([`super::discard`]). hyper still waits
+//!   for those bytes, and would take whatever comes next for them; so from then on it gets nothing but the end.
 
 use super::blocks::Blocks;
 use super::connection::Socket;
@@ -38,6 +39,8 @@ pub(super) struct Guard<S> {
     /// What is thrown away before the answer, and whether no more will be.
     discard: Option<Discard>,
     given_up: bool,
+    /// Bytes were thrown away for which hyper may still ask.
+    cut: bool,
 }
 
 /// What the connection speaks.
@@ -55,7 +58,17 @@ impl<S: Socket> Guard<S> {
                 Version::Two(Box::new(Blocks::new(limits.header_bytes_max)))
             }
         };
-        Self { wire, pulse, version, kept: BytesMut::new(), judged: Bytes::new(), ended: false, discard: None, given_up: false }
+        Self {
+            wire,
+            pulse,
+            version,
+            kept: BytesMut::new(),
+            judged: Bytes::new(),
+            ended: false,
+            discard: None,
+            given_up: false,
+            cut: false,
+        }
     }
 
     /// The socket, when hyper is done.
@@ -109,11 +122,8 @@ impl<S: Socket> Guard<S> {
             Version::One(heads) => {
                 let taken = heads.take(&mut self.kept);
                 let taken = taken.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a malformed chunk"))?;
-                if heads.is_between() {
-                    self.pulse.body_done();
-                }
                 if matches!(heads.next(), Next::Nothing) {
-                    self.pulse.head_handed(taken.as_deref(), self.kept.len());
+                    self.pulse.head_handed(taken.as_deref());
                 }
                 taken
             }
@@ -143,7 +153,7 @@ impl<S: Socket> Guard<S> {
             _ => None,
         };
         if let Some(stays) = stays {
-            self.pulse.head_handed(Some(&came[..stays]), came.len() - stays);
+            self.pulse.head_handed(Some(&came[..stays]));
         }
         let stays = stays.unwrap_or(0);
         self.kept.extend_from_slice(&came[stays..]);
@@ -193,6 +203,7 @@ impl<S: Socket> Guard<S> {
             return Poll::Ready(Ok(()));
         }
         while heads.is_in_body() && !self.given_up && !self.ended {
+            self.cut = true;
             // What is no body ends it, too: the connection is closed behind this answer.
             if !self.kept.is_empty() {
                 match heads.discard(&self.kept) {
@@ -216,7 +227,7 @@ impl<S: Socket> Guard<S> {
 impl<S: Socket> AsyncRead for Guard<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if buf.remaining() == 0 {
+        if buf.remaining() == 0 || this.cut {
             return Poll::Ready(Ok(()));
         }
         loop {
@@ -257,7 +268,7 @@ impl<S: Socket> AsyncRead for Guard<S> {
                 if this.judged.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                this.pulse.head_handed(Some(&this.judged), 0);
+                this.pulse.head_handed(Some(&this.judged));
                 continue;
             }
             if !this.kept.is_empty() && matches!(this.version, Version::One(_)) {

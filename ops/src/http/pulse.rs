@@ -20,9 +20,7 @@ pub(super) struct Pulse {
     asks_for_head: AtomicBool,
     /// What stands behind the head, as hyper says: 0 for nothing said, 1 for chunks, otherwise the number of bytes and 2.
     framing: AtomicU64,
-    /// Bytes that had come behind the head that hyper was handed last.
-    behind: AtomicU64,
-    /// A body was announced, and is not yet whole.
+    /// A body was announced, and hyper does not have all of it yet; of one in chunks, the service has not read it to its end.
     body_left: AtomicBool,
     /// The client sends no more, and waits for an answer.
     half_closed: AtomicBool,
@@ -45,7 +43,6 @@ impl Pulse {
             uncalled: AtomicBool::new(false),
             asks_for_head: AtomicBool::new(false),
             framing: AtomicU64::new(0),
-            behind: AtomicU64::new(0),
             body_left: AtomicBool::new(false),
             half_closed: AtomicBool::new(false),
             head_since: AtomicU64::new(0),
@@ -70,13 +67,12 @@ impl Pulse {
         if self.heads {
             self.uncalled.store(false, Relaxed);
             self.head_since.store(0, Relaxed);
-            // A body that came with its head is thrown away in passing, where nobody wants it.
-            let (told, left) = match framing {
-                Framing::Chunked => (1, true),
-                Framing::Length(bytes) => (bytes.saturating_add(2), bytes > self.behind.load(Relaxed)),
+            let told = match framing {
+                Framing::Chunked => 1,
+                Framing::Length(bytes) => bytes.saturating_add(2),
             };
             self.framing.store(told, Relaxed);
-            self.body_left.store(left, Relaxed);
+            self.body_left.store(framing != Framing::Length(0), Relaxed);
         }
     }
 
@@ -89,7 +85,7 @@ impl Pulse {
         }
     }
 
-    /// The body that was announced is whole.
+    /// hyper has the whole of a body of known length, or the service that of any body.
     pub(super) fn body_done(&self) {
         self.body_left.store(false, Relaxed);
     }
@@ -109,10 +105,9 @@ impl Pulse {
         self.asks_for_head.load(Relaxed)
     }
 
-    /// hyper was handed these bytes of a head, if any, and so many bytes had come behind it.
-    pub(super) fn head_handed(&self, head: Option<&[u8]>, behind: usize) {
+    /// hyper was handed these bytes of a head, if any.
+    pub(super) fn head_handed(&self, head: Option<&[u8]>) {
         if let Some(head) = head {
-            self.behind.store(behind as u64, Relaxed);
             self.uncalled.store(true, Relaxed);
             self.asks_for_head.store(head.starts_with(b"HEAD "), Relaxed);
         }

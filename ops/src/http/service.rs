@@ -203,7 +203,7 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
         if let Some(response) = for_page.then(|| pages::preflight(parts)).flatten() {
             return (Route::Other, Ok(response));
         }
-        let upload = Upload { incoming: body, account: &self.account, leash: &self.leash };
+        let upload = Upload { incoming: body, account: &self.account, leash: &self.leash, pulse: &self.pulse };
         self.app.dispatch(parts, upload, self).await
     }
 

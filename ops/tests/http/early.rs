@@ -89,3 +89,51 @@ async fn a_small_body_that_nobody_wants_costs_no_connection() {
         assert_eq!((answer.status, answer.header("connection")), (412, None), "that body was read");
     }
 }
+
+/// Bytes of a body that are thrown away must not be made up for by the head behind it: hyper would find another head in the midst of it.
+#[tokio::test]
+async fn nothing_behind_a_body_is_taken_for_a_part_of_it() {
+    let rig = Rig::start().await;
+    rig.fill(&["victim"]).await;
+    for kib in 1..=16 {
+        let body = "A".repeat(kib << 10);
+        // hyper reads 8 KiB at first: the rest of the body ends where the hidden head begins.
+        let hidden_at = body.len().saturating_sub(8 << 10).max(64);
+        let mut harmless = "GET /v1/kv/harmless HTTP/1.1\r\nx: ".to_owned();
+        harmless.push_str(&"z".repeat(hidden_at - harmless.len()));
+        harmless.push_str("DELETE /v1/kv/victim HTTP/1.1\r\nhost: x\r\n\r\n");
+        let of_length = format!("content-length: {}\r\n\r\n{body}", body.len());
+        let small = format!("400\r\n{}\r\n", "A".repeat(1 << 10)).repeat(kib);
+        let (one, many) = (format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len()), format!("{small}0\r\n\r\n"));
+        let of_chunks = [one, many].map(|chunks| format!("transfer-encoding: chunked\r\n\r\n{chunks}"));
+        for framed in [&of_length, &of_chunks[0], &of_chunks[1]] {
+            for head in ["PUT /v1/kv/x HTTP/1.1\r\nif-match: bad", "GET /v1/kv/x HTTP/1.1", "DELETE /v1/kv/x HTTP/1.1"] {
+                let what = format!("{head:?} with {kib} KiB, {:?}", &framed[..20]);
+                let mut client = rig.client().await;
+                client.raw(format!("GET /v1/kv/victim HTTP/1.1\r\nhost: x\r\n\r\n{head}\r\nhost: x\r\n{framed}{harmless}")).await;
+                let mut answers = Vec::new();
+                while answers.len() < 3 {
+                    let answer = tokio::time::timeout(Duration::from_secs(3), client.answer(false)).await;
+                    let answer = answer.unwrap_or_else(|_| panic!("{what}: neither an answer nor the end"));
+                    let Some(answer) = answer else { break };
+                    answers.push((answer.status, answer.header("connection") == Some("close")));
+                }
+                let second = if head.starts_with("PUT") {
+                    400
+                } else if head.starts_with("GET") {
+                    404
+                } else {
+                    204
+                };
+                match answers[..] {
+                    [(200, false), (status, false), (404, false)] | [(200, false), (status, true)] if status == second => {}
+                    _ => panic!("{what}: {answers:?}"),
+                }
+                if kib < 8 && framed == &of_length {
+                    assert_eq!(answers.len(), 3, "{what}: a small body costs no connection");
+                }
+            }
+        }
+    }
+    assert_eq!(rig.get("/v1/kv/victim").await.status, 200, "a head that was never sent was carried out");
+}
