@@ -102,9 +102,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// For a server that answers nothing but probes: few who ask, small questions.
+    /// For a server that answers nothing but probes: few who ask, small questions. Its connections take files from everybody else.
     pub fn of_probes() -> Self {
-        Self { connections_max: 256, requests_in_flight_max: 256, header_bytes_max: 8 << 10, accept_loops: 1, ..Self::default() }
+        Self { connections_max: 32, requests_in_flight_max: 256, header_bytes_max: 8 << 10, accept_loops: 1, ..Self::default() }
     }
 
     /// Whether every limit can work; if not, which can't and what is allowed.

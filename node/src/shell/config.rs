@@ -41,7 +41,8 @@ pub struct Config {
     /// Origins, such as https://console.example.com, whose web pages may send requests and see the answers. Other pages are refused.
     #[serde(default)]
     pub http_origins: Vec<String>,
-    /// Where `/livez`, `/readyz` and `/metrics` are served besides, on an address of their own; nowhere where empty.
+    /// Where `/livez`, `/readyz` and `/metrics` are served besides, on an address of their own, to 32 connections at a time; nowhere
+    /// where empty.
     #[serde(default)]
     pub metrics_http: String,
     /// Where other nodes reach it, over QUIC.

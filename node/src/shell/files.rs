@@ -7,6 +7,7 @@
 //! they had been configured so. Where it is too little to work with, the node does not start.
 
 use super::config::Config;
+use flotilla_ops::{Limits, Server};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Beyond this nobody needs any more, and some programs walk through all that may be open.
@@ -20,8 +21,8 @@ const PER_PEER: u64 = 4;
 const PER_SNAPSHOT: u64 = 8;
 /// For each thread that compacts: what it reads and writes.
 const PER_JOB: u64 = 8;
-/// Places of clients that are not counted with the others: probes, and those that are being told that there are too many.
-const BESIDE_CLIENTS: u64 = 48;
+/// Connections of clients that are not counted with the others: those in kept places, and those that are just being closed.
+const BESIDE_CLIENTS: u64 = Server::KEPT_PLACES as u64 + 16;
 /// With less than this RocksDB would open and close files all the time.
 const TABLES_MIN: u64 = 32;
 /// With less than this nobody could use the node.
@@ -44,6 +45,8 @@ struct Wanted {
     peers: u64,
     snapshots: u64,
     jobs: u64,
+    /// Connections to an address for probes alone, where there is one.
+    probes: u64,
     connections: u64,
     tables: u64,
 }
@@ -54,6 +57,7 @@ pub fn share(config: &Config) -> anyhow::Result<Shares> {
         peers: config.peers.len() as u64,
         snapshots: config.transport.snapshots_at_once as u64,
         jobs: u64::try_from(config.storage.background_jobs).unwrap_or(0),
+        probes: probes_of(&config.metrics_http),
         connections: config.limits.connections_max as u64,
         // RocksDB takes -1 for as many as there are.
         tables: u64::try_from(config.storage.open_files_max).unwrap_or(i32::MAX as u64),
@@ -75,6 +79,11 @@ pub fn share(config: &Config) -> anyhow::Result<Shares> {
     Ok(shares)
 }
 
+/// The most connections to an address for probes alone, and those that are just being closed.
+fn probes_of(metrics_http: &str) -> u64 {
+    if metrics_http.is_empty() { 0 } else { Server::connections_of(&Limits::of_probes()) as u64 + 6 }
+}
+
 /// Raises the soft limit to the hard one, and gives what may be open from now on.
 fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
@@ -88,7 +97,8 @@ fn raise() -> u64 {
 
 /// Gives everybody what he wants, or, where that is too much together, RocksDB and the clients half each of what is left.
 fn divide(limit: u64, wanted: Wanted) -> Result<Shares, String> {
-    let fixed = ALWAYS + wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB + BESIDE_CLIENTS;
+    let work = wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB;
+    let fixed = ALWAYS + work + wanted.probes + BESIDE_CLIENTS;
     let least = fixed + TABLES_MIN + CLIENTS_MIN;
     if limit < least {
         return Err(format!(
@@ -115,7 +125,7 @@ fn divide(limit: u64, wanted: Wanted) -> Result<Shares, String> {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { peers: 3, snapshots: 2, jobs: 2, connections: 10_000, tables: 1024 };
+    const WANTED: Wanted = Wanted { peers: 3, snapshots: 2, jobs: 2, probes: 0, connections: 10_000, tables: 1024 };
 
     #[test]
     fn everybody_gets_what_was_configured_where_there_is_enough() {
@@ -128,13 +138,18 @@ mod tests {
 
     #[test]
     fn what_is_handed_out_is_never_more_than_there_is() {
-        for wanted in
-            [WANTED, Wanted { connections: 10, ..WANTED }, Wanted { tables: 20, ..WANTED }, Wanted { peers: 99, ..WANTED }]
-        {
+        for wanted in [
+            WANTED,
+            Wanted { connections: 10, ..WANTED },
+            Wanted { tables: 20, ..WANTED },
+            Wanted { peers: 99, ..WANTED },
+            Wanted { probes: 40, ..WANTED },
+        ] {
             for limit in 0..20_000 {
-                let fixed = ALWAYS + wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB;
+                let work = wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB;
+                let fixed = ALWAYS + work + wanted.probes;
                 let Ok(shares) = divide(limit, wanted) else {
-                    assert!(limit < fixed + 100, "a limit of {limit} is enough");
+                    assert!(limit < fixed + 132, "a limit of {limit} is enough");
                     continue;
                 };
                 let (connections, tables) = (shares.connections_max as u64, shares.open_files_max as u64);
@@ -144,6 +159,19 @@ mod tests {
         }
         let shares = divide(1024, WANTED).unwrap();
         assert!(shares.connections_max > 300 && shares.open_files_max > 300, "{shares:?}");
+    }
+
+    #[test]
+    fn every_connection_that_a_server_may_have_is_counted() {
+        for connections in [1, 31, 500, 10_000, 1_000_000] {
+            let limits = Limits { connections_max: connections, ..Limits::default() };
+            assert!(Server::connections_of(&limits) as u64 <= connections as u64 + BESIDE_CLIENTS, "of {connections}");
+        }
+        assert_eq!(probes_of(""), 0);
+        assert!(probes_of("127.0.0.1:7201") > Server::connections_of(&Limits::of_probes()) as u64);
+        // A small limit is divided all the same: the address for probes takes no more than clients are left with.
+        let shares = divide(320, Wanted { probes: probes_of("127.0.0.1:7201"), ..WANTED }).unwrap();
+        assert!(shares.connections_max >= 16, "{shares:?}");
     }
 
     #[test]

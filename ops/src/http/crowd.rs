@@ -19,8 +19,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// Places beyond `connections_max`.
+/// Places beyond `connections_max`, at most.
 pub(super) const KEPT_PLACES: usize = 64;
+
+/// Places beyond so many connections: each takes a file, and where few may be open, few are kept.
+pub(super) fn kept_places(connections_max: usize) -> usize {
+    KEPT_PLACES.min(connections_max / 32 + 1)
+}
+
 /// The same complaint is logged again after so long.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// How long a connection that waits for its client is left alone, in milliseconds.
@@ -128,8 +134,7 @@ impl Crowd {
                 let connections_max = self.connections_max;
                 tracing::warn!(connections_max, unsaid, "HTTP connections are refused: too many are open, and all at work");
             }
-            // Each takes a file, and where few may be open, few are kept.
-            if members.kept.len() >= KEPT_PLACES.min(self.connections_max / 32 + 1)
+            if members.kept.len() >= kept_places(self.connections_max)
                 && let Some(first) = members.kept.pop_front()
             {
                 members.let_go(first);

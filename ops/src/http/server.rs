@@ -5,7 +5,7 @@
 //! in the node whatever happens here.
 
 use super::connection;
-use super::crowd::{Crowd, KEPT_PLACES};
+use super::crowd::{Crowd, KEPT_PLACES, kept_places};
 use super::leash::Leash;
 use super::pages::Pages;
 use super::service::App;
@@ -63,8 +63,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Connections that a server takes beyond its limit, for a moment each: those that look whether the node is well.
+    /// Connections that a server takes beyond its limit, at most, for a moment each: those that look whether the node is well.
     pub const KEPT_PLACES: usize = KEPT_PLACES;
+
+    /// The most connections that a server has with these limits.
+    pub fn connections_of(limits: &Limits) -> usize {
+        limits.connections_max + kept_places(limits.connections_max)
+    }
 
     /// Listens on `addr` (port 0 for any) and serves from now on. To be called within a tokio runtime.
     pub async fn bind<K: Kv, A: Admin, I: Inspect>(
