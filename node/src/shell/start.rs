@@ -200,8 +200,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let pages = config.pages().map_err(anyhow::Error::msg)?;
     let probes = match config.metrics_address().map_err(anyhow::Error::msg)? {
         Some(address) => {
-            let (limits, service, admin) = (Limits::of_probes(), service.clone(), admin.clone());
-            Some(Server::bind(address, limits, Serves::Probes, service, admin, health.clone(), metrics.clone()).await?)
+            let (limits, serves) = (Limits::of_probes(), Serves::Probes(pages.clone()));
+            let (service, admin) = (service.clone(), admin.clone());
+            Some(Server::bind(address, limits, serves, service, admin, health.clone(), metrics.clone()).await?)
         }
         None => None,
     };

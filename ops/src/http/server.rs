@@ -49,8 +49,8 @@ pub enum BindError {
 pub enum Serves {
     /// The whole API, also to these hosts and web pages.
     Everything(Pages),
-    /// `/livez`, `/readyz` and `/metrics`, for an address of their own.
-    Probes,
+    /// `/livez`, `/readyz` and `/metrics`, for an address of their own, also to these hosts and web pages.
+    Probes(Pages),
 }
 
 /// A running HTTP server. Dropped, it accepts no more; [`Server::shutdown`] ends it in good order.

@@ -62,7 +62,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let node = inspect.node();
         let (pages, probes_only) = match serves {
             Serves::Everything(pages) => (pages, false),
-            Serves::Probes => (Pages::default(), true),
+            Serves::Probes(pages) => (pages, true),
         };
         Self { kv, admin, inspect, metrics, limits, pages, node, shares, rendered: Rendered::default(), probes_only }
     }

@@ -3,7 +3,7 @@
 use crate::Rig;
 use crate::client::Client;
 use crate::h2::H2;
-use flotilla_ops::{Limits, Metrics, Server, Serves};
+use flotilla_ops::{Limits, Metrics, Pages, Server, Serves};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -196,12 +196,23 @@ async fn an_address_for_probes_serves_nothing_else() {
     let rig = Rig::start().await;
     let (fake, metrics) = (rig.fake.clone(), Arc::new(Metrics::default()));
     let addr = "127.0.0.1:0".parse().unwrap();
-    let probes =
-        Server::bind(addr, Limits::of_probes(), Serves::Probes, fake.clone(), fake.clone(), fake, metrics).await.unwrap();
+    let pages = Pages::new(&["db.example.com".into()], &["https://console.example.com".into()]).unwrap();
+    let serves = Serves::Probes(pages);
+    let probes = Server::bind(addr, Limits::of_probes(), serves, fake.clone(), fake.clone(), fake, metrics).await.unwrap();
     for (path, status) in [("/livez", 200), ("/readyz?verbose", 200), ("/metrics", 200), ("/v1/kv/a", 404), ("/v1/limits", 404)] {
         let mut client = Client::connect(probes.local_addr()).await;
         client.send("GET", path, &[], b"").await;
         assert_eq!(client.answer(false).await.unwrap().status, status, "{path}");
+    }
+    // What is configured about hosts and web pages holds here, too.
+    for (host, origin, status) in [
+        ("db.example.com", "https://console.example.com", 200),
+        ("db.example.com", "https://evil.example", 403),
+        ("evil.example", "https://console.example.com", 403),
+    ] {
+        let mut client = Client::connect(probes.local_addr()).await;
+        client.raw(format!("GET /metrics HTTP/1.1\r\nhost: {host}\r\norigin: {origin}\r\n\r\n")).await;
+        assert_eq!(client.answer(false).await.unwrap().status, status, "{host} {origin}");
     }
 }
 
