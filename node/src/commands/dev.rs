@@ -106,7 +106,8 @@ async fn cluster(args: &Dev) -> anyhow::Result<()> {
                 Ok(()) => {
                     for member in &members {
                         let Member { id, http, quic, folder, .. } = member;
-                        let _ = out(&format!("node {id}  http://{http}  quic {quic}  {}", folder.display()));
+                        let (http, folder) = (shown(*http), folder.display());
+                        let _ = out(&format!("node {id}  {http}  quic {quic}  {folder}"));
                     }
                     let _ = out("ready");
                     tokio::select! {
@@ -274,6 +275,12 @@ fn last_lines(path: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
+/// Where a node's clients reach it from this machine, as it is shown.
+fn shown(http: SocketAddr) -> String {
+    let at = SocketAddr::new(reached_at(http.ip()), http.port());
+    if at == http { format!("http://{at}") } else { format!("http://{at} (on all addresses)") }
+}
+
 /// Whether `GET /readyz` says 200; if not, what is missing.
 async fn is_ready(http: SocketAddr) -> Result<(), String> {
     let at = SocketAddr::new(reached_at(http.ip()), http.port());
@@ -348,6 +355,18 @@ mod tests {
         for bad in ["", "localhost", "127.0.0.1", "127.0.0.1:70000", "127.0.0.1:0", "0", "a b:1", ":7001"] {
             let said = http_address(bad).expect_err(bad);
             assert!(said.contains("port"), "{bad}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_is_shown_is_an_address_that_answers() {
+        for (http, expected) in [
+            ("127.0.0.1:7001", "http://127.0.0.1:7001"),
+            ("192.168.0.9:7001", "http://192.168.0.9:7001"),
+            ("0.0.0.0:7001", "http://127.0.0.1:7001 (on all addresses)"),
+            ("[::]:7001", "http://[::1]:7001 (on all addresses)"),
+        ] {
+            assert_eq!(shown(http.parse().unwrap()), expected);
         }
     }
 

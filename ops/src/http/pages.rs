@@ -96,8 +96,8 @@ impl Pages {
             return true;
         }
         match plain.parse::<IpAddr>() {
-            // An address can't be made to point elsewhere.
-            Ok(address) => !on_loopback || address.to_canonical().is_loopback(),
+            // An address can't be made to point elsewhere; and 0.0.0.0, to whom asks for it, is this machine.
+            Ok(address) => !on_loopback || address.to_canonical().is_loopback() || address.to_canonical().is_unspecified(),
             Err(_) if !plain.contains('.') || plain.ends_with(".localhost") => true,
             Err(_) => !on_loopback && self.hosts.is_empty(),
         }
@@ -199,7 +199,8 @@ mod tests {
             ("localhost.evil.example", "foreign_host", "foreign_host"),
             ("evil.example.", "foreign_host", "foreign_host"),
             ("127.0.0.1.evil.example", "foreign_host", "foreign_host"),
-            ("0.0.0.0:7001", "foreign_host", "foreign_host"),
+            ("0.0.0.0:7001", "ok", "ok"),
+            ("[::]:7001", "ok", "ok"),
             ("192.168.0.1:7001", "foreign_host", "foreign_host"),
             ("[fe80::1]", "foreign_host", "foreign_host"),
         ];
