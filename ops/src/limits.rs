@@ -39,7 +39,7 @@ pub struct Limits {
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
     /// The least rate at which a client must send a body (after two `body_read_timeout`s; then 408) and take an answer (after a
-    /// `write_timeout`; then the connection is closed), in bytes per second on average.
+    /// `write_timeout`; then the connection is closed), in bytes per second on average, over all requests of a connection.
     pub client_bytes_per_second_min: u64,
     /// The longest silence between requests on one connection; then it is closed.
     #[serde(with = "humantime_serde")]

@@ -1,6 +1,7 @@
 //! Bodies, both ways. What comes in is bounded in size, in time and, over all requests, in memory; what goes out is nothing, bytes,
 //! or a stream that is made only as fast as the client reads it.
 
+use super::connection::STREAM_WINDOW;
 use super::leash::Leash;
 use super::pulse::Pulse;
 use super::share::{Account, Good, Held};
@@ -62,7 +63,7 @@ pub(super) struct Wanted {
 /// Reads a whole body, and holds what has come of it. A body that came in one piece of known length is not copied.
 ///
 /// A client must send at `client_bytes_per_second_min` on average, beyond a start of two `body_read_timeout`s, and never be silent
-/// for longer than one.
+/// for longer than one. Bodies that come on one connection at a time share what it can carry: then all of them count.
 pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -> Result<(Bytes, Held), Problem> {
     let Upload { mut incoming, account, leash, pulse } = upload;
     let _waiting = leash.wait();
@@ -75,8 +76,8 @@ pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -
     // What there is no room for now is refused before it is sent; nothing is held for what was announced.
     account.check(Good::Bodies, exact.unwrap_or(0)).map_err(Problem::close)?;
     let mut held = account.hold(Good::Bodies, 0)?;
-    let pace = Pace { begun: Instant::now(), limits };
-    let Some(first) = next(&mut incoming, &pace, 0).await? else {
+    let mut pace = Pace::new(limits, leash);
+    let Some(first) = next(&mut incoming, &mut pace).await? else {
         pulse.body_done();
         return Ok((Bytes::new(), held));
     };
@@ -99,7 +100,7 @@ pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -
         }
         whole.extend_from_slice(&bytes);
         drop(bytes);
-        piece = next(&mut incoming, &pace, whole.len()).await?;
+        piece = next(&mut incoming, &mut pace).await?;
     }
     pulse.body_done();
     Ok((whole.into(), held))
@@ -107,35 +108,64 @@ pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -
 
 /// How fast a body must come.
 struct Pace<'a> {
-    begun: Instant,
     limits: &'a Limits,
+    leash: &'a Leash,
+    begun: Instant,
+    /// When something of it last came.
+    came_at: Instant,
+    /// What had come on the connection before.
+    before: u64,
 }
 
-impl Pace<'_> {
-    /// By when more must have come, where `arrived` bytes have.
-    fn deadline(&self, now: Instant, arrived: usize) -> Instant {
-        let Limits { body_read_timeout, client_bytes_per_second_min, .. } = *self.limits;
-        let seconds = arrived as f64 / client_bytes_per_second_min as f64;
-        (now + body_read_timeout).min(self.begun + body_read_timeout * 2 + Duration::from_secs_f64(seconds))
+impl<'a> Pace<'a> {
+    fn new(limits: &'a Limits, leash: &'a Leash) -> Self {
+        let now = Instant::now();
+        Self { limits, leash, begun: now, came_at: now, before: leash.arrivals().0 }
+    }
+
+    /// Something came.
+    fn came(&mut self, bytes: usize) {
+        self.came_at = Instant::now();
+        self.leash.arrived(bytes, bytes as u64 * 1000 / self.limits.client_bytes_per_second_min);
+    }
+
+    /// By when more must come.
+    fn deadline(&self) -> Instant {
+        let (arrived, at) = self.leash.arrivals();
+        self.deadline_of(arrived.saturating_sub(self.before), at, self.leash.bodies())
+    }
+
+    /// The same where so many bytes came on the connection since this body began, the last of them `at`, of so many bodies.
+    fn deadline_of(&self, arrived: u64, at: Instant, bodies: u32) -> Instant {
+        let Limits { body_read_timeout: silence, client_bytes_per_second_min, .. } = *self.limits;
+        let time_of = |bytes: u64| Duration::from_secs_f64(bytes as f64 / client_bytes_per_second_min as f64);
+        let others = u64::from(bodies.saturating_sub(1));
+        let of_any = at.max(self.came_at) + silence;
+        let of_this = self.came_at + silence + time_of(others * u64::from(STREAM_WINDOW));
+        of_any.min(of_this).min(self.begun + silence * 2 + time_of(arrived))
     }
 }
 
 /// The next piece of a body; `None` at its end.
-async fn next(body: &mut Incoming, pace: &Pace<'_>, arrived: usize) -> Result<Option<Bytes>, Problem> {
+async fn next(body: &mut Incoming, pace: &mut Pace<'_>) -> Result<Option<Bytes>, Problem> {
     loop {
-        let deadline = pace.deadline(Instant::now(), arrived);
-        match tokio::time::timeout_at(deadline.into(), body.frame()).await {
+        match tokio::time::timeout_at(pace.deadline().into(), body.frame()).await {
             Ok(None) => return Ok(None),
             // Trailers say nothing to us.
             Ok(Some(Ok(frame))) => match frame.into_data() {
                 Ok(data) if data.is_empty() => {}
-                Ok(data) => return Ok(Some(data)),
+                Ok(data) => {
+                    pace.came(data.len());
+                    return Ok(Some(data));
+                }
                 Err(_trailers) => {}
             },
             Ok(Some(Err(error))) => {
                 let detail = format!("the body broke off or is malformed ({error}); nothing was written");
                 return Err(Problem::malformed("body_incomplete", detail).close());
             }
+            // Something may have come of another one.
+            Err(_elapsed) if pace.deadline() > Instant::now() => {}
             Err(_elapsed) => {
                 let timeout = humantime::format_duration(pace.limits.body_read_timeout);
                 let rate = pace.limits.client_bytes_per_second_min;
@@ -155,13 +185,21 @@ mod tests {
     #[test]
     fn a_body_must_come_at_a_least_rate_after_a_start() {
         let limits = Limits { client_bytes_per_second_min: 1000, ..Limits::default() };
+        let leash = Leash::default();
         let begun = Instant::now();
-        let pace = Pace { begun, limits: &limits };
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
-        assert_eq!(pace.deadline(at(0), 0), at(10), "silence");
-        assert_eq!(pace.deadline(at(9), 0), at(19));
-        assert_eq!(pace.deadline(at(18), 18), begun + Duration::from_millis(20_018), "a byte a second");
-        assert_eq!(pace.deadline(at(100), 90_000), at(110));
-        assert_eq!(pace.deadline(at(100), 85_000), at(105));
+        let deadline = |now: Instant, arrived: u64| {
+            Pace { limits: &limits, leash: &leash, begun, came_at: now, before: 0 }.deadline_of(arrived, now, 1)
+        };
+        assert_eq!(deadline(at(0), 0), at(10), "silence");
+        assert_eq!(deadline(at(9), 0), at(19));
+        assert_eq!(deadline(at(18), 18), begun + Duration::from_millis(20_018), "a byte a second");
+        assert_eq!(deadline(at(100), 90_000), at(110));
+        assert_eq!(deadline(at(100), 85_000), at(105));
+        // Of several on one connection, one may be silent while others come, but not for ever.
+        let one = Pace { limits: &limits, leash: &leash, begun, came_at: at(1), before: 0 };
+        assert_eq!(one.deadline_of(90_000, at(100), 11), at(110), "all are silent, or too slow together");
+        assert_eq!(one.deadline_of(50_000, at(100), 11), at(70));
+        assert_eq!(one.deadline_of(u64::from(u32::MAX), at(9_000), 11), begun + Duration::from_millis(11_000 + 2_621_440));
     }
 }

@@ -46,7 +46,7 @@ const KEPT_HEAD: Duration = Duration::from_secs(2);
 /// How much hyper reads ahead of us in HTTP/1.1, where a head needs no more.
 const READ_BUFFER: usize = 64 << 10;
 /// What one stream of HTTP/2, and all of a connection, may send ahead of us.
-const STREAM_WINDOW: u32 = 256 << 10;
+pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
 
 /// What carries a connection: a TCP stream, or bytes in memory, where the server is fuzzed.
@@ -233,7 +233,6 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
             timer.as_mut().reset(armed.into());
         }
         while timer.as_mut().poll(cx).is_ready() {
-            leash.ledger.settle();
             let now = Instant::now();
             armed = deadline().unwrap_or(now + limits.idle_timeout);
             if armed <= now {

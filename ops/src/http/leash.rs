@@ -1,11 +1,11 @@
 //! What the server and one of its connections know of each other: what the server wants, and what the connection is doing.
 
-use super::owed::Ledger;
+use super::ledger::Ledger;
 use futures_util::task::AtomicWaker;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::task::Context;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Where times are counted from, so that those of all connections can be compared.
 static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -23,8 +23,11 @@ pub(super) struct Leash {
     requests: AtomicU32,
     /// Those of them whose body is still to come.
     waiting: AtomicU32,
-    /// When a request was last answered, or the connection began.
+    /// When the client last did its part, or got its answer: the connection or a request began, a body came on, an answer was taken.
     served_at: AtomicU64,
+    /// Bytes of bodies that came, and when the last of them did.
+    arrived: AtomicU64,
+    arrived_at: AtomicU64,
     /// The answers that the client has not taken.
     pub(super) ledger: Arc<Ledger>,
 }
@@ -46,6 +49,8 @@ impl Default for Leash {
             requests: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             served_at: AtomicU64::new(now_ms()),
+            arrived: AtomicU64::new(0),
+            arrived_at: AtomicU64::new(0),
             ledger: Arc::new(Ledger::new(Instant::now())),
         }
     }
@@ -71,6 +76,7 @@ impl Leash {
 
     /// A request came.
     pub(super) fn called(&self) {
+        self.served_at.store(now_ms(), Relaxed);
         self.requests.fetch_add(1, Relaxed);
     }
 
@@ -86,14 +92,33 @@ impl Leash {
         Waiting(self)
     }
 
+    /// Bytes of a body came, for which a client has so many milliseconds at the least rate. Who sends as slowly as may be is not
+    /// left alone for longer than who sends nothing.
+    pub(super) fn arrived(&self, bytes: usize, allowed_ms: u64) {
+        let now = now_ms();
+        self.arrived.fetch_add(bytes as u64, Relaxed);
+        self.arrived_at.store(now, Relaxed);
+        self.served_at.fetch_max((self.served_at.load(Relaxed) + allowed_ms).min(now), Relaxed);
+    }
+
+    /// How many bytes of bodies came in all, and when the last of them did.
+    pub(super) fn arrivals(&self) -> (u64, Instant) {
+        (self.arrived.load(Relaxed), *BEGUN + Duration::from_millis(self.arrived_at.load(Relaxed)))
+    }
+
+    /// How many bodies are waited for.
+    pub(super) fn bodies(&self) -> u32 {
+        self.waiting.load(Relaxed)
+    }
+
     /// What it is doing, and since when it has not been served; `None` while the server works for it.
     pub(super) fn standing(&self) -> Option<(Standing, u64)> {
         let (requests, waiting) = (self.requests.load(Relaxed), self.waiting.load(Relaxed));
-        if requests > waiting {
+        if requests > waiting || self.ledger.is_made_for() {
             return None;
         }
         let standing = if requests == 0 && self.ledger.is_empty() { Standing::Idle } else { Standing::Waiting };
-        Some((standing, self.served_at.load(Relaxed)))
+        Some((standing, self.served_at.load(Relaxed).max(self.ledger.taken_at())))
     }
 }
 
@@ -124,5 +149,22 @@ mod tests {
         leash.answered();
         leash.answered();
         assert_eq!(leash.standing().unwrap().0, Standing::Idle);
+    }
+
+    #[test]
+    fn who_does_its_part_is_not_found_to_have_waited() {
+        let leash = Leash::default();
+        let since = || leash.standing().unwrap().1;
+        let pause = || std::thread::sleep(Duration::from_millis(30));
+        pause();
+        let begun = now_ms();
+        leash.called();
+        let _body = leash.wait();
+        assert!(since() >= begun, "a request began just now");
+        pause();
+        leash.arrived(1, 0);
+        assert!(since() < begun + 25, "a byte now and then is not enough");
+        leash.arrived(100_000, 3_000);
+        assert!(since() >= begun + 30 && since() <= now_ms(), "a body came on");
     }
 }

@@ -7,7 +7,7 @@
 //! (headers, with [`date`]), [`cursor`].
 //!
 //! What a node has little of is bounded and shared: [`crowd`] has the connections, [`share`] the places and bytes, [`owed`] what
-//! clients were given and have not taken.
+//! clients were given and have not taken, [`ledger`] by when they must.
 //!
 //! **Invariants.** A handler returns an answer or a [`crate::Problem`]; only [`answer`] makes the latter a response. A write is
 //! handed to the node after its whole body has been read, so a half-sent body writes nothing. The way of a GET or PUT of one key
@@ -36,6 +36,7 @@ mod heads;
 mod health;
 mod key;
 mod leash;
+mod ledger;
 mod operations;
 mod owed;
 mod pages;

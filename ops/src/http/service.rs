@@ -5,7 +5,8 @@ use super::connection::too_many;
 use super::heads::Framing;
 use super::health::Rendered;
 use super::leash::Leash;
-use super::owed::{Patience, Sent};
+use super::ledger::Patience;
+use super::owed::Sent;
 use super::pages::Pages;
 use super::pulse::Pulse;
 use super::server::Serves;
@@ -240,10 +241,13 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
     /// Hands an answer to hyper, and keeps an eye on it.
     fn send(&self, response: Response<Body>, place: Option<Held>) -> Response<Sent> {
         let limits = &self.app.limits;
-        let patience =
-            Patience { step: limits.write_timeout, making: limits.request_timeout, rate_min: limits.client_bytes_per_second_min };
-        let steps = self.pulse.is_http2();
-        response.map(|body| Sent::new(body, place, &self.leash.ledger, patience, steps))
+        let patience = Patience {
+            step: limits.write_timeout,
+            making: limits.request_timeout,
+            rate_min: limits.client_bytes_per_second_min,
+            steps: self.pulse.is_http2(),
+        };
+        response.map(|body| Sent::new(body, place, &self.leash.ledger, patience))
     }
 }
 

@@ -77,6 +77,38 @@ async fn a_window_of_nothing_holds_little_and_not_for_ever() {
         .await;
 }
 
+/// The least rate is one of the connection: its streams share what it can carry.
+#[tokio::test]
+async fn a_slow_connection_with_many_streams_is_no_slow_client() {
+    let limits = Limits {
+        write_timeout: Duration::from_millis(600),
+        body_read_timeout: Duration::from_millis(300),
+        client_bytes_per_second_min: 1 << 20,
+        ..Limits::default()
+    };
+    let rig = Rig::with(limits).await;
+    rig.put("large", &vec![b'v'; 1 << 20]).await;
+    let mut client = H2::connect(rig.addr, 1 << 20).await;
+    for _ in 0..16 {
+        client.get("/v1/kv/large").await;
+    }
+    assert_eq!(client.take(16, 4e6).await, 16, "a client that takes four times the least rate was closed");
+    // The same the other way: sixteen bodies in turns.
+    let mut client = H2::connect(rig.addr, 1 << 20).await;
+    let mut streams = Vec::new();
+    for i in 0..16 {
+        streams.push(client.begin_put(&format!("/v1/kv/k{i}"), b"x").await);
+    }
+    let before = rig.fake.writes.load(Ordering::SeqCst);
+    for turn in 0..20 {
+        for stream in &streams {
+            client.go_on(*stream, &[b'x'; 16 << 10], turn == 19).await;
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+    }
+    until("sixteen writes", || rig.fake.writes.load(Ordering::SeqCst) == before + 16).await;
+}
+
 #[tokio::test]
 async fn a_batch_of_gets_has_an_answer_of_bounded_size() {
     let rig = Rig::with(Limits { batch_answer_bytes_max: 3 << 20, ..Limits::default() }).await;
@@ -150,6 +182,44 @@ async fn for_a_new_connection_the_longest_idle_is_closed() {
     used.send("GET", "/livez", &[], b"").await;
     assert_eq!(used.answer(false).await.unwrap().status, 200, "the one that was used went before the idle one");
     assert_eq!(busy.answer(false).await.unwrap().status, 204);
+}
+
+#[tokio::test]
+async fn who_is_at_work_is_not_closed_for_another() {
+    // Bodies that came on just now, on a connection that was idle before.
+    let rig = Rig::with(Limits { connections_max: 2, ..Limits::default() }).await;
+    let mut clients = [rig.client().await, rig.client().await];
+    for client in &mut clients {
+        client.send("GET", "/livez", &[], b"").await;
+        assert_eq!(client.answer(false).await.unwrap().status, 200);
+    }
+    tokio::time::sleep(Duration::from_millis(2200)).await;
+    for client in &mut clients {
+        client.raw("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n1").await;
+    }
+    tokio::time::sleep(SOON).await;
+    assert_eq!(rig.get("/livez").await.status, 200);
+    for client in &mut clients {
+        client.raw("2").await;
+        assert_eq!(client.answer(false).await.expect("closed in the midst of a body").status, 204);
+    }
+    // A stream whose next part is made, long after its head.
+    let rig = Rig::with(Limits { connections_max: 1, ..Limits::default() }).await;
+    let mut streamed = rig.client().await;
+    for i in 0..30 {
+        streamed.send("PUT", &format!("/v1/kv/k{i:02}"), &[], &vec![b'v'; 200_000]).await;
+        assert_eq!(streamed.answer(false).await.unwrap().status, 204);
+    }
+    *rig.fake.delay.lock().unwrap() = Duration::from_millis(120);
+    streamed.send("GET", "/v1/kv?prefix=k", &[("accept", "application/x-ndjson")], b"").await;
+    let others = async {
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        for _ in 0..5 {
+            assert_eq!(rig.get("/livez").await.status, 200);
+        }
+    };
+    let (answer, ()) = tokio::join!(streamed.answer(false), others);
+    assert_eq!(answer.expect("closed in the midst of a stream").lines().len(), 31);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 const ACK: u8 = 1;
@@ -74,6 +75,38 @@ impl H2 {
         let stream = self.head("PUT", path, 0).await;
         let _ = self.stream.write_all(&frame(DATA, 0, stream, body)).await;
         stream
+    }
+
+    /// More of a body.
+    pub(crate) async fn go_on(&mut self, stream: u32, body: &[u8], is_last: bool) {
+        let _ = self.stream.write_all(&frame(DATA, if is_last { END_STREAM } else { 0 }, stream, body)).await;
+    }
+
+    /// Takes answers at so many bytes a second, until so many of them are whole or the connection is closed. How many are.
+    pub(crate) async fn take(&mut self, answers: usize, bytes_per_second: f64) -> usize {
+        let (begun, mut taken, mut whole, mut unread) = (std::time::Instant::now(), 0, 0, Vec::new());
+        let mut buffer = [0; 16 << 10];
+        while whole < answers {
+            let at = Duration::from_secs_f64(taken as f64 / bytes_per_second);
+            tokio::time::sleep(at.saturating_sub(begun.elapsed())).await;
+            match self.stream.read(&mut buffer).await {
+                Ok(n) if n > 0 => unread.extend_from_slice(&buffer[..n]),
+                _ => break,
+            }
+            while unread.len() >= 9 {
+                let length = u32::from_be_bytes([0, unread[0], unread[1], unread[2]]) as usize;
+                if unread.len() < 9 + length {
+                    break;
+                }
+                if unread[3] == DATA && length > 0 {
+                    taken += length;
+                    let _ = self.stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &(length as u32).to_be_bytes())).await;
+                }
+                whole += usize::from(unread[3] == DATA && unread[4] & END_STREAM != 0);
+                unread.drain(..9 + length);
+            }
+        }
+        whole
     }
 
     /// Shows that it is alive.
