@@ -175,6 +175,11 @@ fn every_configuration_key_is_documented_with_its_default() {
             documented.contains(&format!("| `{key}` | {default} | ")),
             "docs/configuration.md lacks {key} with default {default}"
         );
+        // And once more in the table of what is allowed.
+        assert!(
+            documented.matches(&format!("\n| `{key}` | ")).count() == 2,
+            "docs/configuration.md does not say what {key} allows"
+        );
     }
 }
 

@@ -7,6 +7,9 @@ use flotilla_router::sizes::{KEY_BYTES_MAX, PAGE_BYTES_MAX, VALUE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// The least of [`Limits::answer_bytes_max`]: a page takes the largest item, with what it takes in memory.
+const ANSWER_BYTES_LEAST: usize = 2 * VALUE_BYTES_MAX;
+
 /// The limits in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -26,6 +29,7 @@ pub struct Limits {
     /// Bytes of request bodies at a time, over all connections; a body that would pass it is answered with 429.
     pub in_flight_bytes_max: usize,
     /// Bytes of answers at a time that clients have not taken, over all connections; a read that would pass it is answered with 429.
+    /// At least 2 MiB, so that the largest item can be read.
     pub answer_bytes_max: usize,
     /// Streams at a time on one HTTP/2 connection.
     pub http2_streams_max: u32,
@@ -119,7 +123,7 @@ impl Limits {
         within("connections_max", self.connections_max, 1, 1_000_000)?;
         within("requests_in_flight_max", self.requests_in_flight_max, 1, 10_000_000)?;
         within("in_flight_bytes_max", self.in_flight_bytes_max, self.value_bytes_max, 1 << 50)?;
-        within("answer_bytes_max", self.answer_bytes_max, 1 << 20, 1 << 50)?;
+        within("answer_bytes_max", self.answer_bytes_max, ANSWER_BYTES_LEAST, 1 << 50)?;
         within("client_bytes_per_second_min", self.client_bytes_per_second_min as usize, 1, 1 << 30)?;
         within("http2_streams_max", self.http2_streams_max as usize, 1, 100_000)?;
         within("scan_items_max", self.scan_items_max as usize, 1, 1_000_000)?;

@@ -16,7 +16,7 @@ use super::key::unexpected;
 use super::path::check_bound;
 use super::query::{Query, contradiction};
 use super::service::{App, Session};
-use super::share::{Account, Good};
+use super::share::{Account, Good, Held};
 use crate::limits::Limits;
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
@@ -194,17 +194,19 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                     walk.rest = rest;
                     break;
                 }
-                Ok(items) => {
+                Ok(mut items) => {
                     // Where there is no room for more, a page ends early, and one that would be empty is refused.
-                    match held.grow(bytes_of(&items)) {
+                    let beyond = match fit(&mut held, &mut items) {
                         Err(problem) if page.items == 0 => return Err(problem),
-                        Err(_) => {
-                            walk.give_back_all(&items);
-                            break;
-                        }
-                        Ok(()) => page.take(items, &mut walk),
-                    }
+                        Err(_) => std::mem::take(&mut items),
+                        Ok(beyond) => beyond,
+                    };
+                    walk.give_back_all(&beyond);
+                    page.take(items, &mut walk);
                     held.set(page.out.len());
+                    if !beyond.is_empty() {
+                        break;
+                    }
                 }
                 Err(problem) if shards == 0 => return Err(problem),
                 Err(_) => break,
@@ -258,6 +260,22 @@ impl Page {
             write_item(&mut self.out, &item, walk.keys_only);
             self.items += 1;
             self.bytes = self.bytes.saturating_add(bytes).min(self.bytes_max);
+        }
+    }
+}
+
+/// Takes room for the first of these items, at least one, and says which there was none for.
+fn fit(held: &mut Held, items: &mut Vec<Item>) -> Result<Vec<Item>, Problem> {
+    let mut beyond = Vec::new();
+    loop {
+        match held.grow(bytes_of(items)) {
+            Ok(()) => return Ok(beyond),
+            Err(problem) if items.len() <= 1 => return Err(problem),
+            Err(_) => {
+                let mut more = items.split_off(items.len() / 2);
+                more.append(&mut beyond);
+                beyond = more;
+            }
         }
     }
 }

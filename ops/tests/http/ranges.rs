@@ -1,6 +1,7 @@
 //! Ranges: scans as pages and as streams, and range deletes, over shards in both directions.
 
 use crate::Rig;
+use flotilla_ops::Limits;
 use flotilla_router::{Refusal, ShardId};
 use serde_json::Value;
 use std::sync::atomic::Ordering;
@@ -83,6 +84,47 @@ async fn cursors_go_on_where_the_page_ended_in_both_directions() {
     assert_eq!(first["items"][0], serde_json::json!({"key": "z", "revision": 8}));
     let second = rig.get(&format!("/v1/kv?limit=2&cursor={}", first["cursor"].as_str().unwrap())).await.json();
     assert_eq!(second["items"][0], serde_json::json!({"key": "p", "revision": 6}));
+}
+
+/// However little room there is for answers: a node that has nothing else to do shows what it has.
+#[tokio::test]
+async fn every_item_is_read_at_the_least_limits() {
+    let limits = Limits {
+        answer_bytes_max: 2 << 20,
+        batch_answer_bytes_max: 1 << 10,
+        requests_in_flight_max: 1,
+        connections_max: 1,
+        in_flight_bytes_max: 1 << 20,
+        batch_bytes_max: 1 << 10,
+        http2_streams_max: 1,
+        scan_items_default: 1,
+        scan_bytes_default: 1 << 10,
+        ..Limits::default()
+    };
+    let rig = Rig::with(limits).await;
+    let mut client = rig.client().await;
+    for key in KEYS {
+        client.send("PUT", &format!("/v1/kv/{key}"), &[], &vec![0; 1 << 20]).await;
+        assert_eq!(client.answer(false).await.unwrap().status, 204);
+    }
+    for query in
+        ["limit=1", "limit=100", "max_bytes=8388608", "limit=100&max_bytes=8388608", "limit=100&max_bytes=8388608&reverse=1"]
+    {
+        let (mut seen, mut target) = (Vec::new(), format!("/v1/kv?prefix=&{query}"));
+        loop {
+            client.send("GET", &target, &[], b"").await;
+            let answer = client.answer(false).await.unwrap();
+            assert_eq!(answer.status, 200, "{query}: {}", answer.text());
+            let page = answer.json();
+            seen.extend(keys(page["items"].as_array().unwrap()).into_iter().map(str::to_owned));
+            let Some(cursor) = page["cursor"].as_str() else { break };
+            target = format!("/v1/kv?cursor={cursor}&{query}");
+        }
+        if query.ends_with("reverse=1") {
+            seen.reverse();
+        }
+        assert_eq!(seen, KEYS, "{query}");
+    }
 }
 
 #[tokio::test]
