@@ -86,9 +86,7 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     let mut chunked = false;
     for coding in members(headers, &header::TRANSFER_ENCODING) {
         if !coding.eq_ignore_ascii_case(b"chunked") {
-            let detail = "Transfer-Encoding: allowed is chunked alone; send the body as it is";
-            let status = StatusCode::NOT_IMPLEMENTED;
-            return Err(Problem::new(status, "unsupported_transfer_encoding", "not implemented", detail).close());
+            return Err(unsupported_coding());
         }
         if chunked {
             return Err(Problem::malformed("bad_transfer_encoding", "Transfer-Encoding: chunked stands there twice").close());
@@ -96,6 +94,12 @@ fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), Problem> {
         chunked = true;
     }
     Ok(())
+}
+
+/// 501 for a body in another transfer coding.
+pub(super) fn unsupported_coding() -> Problem {
+    let detail = "Transfer-Encoding: allowed is chunked alone; send the body as it is";
+    Problem::new(StatusCode::NOT_IMPLEMENTED, "unsupported_transfer_encoding", "not implemented", detail).close()
 }
 
 /// 415 for a body that would have to be decoded first.

@@ -59,6 +59,8 @@ pub(super) struct Heads {
     lengths: usize,
     /// Whether a `Transfer-Encoding` is among them.
     is_coded: bool,
+    /// What a field says of the body that hyper would refuse in words of its own.
+    flaw: Option<Flaw>,
     /// Whether the client waits for `100 Continue`, or for an answer, before it sends a body.
     waits: bool,
     /// The most bytes of a head, and fields in it.
@@ -75,6 +77,7 @@ impl Heads {
             fields: 0,
             lengths: 0,
             is_coded: false,
+            flaw: None,
             waits: false,
             bytes_max,
             fields_max,
@@ -189,6 +192,7 @@ impl Heads {
     fn begin(&mut self, stage: Stage) {
         self.stage = stage;
         (self.line_at, self.first_end, self.fields, self.lengths, self.is_coded) = (0, None, 0, 0, false);
+        self.flaw = None;
     }
 
     /// Goes on looking for the end of the head with which these bytes begin. If it is there, or will not be: where, and what is wrong.
@@ -207,13 +211,20 @@ impl Heads {
                     None => None,
                 };
                 let flaw = flaw.or((self.lengths + usize::from(self.is_coded && self.lengths > 0) > 1).then_some(Flaw::Framing));
+                let flaw = flaw.or(self.flaw);
                 return Some((next, flaw.or((self.fields > self.fields_max).then_some(Flaw::ManyFields))));
             } else {
                 self.fields += 1;
                 // Nearly all fields are told by their first letter.
                 match line.first() {
-                    Some(b'c' | b'C') => self.lengths += usize::from(is_named(line, b"content-length")),
-                    Some(b't' | b'T') => self.is_coded |= is_named(line, b"transfer-encoding"),
+                    Some(b'c' | b'C') if is_named(line, b"content-length") => {
+                        self.lengths += 1;
+                        self.flaw = self.flaw.or(is_endless(value_of(line)).then_some(Flaw::Endless));
+                    }
+                    Some(b't' | b'T') if is_named(line, b"transfer-encoding") => {
+                        self.is_coded = true;
+                        self.flaw = self.flaw.or(is_foreign(value_of(line)).then_some(Flaw::Coding));
+                    }
                     Some(b'e' | b'E') => self.waits |= is_named(line, b"expect"),
                     _ => {}
                 }
@@ -230,6 +241,23 @@ impl Heads {
 /// Whether a field has this name, which is in lower case.
 fn is_named(field: &[u8], name: &[u8]) -> bool {
     field.split(|&byte| byte == b':').next().is_some_and(|given| given.eq_ignore_ascii_case(name))
+}
+
+/// A field's value.
+fn value_of(field: &[u8]) -> &[u8] {
+    memchr::memchr(b':', field).map_or(&[][..], |at| field[at + 1..].trim_ascii())
+}
+
+/// Whether a length is a number, and one that no body has.
+fn is_endless(value: &[u8]) -> bool {
+    let number = std::str::from_utf8(value).ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    number.is_some_and(|text| text.parse::<u64>().map_or(true, |bytes| bytes > i64::MAX as u64))
+}
+
+/// Whether a list of transfer codings has another one than `chunked`.
+fn is_foreign(value: &[u8]) -> bool {
+    let codings = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty());
+    codings.into_iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
 }
 
 /// Method, target and version of a request line; the target is all that stands between the other two. `None` for what is none.
@@ -334,6 +362,9 @@ mod tests {
                 "PUT /a HTTP/1.1\r\ncontent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 "PUT /-/refused/framing HTTP/1.1\r\nhost",
             ),
+            ("PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked , GZIP\r\n\r\n", "PUT /-/refused/coding HTTP/1.1\r\nhost: refused"),
+            ("PUT /a HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n", "PUT /-/refused/coding HTTP/1.1\r\nhost: refused"),
+            ("PUT /a HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n", "PUT /-/refused/endless HTTP/1.1\r\nhost"),
             ("PUT /a HTTP/1.1\r\na:\r\nb:\r\nc:\r\nd:\r\ne:\r\n\r\n", "PUT /-/refused/fields HTTP/1.1\r\nhost: refused"),
             (
                 &format!("HEAD /{long} HTTP/1.1\r\n\r\n"),
@@ -341,6 +372,8 @@ mod tests {
             ),
             (&format!("PUT / HTTP/1.1\r\nx: {long}\r\n\r\n"), "PUT /-/refused/head HTTP/1.1\r\nhost: refused"),
             (&format!("{long}{long}"), "GET /-/refused/line HTTP/1.1\r\n"),
+            ("PUT /a HTTP/1.1\r\ntransfer-encoding: CHUNKED\r\n\r\n", "PUT /a HTTP/1.1"),
+            ("PUT /a HTTP/1.1\r\ncontent-length: 9000000000000000000\r\n\r\n", "PUT /a HTTP/1.1"),
             // For hyper to refuse.
             ("nonsense\r\n\r\n", "nonsense\r\n\r\n"),
             ("GET /a#b\r\n\r\n", "GET /a#b\r\n\r\n"),

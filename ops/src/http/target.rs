@@ -8,6 +8,7 @@
 //! target of its own, below [`REFUSED`]: the guard writes it in the place of the one that was sent. Whoever asks for such a target
 //! himself gets the same refusal, which does no harm.
 
+use super::head;
 use crate::limits::Limits;
 use crate::problem::Problem;
 use http::StatusCode;
@@ -30,6 +31,10 @@ pub(super) enum Flaw {
     ManyFields,
     /// More than one field says how long the body is.
     Framing,
+    /// The body has a transfer coding that is not `chunked`.
+    Coding,
+    /// The body is longer than any could be.
+    Endless,
 }
 
 impl Flaw {
@@ -42,6 +47,8 @@ impl Flaw {
             Self::LongHead => format!("{REFUSED}head"),
             Self::ManyFields => format!("{REFUSED}fields"),
             Self::Framing => format!("{REFUSED}framing"),
+            Self::Coding => format!("{REFUSED}coding"),
+            Self::Endless => format!("{REFUSED}endless"),
         }
     }
 
@@ -53,6 +60,8 @@ impl Flaw {
             "head" => Some(Self::LongHead),
             "fields" => Some(Self::ManyFields),
             "framing" => Some(Self::Framing),
+            "coding" => Some(Self::Coding),
+            "endless" => Some(Self::Endless),
             rest => {
                 let (byte, at) = rest.strip_prefix("byte/")?.split_once('/')?;
                 Some(Self::Byte(u8::from_str_radix(byte, 16).ok()?, at.parse().ok()?))
@@ -93,6 +102,11 @@ impl Flaw {
             Self::Framing => {
                 let detail = "a request says once how long its body is: by one Content-Length, or by Transfer-Encoding: chunked";
                 Problem::malformed("ambiguous_length", detail).close()
+            }
+            Self::Coding => head::unsupported_coding(),
+            Self::Endless => {
+                let limit = limits.value_bytes_max.max(limits.batch_bytes_max);
+                Problem::too_large(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "a body", limit, None).close()
             }
         }
     }

@@ -83,6 +83,13 @@ async fn a_head_that_can_be_read_in_two_ways_is_refused() {
         ("host: a\r\nhost: a\r\n", "", 400, "bad_host"),
         ("host: a\r\ntransfer-encoding: gzip, chunked\r\n", chunked, 501, "unsupported_transfer_encoding"),
         ("host: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n", chunked, 501, "unsupported_transfer_encoding"),
+        ("host: a\r\ntransfer-encoding: gzip\r\n", "", 501, "unsupported_transfer_encoding"),
+        ("host: a\r\ntransfer-encoding: identity\r\n", "", 501, "unsupported_transfer_encoding"),
+        ("host: a\r\ntransfer-encoding: xchunked\r\n", chunked, 501, "unsupported_transfer_encoding"),
+        ("host: a\r\ntransfer-encoding: chunked, gzip\r\n", chunked, 501, "unsupported_transfer_encoding"),
+        ("host: a\r\ncontent-length: 18446744073709551615\r\n", "hi", 413, "body_too_large"),
+        ("host: a\r\ncontent-length: 9223372036854775807\r\n", "hi", 413, "value_too_large"),
+        ("host: a\r\ncontent-length: 99999999999999999999999\r\n", "hi", 413, "body_too_large"),
         (
             "host: a\r\ncontent-length: 2\r\ncontent-encoding: identity\r\ncontent-encoding: gzip\r\n",
             "hi",
