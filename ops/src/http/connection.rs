@@ -227,6 +227,9 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
                 cx.waker().wake_by_ref();
             }
         }
+        if pulse.is_http2() && leash.ledger.deadline().is_some() {
+            pulse.answers();
+        }
         let deadline = || pulse.deadline(limits).into_iter().chain(leash.ledger.deadline()).min();
         if let Some(deadline) = deadline().filter(|deadline| *deadline < armed) {
             armed = deadline;

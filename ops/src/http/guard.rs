@@ -122,6 +122,10 @@ impl<S: Socket> Guard<S> {
             Version::One(heads) => {
                 let taken = heads.take(&mut self.kept);
                 let taken = taken.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a malformed chunk"))?;
+                if taken.is_none() && self.kept.is_empty() && heads.is_between() {
+                    // Nothing but empty lines, which begin no head.
+                    self.pulse.head_done();
+                }
                 if matches!(heads.next(), Next::Nothing) {
                     self.pulse.head_handed(taken.as_deref());
                 }

@@ -26,7 +26,7 @@ pub(super) struct Pulse {
     half_closed: AtomicBool,
     /// Since when a head has been incomplete.
     head_since: AtomicU64,
-    /// When something last came or went.
+    /// When something last came or went; of HTTP/2, when a request was answered, or its answer on its way.
     active_at: AtomicU64,
     /// Since when the client takes no bytes.
     stalled_since: AtomicU64,
@@ -146,6 +146,11 @@ impl Pulse {
         self.active_at.store(self.now(), Relaxed);
     }
 
+    /// An answer is on its way.
+    pub(super) fn answers(&self) {
+        self.active_at.store(self.now(), Relaxed);
+    }
+
     /// The rest of what the client sends is not wanted.
     pub(super) fn refuse_rest(&self) {
         self.refused.store(true, Relaxed);
@@ -165,16 +170,17 @@ impl Pulse {
         if bytes == 0 {
             return;
         }
-        if !self.heads {
-            self.active_at.store(self.now(), Relaxed);
-        } else if self.in_flight.load(Relaxed) == 0 {
+        if self.heads && self.in_flight.load(Relaxed) == 0 {
             self.head_begun();
         }
     }
 
     pub(super) fn wrote(&self) {
         let now = self.now();
-        self.active_at.store(now, Relaxed);
+        // In HTTP/2 that may be the answer to a ping.
+        if self.heads {
+            self.active_at.store(now, Relaxed);
+        }
         if self.stalled_since.load(Relaxed) != 0 {
             self.stalled_since.store(0, Relaxed);
         }

@@ -1,6 +1,7 @@
 //! Clients that are too slow: with their head, their body, their reading, or with saying anything at all.
 
 use crate::Rig;
+use crate::h2::H2;
 use flotilla_ops::Limits;
 use std::time::{Duration, Instant};
 
@@ -43,6 +44,43 @@ async fn a_head_that_does_not_end_is_answered_with_408() {
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
     client.answer(false).await.unwrap().problem(408, "header_timeout");
+}
+
+/// Some clients end a body with an empty line that belongs to nothing (RFC 9112, section 2.2).
+#[tokio::test]
+async fn an_empty_line_begins_no_head() {
+    let rig = Rig::with(impatient()).await;
+    for line in ["\r\n", "\n", "\r\n\r\n"] {
+        let mut client = rig.client().await;
+        client.raw(format!("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1{line}")).await;
+        assert_eq!(client.answer(false).await.unwrap().status, 204);
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            client.raw(format!("GET /v1/kv/a HTTP/1.1\r\nhost: x\r\n\r\n{line}")).await;
+            assert_eq!(client.answer(false).await.unwrap().status, 200, "{line:?}");
+        }
+        // It keeps no connection open.
+        let begun = Instant::now();
+        while tokio::io::AsyncWriteExt::write_all(&mut client.stream, line.as_bytes()).await.is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "empty lines are taken for requests");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Frames that ask for nothing keep no connection open; an answer that takes long does.
+#[tokio::test]
+async fn an_idle_http2_connection_is_closed_whatever_signs_of_life_it_gives() {
+    let rig = Rig::with(Limits { idle_timeout: Duration::from_secs(1), ..Limits::default() }).await;
+    rig.put("large", &vec![b'v'; 1 << 20]).await;
+    let mut client = H2::connect(rig.addr, 1 << 20).await;
+    client.get("/v1/kv/large").await;
+    assert_eq!(client.take(1, 4e5).await, 1, "closed while its answer was on its way");
+    let begun = Instant::now();
+    while client.ping().await && client.read_heads(Duration::from_millis(100)).await.1 {
+        assert!(begun.elapsed() < Duration::from_secs(3), "pings keep an idle connection");
+    }
+    assert!(begun.elapsed() > Duration::from_millis(800), "closed after {:?}", begun.elapsed());
 }
 
 #[tokio::test]
