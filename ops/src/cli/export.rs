@@ -42,13 +42,16 @@ pub(super) async fn run(export: Export, client: &Client, console: &mut Console) 
         Some(file) => to_file(&mut stream, &bar, file).await?,
     };
     bar.finish_and_clear();
-    if stream.seams > 0 && !console.json {
-        console.say(&format!(
-            "the stream was lost and taken up again {} times: a shard that was being read then is shown at more than one moment",
-            stream.seams
-        ));
+    if console.json {
+        let mut said = json!({ "exported": count });
+        if stream.seams > 0 {
+            said["seams"] = stream.seams.into();
+        }
+        console.say(&said.to_string());
+    } else {
+        stream.tell_of_seams(console);
+        console.say(&format!("{count} keys exported"));
     }
-    console.say(&if console.json { json!({ "exported": count }).to_string() } else { format!("{count} keys exported") });
     Ok(())
 }
 

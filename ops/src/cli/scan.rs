@@ -76,8 +76,11 @@ pub(super) async fn run(scan: Scan, client: &Client, console: &mut Console) -> R
         let names: &[&str] = if scan.keys_only { &["KEY", "REVISION"] } else { &["KEY", "REVISION", "VALUE"] };
         console.table(names, rows)?;
     }
-    if outcome.is_ok() && stream.more {
+    if outcome.is_ok() && (stream.more || stream.seams > 0) {
         console.flush()?;
+        stream.tell_of_seams(console);
+    }
+    if outcome.is_ok() && stream.more {
         console.say(&format!("there are more keys: --limit {} was reached; --limit 0 shows all", scan.limit));
     }
     outcome
@@ -125,6 +128,16 @@ impl<'a> Stream<'a> {
     ) -> Self {
         let (place, last, lines) = (Place::Front, None, None);
         Self { client, range, freshness, left: limit, place, last, lines, tries: 0, seams: 0, more: false, done: false }
+    }
+
+    /// Says how often it was taken up again in the midst, if ever.
+    pub(super) fn tell_of_seams(&self, console: &mut Console) {
+        if self.seams > 0 {
+            let often = if self.seams == 1 { "once".to_owned() } else { format!("{} times", self.seams) };
+            console.say(&format!(
+                "the stream was lost and taken up again {often}: a shard that was being read then is shown at more than one moment"
+            ));
+        }
     }
 
     /// The next item, and the line that it came as; `None` when there are no more, or no more are wanted.

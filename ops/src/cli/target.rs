@@ -79,7 +79,12 @@ fn beside(path: &Path, there: Option<&Metadata>) -> io::Result<NamedTempFile> {
     prefix.push(name);
     prefix.push(".");
     let rights = there.map_or_else(|| std::fs::Permissions::from_mode(0o666), Metadata::permissions);
-    tempfile::Builder::new().prefix(&prefix).suffix(".partial").permissions(rights).tempfile_in(folder)
+    let file = tempfile::Builder::new().prefix(&prefix).suffix(".partial").permissions(rights).tempfile_in(folder)?;
+    if let Some(there) = there {
+        // The umask had its say in a new file alone.
+        file.as_file().set_permissions(there.permissions())?;
+    }
+    Ok(file)
 }
 
 /// Where a path leads through symbolic links, whether or not something is there; and whether that is a file that some process holds

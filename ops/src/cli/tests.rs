@@ -4,6 +4,7 @@ use super::console::Console;
 use super::{Command, Exit, run_on};
 use clap::Parser;
 use std::io::{Cursor, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -343,13 +344,15 @@ async fn a_scan_prints_a_line_per_key_and_follows_the_cursor() {
     })
     .await;
     let ran = run(&["kv", "scan", "--prefix", "a", "--limit", "0"], &stub).await;
-    assert_eq!((ran.exit, ran.out.as_str(), ran.err.as_str()), (Exit::Done, "a1\tone\na2\t%09%00%FF\na%3\t\n", ""));
+    assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "a1\tone\na2\t%09%00%FF\na%3\t\n"));
+    assert!(ran.err.contains("taken up again once"), "{}", ran.err);
     assert!(stub.seen()[0].headers.contains("accept: application/x-ndjson\r\n"));
     let ran = run(&["kv", "scan", "--prefix", "a", "--limit", "0", "--escaped"], &stub).await;
     assert!(ran.out.ends_with("a%253\t\n"), "{}", ran.out);
     let ran = run(&["kv", "scan", "--prefix", "a", "--limit", "0", "--json"], &stub).await;
     let lines: Vec<&str> = ran.out.lines().collect();
     assert_eq!((lines.len(), lines[1]), (3, r#"{"key":"a2","value_b64":"CQD/","revision":2}"#));
+    assert!(ran.err.contains("taken up again once"), "{}", ran.err);
 }
 
 #[tokio::test]
@@ -385,6 +388,8 @@ async fn a_stream_that_was_lost_goes_on_behind_the_last_key() {
     let all: String = ["a1", "a2", "a3", "a4"].map(item).concat();
     assert_eq!((ran.exit, ran.out), (Exit::Done, format!("{all}{{\"complete\":true,\"count\":4}}\n")));
     assert!(ran.err.contains("taken up again 2 times") && ran.err.contains("4 keys exported"), "{}", ran.err);
+    let ran = run(&["kv", "export", "--prefix", "a", "--json"], &stub).await;
+    assert_eq!((ran.exit, ran.err.as_str()), (Exit::Done, "{\"exported\":4,\"seams\":2}\n"));
 
     // Backwards, up to a range of which nothing can be left; and one that never gets further gives up.
     let stub = Stub::new(move |seen| match seen.line.as_str() {
@@ -397,6 +402,7 @@ async fn a_stream_that_was_lost_goes_on_behind_the_last_key() {
     let arguments = ["kv", "scan", "--start", "b", "--end", "c%00", "--escaped", "--reverse", "--keys-only", "--limit", "0"];
     let ran = run(&arguments, &stub).await;
     assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "c\tv\nb\tv\n"), "{}", ran.err);
+    assert!(ran.err.contains("taken up again 2 times"), "{}", ran.err);
     let ran = run(&["kv", "export", "--prefix", "x"], &stub).await;
     assert_eq!(ran.exit, Exit::Unreachable, "{}", ran.err);
 }
@@ -527,6 +533,12 @@ async fn an_export_replaces_a_file_by_a_whole_one_and_nothing_but_a_file() {
     std::fs::write(path("old"), "old").unwrap();
     assert_eq!(export(&path("old"), &broken).await.exit, Exit::Refused);
     assert_eq!(std::fs::read_to_string(path("old")).unwrap(), "old", "a broken export replaced a file");
+    // Its rights are those of the file that it replaces, whatever the umask takes from a new one.
+    for mode in [0o666, 0o600, 0o640] {
+        std::fs::set_permissions(path("old"), std::fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(export(&path("old"), &good).await.exit, Exit::Done);
+        assert_eq!(std::fs::metadata(path("old")).unwrap().permissions().mode() & 0o777, mode);
+    }
     // Links stay: to a file, to another link, to nothing yet.
     std::os::unix::fs::symlink("old", path("link")).unwrap();
     std::os::unix::fs::symlink("link", path("links")).unwrap();
