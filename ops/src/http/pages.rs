@@ -52,7 +52,11 @@ impl Pages {
             let text = text.to_ascii_lowercase();
             let parsed = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).map(str::parse::<Authority>);
             match parsed {
-                Some(Ok(authority)) if !authority.as_str().contains('@') => Ok(text),
+                // Browsers leave out the port that goes without saying.
+                Some(Ok(authority)) if !authority.as_str().contains('@') => {
+                    let port = if text.starts_with("https://") { ":443" } else { ":80" };
+                    Ok(text.strip_suffix(port).unwrap_or(&text).to_owned())
+                }
                 _ => Err(format!("http_origins: {text:?} is no origin, such as https://console.example.com")),
             }
         };
@@ -221,12 +225,15 @@ mod tests {
 
     #[test]
     fn foreign_pages_are_refused() {
-        let pages = Pages::new(&[], &texts(&["https://console.example.com"])).unwrap();
-        let table: [(&[(&str, &str)], &str); 13] = [
+        let origins = ["https://console.example.com", "https://Ported.example.com:443", "http://ported.example.com:80"];
+        let pages = Pages::new(&[], &texts(&origins)).unwrap();
+        let table: [(&[(&str, &str)], &str); 15] = [
             (&[("origin", "http://127.0.0.1:7001")], "ok"),
             (&[("origin", "https://127.0.0.1:7001")], "ok"),
             (&[("origin", "https://console.example.com")], "shown"),
             (&[("origin", "https://console.example.com"), ("sec-fetch-site", "cross-site")], "shown"),
+            (&[("origin", "https://ported.example.com")], "shown"),
+            (&[("origin", "http://ported.example.com")], "shown"),
             (&[("origin", "http://console.example.com")], "foreign_origin"),
             (&[("origin", "https://evil.example")], "foreign_origin"),
             (&[("origin", "http://127.0.0.1:3000")], "foreign_origin"),
