@@ -136,6 +136,10 @@ pub trait Engine: Read + Send + Sync + 'static {
     /// not count.
     fn data_file_bytes(&self, start: &[u8], end: &[u8]) -> u64;
 
+    /// Whether a walk over the data family from `start` up to `end` is short for certain, whatever was removed there: what a deletion of
+    /// a range covers may have to be stepped over without a word.
+    fn data_is_little(&self, start: &[u8], end: &[u8]) -> bool;
+
     /// How many bytes the disk has left for this user; `None` where there is no disk.
     fn free_bytes(&self) -> Result<Option<u64>, StorageError>;
 

@@ -316,9 +316,8 @@ impl Engine for MemoryEngine {
 
     fn check_file(&self, folder: &Path, file: &SnapshotFile) -> Result<(), StorageError> {
         const ACTION: &str = "check snapshot file";
-        let Some(contents) = self.file(folder, &file.name) else {
-            return Err(StorageError::engine(ACTION, format!("{} is not there", file.name)));
-        };
+        let contents = self.file(folder, &file.name);
+        let contents = contents.ok_or_else(|| StorageError::engine(ACTION, format!("{} is not there", file.name)))?;
         if contents.len() as u64 != file.bytes || crc32fast::hash(&contents) != file.checksum {
             return Err(StorageError::engine(ACTION, format!("{} is not what was sent", file.name)));
         }
@@ -326,15 +325,13 @@ impl Engine for MemoryEngine {
     }
 
     fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
-        const ACTION: &str = "ingest snapshot file";
         let mut batch = MemoryBatch::default();
         for file in files {
             self.check_file(folder, file)?;
-            let contents = self.file(folder, &file.name).unwrap_or_default();
-            let mut reader = Reader::new("snapshot file", contents);
+            let mut reader = Reader::new("snapshot file", self.file(folder, &file.name).unwrap_or_default());
             while !reader.is_empty() {
-                let (key, value) =
-                    reader.bytes().and_then(|key| Ok((key, reader.bytes()?))).map_err(|e| StorageError::engine(ACTION, e))?;
+                let record = reader.bytes().and_then(|key| Ok((key, reader.bytes()?)));
+                let (key, value) = record.map_err(|e| StorageError::engine("ingest snapshot file", e))?;
                 batch.changes.push(Change::Put(Family::Data, key, value));
             }
         }
@@ -360,6 +357,10 @@ impl Engine for MemoryEngine {
 
     fn data_file_bytes(&self, _start: &[u8], _end: &[u8]) -> u64 {
         0
+    }
+
+    fn data_is_little(&self, _start: &[u8], _end: &[u8]) -> bool {
+        true
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {

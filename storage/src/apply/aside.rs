@@ -5,19 +5,24 @@
 //! hold data, applied state and descriptor together as ever. Nobody else writes into the shard's range, so it finds what it would have
 //! found here. Meanwhile the applier knows nothing of the shard; whoever has taken it aside gives it back.
 //!
-//! What comes of it is the same either way, so it need not be the same on every replica what was taken aside.
+//! What comes of it is the same either way, so it need not be the same on every replica what was taken aside. Whether an entry takes
+//! long is asked here, on behalf of all shards, so the question must not take long itself: only where little lies in the range for certain
+//! it is walked over. What was removed is in the way of a walk, too, and what lies below a deletion by range is passed over without being
+//! counted.
 
 use super::{Applied, Applier, ApplyWork, ShardState, Staged};
 use crate::engine::{Cursor as _, Engine, Family, Order, Pace};
 use crate::error::StorageError;
 use crate::keys;
 use flotilla_router::command::{Payload, deletes_a_range};
-use flotilla_router::{Op, ShardId};
+use flotilla_router::{Command, Op, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 /// From how many records on in the ranges that an entry deletes it takes long.
 const LONG_RECORDS_MIN: usize = 2048;
+/// From how many bytes of files on in the ranges that an aside deletes it is one of those that take longest.
+const LONGEST_BYTES_MIN: u64 = 16 << 20;
 
 /// A shard that was taken aside, with the entries that it is to apply.
 #[derive(Debug)]
@@ -25,6 +30,8 @@ pub struct Aside {
     state: ShardState,
     work: ApplyWork,
     batch_bytes_max: usize,
+    /// Bytes of files in the ranges that its first deletion empties.
+    file_bytes: u64,
 }
 
 /// A shard that comes back, and what became of its entries.
@@ -60,9 +67,10 @@ impl Applier {
         let aside = |work: ApplyWork| {
             let index = work.entries.first().map_or(0, |first| first.entry.at.index);
             let why = || "this node has no replica of the shard".into();
+            let file_bytes = self.deleted_ranges(&work, 0).iter().map(|(start, end)| engine.data_file_bytes(start, end)).sum();
             let state = self.shards.remove(&work.shard);
             let state = state.ok_or_else(|| StorageError::Apply { shard: work.shard, index, why: why() })?;
-            Ok(Aside { state, work, batch_bytes_max })
+            Ok(Aside { state, work, batch_bytes_max, file_bytes })
         };
         let asides = long.into_iter().map(aside).collect::<Result<_, StorageError>>()?;
         Ok((applied, asides))
@@ -74,26 +82,30 @@ impl Applier {
         returned.applied
     }
 
-    /// Whether an entry deletes ranges in which many records are.
+    /// Whether an entry deletes ranges in which many records are, or may be.
     fn takes_long<E: Engine>(&self, engine: &E, work: &ApplyWork, i: usize) -> Result<bool, StorageError> {
-        let data = &work.entries[i].entry.data;
-        let Some(state) = self.shards.get(&work.shard).filter(|_| deletes_a_range(data)) else { return Ok(false) };
-        // What can't be read is for apply to complain about.
-        let Ok(payload) = Payload::decode(data.clone()) else { return Ok(false) };
         let mut left = LONG_RECORDS_MIN;
-        for command in payload.map_while(Result::ok) {
-            let Op::DeleteRange { range } = command.op else { continue };
-            let (start, end) = keys::data_range(work.shard.is_meta(), &range.intersect(&state.descriptor.range));
-            if start >= end {
-                continue;
-            }
-            if is_crowded(engine, &start, &end, left)? {
+        for (start, end) in self.deleted_ranges(work, i) {
+            if !engine.data_is_little(&start, &end) || is_crowded(engine, &start, &end, left)? {
                 return Ok(true);
             }
             // Many short ones are long together; each costs something, too.
             left = left.saturating_sub(LONG_RECORDS_MIN / 64);
         }
         Ok(left == 0)
+    }
+
+    /// The ranges of keys that an entry deletes.
+    fn deleted_ranges(&self, work: &ApplyWork, i: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let data = &work.entries[i].entry.data;
+        let Some(state) = self.shards.get(&work.shard).filter(|_| deletes_a_range(data)) else { return Vec::new() };
+        // What can't be read is for apply to complain about.
+        let Ok(payload) = Payload::decode(data.clone()) else { return Vec::new() };
+        let range = |command: Command| match command.op {
+            Op::DeleteRange { range } => Some(keys::data_range(work.shard.is_meta(), &range.intersect(&state.descriptor.range))),
+            Op::Put { .. } | Op::Delete { .. } => None,
+        };
+        payload.map_while(Result::ok).filter_map(range).filter(|(start, end)| start < end).collect()
     }
 }
 
@@ -116,6 +128,11 @@ impl Aside {
     /// The shard.
     pub fn shard(&self) -> ShardId {
         self.work.shard
+    }
+
+    /// Whether so much lies in the ranges that it deletes that it is one of those that take longest.
+    pub fn is_among_the_longest(&self) -> bool {
+        self.file_bytes >= LONGEST_BYTES_MIN
     }
 
     /// Applies what is to be applied. When `stop` is set it may end with an error that means no more than that: what was not written

@@ -113,6 +113,11 @@ pub struct RocksView {
     pinned: Arc<Pinned>,
 }
 
+/// Records in memory, whatever range they are in, that are walked over in some milliseconds.
+const LITTLE_RECORDS_MAX: u64 = 1 << 15;
+/// Bytes of files for which the same holds.
+const LITTLE_BYTES_MAX: u64 = 1 << 20;
+
 fn failed(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
     move |error| StorageError::engine(action, error)
 }
@@ -208,6 +213,11 @@ impl Read for RocksEngine {
         let db = &self.inner.db;
         RocksCursor::new(db.raw().raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
     }
+
+    fn cursor_at<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order, pace: Pace) -> RocksCursor<'a> {
+        let db = &self.inner.db;
+        RocksCursor::new(db.raw().raw_iterator_cf_opt(db.family(family), paced(start, end, pace)), order).at(pace)
+    }
 }
 
 impl Read for RocksView {
@@ -283,6 +293,13 @@ impl Engine for RocksEngine {
     fn data_file_bytes(&self, start: &[u8], end: &[u8]) -> u64 {
         let db = &self.inner.db;
         db.raw().get_approximate_sizes_cf(db.family(Family::Data), &[rocksdb::Range::new(start, end)]).into_iter().sum()
+    }
+
+    fn data_is_little(&self, start: &[u8], end: &[u8]) -> bool {
+        // RocksDB knows how many records are in memory as a whole only.
+        let in_memory = [properties::NUM_ENTRIES_ACTIVE_MEM_TABLE, properties::NUM_ENTRIES_IMM_MEM_TABLES];
+        let records: u64 = in_memory.iter().map(|property| self.property(Family::Data, property)).sum();
+        records <= LITTLE_RECORDS_MAX && self.data_file_bytes(start, end) <= LITTLE_BYTES_MAX
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {

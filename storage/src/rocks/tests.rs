@@ -190,8 +190,13 @@ fn a_walk_over_removed_records_has_an_end() {
                 Order::Forward => key(u32::MAX),
                 Order::Reverse => key(REMOVED),
             };
-            let mut cursor = view.cursor_at(Family::Data, &key(0), Some(&end), order, Pace { removed_max, keep: false });
-            cursor.next().map(|record| record.is_some())
+            let pace = Pace { removed_max, keep: false };
+            let mut cursor = view.cursor_at(Family::Data, &key(0), Some(&end), order, pace);
+            let seen = cursor.next().map(|record| record.is_some());
+            let mut cursor = engine.cursor_at(Family::Data, &key(0), Some(&end), order, pace);
+            let at_once = cursor.next().map(|record| record.is_some());
+            assert_eq!(seen.is_ok(), at_once.is_ok(), "the engine itself walks at another pace than a view of it");
+            seen
         };
         assert!(matches!(step(1000), Err(StorageError::TooManyRemoved(1000))), "{order:?}");
         assert_eq!(step(u64::from(REMOVED) * 4).unwrap(), order == Order::Forward, "{order:?}");
@@ -233,5 +238,68 @@ fn removed_records_do_not_stay_in_the_way() {
         batch.put(Family::Data, &key(u32::MAX), b"again");
         engine.write(batch, false).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// A deletion over what was removed before is a matter for a thread of its own, before anybody has walked over it: over keys that were
+/// removed one by one, and over those that lie below a deletion by range, which RocksDB steps over without counting them.
+#[test]
+fn a_deletion_over_removed_records_keeps_nobody() {
+    use crate::testing::{SHARD, delete_range, descriptor, found, normal, payload, work};
+    const REMOVED: u32 = 300_000;
+    for by_range in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
+        found(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
+        let mut applier = crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
+        let mut record = Vec::new();
+        records::encode_data(&mut record, Revision(1), b"value");
+        let key = |n: u32| keys::data(false, format!("k{n:08}").as_bytes());
+        let mut batch = engine.batch();
+        for n in 0..REMOVED {
+            batch.put(Family::Data, &key(n), &record);
+            if !by_range {
+                batch.delete(Family::Data, &key(n));
+            }
+        }
+        engine.write(batch, false).unwrap();
+        if by_range {
+            let mut batch = engine.batch();
+            batch.delete_range(Family::Data, &key(0), &key(REMOVED));
+            engine.write(batch, false).unwrap();
+        }
+        let deletion = || normal(2, 2, payload(1, &[delete_range("k", Some("l"))]));
+        let (applied, mut asides) = applier.apply_short(&engine, vec![work(SHARD, [deletion()])]).unwrap();
+        assert_eq!((applied.len(), asides.len()), (0, 1), "it was carried out at once (removed by range: {by_range})");
+        let aside = asides.remove(0);
+        assert!(!aside.is_among_the_longest(), "nothing of it is in files");
+        applier.take_back(aside.run(&engine, Arc::default()).unwrap());
+    }
+}
+
+/// What empties files of many bytes is told from what does not.
+#[test]
+fn a_deletion_of_much_is_among_the_longest() {
+    use crate::testing::{SHARD, delete_range, descriptor, found, normal, payload, work};
+    let dir = tempfile::tempdir().unwrap();
+    let engine = RocksEngine::start(dir.path());
+    found(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
+    let mut applier = crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
+    for n in 0..320 {
+        let mut record = Vec::new();
+        records::encode_data(&mut record, Revision(1), &[n as u8; 64 << 10]);
+        let mut batch = engine.batch();
+        batch.put(Family::Data, &keys::data(false, format!("k{n:08}").as_bytes()), &record);
+        engine.write(batch, false).unwrap();
+    }
+    engine.flush().unwrap();
+    for (index, (end, longest)) in (2..).zip([("k00000001", None), ("k00000100", Some(false)), ("l", Some(true))]) {
+        let entry = normal(index, 2, payload(1, &[delete_range("k", Some(end))]));
+        let (_, mut asides) = applier.apply_short(&engine, vec![work(SHARD, [entry])]).unwrap();
+        let aside = asides.pop();
+        assert_eq!(aside.as_ref().map(crate::Aside::is_among_the_longest), longest, "up to {end}");
+        if let Some(aside) = aside {
+            applier.take_back(aside.run(&engine, Arc::default()).unwrap());
+        }
     }
 }
