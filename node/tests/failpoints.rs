@@ -60,9 +60,10 @@ mod rounds {
     use crate::fleet::Fleet;
     use crate::theatre::{End, Row, Scene, Theatre, VICTIM, armed, pass_of};
     use flotilla_storage::FailPoint;
+    use rustix::process::Signal;
     use std::fs;
     use std::path::PathBuf;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     /// Points at which the disk says no, where the round of death leads, too; and what the node must do.
     const ERRORS: &[(FailPoint, End)] = &[
@@ -182,6 +183,40 @@ mod rounds {
         let built = theatre.fleet.cluster.metric(VICTIM, "flotilla_snapshots_built_total");
         let failed = theatre.fleet.cluster.metric(VICTIM, "flotilla_snapshots_failed_total");
         assert!(built >= 1.0 && failed >= 1.0, "{built} built, {failed} failed");
+    }
+
+    /// A node that is told to stop while a snapshot is being built, verified or installed ends in time and in good order: it waits for none
+    /// of them. An install is completed by the next start.
+    #[test]
+    fn a_snapshot_under_way_holds_no_shutdown_up() {
+        let mut theatre = Theatre::new();
+        for (point, scene) in [
+            (FailPoint::BuildWritten, Scene::Sending),
+            (FailPoint::StageArrived, Scene::Receiving),
+            (FailPoint::InstallMarked, Scene::Receiving),
+            // It goes on while the node stops, and meets an engine that is being closed.
+            (FailPoint::InstallCleared, Scene::Receiving),
+        ] {
+            let sleep = if point == FailPoint::InstallCleared { 1_500 } else { 120_000 };
+            theatre.play(scene, &format!("{}=sleep({sleep})", point.name()));
+            let folder = if scene == Scene::Sending { "data/snapshots/out" } else { "data/snapshots/in" };
+            let folder = theatre.fleet.cluster.home(VICTIM).join(folder);
+            until("a snapshot is under way", Duration::from_secs(30), || {
+                let files =
+                    fs::read_dir(&folder).ok()?.flatten().flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten());
+                (files.count() > 0).then_some(())
+            });
+            std::thread::sleep(Duration::from_secs(1));
+            let begun = Instant::now();
+            theatre.fleet.signal(VICTIM, Signal::TERM);
+            // The grace is ten seconds.
+            let status = theatre.fleet.wait_end(VICTIM, Duration::from_secs(15));
+            let said = theatre.fleet.said_in_last_life(VICTIM);
+            let status = status.unwrap_or_else(|| panic!("{}: it goes on for ever: {said}", point.name()));
+            assert!(status.success(), "{}: {status}: {said}", point.name());
+            println!("{}: ended after {:?}", point.name(), begun.elapsed());
+            println!("ready again after {:?}", theatre.come_back());
+        }
     }
 
     /// The files of the snapshots that lie at the victim, to be installed.

@@ -68,7 +68,10 @@ pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()
         std::process::abort();
     }));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.threads).enable_all().build()?;
-    runtime.block_on(serve(&config))
+    let ended = runtime.block_on(serve(&config));
+    // A snapshot that is being built, checked or taken in is nothing to wait for: a restart throws it away, or completes it.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {

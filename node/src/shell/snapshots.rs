@@ -2,6 +2,8 @@
 //!
 //! Everything here blocks, so it runs on the runtime's blocking pool, and reports to the loop when it is done, well or not.
 //!
+//! A shutdown waits for none of it: what is half built or half staged is thrown away by a restart, an install is completed by it.
+//!
 //! ```text
 //! <data>/snapshots/out/<n>    built here, to be sent
 //! <data>/snapshots/in/<n>     staged, to be installed; a restart in the middle of an install completes it first
@@ -16,11 +18,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{NodeId, ReplicaId, ShardId};
-use flotilla_storage::{FailPoint, HardState, SnapshotManifest, fatal};
+use flotilla_storage::{FailPoint, HardState, SnapshotManifest, StorageError, fatal};
 use flotilla_transport::{SnapshotError, Transport};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -43,6 +45,8 @@ pub struct Snapshots {
     next_staged: AtomicU64,
     built: Mutex<HashMap<SnapshotId, Arc<SnapshotManifest>>>,
     staged: Mutex<HashMap<SnapshotId, Staged>>,
+    /// Set when the engine is about to be closed.
+    stopping: AtomicBool,
 }
 
 impl Snapshots {
@@ -67,8 +71,25 @@ impl Snapshots {
             std::fs::File::open(made)?.sync_all()?;
         }
         let folder = folder.canonicalize()?;
-        let (built, staged) = (Mutex::default(), Mutex::default());
-        Ok(Self { space, engine, mailbox, metrics, runtime, folder, next_staged: AtomicU64::new(1), built, staged })
+        let (built, staged, stopping) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        let next_staged = AtomicU64::new(1);
+        Ok(Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, stopping })
+    }
+
+    /// The engine is about to be closed: what is under way here may fail from now on, and nobody is to mind.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// What came of it, or the end of the process; `None` where it is about to end anyway.
+    fn unless_stopping<T>(&self, outcome: Result<T, StorageError>) -> Option<T> {
+        match outcome {
+            Err(error) if self.stopping.load(Ordering::Relaxed) => {
+                tracing::info!(%error, "given up, since the node stops");
+                None
+            }
+            outcome => Some(fatal::or_abort(outcome)),
+        }
     }
 
     fn out(&self, snapshot: SnapshotId) -> PathBuf {
@@ -227,16 +248,12 @@ impl Snapshots {
         let this = self.clone();
         self.runtime.spawn_blocking(move || {
             // The files were verified when they were staged; what fails now is this node's disk.
-            fatal::or_abort(flotilla_storage::snapshot::install(
-                &*this.engine,
-                &held.manifest,
-                &held.folder,
-                replica,
-                hard_state,
-            ));
-            tracing::info!(%shard, index = held.manifest.at.index, "snapshot installed");
-            applier.send(applier::Work::Installed(held.manifest));
-            let _ = held.verdict.send(Ok(()));
+            let Staged { folder, manifest, verdict } = held;
+            let installed = flotilla_storage::snapshot::install(&*this.engine, &manifest, &folder, replica, hard_state);
+            let Some(()) = this.unless_stopping(installed) else { return };
+            tracing::info!(%shard, index = manifest.at.index, "snapshot installed");
+            applier.send(applier::Work::Installed(manifest));
+            let _ = verdict.send(Ok(()));
         });
     }
 
@@ -246,7 +263,8 @@ impl Snapshots {
         self.runtime.spawn_blocking(move || {
             // What was truncated or overruled meanwhile is not there, and raft-rs asks again. A record that can't be read is
             // this node's disk.
-            let entries = fatal::or_abort(flotilla_storage::log::entries(&*this.engine, shard, low, high, bytes_max));
+            let read = flotilla_storage::log::entries(&*this.engine, shard, low, high, bytes_max);
+            let Some(entries) = this.unless_stopping(read) else { return };
             this.mailbox.report(Event::EntriesFetched { fetch, shard, entries });
         });
     }

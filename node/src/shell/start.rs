@@ -49,6 +49,7 @@ pub struct Running {
     engine: Arc<super::Engine>,
     threads: Vec<JoinHandle<()>>,
     space: Arc<Space>,
+    snapshots: Arc<Snapshots>,
     disk_watch: tokio::task::JoinHandle<()>,
     grace: Duration,
     tls: TlsConfig,
@@ -147,7 +148,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let hands = Hands {
         writer: to_write,
         applier: to_apply,
-        snapshots,
+        snapshots: snapshots.clone(),
         runtime: Handle::current(),
         transport: transport.clone(),
         routes: routes.clone(),
@@ -218,6 +219,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         threads,
         space,
         disk_watch,
+        snapshots,
         grace: config.shutdown_grace,
         tls: config.tls.clone(),
     })
@@ -288,6 +290,7 @@ impl Running {
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
         FailPoint::CloseBegun.pass()?;
         self.engine.close().context("close the data directory")?;
+        self.snapshots.stop();
         FailPoint::CloseEnded.pass()?;
         tracing::info!("stopped");
         Ok(())

@@ -237,7 +237,9 @@ impl Theatre {
         self.fleet.start(FOLLOWER);
         let deadline = Instant::now() + PATIENCE / 2;
         while Instant::now() < deadline {
-            if !self.fleet.is_running(VICTIM) || self.fleet.snapshots_begun(VICTIM) > 0.0 {
+            let files = self.fleet.cluster.home(VICTIM).join("data/snapshots/out");
+            let builds = std::fs::read_dir(files).is_ok_and(|mut folders| folders.next().is_some());
+            if !self.fleet.is_running(VICTIM) || builds || self.fleet.snapshots_begun(VICTIM) > 0.0 {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(20));
