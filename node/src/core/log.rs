@@ -15,7 +15,7 @@ use flotilla_storage::{EntryKind, HardState, LogEntry, LogPosition, Recovered};
 use raft::eraftpb::{ConfState, Entry, EntryType, Snapshot};
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What one entry is counted as: its payload and 32 bytes around it, as on disk.
 pub(super) fn entry_bytes(entry: &Entry) -> u64 {
@@ -68,7 +68,7 @@ pub(super) struct Wanted {
 #[derive(Default)]
 struct Asked {
     entries: Vec<Wanted>,
-    snapshot: bool,
+    snapshot: BTreeSet<u64>,
 }
 
 /// The log of one replica.
@@ -82,6 +82,8 @@ pub(super) struct LogView {
     fetched: Vec<Entry>,
     /// The snapshot that can be sent now.
     snapshot: Option<Snapshot>,
+    /// The replicas that it may be sent to; the others wait for their turn.
+    grants: BTreeSet<u64>,
     initial: RaftState,
     asked: RefCell<Asked>,
 }
@@ -100,6 +102,7 @@ impl LogView {
             cache,
             fetched: Vec::new(),
             snapshot: None,
+            grants: BTreeSet::new(),
             initial: RaftState::new(hard_state, conf_state),
             asked: RefCell::default(),
         }
@@ -209,13 +212,30 @@ impl LogView {
         self.fetched = Vec::new();
     }
 
-    /// Offers a snapshot to raft-rs, or withdraws it.
+    /// Offers a snapshot to raft-rs, for the replicas that it is [granted](Self::grant_snapshot) to, or withdraws it.
     pub(super) fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
+        if snapshot.is_none() {
+            self.grants.clear();
+        }
         self.snapshot = snapshot;
     }
 
-    /// Takes what raft-rs asked for since the last call: entries to fetch, and whether a snapshot is wanted.
-    pub(super) fn take_asked(&mut self) -> (Vec<Wanted>, bool) {
+    /// Whether what is offered still serves a follower.
+    pub(super) fn offers_snapshot(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.get_metadata().index >= self.truncated.index)
+    }
+
+    /// Has raft-rs send a snapshot to a replica when it asks the next time, or (with `false`) not any more.
+    pub(super) fn grant_snapshot(&mut self, to: u64, granted: bool) {
+        if granted {
+            self.grants.insert(to);
+        } else {
+            self.grants.remove(&to);
+        }
+    }
+
+    /// Takes what raft-rs asked for since the last call: entries to fetch, and the replicas that need a snapshot.
+    pub(super) fn take_asked(&mut self) -> (Vec<Wanted>, BTreeSet<u64>) {
         let asked = self.asked.take();
         (asked.entries, asked.snapshot)
     }
@@ -291,12 +311,13 @@ impl Storage for LogView {
         Ok(self.last.index)
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
-        match &self.snapshot {
-            // A follower goes on from the snapshot by log, so it must not lie below what the log has forgotten.
-            Some(snapshot) if snapshot.get_metadata().index >= request_index.max(self.truncated.index) => Ok(snapshot.clone()),
-            _ => {
-                self.asked.borrow_mut().snapshot = true;
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        // A follower goes on from the snapshot by log, so it must not lie below what the log has forgotten.
+        let fits = |snapshot: &&Snapshot| snapshot.get_metadata().index >= request_index.max(self.truncated.index);
+        match self.snapshot.as_ref().filter(fits).filter(|_| self.grants.contains(&to)) {
+            Some(snapshot) => Ok(snapshot.clone()),
+            None => {
+                self.asked.borrow_mut().snapshot.insert(to);
                 Err(StorageError::SnapshotTemporarilyUnavailable.into())
             }
         }
@@ -358,7 +379,7 @@ mod tests {
         assert_eq!(view.entries(6, 10, 0, GetEntriesContext::empty(true)).unwrap().len(), 1, "but at least one");
         view.entries(3, 10, None, GetEntriesContext::empty(true)).unwrap_err();
         let (wanted, snapshot) = view.take_asked();
-        assert_eq!((wanted.len(), wanted[0].low, wanted[0].high, snapshot), (1, 3, 6, false));
+        assert_eq!((wanted.len(), wanted[0].low, wanted[0].high, snapshot.len()), (1, 3, 6, 0));
         view.hold_fetched(vec![entry(3, 1), entry(4, 1)]);
         assert_eq!(view.entries(3, 10, None, GetEntriesContext::empty(true)).unwrap().len(), 2);
         assert_eq!(view.entries(1, 10, None, GetEntriesContext::empty(true)).unwrap_err(), StorageError::Compacted.into());
@@ -371,10 +392,12 @@ mod tests {
         let mut snapshot = Snapshot::default();
         snapshot.mut_metadata().index = 4;
         view.offer_snapshot(Some(snapshot));
-        assert!(view.snapshot(0, 2).is_ok());
+        assert!(view.snapshot(0, 2).is_err(), "it is not that replica's turn");
+        view.grant_snapshot(2, true);
+        assert!(view.snapshot(0, 2).is_ok() && view.snapshot(0, 3).is_err());
         assert!(view.snapshot(5, 2).is_err(), "the follower asked for more");
         view.truncate(LogPosition { index: 6, term: 1 });
         assert!(view.snapshot(0, 2).is_err(), "the log goes on above it");
-        assert!(view.take_asked().1);
+        assert_eq!(view.take_asked().1, [2, 3].into());
     }
 }

@@ -146,6 +146,8 @@ pub struct Node {
     fetches: BTreeMap<u64, ready::Fetch>,
     next_fetch: u64,
     next_snapshot: u64,
+    /// Snapshots that are built for a node or on their way to it.
+    streams: snapshots::Streams,
     next_read: u64,
     waiting_bytes: u64,
     /// How fast what waits is proposed.
@@ -190,6 +192,7 @@ impl Node {
             next_snapshot: 1,
             next_read: 1,
             waiting_bytes: 0,
+            streams: snapshots::Streams::default(),
             pace,
             uncommitted: BTreeSet::new(),
             cache_bytes: 0,

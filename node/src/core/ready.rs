@@ -289,7 +289,7 @@ impl Node {
     fn take_asked(&mut self, shard: ShardId) {
         let replica = self.registry.get_mut(shard).expect("the caller holds it");
         replica.raw.mut_store().drop_fetched();
-        let (wanted, snapshot) = replica.raw.mut_store().take_asked();
+        let (wanted, behind) = replica.raw.mut_store().take_asked();
         for wanted in wanted {
             // Every proposal asks again for what a follower far behind needs; without this each would start a row of fetches
             // that never ends before the follower has caught up. Another follower at the same place asks again on its heartbeat.
@@ -302,8 +302,8 @@ impl Node {
             self.outbox.effects.push(Effect::FetchEntries { fetch, shard, low, high, bytes_max });
             self.fetches.insert(fetch, Fetch { shard, low, context: wanted.context });
         }
-        if snapshot {
-            self.want_snapshot(shard);
+        for follower in behind {
+            self.want_snapshot(shard, ReplicaId(follower));
         }
     }
 

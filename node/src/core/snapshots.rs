@@ -1,11 +1,15 @@
 //! Snapshots: how a follower that fell behind the truncated log gets the shard as a whole.
 //!
 //! ```text
-//! leader    raft-rs finds no entries ─▶ want ─▶ BuildSnapshot ─▶ built, offered ─▶ raft-rs: MsgSnapshot ─▶ SendSnapshot
+//! leader    raft-rs finds no entries ─▶ want ─▶ its turn? ─▶ BuildSnapshot ─▶ built, offered ─▶ raft-rs: MsgSnapshot ─▶ SendSnapshot
 //!           ─▶ SnapshotSent ─▶ raft-rs hears of it, well or not, always
 //! follower  SnapshotStaged (files verified on disk) ─▶ judged ─▶ step ─▶ raft-rs wants it? ─▶ gate 1 of `ready`
 //!           ─▶ InstallSnapshot ─▶ SnapshotInstalled ─▶ applied, acknowledged
 //! ```
+//!
+//! *Turns*: few snapshots at a time are made for one node, since it takes few in at a time; a follower whose turn it is not asks again with
+//! each of its answers to a heartbeat. What failed is tried again after a pause that grows, since neither a full disk nor a follower
+//! that says no changes its mind within a moment.
 //!
 //! **Invariants.** While a snapshot is on its way, the log is not truncated above it, or it would be useless on arrival; unless the log
 //! grew to a multiple of its share meanwhile: then the snapshot is given up, and a new one is built when it is asked for. While one
@@ -27,6 +31,33 @@ use std::sync::Arc;
 /// Ticks for which a built snapshot is kept for another follower.
 const KEEP_TICKS: usize = 200;
 
+/// Snapshots for one node at a time, of all shards: it takes no more in.
+const STREAMS_MAX: usize = 2;
+/// The longest pause after a snapshot that failed, in milliseconds.
+const PAUSE_MAX_MS: u64 = 10_000;
+
+/// Whose turn it is: shards of which a snapshot is being built for a node, or sent to it, and when that was last seen.
+#[derive(Default)]
+pub(super) struct Streams(BTreeMap<(NodeId, ShardId), u64>);
+
+impl Streams {
+    /// Whether it is a shard's turn to be sent to a node; from here on it is, if so. Whoever has not been seen for `ticks_max` is done.
+    fn take_turn(&mut self, to: NodeId, shard: ShardId, now: u64, ticks_max: u64) -> bool {
+        self.0.retain(|_, seen| *seen + ticks_max >= now);
+        let others = self.0.keys().filter(|(node, other)| *node == to && *other != shard).count();
+        let turn = others < STREAMS_MAX;
+        if turn {
+            self.0.insert((to, shard), now);
+        }
+        turn
+    }
+
+    /// A shard's snapshot is still being built or sent.
+    fn seen(&mut self, shard: ShardId, now: u64) {
+        self.0.iter_mut().filter(|((_, of), _)| *of == shard).for_each(|(_, seen)| *seen = now);
+    }
+}
+
 /// The snapshots of one shard.
 #[derive(Default)]
 pub(super) struct Snapshots {
@@ -34,6 +65,10 @@ pub(super) struct Snapshots {
     /// Who is being sent which.
     sending: BTreeMap<ReplicaId, SnapshotId>,
     incoming: Option<Incoming>,
+    /// How many failed in a row.
+    failures: u32,
+    /// Until which tick nothing is tried again.
+    paused_until: u64,
 }
 
 /// A snapshot for followers.
@@ -94,15 +129,23 @@ impl Snapshots {
 }
 
 impl Node {
-    /// raft-rs has a follower that needs a snapshot, and none to send.
-    pub(super) fn want_snapshot(&mut self, shard: ShardId) {
+    /// raft-rs has a follower that needs a snapshot, and none to send to it.
+    pub(super) fn want_snapshot(&mut self, shard: ShardId, follower: ReplicaId) {
         let Some(replica) = self.registry.get_mut(shard) else { return };
+        let Some(to) = replica.descriptor.replica(follower).map(|replica| replica.node) else { return };
+        let seen_max = self.config.raft.election_ticks as u64;
+        if replica.snapshots.paused_until > self.ticks || !self.streams.take_turn(to, shard, self.ticks, seen_max) {
+            return;
+        }
+        let offered = replica.raw.store().offers_snapshot();
         match &replica.snapshots.outgoing {
-            // Under way.
-            Some(outgoing) if outgoing.at.is_none() => return,
+            // Under way, or there: raft-rs will see so when it asks again.
+            Some(outgoing) if outgoing.at.is_none() || offered => {
+                return replica.raw.mut_store().grant_snapshot(follower.0, true);
+            }
             // On its way to another follower, which still reads its files. This one asks again.
             Some(_) if !replica.snapshots.sending.is_empty() => return,
-            // There is one, and raft-rs did not like it: too old.
+            // There is one that is too old.
             Some(outgoing) => self.outbox.effects.push(Effect::DropSnapshot { snapshot: outgoing.id }),
             None => {}
         }
@@ -110,11 +153,15 @@ impl Node {
         self.next_snapshot += 1;
         replica.snapshots.outgoing = Some(Outgoing { id, at: None, floor: Some(replica.applied.index), idle_ticks: 0 });
         replica.raw.mut_store().offer_snapshot(None);
+        replica.raw.mut_store().grant_snapshot(follower.0, true);
         self.outbox.effects.push(Effect::BuildSnapshot { shard, snapshot: id });
     }
 
     /// A snapshot is ready to be sent, or could not be built, or its files were spoiled; then raft-rs will ask again.
     pub(super) fn snapshot_built(&mut self, shard: ShardId, snapshot: SnapshotId, at: Option<LogPosition>) {
+        if at.is_none() {
+            self.snapshot_failed(shard);
+        }
         let wanted = self.registry.get_mut(shard).filter(|r| r.snapshots.outgoing.as_ref().is_some_and(|o| o.id == snapshot));
         // A follower goes on from it by log, which may have been cut above it.
         let at = at.filter(|at| wanted.as_ref().is_none_or(|r| at.index >= r.raw.store().truncated().index));
@@ -143,9 +190,30 @@ impl Node {
     pub(super) fn snapshot_sent(&mut self, shard: ShardId, to: ReplicaId, delivered: bool) {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         replica.snapshots.sending.remove(&to);
+        // Whoever needs another one waits for its turn.
+        replica.raw.mut_store().grant_snapshot(to.0, false);
+        if delivered {
+            replica.snapshots.failures = 0;
+            if let Some(to) = replica.descriptor.replica(to) {
+                self.streams.0.remove(&(to.node, shard));
+            }
+        }
         let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         replica.raw.report_snapshot(to.0, status);
         self.touch(shard);
+        if !delivered {
+            self.snapshot_failed(shard);
+        }
+    }
+
+    /// Has a shard wait before the next snapshot, longer each time. It keeps its turn for a while: whoever failed tries again before others
+    /// begin.
+    fn snapshot_failed(&mut self, shard: ShardId) {
+        let Some(replica) = self.registry.get_mut(shard) else { return };
+        let snapshots = &mut replica.snapshots;
+        snapshots.failures = snapshots.failures.saturating_add(1);
+        let pause = 1u64.checked_shl(snapshots.failures).unwrap_or(u64::MAX);
+        snapshots.paused_until = self.ticks + pause.min(PAUSE_MAX_MS / self.config.raft.tick_ms);
     }
 
     /// Drops a built snapshot that nobody has needed for a while.
@@ -153,6 +221,9 @@ impl Node {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         let idle = replica.snapshots.sending.is_empty();
         let Some(outgoing) = &mut replica.snapshots.outgoing else { return };
+        if !idle || outgoing.at.is_none() {
+            self.streams.seen(shard, self.ticks);
+        }
         if outgoing.at.is_none() {
             return;
         }

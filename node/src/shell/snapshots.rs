@@ -17,13 +17,14 @@ use crate::core::{Envelope, Event, SnapshotId, wire};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
-use flotilla_router::{NodeId, ReplicaId, ShardId};
+use flotilla_router::{NodeId, ReplicaId, ShardId, Throttle};
 use flotilla_storage::{FailPoint, HardState, SnapshotManifest, StorageError, fatal};
 use flotilla_transport::{SnapshotError, Transport};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -47,7 +48,15 @@ pub struct Snapshots {
     staged: Mutex<HashMap<SnapshotId, Staged>>,
     /// Set when the engine is about to be closed.
     stopping: AtomicBool,
+    /// When it was last said that a snapshot could not be built, or did not arrive.
+    complaints: [Throttle; 2],
 }
+
+/// The same complaint about snapshots is logged again after so long.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
+/// Kinds of complaints.
+const BUILD: usize = 0;
+const SEND: usize = 1;
 
 impl Snapshots {
     /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing refers to it any more.
@@ -72,8 +81,9 @@ impl Snapshots {
         }
         let folder = folder.canonicalize()?;
         let (built, staged, stopping) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        let complaints = [Throttle::new(COMPLAIN_EVERY), Throttle::new(COMPLAIN_EVERY)];
         let next_staged = AtomicU64::new(1);
-        Ok(Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, stopping })
+        Ok(Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, stopping, complaints })
     }
 
     /// The engine is about to be closed: what is under way here may fail from now on, and nobody is to mind.
@@ -109,7 +119,9 @@ impl Snapshots {
                     Some(at)
                 }
                 Err(error) => {
-                    tracing::warn!(%shard, %error, "a snapshot could not be built; it will be tried again");
+                    if let Some(unsaid) = this.complaints[BUILD].pass(Instant::now()) {
+                        tracing::warn!(%shard, %error, unsaid, "a snapshot could not be built; it will be tried again");
+                    }
                     this.metrics.snapshots_failed.inc();
                     // On a full disk half a snapshot would be in the way of everything.
                     this.remove(this.out(snapshot));
@@ -163,7 +175,9 @@ impl Snapshots {
                 Ok(()) => this.metrics.snapshots_sent.inc(),
                 Err(error) => {
                     this.metrics.snapshots_failed.inc();
-                    tracing::info!(%shard, %to, %error, "a snapshot did not arrive; it will be tried again");
+                    if let Some(unsaid) = this.complaints[SEND].pass(Instant::now()) {
+                        tracing::info!(%shard, %to, %error, unsaid, "a snapshot did not arrive; it will be tried again");
+                    }
                     if matches!(error, SnapshotError::Refused(_) | SnapshotError::Read { .. }) {
                         this.drop_if_spoiled(shard, snapshot, manifest).await;
                     }

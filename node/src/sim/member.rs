@@ -267,6 +267,15 @@ impl Running {
         self.jobs.entry(lane).or_default().push_back(job);
     }
 
+    /// The oldest snapshot that is to be built can't be. Whether there was one.
+    #[cfg(test)]
+    pub(crate) fn fail_build(&mut self) -> bool {
+        let job = self.jobs.get_mut(&Lane::Build).and_then(VecDeque::pop_front);
+        let Some(Job::Build { shard, snapshot }) = job else { return false };
+        self.mailbox.push_back(Event::SnapshotBuilt { shard, snapshot, at: None });
+        true
+    }
+
     /// From here on a lane's jobs wait.
     #[cfg(test)]
     pub(crate) fn hold(&mut self, lane: Lane) {

@@ -29,7 +29,7 @@ pub(crate) async fn send(
         Ok(()) => shared.stats.snapshots_sent.count(),
         Err(error) => {
             shared.stats.snapshots_send_failed.count();
-            tracing::info!(peer = %to, %error, "snapshot not sent");
+            tracing::debug!(peer = %to, %error, "snapshot not sent");
         }
     }
     result

@@ -3,7 +3,7 @@
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::CoreConfig;
 use crate::sim::member::Lane;
-use flotilla_router::{NodeId, Refusal};
+use flotilla_router::{Command, Condition, NodeId, Op, Refusal};
 use std::time::Duration;
 
 const N1: NodeId = NodeId(1);
@@ -128,6 +128,70 @@ fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
         cluster.run(60);
         assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
     }
+}
+
+/// On a full disk no snapshot can be built, and a follower that needs one asks with every answer to a heartbeat: it is tried again, ever
+/// more rarely, and at once when there has been no failure.
+#[test]
+fn what_can_not_be_built_is_tried_ever_more_rarely() {
+    let mut cluster = Cluster::led_with(small_log());
+    cluster.partition(&[N1, N2], &[N3]);
+    fill(&mut cluster, 80);
+    cluster.network.heal();
+    cluster.running_mut(N1).hold(Lane::Build);
+    let mut tried = Vec::new();
+    for tick in 0..400 {
+        cluster.run(1);
+        if cluster.running_mut(N1).fail_build() {
+            tried.push(tick);
+            cluster.settle();
+        }
+    }
+    assert!((5..=10).contains(&tried.len()), "tried at {tried:?}");
+    let pauses: Vec<_> = tried.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert!(pauses.is_sorted_by(|a, b| a <= &(b + 3)) && pauses.iter().all(|pause| *pause <= 110), "{pauses:?}");
+    cluster.running_mut(N1).release(Lane::Build);
+    cluster.run(130);
+    assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
+}
+
+/// A node that was away comes back to many shards, all of which it can be helped with by a snapshot only: few are on their way to it at a
+/// time, and few are built for it; the others wait for their turn, and each has it.
+#[test]
+fn many_shards_send_few_snapshots_at_a_time() {
+    const SHARDS: u64 = 40;
+    let mut cluster = Cluster::new(3, SHARDS, small_log());
+    cluster.run(30);
+    cluster.partition(&[N1, N2], &[N3]);
+    cluster.run(80);
+    for shard in cluster.shards.clone() {
+        let key = [&shard.range.start[..], b"k"].concat();
+        let leader = cluster.leader(shard.id).unwrap();
+        for _ in 0..50 {
+            let op = Op::Put { key: key.clone().into(), value: vec![7; 8 << 10].into() };
+            cluster.post_command(leader, Command { op, condition: Condition::Always }, FOREVER);
+        }
+    }
+    cluster.run(20);
+    assert!(cluster.open_tickets().is_empty());
+    cluster.network.heal();
+    let links = [(N1, N3), (N2, N3)];
+    links.iter().for_each(|link| cluster.network.hold(*link));
+    cluster.take_trace();
+    let (mut sent, mut rounds) = (0, 0);
+    while !cluster.is_level() {
+        assert!(rounds < 1000, "node 3 never came back: {:?}", cluster.places());
+        rounds += 1;
+        cluster.run(1);
+        for link in links {
+            cluster.deliver_frames(link);
+            assert!(cluster.network.waiting(link) <= 2, "{} snapshots are on their way at once", cluster.network.waiting(link));
+            cluster.deliver(link, 0);
+        }
+        cluster.settle();
+        sent += cluster.take_trace().iter().filter(|line| line.contains("=> n3  snapshot ")).count();
+    }
+    assert!((1..=SHARDS as usize * 3 / 2).contains(&sent), "{sent} snapshots were sent");
 }
 
 fn small_log() -> CoreConfig {
