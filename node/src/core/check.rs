@@ -32,6 +32,13 @@ pub(super) fn is_absurd_index(index: u64, own: u64) -> bool {
     index.saturating_sub(own) > INDEX_LEAP_MAX
 }
 
+/// Whether so much is committed and not yet applied that nothing more is taken in; `all_bytes` are those of all groups. One group may have
+/// no more than the bound leaves for the others: one that stands still takes a part of it, and never all.
+pub(super) fn apply_lags(replica: &Replica, all_bytes: u64, config: &CoreConfig) -> bool {
+    let left = config.log.unapplied_bytes_max.checked_sub(all_bytes);
+    left.is_none_or(|left| replica.ready.unapplied_bytes > left)
+}
+
 /// What is to be done with a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -47,8 +54,8 @@ pub(super) enum Verdict {
 
 /// What the check needs to know beyond the replica.
 pub(super) struct Context<'a> {
-    /// Apply is so far behind that no more entries are taken in.
-    pub(super) unapplied_full: bool,
+    /// Bytes that are committed and not yet applied, over all replicas.
+    pub(super) unapplied_bytes: u64,
     /// Ticks since the node started.
     pub(super) ticks: u64,
     /// The options.
@@ -175,7 +182,7 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
     if bytes > context.config.frame_bytes_max as u64 {
         return Verdict::Refuse("more entries than fit in a message");
     }
-    if !message.entries.is_empty() && context.unapplied_full {
+    if !message.entries.is_empty() && apply_lags(replica, context.unapplied_bytes, context.config) {
         // Bounds memory when apply can't keep up. The leader sends it again.
         return Verdict::Drop;
     }

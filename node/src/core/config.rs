@@ -125,7 +125,7 @@ pub struct LogConfig {
     /// Bytes of entries kept in memory over all shards, beyond those that are not yet applied.
     pub cache_bytes_max: u64,
     /// Bytes of entries that are committed and not yet applied, over all shards; beyond, nothing is proposed, and appends from leaders
-    /// are turned away, until apply has caught up.
+    /// are turned away, until apply has caught up. One shard may have as many as it leaves to the others, half of them at most.
     pub unapplied_bytes_max: u64,
 }
 

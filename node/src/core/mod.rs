@@ -330,11 +330,7 @@ impl Node {
     /// A message from a peer: checked, then stepped.
     fn message(&mut self, from: NodeId, envelope: Envelope) {
         let shard = envelope.shard;
-        let context = check::Context {
-            unapplied_full: self.unapplied_bytes > self.config.log.unapplied_bytes_max,
-            ticks: self.ticks,
-            config: &self.config,
-        };
+        let context = check::Context { unapplied_bytes: self.unapplied_bytes, ticks: self.ticks, config: &self.config };
         let Some(replica) = self.registry.get_mut(shard) else {
             self.counters.messages_refused += 1;
             return;

@@ -13,6 +13,7 @@
 //! | proposed | another entry was committed at its index, or one of a higher term below it | not applied |
 //! | proposed | the time was up, or a snapshot passed over its index | unknown |
 
+use super::check::apply_lags;
 use super::effect::Effect;
 use super::event::Ticket;
 use super::{Node, Time};
@@ -246,7 +247,7 @@ impl Node {
                 && (uncommitted + more > self.config.raft.max_uncommitted_size_bytes
                     || *under_way + more > self.config.raft.max_inflight_bytes / 8);
             let apply_lags = raft.raft_log.committed.saturating_sub(replica.applied.index) > APPLY_LAG_ENTRIES_MAX
-                || self.unapplied_bytes > self.config.log.unapplied_bytes_max;
+                || apply_lags(replica, self.unapplied_bytes, &self.config);
             if raft.lead_transferee.is_some() || full || apply_lags {
                 // They go on waiting; every pass looks again.
                 self.gathering.insert(shard);

@@ -42,6 +42,8 @@ pub(super) struct ReadyQueue {
     conf_changes: VecDeque<(u64, ConfChangeV2)>,
     /// Bytes of entries handed out to be applied: the last index of each batch, and its bytes.
     unapplied: VecDeque<(u64, u64)>,
+    /// The sum of those bytes.
+    pub(super) unapplied_bytes: u64,
 }
 
 /// One Ready that is not yet persisted.
@@ -69,6 +71,7 @@ impl ReadyQueue {
             disk_last,
             conf_changes: VecDeque::new(),
             unapplied: VecDeque::new(),
+            unapplied_bytes: 0,
         }
     }
 
@@ -94,6 +97,7 @@ impl ReadyQueue {
         while let Some((_, more)) = self.unapplied.pop_front_if(|(last, _)| *last <= index) {
             bytes += more;
         }
+        self.unapplied_bytes -= bytes;
         bytes
     }
 
@@ -221,6 +225,7 @@ impl Node {
             (last, bytes) = (entry.index, bytes + entry_bytes(entry));
         }
         replica.ready.unapplied.push_back((last, bytes));
+        replica.ready.unapplied_bytes += bytes;
         self.unapplied_bytes += bytes;
         let leader = replica.leader_node();
         let overruled = |ticket| Effect::Reply { ticket, shard, result: Err(Refusal::NotLeader { shard, leader }) };

@@ -40,6 +40,8 @@ pub enum Work {
 
 /// Shards that are applied aside at a time; more wait.
 const ASIDE_MAX: usize = 8;
+/// Of those, shards of which much is deleted: they must not keep those that are done soon.
+const LONGEST_MAX: usize = 6;
 /// How far their threads stand back.
 const ASIDE_NICE: i32 = 10;
 
@@ -78,8 +80,8 @@ struct Thread {
     away: BTreeMap<ShardId, Vec<ApplyWork>>,
     /// Shards that were taken aside and wait for a thread.
     next: VecDeque<Aside>,
-    /// The threads of those that have one.
-    aside: Vec<JoinHandle<()>>,
+    /// The threads of those that have one, and which of them take longest.
+    aside: Vec<(JoinHandle<()>, bool)>,
     /// Set at the end.
     stop: Arc<AtomicBool>,
 }
@@ -99,7 +101,7 @@ impl Thread {
         }
         // What is not written yet is in the log; but nobody may write once the engine is closed.
         self.stop.store(true, Ordering::Relaxed);
-        self.aside.into_iter().for_each(|thread| drop(thread.join()));
+        self.aside.into_iter().for_each(|(thread, _)| drop(thread.join()));
     }
 
     fn apply(&mut self, mut works: Vec<ApplyWork>) {
@@ -131,9 +133,12 @@ impl Thread {
 
     /// Gives threads to shards that wait for one.
     fn start_next(&mut self) {
-        self.aside.retain(|thread| !thread.is_finished());
-        while self.aside.len() < ASIDE_MAX {
-            let Some(aside) = self.next.pop_front() else { return };
+        self.aside.retain(|(thread, _)| !thread.is_finished());
+        loop {
+            let longest = self.aside.iter().filter(|(_, longest)| *longest).count();
+            let next = whose_turn(self.next.iter().map(Aside::is_among_the_longest), self.aside.len(), longest);
+            let Some(aside) = next.and_then(|next| self.next.remove(next)) else { return };
+            let longest = aside.is_among_the_longest();
             let (engine, queue, stop) = (self.hands.engine.clone(), self.hands.queue.clone(), self.stop.clone());
             let run = move || {
                 // It is in no hurry; what others wait for goes first, where there are too few cores for both. This thread alone: Linux
@@ -148,7 +153,7 @@ impl Thread {
                 }
             };
             let thread = std::thread::Builder::new().name("apply aside".into()).spawn(run);
-            self.aside.push(thread.unwrap_or_else(|error| panic!("no thread for what takes long: {error}")));
+            self.aside.push((thread.unwrap_or_else(|error| panic!("no thread for what takes long: {error}")), longest));
         }
     }
 
@@ -169,5 +174,25 @@ impl Thread {
         let (shard, at, revision) = (manifest.descriptor.id, manifest.at, manifest.revision);
         self.hands.metrics.snapshots_installed.inc();
         self.hands.mailbox.report(Event::SnapshotInstalled { shard, at, revision });
+    }
+}
+
+/// Which of those that wait is next, if any: the first, unless it takes longest and as many of that kind as may have a thread already.
+fn whose_turn(mut waiting: impl Iterator<Item = bool>, running: usize, longest: usize) -> Option<usize> {
+    let may_start = |is_longest: bool| running < ASIDE_MAX && (!is_longest || longest < LONGEST_MAX);
+    waiting.position(may_start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_soon_does_not_wait_for_what_takes_longest() {
+        let waiting = [true, true, false];
+        let next = |running, longest| whose_turn(waiting.into_iter(), running, longest);
+        assert_eq!(next(5, 5), Some(0), "in the order in which they came");
+        assert_eq!(next(6, 6), Some(2), "threads are kept for what is done soon");
+        assert_eq!(next(8, 6), None);
     }
 }

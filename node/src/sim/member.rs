@@ -87,6 +87,9 @@ pub(crate) struct Running {
     /// Lanes that a test holds by hand.
     #[cfg(test)]
     held: std::collections::BTreeSet<Lane>,
+    /// A shard that a test has taken aside, and what waits to be applied to it.
+    #[cfg(test)]
+    aside: Option<(ShardId, Vec<ApplyWork>)>,
     /// Snapshots that were built and not dropped.
     pub(crate) built: BTreeMap<SnapshotId, SnapshotManifest>,
     /// Snapshots that arrived and were neither installed nor discarded.
@@ -125,6 +128,8 @@ impl Member {
             jobs: BTreeMap::new(),
             #[cfg(test)]
             held: Default::default(),
+            #[cfg(test)]
+            aside: None,
             built: BTreeMap::new(),
             staged: BTreeMap::new(),
             next_staged: 1,
@@ -202,6 +207,8 @@ impl Member {
             }
             Job::Apply { work } => {
                 let running = self.running.as_mut().expect("a job was taken from it");
+                #[cfg(test)]
+                let work = running.keep_aside(work);
                 let applied = running.applier.apply(&self.engine, work).map_err(ends)?;
                 Event::Applied { applied }
             }
@@ -265,6 +272,27 @@ impl Running {
     /// Adds a job.
     pub(crate) fn push(&mut self, lane: Lane, job: Job) {
         self.jobs.entry(lane).or_default().push_back(job);
+    }
+
+    /// From here on a shard is applied aside, for as long as the test likes.
+    #[cfg(test)]
+    pub(crate) fn take_aside(&mut self, shard: ShardId) {
+        self.aside = Some((shard, Vec::new()));
+    }
+
+    /// The shard comes back.
+    #[cfg(test)]
+    pub(crate) fn come_back(&mut self) {
+        let (_, waited) = self.aside.take().expect("a shard is aside");
+        waited.into_iter().for_each(|work| self.push(Lane::Apply, Job::Apply { work: vec![work] }));
+    }
+
+    #[cfg(test)]
+    fn keep_aside(&mut self, mut works: Vec<ApplyWork>) -> Vec<ApplyWork> {
+        if let Some((shard, waiting)) = &mut self.aside {
+            waiting.extend(works.extract_if(.., |work| work.shard == *shard));
+        }
+        works
     }
 
     /// The oldest snapshot that is to be built can't be. Whether there was one.

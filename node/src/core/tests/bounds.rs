@@ -194,6 +194,43 @@ fn many_shards_send_few_snapshots_at_a_time() {
     assert!((1..=SHARDS as usize * 3 / 2).contains(&sent), "{sent} snapshots were sent");
 }
 
+/// A shard that is applied aside for long, and written to meanwhile, takes a part of what may wait to be applied: the others go on, on its
+/// leader's node and on its followers'.
+#[test]
+fn a_shard_that_is_applied_aside_keeps_no_other() {
+    for node in [N1, N3] {
+        let mut config = config();
+        config.log.unapplied_bytes_max = 64 << 10;
+        config.raft.max_entry_size_bytes = 1;
+        let mut cluster = Cluster::new(3, 2, config);
+        cluster.run(20);
+        let other = cluster.shards[1].clone();
+        let leader = cluster.leader(other.id).unwrap();
+        let ticket = cluster.post_transfer(leader, other.id, N1);
+        cluster.run(5);
+        assert!(leader == N1 || cluster.answer(ticket) == Some(&Answer::Transferred));
+        cluster.running_mut(node).take_aside(SHARD);
+        for n in 0..30 {
+            cluster.post_put(N1, &format!("\0k{n}"), &"v".repeat(10_000), FOREVER);
+            cluster.settle();
+        }
+        let key = [&other.range.start[..], b"k"].concat();
+        for _ in 0..5 {
+            let op = Op::Put { key: key.clone().into(), value: vec![7; 1000].into() };
+            let ticket = cluster.post_command(N1, Command { op, condition: Condition::Always }, FOREVER);
+            cluster.run(4);
+            assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "the other shard stands still, too");
+        }
+        let applied = |cluster: &Cluster, id, shard| cluster.replica(id, shard).unwrap().applied.index;
+        assert_eq!(applied(&cluster, node, other.id), applied(&cluster, N2, other.id), "node {node} takes nothing in any more");
+        let (done, behind) = (applied(&cluster, N2, SHARD), applied(&cluster, node, SHARD));
+        assert!(done > behind, "the shard was not aside");
+        cluster.running_mut(node).come_back();
+        cluster.run(40);
+        assert!(cluster.is_level() && cluster.open_tickets().is_empty(), "{:?}", cluster.places());
+    }
+}
+
 fn small_log() -> CoreConfig {
     let mut config = config();
     config.log.bytes_per_shard_max = 1 << 16;
