@@ -2,7 +2,8 @@
 //!
 //! *Truncation* is driven by size. A log larger than its share is cut to half of it, but never beyond what is applied; up to twice
 //! the share not beyond what a live follower still needs, and up to four times not above a snapshot that is on its way to one. A
-//! snapshot that takes longer than that, or keeps failing, is given up.
+//! snapshot that takes longer than that, or keeps failing, is given up. For these two the share is what one shard may have at most, as
+//! long as all logs together stay within their bound: with many shards most are idle, and a busy one needs what they leave.
 //! While the disk is full a log keeps an eighth of its share: what nobody needs soon makes room.
 //! It is staged like any write: applied data were written before it, to the same WAL, so that no crash can keep the cut and
 //! lose what justified it.
@@ -20,7 +21,9 @@ use flotilla_storage::{LogPosition, LogWrite, Truncate};
 use raft::eraftpb::Entry;
 use std::collections::VecDeque;
 
-/// As many times its share a log may grow for the sake of a snapshot that is on its way.
+/// As many times its share a log may grow for the sake of a live follower.
+const NEEDED_SHARES_MAX: u64 = 2;
+/// The same for the sake of a snapshot that is on its way.
 const PINNED_SHARES_MAX: u64 = 4;
 /// Bytes of log between two places at which it can be cut.
 const MARK_BYTES: u64 = 256 << 10;
@@ -100,7 +103,8 @@ impl Node {
         if replica.compaction.bytes() <= kept {
             return;
         }
-        if replica.compaction.bytes() > PINNED_SHARES_MAX * share
+        let lent = if self.log_bytes <= log.bytes_max { log.bytes_per_shard_max } else { share };
+        if replica.compaction.bytes() > PINNED_SHARES_MAX.saturating_mul(lent)
             && let Some(snapshot) = replica.snapshots.unpin()
         {
             // It takes longer than the log may grow, or never arrives. A stream under way breaks off, or is of no use; either way
@@ -109,7 +113,7 @@ impl Node {
             self.outbox.effects.push(Effect::DropSnapshot { snapshot });
         }
         let mut index_max = replica.applied.index.min(replica.snapshots.pins().unwrap_or(u64::MAX));
-        if replica.compaction.bytes() <= 2 * share {
+        if replica.compaction.bytes() <= NEEDED_SHARES_MAX.saturating_mul(lent) {
             index_max = index_max.min(needed_by_live_followers(replica, alive));
         }
         let Some(index) = replica.compaction.place(kept / 2, index_max) else { return };
@@ -143,9 +147,9 @@ impl Node {
         }
     }
 
-    /// Drops bodies from memory that are not needed soon.
+    /// Drops bodies from memory that are not needed soon; and takes stock of the logs.
     pub(super) fn evict_caches(&mut self) {
-        let mut bytes = 0;
+        let (mut bytes, mut log_bytes) = (0, 0);
         let over = self.cache_bytes > self.config.log.cache_bytes_max;
         let silent_ticks_max = self.config.raft.election_ticks;
         let alive = |node| is_alive(&self.peers, node, silent_ticks_max);
@@ -160,8 +164,9 @@ impl Node {
                 replica.raw.raft.maybe_free_inflight_buffers();
             }
             bytes += replica.raw.store().cache_bytes();
+            log_bytes += replica.compaction.bytes();
         }
-        self.cache_bytes = bytes;
+        (self.cache_bytes, self.log_bytes) = (bytes, log_bytes);
     }
 }
 

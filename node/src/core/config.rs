@@ -120,7 +120,8 @@ impl Default for ReadsConfig {
 pub struct LogConfig {
     /// Bytes of log that one shard keeps before its front is truncated; a follower that needs more gets a snapshot.
     pub bytes_per_shard_max: u64,
-    /// Bytes of log that all shards of the node keep together; with many shards each keeps less than the above.
+    /// Bytes of log that all shards of the node keep together; with many shards each keeps less than the above, but for one whose
+    /// followers need more while the others leave room.
     pub bytes_max: u64,
     /// Bytes of entries kept in memory over all shards, beyond those that are not yet applied.
     pub cache_bytes_max: u64,

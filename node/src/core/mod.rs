@@ -156,6 +156,8 @@ pub struct Node {
     uncommitted: BTreeSet<ShardId>,
     /// Bytes of log bodies in memory, over all replicas.
     cache_bytes: u64,
+    /// Bytes of log on disk, over all replicas, as of the last tick.
+    log_bytes: u64,
     /// Bytes of entries that are committed and not yet applied, over all replicas.
     unapplied_bytes: u64,
     /// Room on the disk.
@@ -190,12 +192,13 @@ impl Node {
             fetches: BTreeMap::new(),
             next_fetch: 1,
             next_snapshot: 1,
+            streams: snapshots::Streams::default(),
             next_read: 1,
             waiting_bytes: 0,
-            streams: snapshots::Streams::default(),
             pace,
             uncommitted: BTreeSet::new(),
             cache_bytes: 0,
+            log_bytes: 0,
             unapplied_bytes: 0,
             room: room::Room::default(),
             balance: balance::Balance::default(),

@@ -194,6 +194,55 @@ fn many_shards_send_few_snapshots_at_a_time() {
     assert!((1..=SHARDS as usize * 3 / 2).contains(&sent), "{sent} snapshots were sent");
 }
 
+/// Among many shards the share of each is small. A busy one of which a follower needs a snapshot may have what the idle ones leave: the
+/// follower comes back while the load goes on.
+#[test]
+fn a_busy_shard_among_many_gets_its_follower_back() {
+    const VALUE: usize = 64 << 10;
+    let mut config = small_log();
+    config.log.bytes_per_shard_max = 4 << 20;
+    config.log.bytes_max = 16 << 20;
+    let mut cluster = Cluster::new(3, 16, config);
+    cluster.run(20);
+    assert_eq!(cluster.leader(SHARD), Some(N1));
+    let write = |cluster: &mut Cluster| {
+        for n in 0..8 {
+            let key = format!("\0k{n}");
+            assert_eq!(cluster.owner(key.as_bytes()), SHARD);
+            assert!(matches!(cluster.put(N1, &key, &"v".repeat(VALUE)), Some(Answer::Written(_))));
+        }
+        cluster.run(1);
+    };
+    cluster.partition(&[N1, N2], &[N3]);
+    (0..20).for_each(|_| write(&mut cluster));
+    cluster.network.heal();
+    // What a snapshot takes: so many ticks to be built, and to arrive.
+    const TICKS: u64 = 12;
+    let link = (N1, N3);
+    cluster.network.hold(link);
+    cluster.running_mut(N1).hold(Lane::Build);
+    let (mut building, mut travelling, mut is_back) = (0, 0, false);
+    for _ in 0..150 {
+        write(&mut cluster);
+        cluster.deliver_frames(link);
+        building = if cluster.running_mut(N1).waiting(Lane::Build) > 0 { building + 1 } else { 0 };
+        if building == TICKS {
+            cluster.work(N1, Lane::Build);
+        }
+        travelling = if cluster.network.waiting(link) > 0 { travelling + 1 } else { 0 };
+        if travelling == TICKS {
+            cluster.deliver(link, 0);
+        }
+        cluster.settle();
+        cluster.deliver_frames(link);
+        let applied = |id| cluster.replica(id, SHARD).unwrap().applied.index;
+        is_back |= applied(N3) + 16 >= applied(N1);
+        let bytes = cluster.replica(N1, SHARD).unwrap().compaction.bytes();
+        assert!(bytes <= cluster.config.log.bytes_max + (4 << 20), "the log grew to {bytes} bytes");
+    }
+    assert!(is_back, "the follower never came back under load: {:?}", cluster.places()[..3].to_vec());
+}
+
 /// A shard that is applied aside for long, and written to meanwhile, takes a part of what may wait to be applied: the others go on, on its
 /// leader's node and on its followers'.
 #[test]
