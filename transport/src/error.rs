@@ -58,6 +58,9 @@ pub enum RequestError {
     /// Not one byte of it was handed to the network: it is certain that the peer never saw it.
     #[error("request not sent: {0}")]
     NotSent(&'static str),
+    /// The same, because its time ran out before it left. That says nothing about the peer.
+    #[error("request not sent: its time ran out before it left")]
+    TooLate,
     /// The same, because too many bytes of requests to that peer are under way; it is there, and may have room in a moment.
     #[error("request not sent: {limit} bytes of requests to that node are under way")]
     Full {

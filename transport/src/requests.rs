@@ -1,9 +1,10 @@
 //! Requests to one peer, from the asker's side: queued, sent, answered, and never left without an end.
 //!
 //! ```text
-//!            ┌─ no connection, too late ────────────────────────────────────► NotSent
+//!            ┌─ no connection ──────────────────────────────────────────────► NotSent
 //!            ├─ full ───────────────────────────────────────────────────────► Full
-//!  submit ───┴► queued ──┬─ connection lost, deadline, asker gone ──────────► NotSent
+//!  submit ───┴► queued ──┬─ connection lost ────────────────────────────────► NotSent
+//!                        ├─ deadline, asker gone ───────────────────────────► TooLate
 //!                        └► sent ──┬─ answer ───────────────────────────────► the answer
 //!                                  ├─ connection lost, peer gave up ────────► Lost
 //!                                  └─ deadline ─────────────────────────────► Expired
@@ -12,8 +13,8 @@
 //! Answers that were not taken are bounded, too: beyond [`DATA_BYTES_MAX`] of them, one that carries data is let go, and its asker
 //! told ([`RequestError::NoRoom`]). An answer that is small beside its frame is copied out of it, so that it keeps nothing else alive.
 //!
-//! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it: `NotSent` and `Full` are certain, the
-//! others are not. The bytes of a queued request lie with its entry, not in the queue, so that one whose asker went away is freed at
+//! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it: `NotSent`, `TooLate` and `Full` are
+//! certain, the others are not. The bytes of a queued request lie with its entry, not in the queue, so that one whose asker went away is freed at
 //! once however long the queue stands still.
 
 use crate::answers::{DATA_BYTES_MAX, SMALL_BYTES};
@@ -197,7 +198,7 @@ impl Requests {
         let pending = self.lock().remove(id)?;
         if pending.unsent.is_some() {
             self.stats.requests_not_sent.count();
-            Some(RequestError::NotSent("its time ran out before it left"))
+            Some(RequestError::TooLate)
         } else {
             self.stats.requests_expired.count();
             Some(RequestError::Expired)
@@ -322,7 +323,7 @@ mod tests {
         requests.gather(&mut Gather::default());
         let queued = requests.submit("b".into()).unwrap();
         assert_eq!(sent.wait(soon()).await, Err(RequestError::Expired));
-        assert!(matches!(queued.wait(soon()).await, Err(RequestError::NotSent(_))));
+        assert_eq!(queued.wait(soon()).await, Err(RequestError::TooLate));
         assert_eq!(requests.gather(&mut Gather::default()), 0, "a request that was given up left after all");
         requests.answered(answer_frame(&[(0, Answer::Given("late".into()))])).unwrap();
     }
@@ -371,6 +372,6 @@ mod tests {
         let requests = requests(1000);
         let queued = requests.submit("a".into()).unwrap();
         requests.answered(answer_frame(&[(0, Answer::Given("forged".into())), (99, Answer::Dropped)])).unwrap();
-        assert!(matches!(queued.wait(soon()).await, Err(RequestError::NotSent(_))));
+        assert_eq!(queued.wait(soon()).await, Err(RequestError::TooLate));
     }
 }

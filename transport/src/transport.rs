@@ -119,7 +119,7 @@ impl Transport {
     ) -> impl Future<Output = Result<Bytes, RequestError>> + Send + use<> {
         let submitted = match self.shared.peer(to) {
             None => Err(RequestError::NotSent("that node is not known as a peer")),
-            Some(_) if deadline <= Instant::now() => Err(RequestError::NotSent("its time ran out before it left")),
+            Some(_) if deadline <= Instant::now() => Err(RequestError::TooLate),
             Some(peer) => peer.requests.submit(request),
         };
         async move { submitted?.wait(deadline).await }

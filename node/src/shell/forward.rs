@@ -35,20 +35,13 @@ impl Service {
                 let outcome = if ask.is_write() { Outcome::Unknown } else { Outcome::NotApplied };
                 Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
             }),
-            Err(RequestError::Full { limit }) => {
-                Err(Refusal::Overloaded { what: format!("bytes of requests under way to node {to}"), limit: limit as u64 })
+            Err(error) => {
+                if matches!(error, RequestError::NotSent(_)) {
+                    // Whoever led from there can't be reached from here.
+                    self.routes.not_leader(shard, to);
+                }
+                Err(not_answered(error, to, shard, ask.is_write()))
             }
-            Err(RequestError::NotSent(_)) => {
-                // Whoever led from there can't be reached from here.
-                self.routes.not_leader(shard, to);
-                Err(Refusal::NoLeader { shard })
-            }
-            Err(RequestError::NoRoom) if !ask.is_write() => Err(no_room()),
-            Err(RequestError::Lost | RequestError::Expired | RequestError::NoRoom) if ask.is_write() => {
-                Err(Refusal::Unknown { shard })
-            }
-            Err(RequestError::Lost | RequestError::NoRoom) => Err(Refusal::NoLeader { shard }),
-            Err(RequestError::Expired) => Err(Refusal::Expired { shard }),
         }
     }
 
@@ -97,6 +90,21 @@ fn about_bytes(ask: &Ask) -> usize {
     }
 }
 
+/// What is said of a request that has no answer.
+fn not_answered(error: RequestError, to: NodeId, shard: ShardId, is_write: bool) -> Refusal {
+    match error {
+        RequestError::Full { limit } => {
+            Refusal::Overloaded { what: format!("bytes of requests under way to node {to}"), limit: limit as u64 }
+        }
+        RequestError::NotSent(_) => Refusal::NoLeader { shard },
+        RequestError::TooLate => Refusal::Expired { shard },
+        RequestError::Lost | RequestError::Expired | RequestError::NoRoom if is_write => Refusal::Unknown { shard },
+        RequestError::NoRoom => no_room(),
+        RequestError::Lost => Refusal::NoLeader { shard },
+        RequestError::Expired => Refusal::Expired { shard },
+    }
+}
+
 /// What another node is given of the time that is left.
 fn left_for_another(time_left: Duration) -> Duration {
     time_left - (time_left / 8).min(WAY_BACK_MAX)
@@ -112,6 +120,18 @@ mod tests {
         for (left, given) in [(Duration::ZERO, Duration::ZERO), (second, second * 7 / 8), (10 * second, 10 * second - second / 2)]
         {
             assert_eq!(left_for_another(left), given);
+        }
+    }
+
+    #[test]
+    fn a_request_whose_own_time_ran_out_says_nothing_of_who_leads() {
+        let (to, shard) = (NodeId(2), ShardId(7));
+        for is_write in [false, true] {
+            let said = |error| not_answered(error, to, shard, is_write);
+            let refusal = said(RequestError::TooLate);
+            assert_eq!((&refusal, refusal.outcome()), (&Refusal::Expired { shard }, Outcome::NotApplied));
+            assert_eq!(said(RequestError::NotSent("no connection")), Refusal::NoLeader { shard });
+            assert_eq!(said(RequestError::Lost).outcome(), if is_write { Outcome::Unknown } else { Outcome::NotApplied });
         }
     }
 }
