@@ -53,7 +53,9 @@ impl Service {
         loop {
             let sent = match self.transport.has_room(to, about_bytes(ask)) {
                 Ok(()) => {
-                    let time_left = left_for_another(deadline.saturating_duration_since(Instant::now()));
+                    let time_left = deadline.saturating_duration_since(Instant::now());
+                    let round_trip = self.transport.round_trip(to).unwrap_or_default();
+                    let time_left = left_for_another(time_left, round_trip, self.tick);
                     let request = call::encode(&Forwarded { ask: ask.clone(), hops, time_left });
                     self.transport.request(to, request, deadline).await
                 }
@@ -105,9 +107,12 @@ fn not_answered(error: RequestError, to: NodeId, shard: ShardId, is_write: bool)
     }
 }
 
-/// What another node is given of the time that is left.
-fn left_for_another(time_left: Duration) -> Duration {
-    time_left - (time_left / 8).min(WAY_BACK_MAX)
+/// What another node is given of the time that is left: it travels there and back meanwhile, and that node looks whose time is up once in a
+/// tick.
+fn left_for_another(time_left: Duration, round_trip: Duration, tick: Duration) -> Duration {
+    // However little there is, the other node gets half of what the way leaves.
+    let there = time_left.saturating_sub(round_trip);
+    there - ((time_left / 8).min(WAY_BACK_MAX) + tick).min(there / 2)
 }
 
 #[cfg(test)]
@@ -116,10 +121,24 @@ mod tests {
 
     #[test]
     fn another_node_gives_up_before_whoever_asked_it_does() {
-        let second = Duration::from_secs(1);
-        for (left, given) in [(Duration::ZERO, Duration::ZERO), (second, second * 7 / 8), (10 * second, 10 * second - second / 2)]
-        {
-            assert_eq!(left_for_another(left), given);
+        let ms = Duration::from_millis;
+        let table = [
+            (0, 0, 0, 0),
+            (1000, 0, 0, 875),
+            (10_000, 0, 0, 9500),
+            // A slow way, and a tick in which nobody looks.
+            (10_000, 80, 50, 9370),
+            (1000, 200, 50, 625),
+            (400, 200, 50, 100),
+            (100, 1, 50, 50),
+            (100, 200, 50, 0),
+        ];
+        for (left, round_trip, tick, given) in table {
+            let gets = left_for_another(ms(left), ms(round_trip), ms(tick));
+            assert!(
+                gets.abs_diff(ms(given)) <= ms(1),
+                "{left} ms, {round_trip} ms there and back, a tick of {tick} ms: {gets:?}"
+            );
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// What a read gets that does not say how fresh it must be.
     pub default_consistency: Consistency,
+    /// How often the loops of the nodes look whose time is up.
+    pub tick: Duration,
     /// Where pages and hashes are read.
     pub readers: Readers,
     /// The views that streams go on in.

@@ -168,6 +168,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         transport: transport.clone(),
         metrics: metrics.clone(),
         default_consistency: config.reads.default_consistency.into(),
+        tick,
         readers: Readers::default(),
         views,
         admin: OnceLock::new(),
@@ -218,8 +219,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         engine,
         threads,
         space,
-        disk_watch,
         snapshots,
+        disk_watch,
         grace: config.shutdown_grace,
         tls: config.tls.clone(),
     })
@@ -289,8 +290,8 @@ impl Running {
         let threads = self.threads;
         tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
         FailPoint::CloseBegun.pass()?;
-        self.engine.close().context("close the data directory")?;
         self.snapshots.stop();
+        self.engine.close().context("close the data directory")?;
         FailPoint::CloseEnded.pass()?;
         tracing::info!("stopped");
         Ok(())
