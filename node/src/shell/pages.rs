@@ -51,15 +51,8 @@ impl Service {
     ) -> Response {
         let page = self.page(grant, scan, false, deadline).await?;
         let more = page.rest.as_ref().is_some_and(|rest| rest.overlaps(&grant.descriptor.range));
-        let view = match view {
-            None if more => Some(self.views.keep(grant.clone())?),
-            Some(view) if !more => {
-                self.views.let_go(view);
-                None
-            }
-            view => view,
-        };
-        self.reply(grant, Answer::Part { page, view }, consistency)
+        let (view, staleness) = self.views.keep_for_more(grant, view, more, self.staleness(grant, consistency))?;
+        Ok(Reply { shard: grant.descriptor.id, node: self.node, answer: Answer::Part { page, view }, staleness })
     }
 
     /// Lets a view go, here or on the node that keeps it; nobody waits for that.

@@ -11,6 +11,12 @@ impl Service {
     /// An answer from a view. A stale one says what that view shows, which may be more than the loop had heard of when it took it, and
     /// is as old as it is now, not then.
     pub(super) fn reply(&self, grant: &Grant, answer: Answer, consistency: Consistency) -> Response {
+        let staleness = self.staleness(grant, consistency)?;
+        Ok(Reply { shard: grant.descriptor.id, node: self.node, answer, staleness })
+    }
+
+    /// How old a stale answer is by now, if it is not too old.
+    pub(super) fn staleness(&self, grant: &Grant, consistency: Consistency) -> Result<Option<Staleness>, Refusal> {
         let shard = grant.descriptor.id;
         let staleness = grant.staleness.map(|then| Staleness {
             applied: or_stop(shard, read::applied(&*grant.view, shard)).index,
@@ -21,6 +27,6 @@ impl Service {
         {
             return Err(Refusal::TooStale { shard });
         }
-        Ok(Reply { shard, node: self.node, answer, staleness })
+        Ok(staleness)
     }
 }

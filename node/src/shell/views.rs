@@ -77,6 +77,27 @@ impl Views {
         Ok(HeldView { node: self.node, shard, id })
     }
 
+    /// The view that goes along with a part of a stream, where there is `more` to come, and what was `judged` of the part. For one that is
+    /// refused none is kept: nobody would learn of it.
+    pub fn keep_for_more<T>(
+        &self,
+        grant: &Grant,
+        held: Option<HeldView>,
+        more: bool,
+        judged: Result<T, Refusal>,
+    ) -> Result<(Option<HeldView>, T), Refusal> {
+        if let Some(view) = held.filter(|_| judged.is_err() || !more) {
+            self.let_go(view);
+        }
+        let judged = judged?;
+        let view = match held {
+            _ if !more => None,
+            None => Some(self.keep(grant.clone())?),
+            held => held,
+        };
+        Ok((view, judged))
+    }
+
     /// A view that is kept.
     pub fn get(&self, view: HeldView) -> Result<Grant, Refusal> {
         let now = Instant::now();
@@ -172,6 +193,22 @@ mod tests {
         assert!(views.get(HeldView { shard: ShardId(3), ..kept[1] }).is_err());
         views.give_up(None);
         assert_eq!(views.count(), 0);
+    }
+
+    #[test]
+    fn no_view_is_kept_for_a_part_that_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (views, grant) = (Views::new(NodeId(1), 0, Duration::from_secs(60)), grants(&dir)(2));
+        let stale = || Err::<(), _>(Refusal::TooStale { shard: ShardId(2) });
+        assert!(views.keep_for_more(&grant, None, true, stale()).is_err());
+        assert_eq!(views.count(), 0, "it was kept, and nobody knows of it");
+        let (first, ()) = views.keep_for_more(&grant, None, true, Ok(())).unwrap();
+        assert_eq!(views.keep_for_more(&grant, first, true, Ok(())).unwrap(), (first, ()));
+        assert!(views.keep_for_more(&grant, first, true, stale()).is_err());
+        assert_eq!(views.count(), 0, "it was held on to after a refusal");
+        let (again, ()) = views.keep_for_more(&grant, None, true, Ok(())).unwrap();
+        assert_eq!(views.keep_for_more(&grant, again, false, Ok(())).unwrap().0, None);
+        assert_eq!(views.count(), 0, "it was held on to after the end");
     }
 
     #[test]
