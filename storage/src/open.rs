@@ -136,12 +136,20 @@ fn lock(dir: &Path) -> Result<File, StorageError> {
     }
 }
 
-/// Leaves the directory to its owner. What is in it may have been made by an earlier release, readable by all.
+/// Leaves the directory to its owner. What is in it may have been made by an earlier release, readable by all. One that belongs to somebody
+/// else, or lies on a file system without modes, stays as it is: what is made inside is closed all the same.
 fn close(dir: &Path) -> io::Result<()> {
     let mode = fs::metadata(dir)?.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        tracing::info!(dir = %dir.display(), mode = format!("{mode:03o}"), "the data directory was open to others; it is closed (700)");
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let (shown, mode) = (dir.display(), format!("{mode:03o}"));
+    match fs::set_permissions(dir, fs::Permissions::from_mode(0o700)) {
+        Ok(()) => tracing::info!(dir = %shown, mode, "the data directory was open to others; it is closed (700)"),
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
+            tracing::warn!(dir = %shown, mode, %error, "the data directory is open to others, and can't be closed, since it is not this user's");
+        }
+        Err(error) => return Err(error),
     }
     Ok(())
 }

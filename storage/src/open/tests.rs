@@ -36,6 +36,38 @@ fn a_directory_that_others_can_read_is_closed() {
     }
 }
 
+/// A directory that somebody else made for us, with a group that may write, as platforms do it: it can be used, but not be closed.
+#[test]
+fn a_directory_of_another_user_in_which_we_may_write_is_opened() {
+    const DIR: &str = "FLOTILLA_TEST_OTHERS_DIRECTORY";
+    if let Some(dir) = std::env::var_os(DIR) {
+        drop(open_here(Path::new(&dir)).unwrap());
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    fs::create_dir(&data).unwrap();
+    // Whoever is not root can't make one that belongs to somebody else.
+    let (user, group) = (65534, 65533);
+    if std::os::unix::fs::chown(&data, Some(0), Some(group)).is_err() {
+        return eprintln!("skipped: only root can make a directory for somebody else");
+    }
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o2775)).unwrap();
+    // The other user can't reach the test's own folder.
+    let binary = dir.path().join("tests");
+    fs::copy(std::env::current_exe().unwrap(), &binary).unwrap();
+    let name = "open::tests::a_directory_of_another_user_in_which_we_may_write_is_opened";
+    let mut child = std::process::Command::new(&binary);
+    std::os::unix::process::CommandExt::uid(&mut child, user);
+    std::os::unix::process::CommandExt::gid(&mut child, group);
+    let output = child.args(["--exact", name, "--nocapture"]).env(DIR, &data).current_dir(dir.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
+    assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o7777, 0o2775);
+    assert!(data.join(DB).is_dir());
+}
+
 #[test]
 fn a_foreign_directory_is_refused_with_the_cure_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
