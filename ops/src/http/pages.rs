@@ -8,7 +8,8 @@
 //!    not read it may not cause either, so reads are refused too.
 //! 2. A page makes its own name point to a loopback address, and is then at home with us. Its requests still name it in `Host`, so on a
 //!    loopback address only loopback names are served, unless others are configured (`http_hosts`). A name without a dot is nobody's
-//!    in public DNS, so it is served too: it stands in hosts files and in `curl -H 'Host: x'`.
+//!    in public DNS, so it is served too: it stands in hosts files and in `curl -H 'Host: x'`. `0.0.0.0` leads to a loopback address as
+//!    well, but is none: browsers send no `Sec-Fetch-Site` to it over plain HTTP, and no `Origin` with a GET, so door 1 stands open.
 //! 3. A body that is JSON without saying so: [`super::head::check_json`].
 //!
 //! Whoever is no browser sends none of these headers, and notices nothing.
@@ -100,8 +101,8 @@ impl Pages {
             return true;
         }
         match plain.parse::<IpAddr>() {
-            // An address can't be made to point elsewhere; and 0.0.0.0, to whom asks for it, is this machine.
-            Ok(address) => !on_loopback || address.to_canonical().is_loopback() || address.to_canonical().is_unspecified(),
+            // An address can't be made to point elsewhere. 0.0.0.0 leads here as well, but browsers don't say from where.
+            Ok(address) => !on_loopback || address.to_canonical().is_loopback(),
             Err(_) if !plain.contains('.') || plain.ends_with(".localhost") => true,
             Err(_) => !on_loopback && self.hosts.is_empty(),
         }
@@ -122,7 +123,7 @@ fn is_same(origin: &str, host: &Authority) -> bool {
 
 fn foreign_host(host: &Authority) -> Problem {
     let detail = format!(
-        "Host: {host} is not served here, since a web page could have made that name point to this address; \
+        "Host: {host} is not served here, since by that name a foreign web page could reach this address; \
          ask by a loopback address or localhost, or add the name to http_hosts in the configuration"
     );
     Problem::new(StatusCode::FORBIDDEN, "foreign_host", "foreign host", detail).close()
@@ -203,8 +204,8 @@ mod tests {
             ("localhost.evil.example", "foreign_host", "foreign_host"),
             ("evil.example.", "foreign_host", "foreign_host"),
             ("127.0.0.1.evil.example", "foreign_host", "foreign_host"),
-            ("0.0.0.0:7001", "ok", "ok"),
-            ("[::]:7001", "ok", "ok"),
+            ("0.0.0.0:7001", "foreign_host", "foreign_host"),
+            ("[::]:7001", "foreign_host", "foreign_host"),
             ("192.168.0.1:7001", "foreign_host", "foreign_host"),
             ("[fe80::1]", "foreign_host", "foreign_host"),
         ];
