@@ -63,7 +63,8 @@ pub(super) struct Wanted {
 /// Reads a whole body, and holds what has come of it. A body that came in one piece of known length is not copied.
 ///
 /// A client must send at `client_bytes_per_second_min` on average, beyond a start of two `body_read_timeout`s, and never be silent
-/// for longer than one. Bodies that come on one connection at a time share what it can carry: then all of them count.
+/// for longer than one. Bodies that come on one connection at a time share what it can carry, in whatever order: then all of them
+/// count, and one may be silent for as long as what comes of the others needs at that rate.
 pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -> Result<(Bytes, Held), Problem> {
     let Upload { mut incoming, account, leash, pulse } = upload;
     let _waiting = leash.wait();
@@ -113,36 +114,39 @@ struct Pace<'a> {
     begun: Instant,
     /// When something of it last came.
     came_at: Instant,
-    /// What had come on the connection before.
+    /// What had come on the connection before it began, and when something of it last came.
     before: u64,
+    seen: u64,
 }
 
 impl<'a> Pace<'a> {
     fn new(limits: &'a Limits, leash: &'a Leash) -> Self {
-        let now = Instant::now();
-        Self { limits, leash, begun: now, came_at: now, before: leash.arrivals().0 }
+        let (now, before) = (Instant::now(), leash.arrivals().0);
+        Self { limits, leash, begun: now, came_at: now, before, seen: before }
     }
 
     /// Something came.
     fn came(&mut self, bytes: usize) {
         self.came_at = Instant::now();
         self.leash.arrived(bytes, bytes as u64 * 1000 / self.limits.client_bytes_per_second_min);
+        self.seen = self.leash.arrivals().0;
     }
 
     /// By when more must come.
     fn deadline(&self) -> Instant {
         let (arrived, at) = self.leash.arrivals();
-        self.deadline_of(arrived.saturating_sub(self.before), at, self.leash.bodies())
+        self.deadline_of(arrived, at, self.leash.bodies())
     }
 
-    /// The same where so many bytes came on the connection since this body began, the last of them `at`, of so many bodies.
+    /// The same where so many bytes came on the connection, the last of them `at`, and so many bodies are waited for.
     fn deadline_of(&self, arrived: u64, at: Instant, bodies: u32) -> Instant {
         let Limits { body_read_timeout: silence, client_bytes_per_second_min, .. } = *self.limits;
         let time_of = |bytes: u64| Duration::from_secs_f64(bytes as f64 / client_bytes_per_second_min as f64);
         let others = u64::from(bodies.saturating_sub(1));
+        let (since_begun, since_seen) = (arrived.saturating_sub(self.before), arrived.saturating_sub(self.seen));
         let of_any = at.max(self.came_at) + silence;
-        let of_this = self.came_at + silence + time_of(others * u64::from(STREAM_WINDOW));
-        of_any.min(of_this).min(self.begun + silence * 2 + time_of(arrived))
+        let of_this = self.came_at + silence + time_of(since_seen + others * u64::from(STREAM_WINDOW));
+        of_any.min(of_this).min(self.begun + silence * 2 + time_of(since_begun))
     }
 }
 
@@ -189,17 +193,23 @@ mod tests {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let deadline = |now: Instant, arrived: u64| {
-            Pace { limits: &limits, leash: &leash, begun, came_at: now, before: 0 }.deadline_of(arrived, now, 1)
+            Pace { limits: &limits, leash: &leash, begun, came_at: now, before: 0, seen: arrived }.deadline_of(arrived, now, 1)
         };
         assert_eq!(deadline(at(0), 0), at(10), "silence");
         assert_eq!(deadline(at(9), 0), at(19));
         assert_eq!(deadline(at(18), 18), begun + Duration::from_millis(20_018), "a byte a second");
         assert_eq!(deadline(at(100), 90_000), at(110));
         assert_eq!(deadline(at(100), 85_000), at(105));
-        // Of several on one connection, one may be silent while others come, but not for ever.
-        let one = Pace { limits: &limits, leash: &leash, begun, came_at: at(1), before: 0 };
+        // Of several on one connection, one may be silent while others come, as fast as they must.
+        let one = Pace { limits: &limits, leash: &leash, begun, came_at: at(1), before: 0, seen: 1000 };
         assert_eq!(one.deadline_of(90_000, at(100), 11), at(110), "all are silent, or too slow together");
         assert_eq!(one.deadline_of(50_000, at(100), 11), at(70));
-        assert_eq!(one.deadline_of(u64::from(u32::MAX), at(9_000), 11), begun + Duration::from_millis(11_000 + 2_621_440));
+        assert_eq!(one.deadline_of(1000, at(9_000), 11), at(21), "nothing came of any");
+        let fast = Pace { seen: 9_000_000, ..one };
+        let windows = Duration::from_millis(2_621_440);
+        assert_eq!(fast.deadline_of(9_000_000, at(9_000), 11), at(11) + windows, "a window of each of the others");
+        // They are sent one after the other, and this is one of the last.
+        assert_eq!(fast.deadline_of(18_000_000, at(9_000), 2), at(9_010));
+        assert_eq!(fast.deadline_of(17_000_000, at(9_000), 1), at(8_011));
     }
 }
