@@ -15,6 +15,11 @@ pub(super) fn now_ms() -> u64 {
     BEGUN.elapsed().as_millis() as u64
 }
 
+/// A time on that clock.
+pub(super) fn instant(ms: u64) -> Instant {
+    *BEGUN + Duration::from_millis(ms)
+}
+
 /// A connection as the server holds it.
 pub(super) struct Leash {
     phase: AtomicU8,
@@ -23,7 +28,8 @@ pub(super) struct Leash {
     requests: AtomicU32,
     /// Those of them whose body is still to come.
     waiting: AtomicU32,
-    /// When the client last did its part, or got its answer: the connection or a request began, a body came on, an answer was taken.
+    /// When the client last did its part, or got its answer: the connection or a request began, a body came on. Who has bodies to send
+    /// does its part by sending them, and not by asking for more.
     served_at: AtomicU64,
     /// Bytes of bodies that came, and when the last of them did.
     arrived: AtomicU64,
@@ -51,7 +57,7 @@ impl Default for Leash {
             served_at: AtomicU64::new(now_ms()),
             arrived: AtomicU64::new(0),
             arrived_at: AtomicU64::new(0),
-            ledger: Arc::new(Ledger::new(Instant::now())),
+            ledger: Arc::default(),
         }
     }
 }
@@ -76,14 +82,20 @@ impl Leash {
 
     /// A request came.
     pub(super) fn called(&self) {
-        self.served_at.store(now_ms(), Relaxed);
+        self.serve();
         self.requests.fetch_add(1, Relaxed);
     }
 
     /// A request was answered, or given up.
     pub(super) fn answered(&self) {
-        self.served_at.store(now_ms(), Relaxed);
+        self.serve();
         self.requests.fetch_sub(1, Relaxed);
+    }
+
+    fn serve(&self) {
+        if self.bodies() == 0 {
+            self.served_at.store(now_ms(), Relaxed);
+        }
     }
 
     /// A body is waited for.
@@ -103,7 +115,7 @@ impl Leash {
 
     /// How many bytes of bodies came in all, and when the last of them did.
     pub(super) fn arrivals(&self) -> (u64, Instant) {
-        (self.arrived.load(Relaxed), *BEGUN + Duration::from_millis(self.arrived_at.load(Relaxed)))
+        (self.arrived.load(Relaxed), instant(self.arrived_at.load(Relaxed)))
     }
 
     /// How many bodies are waited for.
@@ -117,8 +129,14 @@ impl Leash {
         if requests > waiting || self.ledger.is_made_for() {
             return None;
         }
-        let standing = if requests == 0 && self.ledger.is_empty() { Standing::Idle } else { Standing::Waiting };
-        Some((standing, self.served_at.load(Relaxed).max(self.ledger.taken_at())))
+        let (served, taken) = (self.served_at.load(Relaxed), self.ledger.kept_up());
+        // It must do both: send what it has begun, and take what it asked for.
+        Some(match (requests > 0, !self.ledger.is_empty()) {
+            (false, false) => (Standing::Idle, served.max(taken)),
+            (true, false) => (Standing::Waiting, served),
+            (false, true) => (Standing::Waiting, taken),
+            (true, true) => (Standing::Waiting, served.min(taken)),
+        })
     }
 }
 
@@ -133,6 +151,7 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ledger::Patience;
     use super::*;
 
     #[test]
@@ -166,5 +185,34 @@ mod tests {
         assert!(since() < begun + 25, "a byte now and then is not enough");
         leash.arrived(100_000, 3_000);
         assert!(since() >= begun + 30 && since() <= now_ms(), "a body came on");
+    }
+    #[test]
+    fn who_asks_for_more_does_not_do_its_part_by_it() {
+        let asks = |leash: &Leash| {
+            let begun = now_ms();
+            std::thread::sleep(Duration::from_millis(30));
+            leash.called();
+            leash.answered();
+            let since = leash.standing().unwrap().1;
+            (since > begun + 20, since)
+        };
+        let leash = Leash::default();
+        assert!(asks(&leash).0, "nothing is owed");
+        // An answer of which nothing is taken,
+        let second = Duration::from_secs(1);
+        let answer = leash.ledger.enter(Patience { step: second, making: second, rate_min: 1000, steps: true });
+        leash.ledger.begin(answer, 1000);
+        let since = leash.standing().unwrap().1;
+        assert_eq!(asks(&leash), (false, since));
+        leash.ledger.took(answer, 10);
+        assert_eq!(asks(&leash), (false, since + 10), "a little is no more than it is");
+        leash.ledger.took(answer, 900);
+        assert!(leash.standing().unwrap().1 >= since + 60);
+        leash.ledger.leave(answer);
+        assert!(asks(&leash).0);
+        // and a body that does not come.
+        leash.called();
+        let _body = leash.wait();
+        assert!(!asks(&leash).0);
     }
 }

@@ -4,17 +4,22 @@
 //! as [`Owed`] pieces, which give back their part of the budget when the last buffer lets go of them. The request's place among those
 //! in flight is held as long.
 //!
-//! The connection's [`Ledger`] has each of them, and tells when the client is too slow.
+//! The connection's [`Ledger`] has each of them, is told by them ([`Out`]) when the socket takes some, and tells when the client is too
+//! slow.
 
 use super::body::{Body, Piece};
-use super::ledger::{Ledger, Patience, STEP_BYTES};
+use super::ledger::{Ledger, Patience};
 use super::share::Held;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+
+/// The largest piece that a stream of HTTP/2 is given at once. hyper asks for one more before the client's window lets this one go;
+/// streams that wait for the connection's window get it in turns, a piece each.
+const STEP_BYTES: usize = 64 << 10;
 
 /// One answer in the [`Ledger`], for as long as any of its bytes are in memory.
 struct Entry {
@@ -31,13 +36,37 @@ impl Drop for Entry {
 /// Bytes of an answer, with what they hold.
 struct Owed {
     bytes: Bytes,
-    _held: Option<Held>,
-    _entry: Arc<Entry>,
+    _held: Held,
 }
 
 impl AsRef<[u8]> for Owed {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+/// Bytes on their way to the socket.
+pub(super) struct Out {
+    bytes: Bytes,
+    /// `None` where nobody watches.
+    entry: Option<Arc<Entry>>,
+}
+
+impl Buf for Out {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The socket took so many. h2 and hyper have bytes copied only where they are few, for frames and chunks.
+    fn advance(&mut self, bytes: usize) {
+        self.bytes.advance(bytes);
+        if let Some(entry) = self.entry.as_ref().filter(|_| bytes > 0) {
+            entry.ledger.took(entry.number, bytes as u64);
+        }
     }
 }
 
@@ -55,8 +84,6 @@ struct Watch {
     entry: Arc<Entry>,
     /// What is left of the part that is under way.
     rest: Bytes,
-    /// Bytes of it that were handed out last.
-    step: usize,
     /// Whether it is handed out in steps.
     steps: bool,
 }
@@ -72,7 +99,7 @@ impl Sent {
         };
         let watch = watched.then(|| {
             let entry = Arc::new(Entry { ledger: ledger.clone(), number: ledger.enter(patience) });
-            Watch { entry, rest: Bytes::new(), step: 0, steps }
+            Watch { entry, rest: Bytes::new(), steps }
         });
         Self { body, _place: place, watch }
     }
@@ -83,31 +110,33 @@ impl Watch {
     fn begin(&mut self, piece: Piece) {
         let Piece { bytes, held } = piece;
         self.entry.ledger.begin(self.entry.number, bytes.len() as u64);
-        self.step = 0;
-        self.rest = Bytes::from_owner(Owed { bytes, _held: held, _entry: self.entry.clone() });
+        self.rest = match held {
+            Some(held) => Bytes::from_owner(Owed { bytes, _held: held }),
+            None => bytes,
+        };
     }
 
     /// The next step of the part.
-    fn step(&mut self) -> Option<Bytes> {
+    fn step(&mut self) -> Option<Out> {
         if self.rest.is_empty() {
             return None;
         }
-        let step = if self.steps { self.rest.split_to(STEP_BYTES.min(self.rest.len())) } else { std::mem::take(&mut self.rest) };
-        self.entry.ledger.step(self.entry.number, self.step as u64);
-        self.step = step.len();
-        Some(step)
+        let bytes = if self.steps { self.rest.split_to(STEP_BYTES.min(self.rest.len())) } else { std::mem::take(&mut self.rest) };
+        Some(Out { bytes, entry: Some(self.entry.clone()) })
     }
 }
 
 impl HttpBody for Sent {
-    type Data = Bytes;
+    type Data = Out;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Out>, Infallible>>> {
         let this = self.get_mut();
         let Some(watch) = &mut this.watch else {
             return match std::mem::replace(&mut this.body, Body::Empty) {
-                Body::Full(piece) if !piece.bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(piece.bytes)))),
+                Body::Full(piece) if !piece.bytes.is_empty() => {
+                    Poll::Ready(Some(Ok(Frame::data(Out { bytes: piece.bytes, entry: None }))))
+                }
                 _ => Poll::Ready(None),
             };
         };
@@ -160,7 +189,7 @@ mod tests {
     use http_body_util::BodyExt;
     use prometheus::IntGauge;
     use std::net::{IpAddr, Ipv4Addr};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     const PATIENCE: Patience =
         Patience { step: Duration::from_secs(30), making: Duration::from_secs(5), rate_min: 1 << 20, steps: true };
@@ -171,23 +200,24 @@ mod tests {
         let [requests, bodies, answers] = gauges.clone();
         let shares = Shares::new((10, requests), (10, bodies), (1 << 20, answers));
         let account = shares.open(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        let ledger = Arc::new(Ledger::new(Instant::now()));
+        let ledger = Arc::new(Ledger::default());
         let held = account.hold(Good::Answers, 200_000).unwrap();
         let piece = Piece { bytes: vec![7; 200_000].into(), held: Some(held) };
         let place = account.hold(Good::Requests, 1).ok();
         let mut sent = Sent::new(Body::Full(piece), place, &ledger, PATIENCE);
         assert_eq!(sent.size_hint().exact(), Some(200_000));
         let mut frame = || futures_util::FutureExt::now_or_never(sent.frame()).unwrap();
-        let mut taken: Vec<Bytes> = std::iter::from_fn(|| frame().map(|f| f.unwrap().into_data().unwrap())).collect();
-        assert_eq!(taken.iter().map(Bytes::len).collect::<Vec<_>>(), [65536, 65536, 65536, 3392]);
+        let mut taken: Vec<Out> = std::iter::from_fn(|| frame().and_then(|f| f.unwrap().into_data().ok())).collect();
+        assert_eq!(taken.iter().map(Buf::remaining).collect::<Vec<_>>(), [65536, 65536, 65536, 3392]);
         assert!(sent.is_end_stream());
         assert_eq!(gauges[0].get(), 1);
         drop(sent);
         assert_eq!(gauges[0].get(), 0, "the request's place is held by nobody");
         let last = taken.pop();
+        taken.iter_mut().for_each(|out| out.advance(65536));
         drop(taken);
         assert_eq!(gauges[2].get(), 200_000, "a buffer still has bytes of it");
-        assert!(!ledger.is_empty());
+        assert!(!ledger.is_empty() && ledger.deadline().is_some());
         drop(last);
         assert_eq!(gauges[2].get(), 0);
         assert!(ledger.is_empty());

@@ -77,16 +77,20 @@ async fn a_window_of_nothing_holds_little_and_not_for_ever() {
         .await;
 }
 
-/// The least rate is one of the connection: its streams share what it can carry.
-#[tokio::test]
-async fn a_slow_connection_with_many_streams_is_no_slow_client() {
-    let limits = Limits {
+/// A least rate of 1 MiB/s, and little patience.
+fn hurried() -> Limits {
+    Limits {
         write_timeout: Duration::from_millis(600),
         body_read_timeout: Duration::from_millis(300),
         client_bytes_per_second_min: 1 << 20,
         ..Limits::default()
-    };
-    let rig = Rig::with(limits).await;
+    }
+}
+
+/// The least rate is one of the connection: its streams share what it can carry.
+#[tokio::test]
+async fn a_slow_connection_with_many_streams_is_no_slow_client() {
+    let rig = Rig::with(hurried()).await;
     rig.put("large", &vec![b'v'; 1 << 20]).await;
     let mut client = H2::connect(rig.addr, 1 << 20).await;
     for _ in 0..16 {
@@ -107,6 +111,83 @@ async fn a_slow_connection_with_many_streams_is_no_slow_client() {
         }
     }
     until("sixteen writes", || rig.fake.writes.load(Ordering::SeqCst) == before + 16).await;
+}
+
+/// Answers that fit into one piece wait for their turn as well, and the client's windows say whose it is.
+#[tokio::test]
+async fn who_is_faster_than_the_least_rate_may_take_answers_in_any_order() {
+    let rig = Rig::with(hurried()).await;
+    rig.put("small", &vec![b'v'; 60 << 10]).await;
+    let mut client = H2::connect(rig.addr, 1 << 20).await;
+    for _ in 0..64 {
+        client.get("/v1/kv/small").await;
+    }
+    let at_once = client.take(64, 4e6).await;
+    // Now the last one is taken first.
+    let mut client = H2::connect(rig.addr, 0).await;
+    let mut streams = Vec::new();
+    for _ in 0..64 {
+        streams.push(client.get("/v1/kv/small").await);
+    }
+    assert_eq!(client.read_heads(SOON).await, (64, true));
+    let mut backwards = 0;
+    while let Some(stream) = streams.pop() {
+        client.allow(stream, 60 << 10).await;
+        backwards += client.take(1, 4e6).await;
+    }
+    assert_eq!((at_once, backwards), (64, 64), "closed at four times the least rate");
+}
+
+#[tokio::test]
+async fn who_is_faster_than_the_least_rate_may_send_bodies_in_any_order() {
+    let rig = Rig::with(hurried()).await;
+    let mut client = H2::connect(rig.addr, 1 << 20).await;
+    let mut streams = Vec::new();
+    for i in 0..40 {
+        streams.push(client.begin_put(&format!("/v1/kv/k{i}"), b"x").await);
+    }
+    for stream in streams {
+        for piece in 0..15 {
+            client.go_on(stream, &[b'x'; 16 << 10], piece == 14).await;
+            tokio::time::sleep(Duration::from_millis(4)).await;
+        }
+    }
+    until("forty writes", || rig.fake.writes.load(Ordering::SeqCst) == 40).await;
+}
+
+/// What a client asks for, and what it takes of other answers, does not keep for ever what it does not take.
+#[tokio::test]
+async fn a_window_of_nothing_is_noticed_whatever_else_goes_on() {
+    let rig = Rig::with(hurried()).await;
+    rig.put("large", &vec![b'v'; 1 << 20]).await;
+    rig.put("small", b"v").await;
+    rig.put("medium", &vec![b'v'; 64 << 10]).await;
+    let mut wrong = Vec::new();
+    // Meanwhile a small one is asked for, or taken, now and then, or others are at a good rate.
+    for (large, other, allowed, pause_ms) in [(12, "small", 0, 50), (12, "small", 1, 50), (1, "medium", 64 << 10, 20)] {
+        let mut client = H2::connect(rig.addr, 0).await;
+        for _ in 0..large {
+            client.get("/v1/kv/large").await;
+        }
+        let (heads, open) = client.read_heads(SOON).await;
+        assert!(open && heads == large, "{heads} answers began");
+        let begun = Instant::now();
+        let mut open = true;
+        while open && begun.elapsed() < Duration::from_secs(3) {
+            let stream = client.get(&format!("/v1/kv/{other}")).await;
+            if allowed > 0 {
+                client.allow(stream, allowed).await;
+                client.allow(0, allowed).await;
+            }
+            open = client.read_heads(Duration::from_millis(pause_ms)).await.1;
+        }
+        if open || begun.elapsed() < Duration::from_millis(400) {
+            wrong.push(format!("{large} and {allowed} bytes of {other}: open {open} after {:?}", begun.elapsed()));
+        }
+        drop(client);
+        until("what it had is held still", || rig.metrics.http.answer_bytes.get() == 0).await;
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[tokio::test]

@@ -82,6 +82,11 @@ impl H2 {
         let _ = self.stream.write_all(&frame(DATA, if is_last { END_STREAM } else { 0 }, stream, body)).await;
     }
 
+    /// Lets the server send so many bytes more of an answer.
+    pub(crate) async fn allow(&mut self, stream: u32, bytes: u32) {
+        let _ = self.stream.write_all(&frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())).await;
+    }
+
     /// Takes answers at so many bytes a second, until so many of them are whole or the connection is closed. How many are.
     pub(crate) async fn take(&mut self, answers: usize, bytes_per_second: f64) -> usize {
         let (begun, mut taken, mut whole, mut unread) = (std::time::Instant::now(), 0, 0, Vec::new());
