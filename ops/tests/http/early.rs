@@ -90,6 +90,29 @@ async fn a_small_body_that_nobody_wants_costs_no_connection() {
     }
 }
 
+/// A client may send its next request, with a body, before it reads the answer to the one before: that is no early answer to it.
+#[tokio::test]
+async fn the_body_of_a_request_that_waits_for_its_turn_is_kept() {
+    let rig = Rig::start().await;
+    for i in 0..8 {
+        rig.put(&format!("big{i}"), &vec![b'v'; 1 << 20]).await;
+    }
+    for framed in ["content-length: 5\r\n\r\nhello", "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"] {
+        let mut client = rig.client().await;
+        let page = "GET /v1/kv?prefix=big&max_bytes=8388608 HTTP/1.1\r\nhost: x\r\n\r\n";
+        client.raw(format!("{page}PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\n{framed}")).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert_eq!(rig.get("/v1/kv/a").await.status, 404, "the page was taken already");
+        let page = client.answer(false).await.unwrap();
+        assert!(page.status == 200 && page.body.len() > 7_000_000, "{} {}", page.status, page.body.len());
+        let put = client.answer(false).await.expect("an answer behind the page");
+        assert_eq!((put.status, put.header("connection")), (204, None), "{}", put.text());
+        assert_eq!(rig.get("/v1/kv/a").await.text(), "hello");
+        client.send("DELETE", "/v1/kv/a", &[], b"").await;
+        assert_eq!(client.answer(false).await.unwrap().status, 204);
+    }
+}
+
 /// Bytes of a body that are thrown away must not be made up for by the head behind it: hyper would find another head in the midst of it.
 #[tokio::test]
 async fn nothing_behind_a_body_is_taken_for_a_part_of_it() {
