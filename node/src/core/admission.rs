@@ -1,29 +1,42 @@
 //! Whether a write is taken in: by the replica that leads, for keys that it owns, with room on the disks, and only if it has a chance to
 //! be proposed in time. What is refused here was certainly not applied, and costs little; what is taken in and then waits for longer
 //! than its client does has cost all that, for nothing. So past what a node can carry it goes on carrying that much.
+//!
+//! A shard that stands still (without a quorum, say) keeps a short line of its own, and none of the others'.
 
 use super::balance::is_alive;
 use super::config::CoreConfig;
 use super::{Node, Time};
+use flotilla_router::refusal::FULL_LINE;
 use flotilla_router::{Command, Op, Refusal, ShardId};
+use std::time::Duration;
 
-/// Bytes of commands that may always wait, however slowly they were proposed before.
+/// Bytes of commands that may always wait, however slowly they were proposed before; also for a shard that stands still.
 const WAITING_BYTES_MIN: u64 = 1 << 20;
+/// Bytes below which no single key is deleted any more; and with a quarter of it left no range of them.
+const LAST_BYTES: u64 = 1 << 20;
+/// How long the pace takes to follow what it is made of.
+const PACE_TIME: Time = Duration::from_secs(1);
 
-/// How fast what waits is proposed.
+/// How fast what waits is proposed, which is how fast what was proposed is applied.
 pub(super) struct Pace {
-    /// In bytes per second, over the last second or so in which something waited.
+    /// In bytes per second.
     rate: u64,
-    /// Bytes proposed since the last tick.
+    /// Bytes proposed since.
     bytes: u64,
-    /// Bytes proposed and not yet committed when something was last proposed: they go before what waits.
+    /// When it was last looked at.
+    looked_at: Time,
+    /// Bytes proposed and not yet applied when something was last proposed, but for shards that stand still: they go before what waits.
     under_way: u64,
+    /// Of the bytes that wait, those of shards that stood still at the last tick.
+    standing: u64,
 }
 
 impl Pace {
-    /// As if a full queue were empty after a second, until it is known better.
+    /// Slow, until it is known better: a full queue would take eight seconds.
     pub(super) fn new(config: &CoreConfig) -> Self {
-        Self { rate: config.raft.max_waiting_bytes, bytes: 0, under_way: 0 }
+        let rate = config.raft.max_waiting_bytes / 8;
+        Self { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0 }
     }
 
     /// So many bytes were proposed.
@@ -36,16 +49,27 @@ impl Pace {
         self.under_way = bytes;
     }
 
-    /// A tick has passed. While nothing waits, what was proposed says only how much is possible at least.
-    fn tick(&mut self, tick_ms: u64, something_waits: bool) {
-        let rate = std::mem::take(&mut self.bytes).saturating_mul(1000) / tick_ms.max(1);
-        self.rate = if something_waits { self.rate / 16 * 15 + rate / 16 } else { self.rate.max(rate) };
+    /// Looks at what was proposed since the last time. While nothing waits, that says only how much is possible at least, and it is looked
+    /// at a second's worth: what came all at once is no speed.
+    fn look(&mut self, now: Time, something_waits: bool) {
+        let span = now.saturating_sub(self.looked_at);
+        if span.is_zero() || !something_waits && span < PACE_TIME {
+            return;
+        }
+        let span = span.as_micros();
+        self.looked_at = now;
+        let (bytes, second, time) = (u128::from(std::mem::take(&mut self.bytes)), 1_000_000, PACE_TIME.as_micros());
+        let (seen, rate) = (bytes * second / span, u128::from(self.rate));
+        if something_waits || seen > rate {
+            let span = span.min(time);
+            self.rate = u64::try_from((rate * (time - span) + seen * span) / time).unwrap_or(u64::MAX);
+        }
     }
 
-    /// How many bytes may wait in front of a command that has so much time: whoever would spend more than half of it in line, and
-    /// behind what is under way, had better be told at once.
+    /// How many bytes may wait in front of a command that has so much time: whoever would spend more than a third of it in line,
+    /// and behind what is under way, had better be told at once: a disk is slower at times.
     fn waiting_bytes_max(&self, time_left: Time, most: u64) -> u64 {
-        let in_time = u128::from(self.rate) * (time_left / 2).as_millis() / 1000;
+        let in_time = u128::from(self.rate) * (time_left / 3).as_millis() / 1000;
         let in_time = u64::try_from(in_time).unwrap_or(u64::MAX);
         in_time.saturating_sub(self.under_way).max(WAITING_BYTES_MIN).min(most)
     }
@@ -54,13 +78,32 @@ impl Pace {
 impl Node {
     /// Once per tick.
     pub(super) fn note_pace(&mut self) {
-        self.pace.tick(self.config.raft.tick_ms, self.waiting_bytes > 0);
+        let (now, patience) = (self.now, self.config.stand_still_patience());
+        let waiting = self.gathering.iter().filter_map(|shard| self.registry.get(*shard));
+        let standing = waiting.filter(|replica| replica.stands_still(now, patience));
+        self.pace.standing = standing.map(|replica| replica.proposals.waiting_bytes()).sum();
+        self.pace.look(now, self.waiting_bytes > self.pace.standing);
+    }
+
+    /// Whether there is no room for more of a shard's puts: here, or where it has another voter.
+    pub(super) fn lacks_room(&self, shard: ShardId) -> bool {
+        self.room.is_full() || self.a_voter_lacks_room(shard)
+    }
+
+    /// A voter without room would stop taking entries, or stop altogether. What a node that is gone said last counts no more, or it would
+    /// keep the shard from being written for as long as it is gone.
+    fn a_voter_lacks_room(&self, shard: ShardId) -> bool {
+        let silent_ticks_max = self.config.raft.election_ticks;
+        let full =
+            |r: &flotilla_router::Replica| is_alive(&self.peers, r.node, silent_ticks_max) && self.peers[&r.node].beat.disk_full;
+        self.registry.get(shard).is_some_and(|replica| replica.descriptor.replicas.iter().any(full))
     }
 
     /// Whether a command may wait to be proposed.
     pub(super) fn admit(&mut self, shard: ShardId, command: &Command, deadline: Time) -> Result<(), Refusal> {
         command.check_sizes().map_err(|why| Refusal::Invalid { why })?;
-        let limit = self.pace.waiting_bytes_max(deadline.saturating_sub(self.now), self.config.raft.max_waiting_bytes);
+        let most = self.config.raft.max_waiting_bytes;
+        let (now, patience) = (self.now, self.config.stand_still_patience());
         let replica = self.registry.get_mut(shard).ok_or(Refusal::NotHosted { shard })?;
         if replica.quarantined.is_some() {
             return Err(Refusal::NotHosted { shard });
@@ -71,21 +114,34 @@ impl Node {
         if !command.touches(&replica.descriptor.range) {
             return Err(Refusal::WrongShard { shard, descriptors: vec![(&*replica.descriptor).into()] });
         }
-        if self.waiting_bytes >= limit {
-            let what = "the line of writes on the leader's node, at the pace at which it proposes, in bytes,".into();
-            return Err(Refusal::Overloaded { what, limit });
+        let own = replica.proposals.waiting_bytes();
+        if most.checked_sub(self.waiting_bytes).is_none_or(|left| left == 0 || own > left) {
+            return Err(Refusal::Overloaded { what: FULL_LINE.into(), limit: most });
         }
-        if matches!(command.op, Op::Put { .. }) {
-            // A voter without room would stop taking entries, or stop altogether. What a node that is gone said last counts no
-            // more, or it would keep the shard from being written for as long as it is gone.
-            let silent_ticks_max = self.config.raft.election_ticks;
-            let full = |r: &flotilla_router::Replica| {
-                is_alive(&self.peers, r.node, silent_ticks_max) && self.peers[&r.node].beat.disk_full
-            };
-            if replica.descriptor.replicas.iter().any(full) {
+        let (before, limit) = match replica.stands_still(now, patience) {
+            true => (own, WAITING_BYTES_MIN.min(most)),
+            false => {
+                let before = self.waiting_bytes.saturating_sub(self.pace.standing);
+                (before, self.pace.waiting_bytes_max(deadline.saturating_sub(now), most))
+            }
+        };
+        if before >= limit {
+            return Err(Refusal::Overloaded { what: FULL_LINE.into(), limit });
+        }
+        // Deletions make room, but each takes a little before: the last of it is for those that make most.
+        let least = match command.op {
+            Op::Put { .. } => u64::MAX,
+            Op::Delete { .. } => LAST_BYTES,
+            Op::DeleteRange { .. } => LAST_BYTES / 4,
+        };
+        if least < u64::MAX {
+            self.room.check_last(least).map_err(|(free_bytes, reserve_bytes)| Refusal::DiskFull { free_bytes, reserve_bytes })?;
+        } else {
+            if self.a_voter_lacks_room(shard) {
                 return Err(Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
             }
-            let accepted = self.room.accept(command.encoded_bytes() as u64);
+            let in_line = self.waiting_bytes + self.uncommitted_bytes + self.unapplied_bytes;
+            let accepted = self.room.check(command.encoded_bytes() as u64, in_line);
             accepted.map_err(|(free_bytes, reserve_bytes)| Refusal::DiskFull { free_bytes, reserve_bytes })?;
         }
         Ok(())
@@ -96,26 +152,64 @@ impl Node {
 mod tests {
     use super::*;
 
+    const MIB: u64 = 1 << 20;
+    const TICK: Time = Time::from_millis(50);
+
+    fn pace(rate: u64) -> Pace {
+        Pace { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0 }
+    }
+
+    /// In MiB.
+    fn limit(pace: &Pace, seconds: u64) -> u64 {
+        pace.waiting_bytes_max(Time::from_secs(seconds), 256 * MIB) / MIB
+    }
+
     #[test]
     fn what_may_wait_follows_the_pace_and_the_time_that_is_left() {
-        const MIB: u64 = 1 << 20;
-        let mut pace = Pace { rate: 64 * MIB, bytes: 0, under_way: 0 };
-        let limit = |pace: &Pace, seconds| pace.waiting_bytes_max(Time::from_secs(seconds), 256 * MIB) / MIB;
-        assert_eq!([0, 1, 4, 100].map(|seconds| limit(&pace, seconds)), [1, 32, 128, 256]);
+        let mut pace = pace(64 * MIB);
+        assert_eq!([0, 1, 6, 100].map(|seconds| limit(&pace, seconds)), [1, 21, 128, 256]);
         pace.under_way(30 * MIB);
-        assert_eq!([0, 1, 4].map(|seconds| limit(&pace, seconds)), [1, 2, 98]);
+        assert_eq!([0, 1, 6].map(|seconds| limit(&pace, seconds)), [1, 1, 98]);
         pace.under_way(0);
         // A quarter of that for some seconds, while more waits.
-        for _ in 0..100 {
+        let mut now = Time::ZERO;
+        for _ in 0..200 {
+            now += TICK;
             pace.proposed(16 * MIB / 20);
-            pace.tick(50, true);
+            pace.look(now, true);
         }
-        assert_eq!(limit(&pace, 4), 32);
+        assert_eq!(limit(&pace, 6), 32);
         // Nothing at all for long: a little may wait all the same, or nobody would ever learn that it goes on.
-        (0..1000).for_each(|_| pace.tick(50, true));
-        assert_eq!(limit(&pace, 4), 1);
-        pace.proposed(10 * MIB);
-        pace.tick(50, false);
-        assert_eq!(limit(&pace, 1), 100);
+        pace.look(now + Time::from_secs(60), true);
+        assert_eq!(limit(&pace, 6), 1);
+    }
+
+    #[test]
+    fn a_tick_that_comes_late_is_no_speed() {
+        let mut pace = pace(16 * MIB);
+        // The loop stood for a second, in which 16 MiB were proposed.
+        pace.proposed(16 * MIB);
+        pace.look(Time::from_secs(1), true);
+        assert_eq!(limit(&pace, 6), 32);
+        pace.look(Time::from_secs(1), true);
+        assert_eq!(limit(&pace, 6), 32, "no time has passed");
+    }
+
+    #[test]
+    fn bursts_are_no_speed() {
+        let mut pace = pace(8 * MIB);
+        let mut now = Time::ZERO;
+        for _ in 0..40 {
+            pace.proposed(16 * MIB);
+            for _ in 0..200 {
+                now += TICK;
+                pace.look(now, false);
+            }
+        }
+        assert!((8..=16).contains(&(pace.rate / MIB)), "{} MiB/s after 16 MiB every ten seconds", pace.rate / MIB);
+        // Idle seconds say nothing.
+        let before = pace.rate;
+        pace.look(now + TICK * 100, false);
+        assert_eq!(pace.rate, before);
     }
 }

@@ -14,8 +14,8 @@ use flotilla_storage::NUMBER_MAX;
 use raft::StateRole;
 use raft::eraftpb::MessageType::{self, *};
 
-/// How far a message's term may be above this replica's own: one election in 10 ms for more than a year. Whoever took a term from
-/// near the end would never see another election.
+/// How far a message's term may be above the one that this replica had when it started: one election in 10 ms for more than a year. Whoever
+/// took a term from near the end would never see another election; and what is counted from the present term can be raised step by step.
 const TERM_LEAP_MAX: u64 = 1 << 32;
 
 /// How far a snapshot may lie above this replica's log: a hundred thousand entries a second for five years. No log goes on for long
@@ -36,7 +36,8 @@ pub(super) fn is_absurd_index(index: u64, own: u64) -> bool {
 /// no more than the bound leaves for the others: one that stands still takes a part of it, and never all.
 pub(super) fn apply_lags(replica: &Replica, all_bytes: u64, config: &CoreConfig) -> bool {
     let left = config.log.unapplied_bytes_max.checked_sub(all_bytes);
-    left.is_none_or(|left| replica.ready.unapplied_bytes > left)
+    let own = replica.ready.unapplied_bytes;
+    own > 0 && left.is_none_or(|left| own > left)
 }
 
 /// What is to be done with a message.
@@ -56,6 +57,8 @@ pub(super) enum Verdict {
 pub(super) struct Context<'a> {
     /// Bytes that are committed and not yet applied, over all replicas.
     pub(super) unapplied_bytes: u64,
+    /// Bytes of entries that the disk has not taken yet, over all replicas.
+    pub(super) unpersisted_bytes: u64,
     /// Ticks since the node started.
     pub(super) ticks: u64,
     /// The options.
@@ -86,11 +89,12 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
     if message.term == 0 || message.term > NUMBER_MAX {
         return Refuse("its term");
     }
-    if is_absurd(message.term, raft.term) {
+    if is_absurd(message.term, replica.first_term) {
         return Refuse("a term far above any that elections could have reached");
     }
     if [message.index, message.commit, message.log_term, message.reject_hint, message.commit_term, message.request_snapshot]
         .iter()
+        .chain([&envelope.committed])
         .any(|&n| n > NUMBER_MAX)
     {
         return Refuse("an index or term out of reach");
@@ -98,6 +102,10 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
     // It would have a snapshot built, again and again, that can never be. Nobody here asks for one.
     if message.request_snapshot != 0 {
         return Refuse("it asks for a snapshot of its choosing");
+    }
+    // It commits no more than it says to have committed: what is fresh is judged by that.
+    if matches!(kind, MsgAppend | MsgHeartbeat) && message.commit > envelope.committed {
+        return Refuse("it commits more than its sender has committed");
     }
     if !message.entries.is_empty() && kind != MsgAppend {
         return Refuse("entries in a message that has none");
@@ -108,6 +116,11 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
     if replica.snapshots.is_installing() {
         // The log is about to start over; whatever comes now comes again.
         return Drop;
+    }
+    // One leader per term: another one is none, and what it says of this log is not to be believed.
+    let leaders = matches!(kind, MsgAppend | MsgHeartbeat);
+    if leaders && message.term == raft.term && ![0, message.from].contains(&raft.leader_id) {
+        return Refuse("a leader's message of somebody who does not lead");
     }
     match kind {
         MsgAppend => check_append(replica, envelope, context),
@@ -150,15 +163,20 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
     if message.log_term == 0 {
         return Verdict::Refuse("it follows an entry of term 0");
     }
+    // raft-rs would walk the whole log for an entry of that term. What is committed here ends above it in every leader's log.
+    let raft = &replica.raw.raft;
+    if message.term >= raft.term && message.index >= log.committed && message.log_term < replica.raw.store().truncated().term {
+        return Verdict::Refuse("it follows an entry of a term that this log has left behind");
+    }
     let mut bytes = 0;
     let mut term_before = message.log_term;
     for (offset, entry) in message.entries.iter().enumerate() {
         if entry.index != message.index + 1 + offset as u64 || entry.term < term_before || entry.term > message.term {
             return Verdict::Refuse("entries that do not follow one another");
         }
-        // Once committed it would set the shard aside on every node.
-        if super::conf_change::conf_change(entry).is_err() {
-            return Verdict::Refuse("a membership change that can't be read");
+        // Once committed it would set the shard aside, or end the process, on every node.
+        if let Err(why) = super::conf_change::check_entry(entry, &replica.descriptor) {
+            return Verdict::Refuse(why);
         }
         term_before = entry.term;
         bytes += super::log::entry_bytes(entry);
@@ -181,6 +199,10 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
     }
     if bytes > context.config.frame_bytes_max as u64 {
         return Verdict::Refuse("more entries than fit in a message");
+    }
+    // What the disk has not taken yet lies in memory; with what is persisted it shrinks.
+    if bytes > 0 && replica.ready.unpersisted_bytes > 0 && context.unpersisted_bytes > context.config.raft.max_inflight_bytes {
+        return Verdict::Drop;
     }
     if !message.entries.is_empty() && apply_lags(replica, context.unapplied_bytes, context.config) {
         // Bounds memory when apply can't keep up. The leader sends it again.

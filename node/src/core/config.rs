@@ -37,15 +37,15 @@ pub struct RaftConfig {
     /// Append messages in flight to one follower of one group.
     pub max_inflight_msgs: usize,
     /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable. Of it, half
-    /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and an eighth proposed on this node and not
-    /// yet committed. No less than a frame (16 MiB).
+    /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and a quarter proposed on this node and not
+    /// yet applied, of which one shard takes no more than it leaves to the others. No less than a frame (16 MiB).
     pub max_inflight_bytes: u64,
     /// Bytes of commands that become one log entry. A larger single command still becomes one. At most half of a frame (8 MiB).
     pub max_entry_size_bytes: u64,
     /// Writes to the log that may be under way at once; commands gather while all are.
     pub max_inflight_writes: usize,
-    /// Bytes of commands that may wait to be proposed on this node; beyond, they are refused as too much in flight, and so is what would
-    /// wait for more than half of its time at the pace of the last moments.
+    /// Bytes of commands that may wait to be proposed on this node, of which one shard takes no more than it leaves to the others; beyond,
+    /// they are refused as too much in flight, and so is what would wait for more than a third of its time at the pace of the last moments.
     pub max_waiting_bytes: u64,
     /// Moves leadership to nodes that lead clearly fewer shards.
     pub balance_leaders: bool,
@@ -265,6 +265,17 @@ impl CoreConfig {
     /// How long a tick lasts.
     pub fn tick(&self) -> super::Time {
         super::Time::from_millis(self.raft.tick_ms)
+    }
+
+    /// How long a follower waits for its leader, at least.
+    pub(super) fn election_timeout(&self) -> super::Time {
+        self.tick() * u32::try_from(self.raft.election_ticks).unwrap_or(u32::MAX)
+    }
+
+    /// After how long without a commit a shard that has something to commit stands still: longer than the way to a quorum and back, which
+    /// may take an election timeout.
+    pub(super) fn stand_still_patience(&self) -> super::Time {
+        self.election_timeout() * 2
     }
 
     /// How long a leader's lease lasts from the moment at which the heartbeats that renew it were sent; `None` where leases are

@@ -189,6 +189,7 @@ impl Node {
         self.outbox.effects.push(Effect::PublishLeader { shard, leader: node });
         if role == StateRole::Leader && !led {
             replica.elections.led_ticks = 0;
+            replica.proposals.moved(self.now);
             self.counters.elections_won += 1;
         }
         if led && role != StateRole::Leader {

@@ -9,6 +9,17 @@ use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
+/// How a snapshot stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The other side has it, verified.
+    Taken,
+    /// The other side takes in as many as it may. The snapshot is as good as it was.
+    Busy,
+    /// It did not arrive, or is not wanted.
+    Failed,
+}
+
 /// One input.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -108,8 +119,8 @@ pub enum Event {
         shard: ShardId,
         /// The replica that it was for.
         to: ReplicaId,
-        /// Whether the other side has it, verified.
-        delivered: bool,
+        /// How.
+        delivery: Delivery,
     },
     /// A snapshot from a peer lies verified on disk.
     SnapshotStaged {

@@ -67,7 +67,8 @@ impl Freshness {
     fn claim(&mut self, claim: Claim, applied: u64) {
         if claim.committed <= applied || Mutation::AgeBeforeApplied.is_on() {
             self.fresh_at = self.fresh_at.max(Some(claim.at));
-        } else if self.next.is_none() {
+        } else if self.next.is_none_or(|next| claim.committed < next.committed) {
+            // One that asks for more than the leader does now would only be waited for.
             self.next = Some(claim);
         } else {
             // Under load there is always something that is not applied yet. With two places the older one is not put off for ever.

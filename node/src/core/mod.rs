@@ -15,9 +15,9 @@
 //! [`elections`] overwrites them after every call that may have drawn one.
 //!
 //! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field: [`proposals`],
-//! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`], [`flow`]; [`admission`] says which writes are taken in; [`ready`]
+//! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`], [`flow`]; [`fetches`] is what is no longer in memory; [`admission`] says which writes are taken in, [`under_way`] how many are; [`ready`]
 //! is the order in which a `Ready` is handled; [`outbox`] is
-//! what leaves at the end of a pass; [`check`] is what stands between a peer and `step`; [`registry`] alone creates and destroys
+//! what leaves at the end of a pass; [`inbox`] is what peers send, and [`check`] what stands between them and `step`; [`registry`] alone creates and destroys
 //! replicas; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
 //!
 //! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed. A
@@ -38,8 +38,10 @@ mod check;
 mod compaction;
 mod conf_change;
 mod elections;
+mod fetches;
 mod flow;
 mod freshness;
+mod inbox;
 mod log;
 mod outbox;
 mod proposals;
@@ -50,10 +52,11 @@ mod registry;
 mod replica;
 mod room;
 mod snapshots;
+mod under_way;
 
 pub use config::{CoreConfig, LogConfig, RaftConfig, ReadMode, ReadsConfig};
 pub use effect::Effect;
-pub use event::{Beat, Event, SnapshotId, Ticket};
+pub use event::{Beat, Delivery, Event, SnapshotId, Ticket};
 pub use wire::{Envelope, Timing};
 
 use elections::Elections;
@@ -143,7 +146,7 @@ pub struct Node {
     next_write: u64,
     /// Whether apply has work; more gathers meanwhile.
     applying: bool,
-    fetches: BTreeMap<u64, ready::Fetch>,
+    fetches: BTreeMap<u64, fetches::Fetch>,
     next_fetch: u64,
     next_snapshot: u64,
     /// Snapshots that are built for a node or on their way to it.
@@ -152,8 +155,10 @@ pub struct Node {
     waiting_bytes: u64,
     /// How fast what waits is proposed.
     pace: admission::Pace,
-    /// Shards of whose proposals some are not yet committed.
-    uncommitted: BTreeSet<ShardId>,
+    /// Shards of whose proposals some are not yet applied.
+    under_way: BTreeSet<ShardId>,
+    /// Bytes that are proposed here and were not committed when something was last proposed, over all replicas.
+    uncommitted_bytes: u64,
     /// Bytes of log bodies in memory, over all replicas.
     cache_bytes: u64,
     /// Bytes of log on disk, over all replicas, as of the last tick.
@@ -196,7 +201,8 @@ impl Node {
             next_read: 1,
             waiting_bytes: 0,
             pace,
-            uncommitted: BTreeSet::new(),
+            under_way: BTreeSet::new(),
+            uncommitted_bytes: 0,
             cache_bytes: 0,
             log_bytes: 0,
             unapplied_bytes: 0,
@@ -241,10 +247,13 @@ impl Node {
             Event::Applied { applied } => self.applied(applied),
             Event::EntriesFetched { fetch, shard, entries } => self.entries_fetched(fetch, shard, entries),
             Event::SnapshotBuilt { shard, snapshot, at } => self.snapshot_built(shard, snapshot, at),
-            Event::SnapshotSent { shard, to, delivered } => self.snapshot_sent(shard, to, delivered),
+            Event::SnapshotSent { shard, to, delivery } => self.snapshot_sent(shard, to, delivery),
             Event::SnapshotStaged { from, staged, envelope, manifest } => self.snapshot_staged(from, staged, envelope, manifest),
             Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
-            Event::NodeReachable { node, .. } => self.peers.entry(node).or_default().silent_ticks = 0,
+            // It is alive once it has said how it is.
+            Event::NodeReachable { node, .. } => {
+                self.peers.entry(node).or_default();
+            }
             Event::NodeUnreachable { node } => self.node_unreachable(node),
             Event::Disk { free_bytes, reserve_bytes } => self.room.seen(free_bytes, reserve_bytes),
             Event::Drain => self.drain(),
@@ -321,6 +330,7 @@ impl Node {
             self.tick_reads(shard);
             self.tick_transfer(shard);
             self.tick_snapshots(shard);
+            self.tick_flow(shard);
         }
         if self.ticks.is_multiple_of(self.config.raft.heartbeat_ticks as u64 * 2) {
             self.balance_leaders();
@@ -328,40 +338,6 @@ impl Node {
         self.cut_logs_while_full();
         self.evict_caches();
         self.note_pace();
-    }
-
-    /// A message from a peer: checked, then stepped.
-    fn message(&mut self, from: NodeId, envelope: Envelope) {
-        let shard = envelope.shard;
-        let context = check::Context { unapplied_bytes: self.unapplied_bytes, ticks: self.ticks, config: &self.config };
-        let Some(replica) = self.registry.get_mut(shard) else {
-            self.counters.messages_refused += 1;
-            return;
-        };
-        match check::check(replica, from, &envelope, &context) {
-            check::Verdict::Step => {
-                self.note_heard(shard, &envelope);
-                let replica = self.registry.get_mut(shard).expect("looked up just now");
-                // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do about it.
-                let _ = replica.raw.step(envelope.message);
-                elections::set_timeout(replica, &self.config);
-                self.touch(shard);
-            }
-            check::Verdict::Drop => {}
-            check::Verdict::Refuse(_) => self.counters.messages_refused += 1,
-            check::Verdict::Quarantine(why) => self.quarantine(shard, why),
-        }
-    }
-
-    fn node_unreachable(&mut self, node: NodeId) {
-        let shards: Vec<_> = self.registry.shards().collect();
-        for shard in shards {
-            let replica = self.registry.get_mut(shard).expect("listed just now");
-            if let (true, Some(member)) = (replica.leads(), replica.descriptor.on_node(node)) {
-                replica.raw.report_unreachable(member.id.0);
-                self.dirty.insert(shard);
-            }
-        }
     }
 }
 

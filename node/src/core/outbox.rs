@@ -3,7 +3,8 @@
 //! **Sizes.** No append has more entries than `raft.max_size_per_msg_bytes`, or it has one: a message always fits into a frame.
 //!
 //! **Order.** Messages that may leave come first, so that a leader does not wait for its own fsync; then everything else, in the
-//! order in which it came up; then the write and the work for apply, unless those before are still under way: then they gather.
+//! order in which it came up; then the write and the work for apply, unless those before are still under way: then they gather. Of what
+//! gathered for apply each shard gets a part, so that one with much of it does not hold the others for long.
 
 use super::Node;
 use super::Time;
@@ -15,6 +16,7 @@ use super::wire::{Envelope, Stamp};
 use flotilla_router::mutation::Mutation;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::{ApplyWork, LogBatch, LogWrite};
+use raft::ProgressState;
 use raft::eraftpb::{Entry, Message, MessageType};
 use std::collections::BTreeMap;
 
@@ -33,13 +35,22 @@ pub(super) struct Outbox {
     pub(super) writes: BTreeMap<ShardId, LogWrite>,
     /// Whether that write must be synced.
     pub(super) sync: bool,
+    /// Bytes of those entries, by shard.
+    pub(super) staged_bytes: BTreeMap<ShardId, u64>,
+    /// Bytes of entries that are staged, or in a write that is under way.
+    pub(super) unpersisted_bytes: u64,
     /// The Readys that the next write completes: shard, replica, number.
     pub(super) readies: Vec<(ShardId, ReplicaId, u64)>,
     /// Committed entries that wait to be applied.
     pub(super) apply: BTreeMap<ShardId, ApplyWork>,
+    /// The first shard of the next work, so that each gets its turn.
+    pub(super) apply_first: ShardId,
     /// Bytes of entries in one append.
     pub(super) append_bytes_max: u64,
 }
+
+/// Bytes of entries that are applied at once.
+const APPLY_BYTES_MAX: u64 = 4 << 20;
 
 /// A write to the log that is under way.
 pub(super) struct Writing {
@@ -49,6 +60,8 @@ pub(super) struct Writing {
     pub(super) readies: Vec<(ShardId, ReplicaId, u64)>,
     /// Every shard that it writes to, be it only to truncate.
     pub(super) shards: Vec<ShardId>,
+    /// Bytes of the entries that it writes, by shard.
+    pub(super) bytes: BTreeMap<ShardId, u64>,
 }
 
 impl Outbox {
@@ -63,11 +76,47 @@ impl Outbox {
         }
     }
 
+    /// Takes what is to be applied next, `bytes_max` or one entry: of each shard the same part of it, or one entry.
+    fn take_apply(&mut self, bytes_max: u64) -> Vec<ApplyWork> {
+        let part = bytes_max / self.apply.len().max(1) as u64;
+        let mut last = std::mem::take(&mut self.apply);
+        let first = last.split_off(&self.apply_first);
+        let (mut works, mut later, mut bytes) = (Vec::new(), BTreeMap::new(), 0);
+        for (shard, mut work) in first.into_iter().chain(last) {
+            if bytes >= bytes_max {
+                if self.apply.is_empty() {
+                    self.apply_first = shard;
+                }
+                self.apply.insert(shard, work);
+                continue;
+            }
+            let mut of_shard = 0;
+            let fits = work.entries.iter().take_while(|entry| {
+                of_shard += entry.entry.bytes();
+                of_shard <= part
+            });
+            let rest = work.entries.split_off(fits.count().max(1).min(work.entries.len()));
+            bytes += work.entries.iter().map(|entry| entry.entry.bytes()).sum::<u64>();
+            works.push(work);
+            if !rest.is_empty() {
+                // Behind those who got nothing.
+                later.insert(shard, ApplyWork { shard, entries: rest });
+            }
+        }
+        self.apply.append(&mut later);
+        works
+    }
+
     /// Sends a message of a group: with the frame of its node, or, a snapshot's announcement, with the snapshot.
     pub(super) fn send(&mut self, replica: &mut Replica, mut message: Message) {
         let Some(to) = replica.descriptor.replica(ReplicaId(message.to)) else { return };
         if message.get_msg_type() == MessageType::MsgAppend && !put_in_place(replica, &mut message) {
             return;
+        }
+        if message.get_msg_type() == MessageType::MsgAppend
+            && let Some(progress) = replica.raw.raft.prs().get(to.id.0).filter(|p| p.state == ProgressState::Probe)
+        {
+            replica.flow.probed(to.id, progress.next_idx, self.now);
         }
         if let Some(last) = message.entries.last() {
             replica.flow.sent(to.id, last.index, message.entries.iter().map(entry_bytes).sum());
@@ -135,6 +184,14 @@ fn snapshot_number(message: &Message) -> u64 {
 }
 
 impl Node {
+    /// So many bytes of a shard's entries are on the disk, or will never be.
+    pub(super) fn no_more_unpersisted(&mut self, shard: ShardId, bytes: u64) {
+        self.outbox.unpersisted_bytes -= bytes;
+        if let Some(replica) = self.registry.get_mut(shard) {
+            replica.ready.unpersisted_bytes -= bytes;
+        }
+    }
+
     /// Hands the gathered writes out, unless as many as allowed are under way.
     pub(super) fn emit_writes(&mut self) {
         let outbox = &mut self.outbox;
@@ -150,15 +207,17 @@ impl Node {
         let sync = std::mem::take(&mut outbox.sync);
         let batch = LogBatch { writes: std::mem::take(&mut outbox.writes).into_values().collect(), sync };
         outbox.effects.push(Effect::Persist { write, batch });
-        self.writing.push_back(Writing { number: write, readies: std::mem::take(&mut outbox.readies), shards });
+        let (readies, bytes) = (std::mem::take(&mut outbox.readies), std::mem::take(&mut outbox.staged_bytes));
+        self.writing.push_back(Writing { number: write, readies, shards, bytes });
     }
 
+    /// Hands out what is committed, unless apply has work.
     pub(super) fn emit_apply(&mut self) {
         if self.applying || self.outbox.apply.is_empty() {
             return;
         }
         self.applying = true;
-        let work = std::mem::take(&mut self.outbox.apply).into_values().collect();
+        let work = self.outbox.take_apply(APPLY_BYTES_MAX);
         self.outbox.effects.push(Effect::Apply { work });
     }
 
@@ -186,6 +245,36 @@ impl Node {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::log::to_stored;
+    use flotilla_storage::ApplyEntry;
+
+    #[test]
+    fn of_what_waits_for_apply_each_shard_gets_its_part() {
+        let entry = |index, bytes: usize| ApplyEntry {
+            entry: to_stored(&Entry { index, term: 1, data: vec![0; bytes].into(), ..Entry::default() }),
+            wants_results: false,
+        };
+        let mut outbox = Outbox::default();
+        for (shard, entries, bytes) in [(2, 20, 1000), (3, 1, 10), (4, 1, 5000), (5, 3, 10)] {
+            let entries = (1..=entries).map(|index| entry(index, bytes)).collect();
+            outbox.apply.insert(ShardId(shard), ApplyWork { shard: ShardId(shard), entries });
+        }
+        let mut taken = Vec::new();
+        while !outbox.apply.is_empty() {
+            assert!(taken.len() < 20, "it never ends");
+            let works = outbox.take_apply(8192);
+            taken.push(works.iter().map(|work| (work.shard.0, work.entries.len())).collect::<Vec<_>>());
+        }
+        assert_eq!(taken[..3], [vec![(2, 1), (3, 1), (4, 1), (5, 3)], vec![(2, 7)], vec![(2, 7)]]);
+        assert_eq!(taken.iter().flatten().filter(|(shard, _)| *shard == 2).map(|(_, count)| count).sum::<usize>(), 20);
+        // Large ones of many shards: some now, the others first the next time.
+        for shard in 2..=5 {
+            let entries = vec![entry(1, 5000), entry(2, 5000)];
+            outbox.apply.insert(ShardId(shard), ApplyWork { shard: ShardId(shard), entries });
+        }
+        let mut next = || outbox.take_apply(8192).iter().map(|work| work.shard.0).collect::<Vec<_>>();
+        assert_eq!([next(), next(), next(), next()], [[2, 3], [4, 5], [2, 3], [4, 5]]);
+    }
 
     #[test]
     fn an_append_is_cut_into_pieces_that_fit_and_follow_one_another() {

@@ -16,11 +16,12 @@
 use super::check::apply_lags;
 use super::effect::Effect;
 use super::event::Ticket;
+use super::under_way::UnderWay;
 use super::{Node, Time};
 use bytes::Bytes;
 use flotilla_router::command::{PAYLOAD_HEADER_BYTES, PayloadBuilder};
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Command, Refusal, ShardId};
+use flotilla_router::{Command, Op, Refusal, ShardId};
 use flotilla_storage::{LogPosition, WriteResult};
 use raft::eraftpb::{Entry, Message, MessageType};
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +41,8 @@ pub(super) struct Proposals {
     applying: VecDeque<(LogPosition, Tickets)>,
     /// How many commands are in either.
     in_flight_commands: usize,
+    /// When one of its entries was last committed, or, where nothing had been under way, the first command came; or when it began to lead.
+    moved_at: Time,
 }
 
 struct Waiting {
@@ -55,6 +58,16 @@ impl Proposals {
     /// How many commands wait or are in flight.
     pub(super) fn pending(&self) -> usize {
         self.waiting.len() + self.in_flight_commands
+    }
+
+    /// When something last happened to what is under way.
+    pub(super) fn moved_at(&self) -> Time {
+        self.moved_at
+    }
+
+    /// One of its entries was committed, or from now on this replica leads.
+    pub(super) fn moved(&mut self, now: Time) {
+        self.moved_at = now;
     }
 
     /// The next commands that fit into one entry: how many, and their bytes. At least one if any wait.
@@ -147,6 +160,21 @@ impl Proposals {
         all.into_iter().filter_map(|(ticket, _)| ticket).collect()
     }
 
+    /// Takes the puts that wait, with their bytes.
+    pub(super) fn take_puts(&mut self) -> (Vec<Ticket>, u64) {
+        let (mut tickets, mut bytes) = (Vec::new(), 0);
+        self.waiting.retain(|waiting| {
+            let is_put = matches!(waiting.command.op, Op::Put { .. });
+            if is_put {
+                tickets.push(waiting.ticket);
+                bytes += waiting.command.encoded_bytes() as u64;
+            }
+            !is_put
+        });
+        self.waiting_bytes -= bytes;
+        (tickets, bytes)
+    }
+
     /// Bytes that wait to be proposed.
     pub(super) fn waiting_bytes(&self) -> u64 {
         self.waiting_bytes
@@ -188,6 +216,9 @@ impl Node {
         }
         let bytes = command.encoded_bytes() as u64;
         let replica = self.registry.get_mut(shard).expect("admitted");
+        if replica.proposals.pending() == 0 {
+            replica.proposals.moved_at = self.now;
+        }
         replica.proposals.waiting_bytes += bytes;
         replica.proposals.waiting.push_back(Waiting { ticket, command, deadline });
         self.waiting_bytes += bytes;
@@ -196,38 +227,26 @@ impl Node {
 
     /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings us here again.
     pub(super) fn propose_gathered(&mut self) {
-        if self.writing.len() >= self.config.raft.max_inflight_writes {
+        let under_way = self.note_under_way();
+        if self.writing.len() >= self.config.raft.max_inflight_writes || self.gathering.is_empty() {
             return;
         }
-        if self.gathering.is_empty() {
-            return;
-        }
-        let mut under_way = self.uncommitted_bytes();
+        self.turn_puts_away_where_disks_are_full();
         let mut last = std::mem::take(&mut self.gathering);
         let first = last.split_off(&self.propose_first);
+        let mut under_way = under_way;
         for shard in first.into_iter().chain(last) {
             self.propose(shard, &mut under_way);
         }
-        self.pace.under_way(under_way);
+        self.note_under_way();
         // Whoever was held back for the sake of others goes before them the next time.
         if let Some(held) = self.gathering.range(self.propose_first..).next().or(self.gathering.first()) {
             self.propose_first = *held;
         }
     }
 
-    /// Bytes that are proposed here and not yet committed, over all groups.
-    fn uncommitted_bytes(&mut self) -> u64 {
-        let (registry, mut bytes) = (&mut self.registry, 0);
-        self.uncommitted.retain(|shard| {
-            let replica = registry.get_mut(*shard).filter(|replica| replica.leads());
-            let uncommitted = replica.map_or(0, |replica| replica.raw.raft.uncommitted_size() as u64);
-            bytes += uncommitted;
-            uncommitted > 0
-        });
-        bytes
-    }
-
-    fn propose(&mut self, shard: ShardId, under_way: &mut u64) {
+    fn propose(&mut self, shard: ShardId, under_way: &mut UnderWay) {
+        let (now, patience) = (self.now, self.config.stand_still_patience());
         let Some(replica) = self.registry.get_mut(shard) else { return };
         if !replica.leads() {
             return;
@@ -242,10 +261,13 @@ impl Node {
             let uncommitted = raft.uncommitted_size() as u64;
             let more = bytes + PAYLOAD_HEADER_BYTES as u64;
             // One entry of a group may always be under way, however large it is; raft-rs sees it the same way. All groups together may
-            // have no more than leaves and commits soon: the rest waits here, where it can still be refused.
-            let full = uncommitted > 0
-                && (uncommitted + more > self.config.raft.max_uncommitted_size_bytes
-                    || *under_way + more > self.config.raft.max_inflight_bytes / 8);
+            // have no more than leaves and is applied soon, those that stand still apart, and one group no more than it leaves to the
+            // others: the rest waits here, where it can still be refused.
+            let own = replica.under_way_bytes();
+            let most = self.config.raft.max_inflight_bytes;
+            let beside = if replica.stands_still(now, patience) { 0 } else { under_way.standing };
+            let left = (most / 4).saturating_sub(under_way.bytes - beside).min(most.saturating_sub(under_way.bytes));
+            let full = own > 0 && (uncommitted + more > self.config.raft.max_uncommitted_size_bytes || own + more > left);
             let apply_lags = raft.raft_log.committed.saturating_sub(replica.applied.index) > APPLY_LAG_ENTRIES_MAX
                 || apply_lags(replica, self.unapplied_bytes, &self.config);
             if raft.lead_transferee.is_some() || full || apply_lags {
@@ -256,8 +278,8 @@ impl Node {
             let (data, tickets) = replica.proposals.take_entry((count, bytes), range_epoch);
             self.waiting_bytes -= bytes;
             self.pace.proposed(bytes);
-            *under_way += more;
-            self.uncommitted.insert(shard);
+            under_way.bytes += more;
+            self.under_way.insert(shard);
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);
             message.from = replica.id.0;

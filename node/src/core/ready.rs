@@ -20,13 +20,12 @@ use super::Node;
 use super::conf_change::conf_change;
 use super::effect::Effect;
 use super::elections;
-use super::log::{entry_bytes, from_stored, to_stored};
+use super::log::{entry_bytes, to_stored};
 use super::outbox::Outbox;
 use super::replica::Replica;
 use flotilla_router::mutation::Mutation;
 use flotilla_router::{Refusal, ReplicaId, ShardId};
-use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogEntry, LogPosition, LogWrite};
-use raft::GetEntriesContext;
+use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogPosition, LogWrite};
 use raft::eraftpb::{ConfChangeV2, Entry, Message, MessageType};
 use std::collections::VecDeque;
 
@@ -44,6 +43,8 @@ pub(super) struct ReadyQueue {
     unapplied: VecDeque<(u64, u64)>,
     /// The sum of those bytes.
     pub(super) unapplied_bytes: u64,
+    /// Bytes of entries that the disk has not taken yet.
+    pub(super) unpersisted_bytes: u64,
 }
 
 /// One Ready that is not yet persisted.
@@ -52,13 +53,6 @@ struct Waiting {
     /// Whether it is part of a write. One that is not waits only for those before it.
     in_write: bool,
     messages: Vec<Message>,
-}
-
-/// Entries on their way from disk.
-pub(super) struct Fetch {
-    shard: ShardId,
-    low: u64,
-    context: GetEntriesContext,
 }
 
 impl ReadyQueue {
@@ -72,6 +66,7 @@ impl ReadyQueue {
             conf_changes: VecDeque::new(),
             unapplied: VecDeque::new(),
             unapplied_bytes: 0,
+            unpersisted_bytes: 0,
         }
     }
 
@@ -220,6 +215,9 @@ impl Node {
             }
             let at = LogPosition { index: entry.index, term: entry.term };
             let wants_results = replica.proposals.is_committed(at, &mut lost);
+            if wants_results {
+                replica.proposals.moved(self.now);
+            }
             let work = self.outbox.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
             work.entries.push(ApplyEntry { entry: to_stored(entry), wants_results });
             (last, bytes) = (entry.index, bytes + entry_bytes(entry));
@@ -240,6 +238,9 @@ impl Node {
     pub(super) fn persisted(&mut self, write: u64) {
         let done = self.writing.pop_front().expect("a write was reported that was not under way");
         assert_eq!(done.number, write, "writes were reported out of order");
+        for (shard, bytes) in done.bytes {
+            self.no_more_unpersisted(shard, bytes);
+        }
         for (shard, id, number) in done.readies {
             self.ready_persisted(shard, id, number);
         }
@@ -267,7 +268,9 @@ impl Node {
             let Some(replica) = self.registry.get_mut(shard) else { continue };
             assert!(at.index > replica.applied.index && at.index <= replica.handed_out, "applied what was not handed out");
             replica.applied = at;
-            self.unapplied_bytes -= replica.ready.note_applied(at.index);
+            let bytes = replica.ready.note_applied(at.index);
+            self.unapplied_bytes -= bytes;
+            self.room.applied(bytes);
             if let Some(descriptor) = descriptor {
                 replica.descriptor = std::sync::Arc::new(descriptor);
                 self.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
@@ -289,45 +292,6 @@ impl Node {
             self.touch(shard);
         }
     }
-
-    /// Acts on what raft-rs asked of the log while it was not looking: entries on disk, a snapshot.
-    fn take_asked(&mut self, shard: ShardId) {
-        let replica = self.registry.get_mut(shard).expect("the caller holds it");
-        replica.raw.mut_store().drop_fetched();
-        let (wanted, behind) = replica.raw.mut_store().take_asked();
-        for wanted in wanted {
-            // Every proposal asks again for what a follower far behind needs; without this each would start a row of fetches
-            // that never ends before the follower has caught up. Another follower at the same place asks again on its heartbeat.
-            if self.fetches.values().any(|f| f.shard == shard && f.low == wanted.low) {
-                continue;
-            }
-            let fetch = self.next_fetch;
-            self.next_fetch += 1;
-            let (low, high, bytes_max) = (wanted.low, wanted.high, wanted.bytes_max.min(4 << 20));
-            self.outbox.effects.push(Effect::FetchEntries { fetch, shard, low, high, bytes_max });
-            self.fetches.insert(fetch, Fetch { shard, low, context: wanted.context });
-        }
-        for follower in behind {
-            self.want_snapshot(shard, ReplicaId(follower));
-        }
-    }
-
-    /// Entries have come from disk: raft-rs sends them on, if the follower still needs them.
-    pub(super) fn entries_fetched(&mut self, fetch: u64, shard: ShardId, entries: Vec<LogEntry>) {
-        let Some(Fetch { shard: asked, low: _, context }) = self.fetches.remove(&fetch) else { return };
-        assert_eq!(asked, shard, "entries of another shard were fetched");
-        let Some(replica) = self.registry.get_mut(shard) else { return };
-        if entries.is_empty() || replica.quarantined.is_some() {
-            return;
-        }
-        // The log may have been truncated or overwritten since; only what it still says is held.
-        let view = replica.raw.mut_store();
-        if entries.iter().all(|e| view.term_at(e.at.index) == Some(e.at.term)) {
-            view.hold_fetched(entries.into_iter().map(from_stored).collect());
-            replica.raw.on_entries_fetched(context);
-            self.touch(shard);
-        }
-    }
 }
 
 /// Puts entries and the newest hard state into the write that the pass shares.
@@ -343,6 +307,10 @@ fn stage(outbox: &mut Outbox, replica: &mut Replica, entries: &[Entry]) {
             write.entries.pop();
         }
         write.entries.extend(entries.iter().map(to_stored));
+        let bytes: u64 = entries.iter().map(entry_bytes).sum();
+        *outbox.staged_bytes.entry(shard).or_default() += bytes;
+        outbox.unpersisted_bytes += bytes;
+        replica.ready.unpersisted_bytes += bytes;
         replica.ready.disk_last = last.index;
     }
     if !replica.ready.hard_state_written && !Mutation::VoteForgotten.is_on() {

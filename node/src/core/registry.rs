@@ -52,6 +52,7 @@ impl Registry {
         let mut replica = Replica {
             shard,
             id,
+            first_term: raw.raft.term,
             raw,
             handed_out: recovered.applied.index,
             applied: recovered.applied,
@@ -109,6 +110,11 @@ impl Registry {
     }
 
     /// The replica of this shard.
+    pub(super) fn get(&self, shard: ShardId) -> Option<&Replica> {
+        self.replicas.get(&shard)
+    }
+
+    /// The same, to change.
     pub(super) fn get_mut(&mut self, shard: ShardId) -> Option<&mut Replica> {
         self.replicas.get_mut(&shard)
     }

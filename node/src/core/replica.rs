@@ -1,5 +1,6 @@
 //! One replica: a RawNode, and one field per operation that concerns it.
 
+use super::Time;
 use super::compaction::Compaction;
 use super::elections::Elections;
 use super::event::Ticket;
@@ -24,6 +25,8 @@ pub(super) struct Replica {
     pub(super) id: ReplicaId,
     /// What the shard is, as of `applied`.
     pub(super) descriptor: Arc<Descriptor>,
+    /// The term that it had when it started.
+    pub(super) first_term: u64,
     /// The group, as raft-rs sees it.
     pub(super) raw: RawNode<LogView>,
     /// Up to where the data are applied.
@@ -66,7 +69,25 @@ impl Replica {
 
     /// Whether a tick concerns more than elections and heartbeats.
     pub(super) fn waits_for_something(&self) -> bool {
-        self.proposals.pending() > 0 || !self.reads.is_empty() || self.elections.transfer.is_some() || self.snapshots.is_busy()
+        self.proposals.pending() > 0
+            || !self.reads.is_empty()
+            || self.elections.transfer.is_some()
+            || self.snapshots.is_busy()
+            || self.flow.is_busy()
+    }
+
+    /// Whether commands are there and none of them has come any further for so long, though the disk here has all: no quorum, an apply that
+    /// takes long, a hand-over that does not end.
+    pub(super) fn stands_still(&self, now: Time, patience: Time) -> bool {
+        let log = &self.raw.raft.raft_log;
+        self.proposals.pending() > 0
+            && log.persisted == log.last_index()
+            && now.saturating_sub(self.proposals.moved_at()) > patience
+    }
+
+    /// Bytes of entries that are proposed, or committed, and not yet applied here.
+    pub(super) fn under_way_bytes(&self) -> u64 {
+        self.raw.raft.uncommitted_size() as u64 + self.ready.unapplied_bytes
     }
 
     /// Everybody who waits, and whether what they wait for was proposed.

@@ -9,7 +9,7 @@
 //!
 //! *Turns*: few snapshots at a time are made for one node, since it takes few in at a time; a follower whose turn it is not asks again with
 //! each of its answers to a heartbeat. What failed is tried again after a pause that grows, since neither a full disk nor a follower
-//! that says no changes its mind within a moment.
+//! that says no changes its mind within a moment. A node to which others send as many as it takes in is asked again soon.
 //!
 //! **Invariants.** While a snapshot is on its way, the log is not truncated above it, or it would be useless on arrival; unless the log
 //! grew to a multiple of its share meanwhile: then the snapshot is given up, and a new one is built when it is asked for. While one
@@ -18,7 +18,7 @@
 use super::Node;
 use super::check::{is_absurd, is_absurd_index};
 use super::effect::Effect;
-use super::event::SnapshotId;
+use super::event::{Delivery, SnapshotId};
 use super::replica::conf_state;
 use super::wire::Envelope;
 use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
@@ -125,6 +125,9 @@ impl Snapshots {
     /// A snapshot leaves for a follower.
     pub(super) fn sending(&mut self, to: ReplicaId, snapshot: SnapshotId) {
         self.sending.insert(to, snapshot);
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.idle_ticks = 0;
+        }
     }
 }
 
@@ -187,22 +190,29 @@ impl Node {
     }
 
     /// A snapshot stream has ended.
-    pub(super) fn snapshot_sent(&mut self, shard: ShardId, to: ReplicaId, delivered: bool) {
+    pub(super) fn snapshot_sent(&mut self, shard: ShardId, to: ReplicaId, delivery: Delivery) {
         let Some(replica) = self.registry.get_mut(shard) else { return };
         replica.snapshots.sending.remove(&to);
         // Whoever needs another one waits for its turn.
         replica.raw.mut_store().grant_snapshot(to.0, false);
-        if delivered {
+        if delivery == Delivery::Taken {
             replica.snapshots.failures = 0;
             if let Some(to) = replica.descriptor.replica(to) {
                 self.streams.0.remove(&(to.node, shard));
             }
         }
-        let status = if delivered { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+        let status = if delivery == Delivery::Taken { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
         replica.raw.report_snapshot(to.0, status);
         self.touch(shard);
-        if !delivered {
-            self.snapshot_failed(shard);
+        match delivery {
+            Delivery::Taken => {}
+            // Others send to it, too. It is asked again soon, and this shard keeps its turn meanwhile.
+            Delivery::Busy => {
+                let replica = self.registry.get_mut(shard).expect("looked up just now");
+                replica.snapshots.paused_until = self.ticks + self.config.raft.election_ticks as u64 / 2;
+                self.streams.seen(shard, self.ticks);
+            }
+            Delivery::Failed => self.snapshot_failed(shard),
         }
     }
 
@@ -264,7 +274,7 @@ impl Node {
             && manifest.descriptor.id == shard
             && manifest.at == at
             && message.term <= NUMBER_MAX
-            && !is_absurd(message.term, replica.raw.raft.term)
+            && !is_absurd(message.term, replica.first_term)
             && at.index <= NUMBER_MAX
             && !is_absurd_index(at.index, replica.raw.raft.raft_log.last_index())
             // Writes go on above it.
@@ -295,11 +305,13 @@ impl Node {
         let incoming = replica.snapshots.incoming.as_mut().expect("raft-rs restores only what was accepted");
         assert_eq!(incoming.at, at, "raft-rs restores another snapshot than the one that was accepted");
         incoming.ready = Some(ready);
-        let staged = incoming.staged;
+        let (staged, id) = (incoming.staged, replica.id);
         replica.compaction.reset(at.index);
         // Whatever was staged for the old log would be written over the new one.
         self.outbox.writes.remove(&shard);
-        self.outbox.effects.push(Effect::InstallSnapshot { shard, replica: replica.id, staged, hard_state, at });
+        let bytes = self.outbox.staged_bytes.remove(&shard).unwrap_or_default();
+        self.no_more_unpersisted(shard, bytes);
+        self.outbox.effects.push(Effect::InstallSnapshot { shard, replica: id, staged, hard_state, at });
     }
 
     /// The snapshot is this replica's state now.

@@ -1,9 +1,9 @@
 //! What is bounded, and that a bound never holds anything back for ever: each limit at its least, each queue filled.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
-use crate::core::CoreConfig;
+use crate::core::{CoreConfig, Event};
 use crate::sim::member::Lane;
-use flotilla_router::{Command, Condition, NodeId, Op, Refusal};
+use flotilla_router::{Command, Condition, KeyRange, NodeId, Op, Refusal};
 use std::time::Duration;
 
 const N1: NodeId = NodeId(1);
@@ -130,6 +130,41 @@ fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
     }
 }
 
+/// What was taken in while there was room waits in line, and then there is none: puts are refused, for certain, and deletions go on.
+#[test]
+fn what_waits_when_the_disk_is_full_is_refused() {
+    for full in [N1, N3] {
+        let mut cluster = Cluster::led();
+        cluster.running_mut(N1).hold(Lane::Persist);
+        let first = cluster.post_put(N1, "a", "under way", FOREVER);
+        cluster.pass(N1);
+        let puts = ["b", "c"].map(|key| cluster.post_put(N1, key, "waits", FOREVER));
+        let delete = Command { op: Op::Delete { key: "a".into() }, condition: Condition::Always };
+        let delete = cluster.post_command(N1, delete, FOREVER);
+        cluster.pass(N1);
+        cluster.post(full, Event::Disk { free_bytes: 50 << 20, reserve_bytes: 60 << 20 });
+        cluster.run(4);
+        cluster.running_mut(N1).release(Lane::Persist);
+        cluster.run(4);
+        for put in puts {
+            assert!(matches!(cluster.answer(put), Some(Answer::Refused(Refusal::DiskFull { .. }))), "{:?}", cluster.answer(put));
+        }
+        for ticket in [first, delete] {
+            assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "{:?}", cluster.answer(ticket));
+        }
+        // With hardly anything left a deletion is refused, too, that of a range last.
+        let range = Op::DeleteRange { range: KeyRange::new("a", Some("b".into())) };
+        for (free, op, goes_on) in
+            [(1 << 19, Op::Delete { key: "a".into() }, false), (1 << 19, range.clone(), true), (1 << 17, range.clone(), false)]
+        {
+            cluster.post(N1, Event::Disk { free_bytes: free, reserve_bytes: 60 << 20 });
+            let ticket = cluster.post_command(N1, Command { op, condition: Condition::Always }, FOREVER);
+            cluster.run(4);
+            assert_eq!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), goes_on, "{:?}", cluster.answer(ticket));
+        }
+    }
+}
+
 /// On a full disk no snapshot can be built, and a follower that needs one asks with every answer to a heartbeat: it is tried again, ever
 /// more rarely, and at once when there has been no failure.
 #[test]
@@ -152,6 +187,34 @@ fn what_can_not_be_built_is_tried_ever_more_rarely() {
     assert!(pauses.is_sorted_by(|a, b| a <= &(b + 3)) && pauses.iter().all(|pause| *pause <= 110), "{pauses:?}");
     cluster.running_mut(N1).release(Lane::Build);
     cluster.run(130);
+    assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
+}
+
+/// A node that takes in as many snapshots as it may from others is asked again soon, with the same snapshot.
+#[test]
+fn a_busy_node_is_asked_again_and_nothing_is_built_anew() {
+    let mut cluster = Cluster::led_with(small_log());
+    cluster.partition(&[N1, N2], &[N3]);
+    fill(&mut cluster, 80);
+    cluster.network.heal();
+    let link = (N1, N3);
+    cluster.network.hold(link);
+    cluster.take_trace();
+    let mut turned_away = Vec::new();
+    for tick in 0..400 {
+        cluster.run(1);
+        cluster.deliver_frames(link);
+        if cluster.turn_snapshot_away(link) {
+            turned_away.push(tick);
+            cluster.settle();
+        }
+    }
+    let most = turned_away.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(turned_away.len() > 12 && most <= Some(12), "asked at {turned_away:?}");
+    let built = cluster.take_trace().iter().filter(|line| line.contains("builds snapshot")).count();
+    assert!(built <= 1, "{built} were built");
+    cluster.network.heal();
+    cluster.run(40);
     assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
 }
 

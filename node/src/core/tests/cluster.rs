@@ -10,7 +10,7 @@
 use super::network::Network;
 use crate::core::replica::Replica;
 use crate::core::wire::{self, Envelope, Item, Timing};
-use crate::core::{CoreConfig, Effect, Event, Ticket, Time};
+use crate::core::{CoreConfig, Delivery, Effect, Event, Ticket, Time};
 use crate::sim::invariants::Invariants;
 use crate::sim::member::{Job, Lane, Member, Running, Worked};
 use crate::sim::network::{Link, Packet, SnapshotPacket};
@@ -299,10 +299,10 @@ impl Cluster {
                 .expect("a core wrote this frame");
             }
             Packet::Snapshot(snapshot) => {
-                let SnapshotPacket { shard, replica, announcement, manifest, files } = *snapshot;
+                let SnapshotPacket { shard, replica, snapshot: _, announcement, manifest, files } = *snapshot;
                 let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
                 self.member_mut(link.1).stage(link.0, envelope, manifest, files);
-                self.snapshot_sent(link.0, shard, replica, true);
+                self.snapshot_sent(link.0, shard, replica, Delivery::Taken);
             }
         }
         true
@@ -321,6 +321,17 @@ impl Cluster {
         let Some(packet) = self.network.take(link, place) else { return false };
         self.lost(link, packet);
         true
+    }
+
+    /// A node takes in as many snapshots as it may: it turns the next one of a link away. Whether there was one.
+    pub(super) fn turn_snapshot_away(&mut self, link: Link) -> bool {
+        match self.network.take(link, 0) {
+            Some(Packet::Snapshot(snapshot)) => {
+                self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, Delivery::Busy);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Cuts the links from every node of one side to every node of the other, and back.
@@ -343,13 +354,13 @@ impl Cluster {
     /// A packet will not arrive. Senders of snapshots are told, always.
     fn lost(&mut self, link: Link, packet: Packet) {
         if let Packet::Snapshot(snapshot) = packet {
-            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, false);
+            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, Delivery::Failed);
         }
     }
 
-    fn snapshot_sent(&mut self, id: NodeId, shard: ShardId, to: ReplicaId, delivered: bool) {
+    fn snapshot_sent(&mut self, id: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
         if self.is_up(id) {
-            self.post(id, Event::SnapshotSent { shard, to, delivered });
+            self.post(id, Event::SnapshotSent { shard, to, delivery });
         }
     }
 
@@ -438,7 +449,7 @@ impl Cluster {
         let term = replica.raw.raft.term;
         let mut message = raft::eraftpb::Message { from: sender, to: replica.id.0, term, ..Default::default() };
         change(&mut message);
-        Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: 0, timing: Timing::default(), message }
+        Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: message.commit, timing: Timing::default(), message }
     }
 
     /// What happened since the last call, in words.
@@ -553,7 +564,7 @@ impl Cluster {
         };
         let mut announcement = BytesMut::new();
         envelope.encode(&mut announcement);
-        let packet = SnapshotPacket { shard, replica, announcement: announcement.freeze(), manifest, files };
+        let packet = SnapshotPacket { shard, replica, snapshot, announcement: announcement.freeze(), manifest, files };
         let packet = Packet::Snapshot(Box::new(packet));
         if let Some(packet) = self.network.send((from, to), packet) {
             self.lost((from, to), packet);

@@ -7,8 +7,9 @@ use crate::core::wire::{self, Envelope, Timing};
 use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
 use crate::sim::member::{Lane, Member, Worked};
 use bytes::Bytes;
+use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, KeyRange, NodeId, Op, ShardId};
-use flotilla_storage::{Applied, LogPosition, SnapshotManifest, recover};
+use flotilla_storage::{Applied, Applier, LogPosition, MemoryEngine, SnapshotManifest, recover};
 use proptest::prelude::*;
 use protobuf::ProtobufEnum as _;
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
@@ -27,11 +28,15 @@ fn conf_change(kind: EntryType, data: &'static [u8]) -> Entry {
     entry
 }
 
+fn put() -> Command {
+    Command { op: Op::Put { key: "k".into(), value: "v".into() }, condition: Condition::Always }
+}
+
 #[test]
 fn bad_messages_are_refused_and_counted() {
     use MessageType::*;
     type Spoil = fn(&mut Message);
-    let table: [(&str, Spoil); 29] = [
+    let table: [(&str, Spoil); 32] = [
         ("another node's replica", |m| m.from = 23),
         ("nobody's replica", |m| m.from = 99),
         ("the receiver's own", |m| m.from = 21),
@@ -75,6 +80,25 @@ fn bad_messages_are_refused_and_counted() {
             m.set_msg_type(MsgAppend);
             m.index = 9;
         }),
+        ("an entry that is no commands", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![Entry { data: Bytes::from_static(&[0xff]), ..entry(3, 2) }].into());
+        }),
+        ("a command that is cut off", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            let mut payload = PayloadBuilder::new(1, 100);
+            payload.push(&put());
+            let payload = payload.finish();
+            m.set_entries(vec![Entry { data: payload.slice(..payload.len() - 1), ..entry(3, 2) }].into());
+        }),
+        ("a membership change to what is no descriptor", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            let change = conf_change(EntryType::EntryConfChangeV2, &[]);
+            m.set_entries(vec![Entry { context: Bytes::from_static(&[0xff]), ..change }].into());
+        }),
         ("a gap between entries", |m| {
             m.set_msg_type(MsgAppend);
             (m.index, m.log_term) = (2, 2);
@@ -106,6 +130,43 @@ fn bad_messages_are_refused_and_counted() {
         cluster.pass(N1);
         assert_eq!(cluster.running_mut(N1).core.counters().messages_refused, before + 1, "{name} was not refused");
         assert_eq!(cluster.leader(SHARD), Some(N1), "{name} changed something");
+    }
+}
+
+/// Terms that are raised step by step, each of them small enough, would reach the end all the same.
+#[test]
+fn no_row_of_messages_uses_the_terms_up() {
+    let mut cluster = Cluster::led();
+    let refused = |cluster: &mut Cluster| {
+        let envelope = cluster.forge(N2, N1, |m| {
+            m.set_msg_type(MessageType::MsgHeartbeat);
+            m.term += (1 << 32) - 9;
+        });
+        let before = cluster.running_mut(N1).core.counters().messages_refused;
+        cluster.post(N1, Event::Message { from: N2, envelope });
+        cluster.pass(N1);
+        cluster.running_mut(N1).core.counters().messages_refused > before
+    };
+    assert_eq!((refused(&mut cluster), refused(&mut cluster), refused(&mut cluster)), (false, true, true));
+}
+
+/// Who does not lead can't have a replica set aside in the term in which somebody else does; nor claim that more is committed than it says.
+#[test]
+fn whoever_does_not_lead_commits_nothing() {
+    let mut cluster = Cluster::led();
+    let last = cluster.replica(N2, SHARD).unwrap().raw.raft.raft_log.last_index();
+    for (from, commit, committed) in [(N3, last + 1, last + 1), (N3, last, last), (N1, last, last - 1), (N1, last, (1 << 56) + 1)]
+    {
+        let mut envelope = cluster.forge(from, N2, |m| {
+            m.set_msg_type(MessageType::MsgHeartbeat);
+            m.commit = commit;
+        });
+        envelope.committed = committed;
+        let before = cluster.running_mut(N2).core.counters().messages_refused;
+        cluster.post(N2, Event::Message { from, envelope });
+        cluster.pass(N2);
+        assert!(cluster.replica(N2, SHARD).unwrap().quarantined.is_none());
+        assert_eq!(cluster.running_mut(N2).core.counters().messages_refused, before + 1, "{from} {commit} {committed}");
     }
 }
 
@@ -224,6 +285,8 @@ fn any_input() -> impl Strategy<Value = Input> {
 /// A core without a cluster around it, whose peers say whatever they like.
 struct Lonely {
     core: Node,
+    engine: MemoryEngine,
+    applier: Applier,
     persists: Vec<u64>,
     applies: Vec<Vec<Applied>>,
     tickets: u64,
@@ -235,8 +298,10 @@ impl Lonely {
         let engine = Member::found(N1, &cluster.shards).engine;
         let identity = Identity { node: N1, incarnation: Incarnation(1) };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let core = Node::new(cluster.config, identity, recover(&engine).unwrap(), logger);
-        Self { core, persists: Vec::new(), applies: Vec::new(), tickets: 0 }
+        let recovered = recover(&engine).unwrap();
+        let applier = Applier::new(&engine, &recovered).unwrap();
+        let core = Node::new(cluster.config, identity, recovered, logger);
+        Self { core, engine, applier, persists: Vec::new(), applies: Vec::new(), tickets: 0 }
     }
 
     fn pass(&mut self) {
@@ -244,12 +309,8 @@ impl Lonely {
             match effect {
                 Effect::Persist { write, .. } => self.persists.push(write),
                 Effect::Apply { work } => {
-                    let at = |entries: &[flotilla_storage::ApplyEntry]| entries.last().expect("never empty").entry.at;
-                    let applied = work
-                        .iter()
-                        .map(|w| Applied { shard: w.shard, at: at(&w.entries), results: Vec::new(), descriptor: None })
-                        .collect();
-                    self.applies.push(applied);
+                    // What can't be applied ends the process.
+                    self.applies.push(self.applier.apply(&self.engine, work).unwrap());
                 }
                 _ => {}
             }
@@ -274,13 +335,7 @@ impl Lonely {
             Input::Persisted | Input::Applied => {}
             Input::Pass => self.pass(),
             Input::Put => {
-                let op = Op::Put { key: "k".into(), value: "v".into() };
-                self.core.handle(Event::Command {
-                    ticket,
-                    shard,
-                    command: Command { op, condition: Condition::Always },
-                    deadline,
-                });
+                self.core.handle(Event::Command { ticket, shard, command: put(), deadline });
             }
             Input::Get => self.core.handle(Event::Read { ticket, shard, consistency: Consistency::Linearizable, deadline }),
         }

@@ -3,7 +3,7 @@
 //! - [`cluster`] and [`network`]: the harness, with the simulation's nodes. [`crate::sim`] lets them live in simulated time.
 //! - [`script`], [`golden`]: golden scripts, one per behaviour, in `testdata`.
 //! - [`traps`]: one test per trap of raft-rs 0.7, named by its number.
-//! - [`bounds`]: limits at their least, queues filled.
+//! - [`bounds`]: limits at their least, queues filled. [`overload`]: more than a node can carry.
 //! - [`messages`]: what a peer may not send, as a table and as a property.
 //! - [`ages`], [`promises`], [`far_quorum`]: what stale, lease and linearizable reads rest on.
 //! - [`determinism`]: the same events give the same effects.
@@ -18,6 +18,7 @@ mod far_quorum;
 mod golden;
 mod messages;
 mod network;
+mod overload;
 mod promises;
 mod script;
 mod traps;
