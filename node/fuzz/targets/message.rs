@@ -21,7 +21,7 @@ use bytes::{BufMut, Bytes};
 use flotilla_node::core::config::{LogConfig, RaftConfig, ReadsConfig};
 use flotilla_node::core::inspect::ShardReport;
 use flotilla_node::core::wire::{self, Item};
-use flotilla_node::core::{Beat, CoreConfig, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time};
+use flotilla_node::core::{Beat, CoreConfig, Delivery, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time};
 use flotilla_router::{Command, Condition, Consistency, Incarnation, KeyRange, NodeId, Op, ReplicaId, Revision, ShardId};
 use flotilla_storage::{
     Applier, ApplyWork, Engine as _, HardState, LogBatch, MemoryEngine, Recovered, SnapshotFile, SnapshotManifest, append,
@@ -430,7 +430,8 @@ impl World {
     /// The oldest snapshot that was sent has arrived, or has not.
     fn stream_ended(&mut self, delivered: bool) {
         if let Some((shard, to)) = self.streams.pop_front() {
-            self.core.handle(Event::SnapshotSent { shard, to, delivered });
+            let delivery = if delivered { Delivery::Taken } else { Delivery::Failed };
+            self.core.handle(Event::SnapshotSent { shard, to, delivery });
         }
     }
 

@@ -7,7 +7,7 @@ use super::network::{Link, Packet, SnapshotPacket};
 use super::plan::MS;
 use super::world::{Happening, World};
 use crate::core::wire::{self, Envelope, Item};
-use crate::core::{Effect, Event, SnapshotId};
+use crate::core::{Delivery, Effect, Event, SnapshotId};
 use bytes::BytesMut;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 
@@ -108,11 +108,14 @@ impl World {
         envelope: &Envelope,
     ) -> Holds {
         let Some((manifest, files)) = self.seats[&from].member.snapshot_files(snapshot) else {
-            return Err(format!("node {from} sends {snapshot:?}, which it has dropped"));
+            // Given up in the pass in which it was to be sent.
+            self.snapshot_sent(from, envelope.shard, replica, Delivery::Failed);
+            return Ok(());
         };
         let mut announcement = BytesMut::new();
         envelope.encode(&mut announcement);
-        let packet = SnapshotPacket { shard: envelope.shard, replica, announcement: announcement.freeze(), manifest, files };
+        let packet =
+            SnapshotPacket { shard: envelope.shard, replica, snapshot, announcement: announcement.freeze(), manifest, files };
         self.send((from, to), Packet::Snapshot(Box::new(packet)));
         Ok(())
     }
@@ -120,13 +123,13 @@ impl World {
     /// A packet will not arrive. Senders of snapshots are told, always.
     fn lost(&mut self, link: Link, packet: &Packet) {
         if let Packet::Snapshot(snapshot) = packet {
-            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, false);
+            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, Delivery::Failed);
         }
     }
 
-    fn snapshot_sent(&mut self, node: NodeId, shard: ShardId, to: ReplicaId, delivered: bool) {
+    fn snapshot_sent(&mut self, node: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
         let (delay, life) = (self.dice.around(10 * MS), self.seats[&node].life);
-        self.later(delay, Happening::SnapshotSent { node, life, shard, to, delivered });
+        self.later(delay, Happening::SnapshotSent { node, life, shard, to, delivery });
     }
 
     /// A packet has come to the end of its link.
@@ -149,10 +152,20 @@ impl World {
                 self.wake(to);
             }
             Packet::Snapshot(snapshot) => {
-                let SnapshotPacket { shard, replica, announcement, manifest, files } = *snapshot;
+                let SnapshotPacket { shard, replica, snapshot, announcement, manifest, files } = *snapshot;
+                // Its sender gave it up while it was on its way: the stream breaks off, unless all of it was read already.
+                let given_up = self.is_up(from) && self.seats[&from].member.snapshot_files(snapshot).is_none();
+                if given_up && self.dice.percent(80) {
+                    self.meet("given up snapshots");
+                    return self.snapshot_sent(from, shard, replica, Delivery::Failed);
+                }
+                if self.dice.percent(10) {
+                    self.meet("snapshots to a busy node");
+                    return self.snapshot_sent(from, shard, replica, Delivery::Busy);
+                }
                 let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
                 self.seat(to).member.stage(from, envelope, manifest, files);
-                self.snapshot_sent(from, shard, replica, true);
+                self.snapshot_sent(from, shard, replica, Delivery::Taken);
                 self.wake(to);
             }
         }

@@ -6,6 +6,7 @@
 //! refuses them.
 
 use super::plan::{MS, Plan};
+use crate::core::SnapshotId;
 use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
@@ -31,6 +32,8 @@ pub(crate) struct SnapshotPacket {
     pub(crate) shard: ShardId,
     /// Whom it is for.
     pub(crate) replica: ReplicaId,
+    /// What its sender calls it.
+    pub(crate) snapshot: SnapshotId,
     /// The encoded raft message that announces it.
     pub(crate) announcement: Bytes,
     /// What it holds.

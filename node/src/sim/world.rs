@@ -20,7 +20,7 @@ use super::member::{Lane, Member, Worked};
 use super::network::{Link, Network, Packet};
 use super::plan::{MS, Plan};
 use super::trace;
-use crate::core::{Event, Time};
+use crate::core::{Delivery, Event, Time};
 use crate::dice::Dice;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +37,7 @@ pub(super) enum Happening {
     /// A lane's oldest job is done.
     Work { node: NodeId, life: u64, lane: Lane },
     /// A stream of a snapshot has ended, for its sender.
-    SnapshotSent { node: NodeId, life: u64, shard: ShardId, to: ReplicaId, delivered: bool },
+    SnapshotSent { node: NodeId, life: u64, shard: ShardId, to: ReplicaId, delivery: Delivery },
     /// A client asks, or gives up.
     Client(super::clients::Turn),
     /// Something goes wrong, or right again.
@@ -216,8 +216,8 @@ impl World {
             Happening::Tick(node) => self.tick(node),
             Happening::Pass { node, life } if self.seats[&node].life == life => self.pass(node)?,
             Happening::Work { node, life, lane } if self.seats[&node].life == life => self.work(node, lane)?,
-            Happening::SnapshotSent { node, life, shard, to, delivered } if self.seats[&node].life == life => {
-                self.post(node, Event::SnapshotSent { shard, to, delivered });
+            Happening::SnapshotSent { node, life, shard, to, delivery } if self.seats[&node].life == life => {
+                self.post(node, Event::SnapshotSent { shard, to, delivery });
             }
             Happening::Pass { .. } | Happening::Work { .. } | Happening::SnapshotSent { .. } => {}
             Happening::Arrive { link, packet } => self.arrive(link, packet),
