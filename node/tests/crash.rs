@@ -89,8 +89,8 @@ fn crash_midway(fleet: &mut Fleet, book: &Book, dice: &mut Dice, counts: &mut Co
     while !fleet.is_behind(&shards, &others, &had, false) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let staged = fleet.cluster.home(away).join("data/snapshots/in");
-    let coming = || std::fs::read_dir(&staged).map_or(0, Iterator::count) > 0;
+    let staged = ["in", "install"].map(|folder| fleet.cluster.home(away).join("data/snapshots").join(folder));
+    let coming = || staged.iter().any(|folder| std::fs::read_dir(folder).map_or(0, Iterator::count) > 0);
     for _ in 0..1 + dice.below(2) {
         fleet.start(away);
         let deadline = Instant::now() + Duration::from_secs(2);

@@ -199,7 +199,11 @@ mod rounds {
         ] {
             let sleep = if point == FailPoint::InstallCleared { 1_500 } else { 120_000 };
             theatre.play(scene, &format!("{}=sleep({sleep})", point.name()));
-            let folder = if scene == Scene::Sending { "data/snapshots/out" } else { "data/snapshots/in" };
+            let folder = match point {
+                FailPoint::BuildWritten => "data/snapshots/out",
+                FailPoint::StageArrived => "data/snapshots/in",
+                _ => "data/snapshots/install",
+            };
             let folder = theatre.fleet.cluster.home(VICTIM).join(folder);
             until("a snapshot is under way", Duration::from_secs(30), || {
                 let files =
@@ -221,7 +225,7 @@ mod rounds {
 
     /// The files of the snapshots that lie at the victim, to be installed.
     fn staged(fleet: &Fleet) -> Vec<PathBuf> {
-        let folders = fs::read_dir(fleet.cluster.home(VICTIM).join("data/snapshots/in")).unwrap().flatten();
+        let folders = fs::read_dir(fleet.cluster.home(VICTIM).join("data/snapshots/install")).unwrap().flatten();
         let files = folders.flat_map(|folder| fs::read_dir(folder.path()).unwrap().flatten()).map(|file| file.path());
         files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).collect()
     }

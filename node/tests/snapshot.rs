@@ -104,12 +104,13 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
     let bytes = write_much(&cluster, &others, 2, 40);
     println!("the logs were cut again beyond what it had after {:?}", until_cut(&cluster, 1, &had));
     let mut midway = 0;
-    let staged = cluster.home(away).join("data/snapshots/in");
+    let staged = ["in", "install"].map(|folder| cluster.home(away).join("data/snapshots").join(folder));
+    let on_their_way = || staged.iter().map(|folder| fs::read_dir(folder).map_or(0, Iterator::count)).sum::<usize>();
     for millis in [0, 5, 20, 60, 150, 400] {
         cluster.spawn(away);
         // A moment after the first snapshot begins to come.
         let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(3) && fs::read_dir(&staged).map_or(0, Iterator::count) == 0 {
+        while begun.elapsed() < Duration::from_secs(3) && on_their_way() == 0 {
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_millis(millis));
@@ -117,7 +118,7 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
         let metrics = client.send(away, "GET", "/metrics", &[], None).map(|answer| answer.text()).unwrap_or_default();
         let installed = metrics.lines().find_map(|line| line.strip_prefix("flotilla_snapshots_installed_total "));
         let installed = installed.unwrap_or("an unknown number of").to_owned();
-        let files = fs::read_dir(&staged).map_or(0, Iterator::count);
+        let files = on_their_way();
         cluster.kill(away);
         midway += usize::from(files > 0);
         println!("killed {millis} ms after the first snapshot began: {installed} were installed, {files} were on their way");
@@ -126,10 +127,7 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
     println!("ready after {:?}", cluster.start(away));
     println!("equal by hash after another {:?}, {} MiB behind", cluster.wait_equal(Duration::from_secs(60)), bytes >> 20);
     // What was staged by the lives before is gone from the disk.
-    until("nothing is left of snapshots", Duration::from_secs(30), || {
-        let dir = fs::read_dir(cluster.home(away).join("data/snapshots/in")).unwrap();
-        (dir.count() == 0).then_some(())
-    });
+    until("nothing is left of snapshots", Duration::from_secs(30), || (on_their_way() == 0).then_some(()));
     // And it takes part: with one of the others away, every shard needs it.
     cluster.stop(1);
     for (_, path) in cluster.shard_paths(2, "after") {

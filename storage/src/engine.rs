@@ -99,6 +99,9 @@ pub trait Engine: Read + Send + Sync + 'static {
     /// Its views: cheap to take and to clone; a view that is kept keeps what was deleted since.
     type View: Read + Clone + Send + Sync + 'static;
 
+    /// The directory that holds all that is the node's: paths in records are meant below it. It may be another one after a restart.
+    fn home(&self) -> &Path;
+
     /// An empty batch.
     fn batch(&self) -> Self::Batch;
 
@@ -126,8 +129,15 @@ pub trait Engine: Read + Send + Sync + 'static {
     /// Whether the file lies in `folder` with that length and checksum; otherwise says what is wrong with it.
     fn check_file(&self, folder: &Path, file: &SnapshotFile) -> Result<(), StorageError>;
 
+    /// Whether the files, which were checked, are what an engine of this kind exports, without a record below `start` or from `end` on.
+    fn check_span(&self, folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError>;
+
     /// Takes the records of exported files into the data family, durably and all together. The files stay where they are.
     fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError>;
+
+    /// Gives back at once what was deleted from the data family from `start` up to `end`, where everything was: what is taken in there next
+    /// lies in its place, and need not be moved. May take long; nothing else waits for it.
+    fn vacate(&self, start: &[u8], end: &[u8]) -> Result<(), StorageError>;
 
     /// Removes a folder of exported files; that it is gone already is no error.
     fn remove_folder(&self, folder: &Path) -> Result<(), StorageError>;

@@ -201,7 +201,7 @@ impl StorageError {
     }
 
     /// A failure of the engine while doing `action`.
-    pub(crate) fn engine(action: &'static str, why: impl ToString) -> Self {
+    pub fn engine(action: &'static str, why: impl ToString) -> Self {
         Self::Engine { action, why: why.to_string() }
     }
 

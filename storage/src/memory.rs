@@ -9,11 +9,12 @@
 //! thread, no clock, no randomness. Exported files are byte strings inside the engine, under folder and name; they survive a
 //! crash, as files that were synced do.
 
+mod files;
+
 use crate::engine::{Cursor, Engine, Family, Order, Read, Record, Statistics, WriteBatch};
 use crate::error::StorageError;
 use crate::work::SnapshotFile;
-use bytes::{Bytes, BytesMut};
-use flotilla_router::codec::{Put, Reader};
+use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -259,6 +260,10 @@ impl Engine for MemoryEngine {
     type Batch = MemoryBatch;
     type View = MemoryView;
 
+    fn home(&self) -> &Path {
+        Path::new("")
+    }
+
     fn batch(&self) -> MemoryBatch {
         MemoryBatch::default()
     }
@@ -293,25 +298,7 @@ impl Engine for MemoryEngine {
         folder: &Path,
         file_bytes_max: u64,
     ) -> Result<Vec<SnapshotFile>, StorageError> {
-        self.remove_folder(folder)?;
-        let (mut files, mut out) = (Vec::new(), BytesMut::new());
-        let mut finish = |out: &mut BytesMut| {
-            let (name, contents) = (format!("{:06}.mem", files.len()), out.split().freeze());
-            files.push(SnapshotFile { name: name.clone(), bytes: contents.len() as u64, checksum: crc32fast::hash(&contents) });
-            self.put_file(folder, &name, contents);
-        };
-        let mut cursor = view.cursor(Family::Data, start, Some(end), Order::Forward);
-        while let Some((key, value)) = cursor.next()? {
-            out.put_bytes_prefixed(key);
-            out.put_bytes_prefixed(value);
-            if out.len() as u64 >= file_bytes_max {
-                finish(&mut out);
-            }
-        }
-        if !out.is_empty() {
-            finish(&mut out);
-        }
-        Ok(files)
+        files::export(self, view, (start, end), folder, file_bytes_max)
     }
 
     fn check_file(&self, folder: &Path, file: &SnapshotFile) -> Result<(), StorageError> {
@@ -324,16 +311,21 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
+    fn check_span(&self, folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+        let outside = |(key, _): &(Bytes, Bytes)| key[..] < *start || key[..] >= *end;
+        match files::records(self, folder, files)?.iter().find(|record| outside(record)) {
+            Some((key, _)) => {
+                Err(StorageError::engine("check snapshot file", format!("it holds the key {key:?} of another shard")))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
         let mut batch = MemoryBatch::default();
-        for file in files {
-            self.check_file(folder, file)?;
-            let mut reader = Reader::new("snapshot file", self.file(folder, &file.name).unwrap_or_default());
-            while !reader.is_empty() {
-                let record = reader.bytes().and_then(|key| Ok((key, reader.bytes()?)));
-                let (key, value) = record.map_err(|e| StorageError::engine("ingest snapshot file", e))?;
-                batch.changes.push(Change::Put(Family::Data, key, value));
-            }
+        files.iter().try_for_each(|file| self.check_file(folder, file))?;
+        for (key, value) in files::records(self, folder, files)? {
+            batch.changes.push(Change::Put(Family::Data, key, value));
         }
         let (Some(Change::Put(_, first, _)), Some(Change::Put(_, last, _))) = (batch.changes.first(), batch.changes.last())
         else {
@@ -347,6 +339,10 @@ impl Engine for MemoryEngine {
         }
         inner.current.change(&batch);
         inner.durable.change(&batch);
+        Ok(())
+    }
+
+    fn vacate(&self, _: &[u8], _: &[u8]) -> Result<(), StorageError> {
         Ok(())
     }
 

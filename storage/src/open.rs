@@ -7,7 +7,7 @@
 //! ```
 //!
 //! 1. The directory is made, if it is not there, closed to other users, and locked. A second process is told so, and touches nothing.
-//!    Where the disk has no room left, it is opened lean, or refused with what it needs (`room.rs`).
+//!    Snapshots that a former self had built, or half received, are removed. Where the disk has no room left, it is opened lean, or refused with what it needs (`room.rs`).
 //! 2. RocksDB opens its files and replays its write-ahead log. A database that lies behind what the directory remembers of it is refused,
 //!    as far as that can be seen before RocksDB changes anything.
 //! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A foreign one is refused with
@@ -29,11 +29,18 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 /// The file whose lock keeps other processes out.
 const LOCK: &str = "flotilla.lock";
+/// How often it is tried to get it, and the pause in between.
+const LOCK_TRIES: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The folder of RocksDB's files.
 const DB: &str = "db";
+
+/// The folders of snapshots that the node builds, and of those that are on their way to it. One that is being installed lies elsewhere.
+const UNFINISHED: [&str; 2] = ["snapshots/out", "snapshots/in"];
 
 /// Whose directory it has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +77,7 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
             started.check_manifest(dir, manifest)?;
         }
     }
+    clear_unfinished(dir)?;
     let options = crate::room::fit(dir, &db, options)?;
     let engine = RocksEngine::open(&db, &options, Some(lock))?;
     FailPoint::OpenReplayed.pass()?;
@@ -109,6 +117,15 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
     Ok(Opened { engine, incarnation, directory, fresh })
 }
 
+/// Removes snapshots that were built to be sent, or had not arrived: nobody asks for them any more, and they may be what a full disk
+/// lacks.
+fn clear_unfinished(dir: &Path) -> Result<(), StorageError> {
+    UNFINISHED.iter().try_for_each(|folder| match fs::remove_dir_all(dir.join(folder)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::engine("remove old snapshots", error)),
+        _ => Ok(()),
+    })
+}
+
 /// A number that no other directory has.
 fn draw() -> io::Result<u64> {
     let mut bytes = [0; 8];
@@ -129,11 +146,16 @@ fn lock(dir: &Path) -> Result<File, StorageError> {
     close(dir).map_err(unusable)?;
     // Not truncated, and never removed: a lock on a file that is gone keeps nobody out.
     let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(unusable)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StorageError::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    // Whoever has just ended, or has just been forked from whoever had it, lets go within a moment.
+    for left in (0..LOCK_TRIES).rev() {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(TryLockError::WouldBlock) if left > 0 => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => break,
+            Err(TryLockError::Error(error)) => return Err(unusable(error)),
+        }
     }
+    Err(StorageError::InUse { dir: dir.to_owned() })
 }
 
 /// Leaves the directory to its owner. What is in it may have been made by an earlier release, readable by all. One that belongs to somebody

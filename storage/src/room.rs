@@ -83,10 +83,11 @@ impl Ballast {
 
     /// Makes it, unless it is there.
     pub fn keep(&self, bytes: u64) -> io::Result<()> {
-        if self.0.exists() {
+        // One that was not finished is none.
+        if fs::metadata(&self.0).is_ok_and(|metadata| metadata.len() >= bytes) {
             return Ok(());
         }
-        let file = File::options().write(true).create_new(true).open(&self.0)?;
+        let file = File::options().write(true).create(true).truncate(true).open(&self.0)?;
         let made = match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
             // Not every file system can; a file with holes would be no ballast.
             Err(rustix::io::Errno::OPNOTSUPP) => io::copy(&mut io::Read::take(io::repeat(0), bytes), &mut &file).map(drop),
@@ -113,6 +114,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let ballast = Ballast::of(dir.path());
         assert!(!ballast.give_up(), "there was none");
+        fs::write(dir.path().join(BALLAST), "cut short").unwrap();
         ballast.keep(3 << 20).unwrap();
         ballast.keep(3 << 20).unwrap();
         let metadata = fs::metadata(dir.path().join(BALLAST)).unwrap();

@@ -7,7 +7,7 @@
 //!
 //! 1. *verify*: every file is there, with its length and checksum. Nothing was changed so far.
 //! 2. *mark*: the install marker says what is being installed, from where. From here on the shard's records mean nothing.
-//! 3. *clear*: the shard's data and its log are deleted.
+//! 3. *clear*: the shard's data and its log are deleted, and the space of the data given back.
 //! 4. *ingest*: the files' records are taken in. The files themselves stay.
 //! 5. *finish*: one batch with applied state, truncated position, hard state, descriptor and replica, which removes the marker.
 //! 6. *tidy*: the files are removed.
@@ -67,6 +67,15 @@ pub fn verify<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path)
         engine.check_file(folder, file).map_err(|e| StorageError::snapshot(shard, e))?;
     }
     Ok(())
+}
+
+/// The same for what another node has sent: and whether it can be taken in, and holds no key of another shard. For once it is being
+/// installed there is no way back.
+pub fn verify_foreign<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path) -> Result<(), StorageError> {
+    verify(engine, manifest, folder)?;
+    let shard = &manifest.descriptor;
+    let (start, end) = keys::data_range(shard.id.is_meta(), &shard.range);
+    engine.check_span(folder, &manifest.files, &start, &end).map_err(|e| StorageError::snapshot(shard.id, e))
 }
 
 /// Replaces the shard by a verified snapshot, as `replica`. The hard state is stored with it; its term and commit are raised to
@@ -177,7 +186,9 @@ impl Install {
         let (mut batch, mut record) = (engine.batch(), Vec::new());
         records::seal(&mut record, &key, |out| {
             out.put_bytes_prefixed(&self.manifest.encode());
-            out.put_bytes_prefixed(self.folder.to_string_lossy().as_bytes());
+            // Below the data directory, which may be moved.
+            let folder = self.folder.strip_prefix(engine.home()).unwrap_or(&self.folder);
+            out.put_bytes_prefixed(folder.to_string_lossy().as_bytes());
             out.put_u64(self.replica.0);
             records::put_hard_state(out, self.hard_state);
         });
@@ -209,7 +220,8 @@ impl Install {
         let mut batch = engine.batch();
         batch.delete_range(Family::Data, &start, &end);
         batch.delete_range(Family::Log, &keys::log_entry(shard, 0), &keys::log_end(shard));
-        engine.write(batch, true)
+        engine.write(batch, true)?;
+        engine.vacate(&start, &end)
     }
 
     /// Step 4.
@@ -240,12 +252,13 @@ impl Install {
     }
 
     /// The installs whose markers stand.
-    fn marked<R: Read>(read: &R) -> Result<Vec<Self>, StorageError> {
-        let mut cursor = read.cursor(Family::State, &keys::state_start(), None, Order::Forward);
+    fn marked<E: Engine>(engine: &E) -> Result<Vec<Self>, StorageError> {
+        let mut cursor = engine.cursor(Family::State, &keys::state_start(), None, Order::Forward);
         let mut installs = Vec::new();
         while let Some((key, record)) = cursor.next()? {
             let Some((shard, _)) = keys::parse_state(key).filter(|(_, tag)| *tag == StateTag::Install as u8) else { continue };
-            let install = Self::decode(key, record).map_err(|e| StorageError::record(shard, e))?;
+            let mut install = Self::decode(key, record).map_err(|e| StorageError::record(shard, e))?;
+            install.folder = engine.home().join(install.folder);
             if install.shard() != shard {
                 let why = format!("the marker of shard {} stands here", install.shard());
                 return Err(StorageError::record(shard, DecodeError::new("install marker", why)));

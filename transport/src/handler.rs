@@ -8,6 +8,15 @@ use flotilla_router::{Incarnation, NodeId};
 use std::path::PathBuf;
 use tokio::sync::oneshot;
 
+/// Where the files of a snapshot go, and how many bytes they have at most.
+#[derive(Clone, Debug)]
+pub struct Staging {
+    /// The folder.
+    pub dir: PathBuf,
+    /// What was announced: for no more is there room.
+    pub bytes_max: u64,
+}
+
 /// Takes what peers send. `from` is always proved by certificate and handshake.
 ///
 /// Except for the snapshot calls, every method is called where frames are read or written: it must hand on and return, without
@@ -34,9 +43,10 @@ pub trait Handler: Send + Sync + 'static {
     /// are dropped, and once for each lost connection.
     fn unreachable(&self, node: NodeId);
 
-    /// A snapshot is about to come: says into which folder its files go (it is made where it is missing), or why it is not
-    /// wanted, which the sender is told. May take its time; is not called on a thread that carries frames.
-    fn stage_snapshot(&self, from: NodeId, header: &Bytes) -> Result<PathBuf, String>;
+    /// A snapshot is about to come: says into which folder its files go (it is made where it is missing) and how many bytes they
+    /// have at most, or why it is not wanted, which the sender is told. May take its time; is not called on a thread that carries
+    /// frames.
+    fn stage_snapshot(&self, from: NodeId, header: &Bytes) -> Result<Staging, String>;
 
     /// All files of a snapshot are in `dir`, checked and durable. The folder belongs to the handler from here on. The verdict
     /// given to `done` is what the sender is told; a dropped `done` counts as a no. A verdict later than the sender's

@@ -52,7 +52,7 @@ pub use answers::{DATA_BYTES_MAX, Responder};
 pub use certs::{ClusterCa, NodeName};
 pub use config::{Config, Congestion};
 pub use error::{RequestError, SnapshotError, TransportError};
-pub use handler::Handler;
+pub use handler::{Handler, Staging};
 pub use handshake::{Identity, LeaseTerms};
 pub use lane::Lane;
 pub use stats::{Counter, LaneStats, Stats};

@@ -75,6 +75,16 @@ fn a_snapshot_without_files_is_one_too() {
 }
 
 #[test]
+fn no_more_is_taken_in_than_was_announced() {
+    let pair = pair(&Config::default());
+    // 3,000,000, none, 1, and 256 KiB.
+    pair.send("all 3262145").unwrap();
+    let error = pair.send("less 3262144").unwrap_err().to_string();
+    assert!(error.contains("more bytes than it was announced with"), "{error}");
+    eventually("the folder to go", || !pair.target.path().join("less 3262144").exists());
+}
+
+#[test]
 fn the_receivers_no_is_the_senders_error() {
     let pair = pair(&Config::default());
     *pair.two.record.verdict.lock().unwrap() = Some("it overlaps shard 4".into());

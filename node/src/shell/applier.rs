@@ -42,7 +42,7 @@ pub enum Work {
 const ASIDE_MAX: usize = 8;
 /// Of those, shards of which much is deleted: they must not keep those that are done soon.
 const LONGEST_MAX: usize = 6;
-/// How far their threads stand back.
+/// How far the threads of those stand back.
 const ASIDE_NICE: i32 = 10;
 
 /// Starts the thread; it ends when the queue is closed.
@@ -143,7 +143,9 @@ impl Thread {
             let run = move || {
                 // It is in no hurry; what others wait for goes first, where there are too few cores for both. This thread alone: Linux
                 // keeps priorities by thread.
-                let _ = rustix::process::setpriority_process(None, ASIDE_NICE);
+                if longest {
+                    let _ = rustix::process::setpriority_process(None, ASIDE_NICE);
+                }
                 match aside.run(&*engine, stop.clone()) {
                     Ok(returned) => {
                         queue.send(Work::Back(returned));

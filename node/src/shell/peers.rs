@@ -12,7 +12,7 @@ use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{Incarnation, NodeId, Refusal, Throttle};
 use flotilla_storage::fatal;
-use flotilla_transport::{Handler, Identity, Lane, Responder};
+use flotilla_transport::{Handler, Identity, Lane, Responder, Staging};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -135,7 +135,7 @@ impl Handler for Peers {
         self.mailbox.report(Event::NodeUnreachable { node });
     }
 
-    fn stage_snapshot(&self, _from: NodeId, header: &Bytes) -> Result<PathBuf, String> {
+    fn stage_snapshot(&self, _from: NodeId, header: &Bytes) -> Result<Staging, String> {
         self.snapshots.stage(header.clone())
     }
 
@@ -148,7 +148,7 @@ impl Handler for Peers {
     fn snapshot_failed(&self, from: NodeId, _header: Bytes, dir: PathBuf) {
         self.metrics.snapshots_failed.inc();
         tracing::info!(%from, "a snapshot from a peer broke off");
-        let _ = std::fs::remove_dir_all(dir);
+        self.snapshots.clear_staged(dir);
     }
 }
 

@@ -5,21 +5,22 @@
 //! A shutdown waits for none of it: what is half built or half staged is thrown away by a restart, an install is completed by it.
 //!
 //! ```text
-//! <data>/snapshots/out/<n>    built here, to be sent
-//! <data>/snapshots/in/<n>     staged, to be installed; a restart in the middle of an install completes it first
+//! <data>/snapshots/out/<n>      built here, to be sent
+//! <data>/snapshots/in/<n>       on its way here
+//! <data>/snapshots/install/<n>  being installed; a restart in the middle of it completes it first
 //! ```
 
 use super::mailbox::{Mail, Mailbox};
 use super::queue::Queue;
 use super::space::Space;
 use super::{Engine, View, applier};
-use crate::core::{Envelope, Event, SnapshotId, wire};
+use crate::core::{Delivery, Envelope, Event, SnapshotId, wire};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{NodeId, ReplicaId, ShardId, Throttle};
 use flotilla_storage::{FailPoint, HardState, SnapshotManifest, StorageError, fatal};
-use flotilla_transport::{SnapshotError, Transport};
+use flotilla_transport::{SnapshotError, Staging, Transport};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,8 +59,31 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 const BUILD: usize = 0;
 const SEND: usize = 1;
 
+/// The folder of all of them in a data directory.
+fn folder(data: &Path) -> PathBuf {
+    data.join("snapshots")
+}
+
 impl Snapshots {
-    /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing refers to it any more.
+    /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing refers to it any more. Before anybody
+    /// judges how much room there is: it may be most of the disk.
+    pub fn clear(data: &Path) -> std::io::Result<()> {
+        let folder = folder(data);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        std::fs::create_dir_all(folder.join("out"))?;
+        std::fs::create_dir_all(folder.join("in"))?;
+        std::fs::create_dir_all(folder.join("install"))?;
+        // An install marker names files in there: a power cut must not take the folder away from above them.
+        for made in [&folder, data] {
+            std::fs::File::open(made)?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// No snapshot yet, in folders that were [cleared](Self::clear).
     pub fn new(
         space: Arc<Space>,
         engine: Arc<Engine>,
@@ -67,23 +91,12 @@ impl Snapshots {
         metrics: Arc<Metrics>,
         runtime: Handle,
         data: &Path,
-    ) -> std::io::Result<Self> {
-        let folder = data.join("snapshots");
-        match std::fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        std::fs::create_dir_all(folder.join("out"))?;
-        std::fs::create_dir_all(folder.join("in"))?;
-        // An install marker names files in there: a power cut must not take the folder away from above them.
-        for made in [&folder, data] {
-            std::fs::File::open(made)?.sync_all()?;
-        }
-        let folder = folder.canonicalize()?;
+    ) -> Self {
+        let folder = folder(data);
         let (built, staged, stopping) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
         let complaints = [Throttle::new(COMPLAIN_EVERY), Throttle::new(COMPLAIN_EVERY)];
         let next_staged = AtomicU64::new(1);
-        Ok(Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, stopping, complaints })
+        Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, stopping, complaints }
     }
 
     /// The engine is about to be closed: what is under way here may fail from now on, and nobody is to mind.
@@ -139,6 +152,7 @@ impl Snapshots {
     }
 
     fn remove(&self, folder: PathBuf) {
+        self.space.let_go(&folder);
         self.runtime.spawn_blocking(move || {
             if let Err(error) = std::fs::remove_dir_all(&folder)
                 && error.kind() != std::io::ErrorKind::NotFound
@@ -160,7 +174,7 @@ impl Snapshots {
         let shard = envelope.shard;
         let manifest = self.built.lock().expect("nothing panics with it held").get(&snapshot).cloned();
         let Some(manifest) = manifest else {
-            return self.mailbox.report(Event::SnapshotSent { shard, to: replica, delivered: false });
+            return self.mailbox.report(Event::SnapshotSent { shard, to: replica, delivery: Delivery::Failed });
         };
         let header = encode_header(envelope, &manifest);
         let folder = self.out(snapshot);
@@ -173,6 +187,7 @@ impl Snapshots {
             fatal::or_abort(FailPoint::SendEnded.pass());
             match &sent {
                 Ok(()) => this.metrics.snapshots_sent.inc(),
+                Err(SnapshotError::Busy) => {}
                 Err(error) => {
                     this.metrics.snapshots_failed.inc();
                     if let Some(unsaid) = this.complaints[SEND].pass(Instant::now()) {
@@ -183,7 +198,12 @@ impl Snapshots {
                     }
                 }
             }
-            this.mailbox.report(Event::SnapshotSent { shard, to: replica, delivered: sent.is_ok() });
+            let delivery = match sent {
+                Ok(()) => Delivery::Taken,
+                Err(SnapshotError::Busy) => Delivery::Busy,
+                Err(_) => Delivery::Failed,
+            };
+            this.mailbox.report(Event::SnapshotSent { shard, to: replica, delivery });
         });
     }
 
@@ -201,15 +221,20 @@ impl Snapshots {
     }
 
     /// A fresh folder for a snapshot that is about to come, if there is room for what its header says.
-    pub fn stage(&self, header: Bytes) -> Result<PathBuf, String> {
+    pub fn stage(&self, header: Bytes) -> Result<Staging, String> {
         fatal::or_abort(FailPoint::StageBegun.pass());
         let (_, manifest) = decode_header(header)?;
-        let (bytes, spare) = (manifest.bytes(), self.space.spare_bytes());
-        if bytes > spare {
-            return Err(format!("the disk is nearly full: the snapshot has {bytes} bytes, and {spare} can be spared"));
-        }
         let n = self.next_staged.fetch_add(1, Ordering::Relaxed);
-        Ok(self.folder.join("in").join(n.to_string()))
+        let (dir, bytes_max) = (self.folder.join("in").join(n.to_string()), manifest.bytes());
+        self.space
+            .keep(&dir, bytes_max)
+            .map_err(|spare| format!("the disk is nearly full: the snapshot has {bytes_max} bytes, and {spare} can be spared"))?;
+        Ok(Staging { dir, bytes_max })
+    }
+
+    /// Removes what has come of a snapshot that broke off.
+    pub fn clear_staged(&self, dir: PathBuf) {
+        self.remove(dir);
     }
 
     /// A snapshot lies in `folder`: tells the core. Its verdict is given when it was installed or discarded.
@@ -222,11 +247,13 @@ impl Snapshots {
                 return self.remove(folder);
             }
         };
-        if let Err(error) = flotilla_storage::snapshot::verify(&*self.engine, &manifest, &folder) {
+        if let Err(error) = flotilla_storage::snapshot::verify_foreign(&*self.engine, &manifest, &folder) {
             let _ = verdict.send(Err(error.to_string()));
             return self.remove(folder);
         }
         fatal::or_abort(FailPoint::StageVerified.pass());
+        // All of it is there: it takes the room that was kept for it.
+        self.space.let_go(&folder);
         self.metrics.snapshots_received.inc();
         self.metrics.snapshot_bytes_received.inc_by(manifest.bytes());
         let staged = SnapshotId(self.next_staged.fetch_add(1, Ordering::Relaxed));
@@ -249,6 +276,18 @@ impl Snapshots {
         }
     }
 
+    /// Moves a staged snapshot to where a restart leaves it alone, durably.
+    fn put_aside(&self, staged: &Path) -> Result<PathBuf, StorageError> {
+        let failed = |error: std::io::Error| StorageError::engine("move a snapshot that is to be installed", error);
+        let (from, to) = (self.folder.join("in"), self.folder.join("install"));
+        let folder = to.join(staged.file_name().unwrap_or(staged.as_os_str()));
+        std::fs::rename(staged, &folder).map_err(failed)?;
+        for changed in [from, to] {
+            std::fs::File::open(changed).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        }
+        Ok(folder)
+    }
+
     /// Makes a staged snapshot the shard's state, and has the applier take note of it.
     pub fn install(
         self: &Arc<Self>,
@@ -263,6 +302,7 @@ impl Snapshots {
         self.runtime.spawn_blocking(move || {
             // The files were verified when they were staged; what fails now is this node's disk.
             let Staged { folder, manifest, verdict } = held;
+            let folder = fatal::or_abort(this.put_aside(&folder));
             let installed = flotilla_storage::snapshot::install(&*this.engine, &manifest, &folder, replica, hard_state);
             let Some(()) = this.unless_stopping(installed) else { return };
             tracing::info!(%shard, index = manifest.at.index, "snapshot installed");

@@ -6,12 +6,15 @@
 //!
 //! *Giving back.* While less is free than must be, a thread of its own turns memtables into files and compacts what lies below
 //! tombstones (`storage/src/rocks/space.rs`); the core cuts its logs shorter meanwhile. When all is gone the ballast goes, too.
+//!
+//! *Keeping.* A snapshot on its way in has the room that it will need from the moment it is announced: what has not arrived of it counts
+//! as taken, so that nobody else takes it meanwhile.
 
 use super::Engine;
 use super::mailbox::Mailbox;
 use crate::core::Event;
-use flotilla_storage::{Ballast, Disk, disk, fatal};
-use std::collections::VecDeque;
+use flotilla_storage::{Ballast, Disk, GivenBack, disk, fatal};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -48,6 +51,8 @@ pub struct Space {
     written: AtomicU64,
     stopping: AtomicBool,
     past: Mutex<Past>,
+    /// Folders that are being filled, and the bytes that each will have.
+    kept: Mutex<BTreeMap<PathBuf, u64>>,
     /// Wakes the thread that gives back.
     wanted: Condvar,
 }
@@ -60,6 +65,15 @@ struct Past {
     has_ballast: bool,
     /// What was said last, and when.
     said: Option<(bool, Instant)>,
+}
+
+/// What has not arrived yet of what is on its way.
+fn to_come(kept: &BTreeMap<PathBuf, u64>) -> u64 {
+    let arrived = |folder: &PathBuf| -> u64 {
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).filter(|file| file.is_file()).map(|file| file.len()).sum()
+    };
+    kept.iter().map(|(folder, bytes)| bytes.saturating_sub(arrived(folder))).sum()
 }
 
 /// The bytes that stay free, where the configuration leaves it to us: a tenth of the disk, 64 MiB to 1 GiB.
@@ -84,6 +98,7 @@ impl Space {
             written: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             past: Mutex::new(Past { looks: VecDeque::new(), seen, is_full: false, has_ballast: false, said: None }),
+            kept: Mutex::default(),
             wanted: Condvar::new(),
         };
         space.look();
@@ -99,10 +114,24 @@ impl Space {
         self.past().seen
     }
 
-    /// Bytes that something large, which can be done without, may take.
-    pub fn spare_bytes(&self) -> u64 {
-        let Seen { free_bytes, needed_bytes } = self.look();
-        free_bytes.saturating_sub(needed_bytes)
+    /// Keeps room for a folder that is about to be filled with so many bytes, until it is [let go](Self::let_go), if there is any. Or else
+    /// how much there is.
+    pub fn keep(&self, folder: &Path, bytes: u64) -> Result<(), u64> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let Seen { free_bytes, needed_bytes } = self.look_beside(&kept);
+        let spare = free_bytes.saturating_sub(needed_bytes);
+        if bytes > spare {
+            return Err(spare);
+        }
+        kept.insert(folder.to_owned(), bytes);
+        drop(kept);
+        self.look();
+        Ok(())
+    }
+
+    /// A folder needs no more room.
+    pub fn let_go(&self, folder: &Path) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(folder);
     }
 
     /// So many bytes were written to the disk.
@@ -114,14 +143,20 @@ impl Space {
 
     /// Looks at the disk, and tells the core.
     pub fn look(&self) -> Seen {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        self.look_beside(&kept)
+    }
+
+    fn look_beside(&self, kept: &BTreeMap<PathBuf, u64>) -> Seen {
         self.written.store(0, Ordering::Relaxed);
         let Ok(disk) = disk(&self.data) else { return self.seen() };
         let owed = self.engine.owed();
         let now = Instant::now();
         let mut past = self.past();
         let falls = past.falls_by(now, disk.free_bytes);
-        // A compaction gives its space back, so it may use the reserve; a memtable that became a file stays.
-        let needed = self.reserve_bytes.max(owed.compaction_bytes) + owed.memtable_bytes + falls;
+        // A compaction gives its space back, so it may use a part of the reserve; a memtable that became a file stays.
+        let reserve = (self.reserve_bytes / 2).max(owed.compaction_bytes) + self.reserve_bytes.div_ceil(2);
+        let needed = reserve + owed.memtable_bytes + falls + to_come(kept);
         // Once full, it takes a little more to be so no longer: or every second put would be refused.
         let margin = if past.is_full { self.reserve_bytes / 8 } else { 0 };
         past.seen = Seen { free_bytes: disk.free_bytes, needed_bytes: needed + margin };
@@ -176,12 +211,15 @@ impl Space {
             }
             drop(past);
             let begun = Instant::now();
-            match self.engine.give_back() {
-                Ok(given) if given.ranges > 0 || given.flushed_bytes > 0 => {
+            let is_wanted = || !self.stopping.load(Ordering::Relaxed) && (self.past().is_full || self.engine.is_lean());
+            match self.engine.give_back(is_wanted) {
+                Ok(given) if given != GivenBack::default() => {
                     let milliseconds = begun.elapsed().as_millis() as u64;
                     tracing::info!(
                         ranges = given.ranges,
                         flushed_bytes = given.flushed_bytes,
+                        left_bytes = given.left_bytes,
+                        left_ranges = given.left_ranges,
                         milliseconds,
                         "space was given back"
                     );
@@ -246,6 +284,19 @@ mod tests {
             past.falls_by(at(1200), 600);
         }
         assert!(past.looks.len() <= LOOKS_MAX);
+    }
+
+    #[test]
+    fn what_is_on_its_way_takes_room_until_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+        let kept = BTreeMap::from([(one.clone(), 1000), (two, 50)]);
+        assert_eq!(to_come(&kept), 1050);
+        std::fs::create_dir(&one).unwrap();
+        std::fs::write(one.join("a"), [0; 600]).unwrap();
+        assert_eq!(to_come(&kept), 450);
+        std::fs::write(one.join("b"), [0; 600]).unwrap();
+        assert_eq!(to_come(&kept), 50);
     }
 
     #[test]

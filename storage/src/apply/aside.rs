@@ -19,8 +19,10 @@ use flotilla_router::{Command, Op, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// From how many records on in the ranges that an entry deletes it takes long.
+/// From how many records on in the ranges that entries delete they take long together: those behind go aside.
 const LONG_RECORDS_MIN: usize = 2048;
+/// What a range costs beside its records.
+const RANGE_RECORDS: usize = LONG_RECORDS_MIN / 64;
 /// From how many bytes of files on in the ranges that an aside deletes it is one of those that take longest.
 const LONGEST_BYTES_MIN: u64 = 16 << 20;
 
@@ -30,7 +32,7 @@ pub struct Aside {
     state: ShardState,
     work: ApplyWork,
     batch_bytes_max: usize,
-    /// Bytes of files in the ranges that its first deletion empties.
+    /// Bytes of files in the ranges that it empties.
     file_bytes: u64,
 }
 
@@ -50,12 +52,14 @@ impl Applier {
         mut works: Vec<ApplyWork>,
     ) -> Result<(Vec<Applied>, Vec<Aside>), StorageError> {
         let mut long = Vec::new();
+        // What each deletes may be little; it is all of them that the others wait for.
+        let mut left = LONG_RECORDS_MIN;
         for work in &mut works {
             let begins = work.entries.iter().position(|apply| deletes_a_range(&apply.entry.data));
             let Some(begins) = begins else { continue };
             // Rare: only now each is looked at.
             for i in begins..work.entries.len() {
-                if self.takes_long(engine, work, i)? {
+                if self.takes_long(engine, work, i, &mut left)? {
                     long.push(ApplyWork { shard: work.shard, entries: work.entries.split_off(i) });
                     break;
                 }
@@ -67,7 +71,8 @@ impl Applier {
         let aside = |work: ApplyWork| {
             let index = work.entries.first().map_or(0, |first| first.entry.at.index);
             let why = || "this node has no replica of the shard".into();
-            let file_bytes = self.deleted_ranges(&work, 0).iter().map(|(start, end)| engine.data_file_bytes(start, end)).sum();
+            let ranges = (0..work.entries.len()).flat_map(|i| self.deleted_ranges(&work, i));
+            let file_bytes = ranges.map(|(start, end)| engine.data_file_bytes(&start, &end)).sum();
             let state = self.shards.remove(&work.shard);
             let state = state.ok_or_else(|| StorageError::Apply { shard: work.shard, index, why: why() })?;
             Ok(Aside { state, work, batch_bytes_max, file_bytes })
@@ -82,17 +87,18 @@ impl Applier {
         returned.applied
     }
 
-    /// Whether an entry deletes ranges in which many records are, or may be.
-    fn takes_long<E: Engine>(&self, engine: &E, work: &ApplyWork, i: usize) -> Result<bool, StorageError> {
-        let mut left = LONG_RECORDS_MIN;
-        for (start, end) in self.deleted_ranges(work, i) {
-            if !engine.data_is_little(&start, &end) || is_crowded(engine, &start, &end, left)? {
-                return Ok(true);
-            }
-            // Many short ones are long together; each costs something, too.
-            left = left.saturating_sub(LONG_RECORDS_MIN / 64);
+    /// Whether an entry deletes ranges in which more than the records that are `left` are, or may be. If not, so many fewer are left.
+    fn takes_long<E: Engine>(&self, engine: &E, work: &ApplyWork, i: usize, left: &mut usize) -> Result<bool, StorageError> {
+        let ranges = self.deleted_ranges(work, i);
+        let mut after = *left;
+        for (start, end) in ranges {
+            let passed = if engine.data_is_little(&start, &end) { records_within(engine, &start, &end, after)? } else { None };
+            // Each costs something, whatever is in it.
+            let Some(rest) = passed.and_then(|passed| after.checked_sub(passed + RANGE_RECORDS)) else { return Ok(true) };
+            after = rest;
         }
-        Ok(left == 0)
+        *left = after;
+        Ok(false)
     }
 
     /// The ranges of keys that an entry deletes.
@@ -109,19 +115,20 @@ impl Applier {
     }
 }
 
-/// Whether a walk from `start` up to `end` passes more than so many records, those that were removed and are still in the way included.
-fn is_crowded<E: Engine>(engine: &E, start: &[u8], end: &[u8], records_max: usize) -> Result<bool, StorageError> {
+/// How many records a walk from `start` up to `end` finds; `None` where there are more than so many, those that were removed and are still
+/// in the way included.
+fn records_within<E: Engine>(engine: &E, start: &[u8], end: &[u8], records_max: usize) -> Result<Option<usize>, StorageError> {
     let pace = Pace { removed_max: records_max as u64, keep: true };
     let mut cursor = engine.cursor_at(Family::Data, start, Some(end), Order::Forward, pace);
-    for _ in 0..=records_max {
+    for passed in 0..=records_max {
         match cursor.next() {
             Ok(Some(_)) => {}
-            Ok(None) => return Ok(false),
-            Err(StorageError::TooManyRemoved(_)) => return Ok(true),
+            Ok(None) => return Ok(Some(passed)),
+            Err(StorageError::TooManyRemoved(_)) => return Ok(None),
             Err(error) => return Err(error),
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 impl Aside {

@@ -405,3 +405,19 @@ fn a_long_deletion_keeps_no_other_shard() {
     let short = vec![work(SHARD, [normal(index, 2, payload(1, &[delete_range("k", Some("l"))]))])];
     assert!(applier.apply_short(&engine, short).unwrap().1.is_empty());
 }
+
+/// Deletions each of which is short, in entries of their own: together they would hold the others, so from some entry on they go aside.
+#[test]
+fn many_short_deletions_are_long_together() {
+    let (engine, mut applier) = started();
+    let keys: Vec<Command> = (0..40).flat_map(|i| (0..100).map(move |j| put(&format!("k{i:02}-{j}"), "v"))).collect();
+    run(&engine, &mut applier, &keys);
+    let delete = |i: u64| normal(3 + i, 2, payload(1, &[delete_range(&format!("k{i:02}-"), Some(&format!("k{i:02}.")))]));
+    let entries: Vec<LogEntry> = (0..40).map(delete).collect();
+    append_committed(&engine, SHARD, entries.clone());
+    let (applied, asides) = applier.apply_short(&engine, vec![work(SHARD, entries)]).unwrap();
+    let done = applied[0].at.index - 2;
+    assert!(asides.len() == 1 && (10..=20).contains(&done), "{done} of 40 were applied at once");
+    let returned = asides.into_iter().next().unwrap().run(&engine, Arc::default()).unwrap();
+    assert_eq!(applier.take_back(returned).at.index, 42);
+}

@@ -27,6 +27,20 @@ fn each_start_raises_the_incarnation() {
 }
 
 #[test]
+fn snapshots_that_nobody_waits_for_are_removed_before_room_is_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open_here(dir.path()).unwrap());
+    for folder in ["snapshots/out/3", "snapshots/in/4", "snapshots/install/5"] {
+        fs::create_dir_all(dir.path().join(folder)).unwrap();
+        fs::write(dir.path().join(folder).join("000000.sst"), [7; 1000]).unwrap();
+    }
+    drop(open_here(dir.path()).unwrap());
+    let is_there = |path: &str| dir.path().join(path).exists();
+    let left = ["snapshots/out/3", "snapshots/in/4", "snapshots/install/5/000000.sst"].map(is_there);
+    assert_eq!(left, [false, false, true], "an install may have to be completed");
+}
+
+#[test]
 fn a_directory_that_others_can_read_is_closed() {
     let dir = tempfile::tempdir().unwrap();
     for mode in [0o777, 0o755, 0o750, 0o700] {

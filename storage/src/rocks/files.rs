@@ -5,16 +5,18 @@
 //! default). Where the file system knows no hard links, RocksDB copies.
 
 use super::{Db, RocksEngine, RocksView, failed};
-use crate::engine::Family;
+use crate::engine::{Engine as _, Family};
 use crate::error::StorageError;
 use crate::work::SnapshotFile;
-use rocksdb::{IngestExternalFileOptions, ReadOptions, SstFileWriter};
+use rocksdb::{IngestExternalFileOptions, LogLevel, Options, ReadOptions, SstFileWriter};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 /// The folder, inside a snapshot's, of the links that RocksDB takes away.
 const LINKS: &str = "links";
+/// The folder, inside a snapshot's, of the database in which its files are tried.
+const SCRATCH: &str = "scratch";
 /// How much is read ahead and checked at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -35,6 +37,7 @@ pub(super) fn export(
 ) -> Result<Vec<SnapshotFile>, StorageError> {
     const ACTION: &str = "write snapshot file";
     remove_folder(folder)?;
+    engine.check_room_for(engine.data_file_bytes(start, end))?;
     fs::create_dir_all(folder).map_err(io_failed("make snapshot folder", folder))?;
     let mut read = ReadOptions::default();
     read.set_iterate_lower_bound(start);
@@ -54,7 +57,7 @@ pub(super) fn export(
         while let Some((key, value)) = records.item() {
             unseen_bytes += key.len() + value.len();
             if unseen_bytes >= LOOK_BYTES {
-                engine.check_room()?;
+                engine.check_room_for(0)?;
                 unseen_bytes = 0;
             }
             writer.put(key, value).map_err(failed(ACTION))?;
@@ -102,7 +105,39 @@ pub(super) fn check(folder: &Path, file: &SnapshotFile) -> Result<(), StorageErr
     Ok(())
 }
 
-/// Takes files into the data family, durably and together.
+/// Whether a database takes the files in, and none of them reaches beyond `start` to `end`: tried in a database of their own, before
+/// anything depends on them. Only their ends are looked at, however large they are.
+pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+    const ACTION: &str = "try snapshot files";
+    if files.is_empty() {
+        return Ok(());
+    }
+    let scratch = folder.join(SCRATCH);
+    remove_folder(&scratch)?;
+    fs::create_dir_all(&scratch).map_err(io_failed(ACTION, &scratch))?;
+    let originals: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.name)).collect();
+    // Without links each would have to be copied; then what is wrong with them shows when they are taken in.
+    if let Ok(links) = link(&originals, &scratch.join(LINKS)) {
+        let mut options = Options::default().get_options_from_string("allow_fallocate=false").map_err(failed(ACTION))?;
+        options.create_if_missing(true);
+        options.set_log_level(LogLevel::Fatal);
+        let db = rocksdb::DB::open(&options, scratch.join("db")).map_err(failed(ACTION))?;
+        let mut ingest = IngestExternalFileOptions::default();
+        ingest.set_move_files(true);
+        db.ingest_external_file_opts(&ingest, links).map_err(failed(ACTION))?;
+        for file in db.live_files().map_err(failed(ACTION))? {
+            let first_is_inside = file.start_key.is_some_and(|first| first[..] >= *start);
+            if !first_is_inside || file.end_key.is_none_or(|last| last[..] >= *end) {
+                return Err(StorageError::engine(ACTION, "one of them holds keys of another shard"));
+            }
+        }
+    }
+    remove_folder(&scratch)
+}
+
+/// Takes files into the data family, durably and together. Its memtable must be empty there: RocksDB makes a file of one that overlaps
+/// with these, and holds every write of the process meanwhile. Done before, that holds nobody; and nothing is written into a range that is
+/// being replaced.
 pub(super) fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
     if files.is_empty() {
         return Ok(());
@@ -118,9 +153,6 @@ pub(super) fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(
         }
         Err(_) => originals,
     };
-    // RocksDB makes a file of a memtable that overlaps with these, and holds every write of the process meanwhile. Done before, it
-    // holds nobody; and nothing is written into a range that is being replaced.
-    db.raw().flush_cf(db.family(Family::Data)).map_err(failed("flush memtable"))?;
     db.raw().ingest_external_file_cf_opts(db.family(Family::Data), &options, paths).map_err(failed("ingest snapshot files"))?;
     remove_folder(&links)
 }

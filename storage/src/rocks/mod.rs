@@ -244,6 +244,10 @@ impl Engine for RocksEngine {
     type Batch = RocksBatch;
     type View = RocksView;
 
+    fn home(&self) -> &Path {
+        self.inner.dir.parent().unwrap_or(&self.inner.dir)
+    }
+
     fn batch(&self) -> RocksBatch {
         RocksBatch { db: self.inner.db.clone(), batch: rocksdb::WriteBatch::default() }
     }
@@ -281,9 +285,31 @@ impl Engine for RocksEngine {
         files::check(folder, file)
     }
 
+    fn check_span(&self, folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+        files::check_span(folder, files, start, end)
+    }
+
     fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
-        files::ingest(&self.inner.db, folder, files)?;
+        // Where a file of the last level spans the range, as files of neighbours on both sides may, these lie above it, in the first level,
+        // in which many files hold up every write. So a few at a time, and where they pile up they are put into their place first.
+        let few = usize::try_from(self.inner.options.files_waiting_max / 3).unwrap_or(1).max(1);
+        for some in files.chunks(few) {
+            self.check_flush()?;
+            self.flush_family(Family::Data)?;
+            files::ingest(&self.inner.db, folder, some)?;
+            self.settle_first_level(few)?;
+        }
         self.remember_more(None)
+    }
+
+    fn vacate(&self, start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+        if start < end {
+            self.check_flush()?;
+            // As a file in the first level, the deletion would have all that is taken in below it stay in that level.
+            self.flush_family(Family::Data)?;
+            self.compact(Family::Data, start, end, false);
+        }
+        Ok(())
     }
 
     fn remove_folder(&self, folder: &Path) -> Result<(), StorageError> {

@@ -188,6 +188,8 @@ impl RocksOptions {
         options.set_level_zero_slowdown_writes_trigger(self.files_waiting_max * 5 / 9);
         options.set_level_zero_stop_writes_trigger(self.files_waiting_max);
         options.set_max_compaction_bytes(self.compaction_bytes_max);
+        // On a disk without room a compaction might find none for what it writes.
+        options.set_disable_auto_compactions(self.lean_bytes > 0);
         let (none, lz4) = (DBCompressionType::None, DBCompressionType::Lz4);
         options.set_compression_per_level(&[none, none, lz4, lz4, lz4, lz4, lz4]);
         options

@@ -15,6 +15,7 @@ on_both_engines!(
     a_snapshot_makes_an_equal_shard,
     a_restart_after_every_step_completes_the_install,
     a_damaged_snapshot_changes_nothing,
+    files_that_hold_anything_else_are_refused,
     an_install_without_its_files_is_named,
     an_empty_shard_travels_too,
     what_is_applied_later_is_not_in_the_snapshot,
@@ -144,6 +145,24 @@ fn a_restart_after_every_step_completes_the_install<E: TestEngine>() {
     }
 }
 
+#[cfg(feature = "rocksdb")]
+#[test]
+fn an_install_goes_on_where_the_data_directory_was_moved() {
+    type Rocks = crate::rocks::RocksEngine;
+    let mut scene = Scene::<Rocks>::new();
+    let (home, moved) = (scene.dir.path().join("target"), scene.dir.path().join("moved"));
+    let staged = home.join("snapshots/install/1");
+    std::fs::create_dir_all(home.join("snapshots/install")).unwrap();
+    std::fs::rename(std::mem::replace(&mut scene.folder, staged.clone()), staged).unwrap();
+    let install = scene.install();
+    [Step::Mark, Step::Clear].into_iter().for_each(|step| install.take(step, &scene.target).unwrap());
+    let spare = scene.source.clone();
+    drop(std::mem::replace(&mut scene.target, spare));
+    std::fs::rename(home, &moved).unwrap();
+    scene.target = Rocks::start(&moved);
+    scene.check_installed("after a move");
+}
+
 fn a_damaged_snapshot_changes_nothing<E: TestEngine>() {
     let changes: [Tampering; 2] = [|contents| Some(contents[..contents.len() - 1].to_vec()), |_| None];
     for change in changes {
@@ -159,6 +178,27 @@ fn a_damaged_snapshot_changes_nothing<E: TestEngine>() {
     let error = install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap_err();
     assert!(error.to_string().contains("file name"), "{error}");
     scene.check_untouched();
+}
+
+fn files_that_hold_anything_else_are_refused<E: TestEngine>() {
+    let scene = Scene::<E>::new();
+    verify_foreign(&scene.target, &scene.manifest, &scene.folder).unwrap();
+    // Looked at only: they can be installed still.
+    verify(&scene.target, &scene.manifest, &scene.folder).unwrap();
+    // Bytes that are no table, with their own length and checksum.
+    let mut spoilt = scene.manifest.clone();
+    scene.target.tamper(&scene.folder, &spoilt.files[0].name, |_| Some(b"no records".to_vec()));
+    (spoilt.files[0].bytes, spoilt.files[0].checksum) = (10, crc32fast::hash(b"no records"));
+    let error = verify_foreign(&scene.target, &spoilt, &scene.folder).unwrap_err();
+    assert!(matches!(error, StorageError::Snapshot { shard: SHARD, .. }), "{error}");
+    // Keys of a neighbour: the files hold more than the shard that they are announced for has.
+    let scene = Scene::<E>::new();
+    for (start, end) in [("k100", Some("y")), ("b", Some("k100"))] {
+        let mut narrow = scene.manifest.clone();
+        narrow.descriptor = descriptor(7, start, end);
+        let error = verify_foreign(&scene.target, &narrow, &scene.folder).unwrap_err().to_string();
+        assert!(error.contains("another shard"), "{error}");
+    }
 }
 
 fn an_install_without_its_files_is_named<E: TestEngine>() {

@@ -1,7 +1,7 @@
 //! The receiver's end of a snapshot.
 
 use super::{CHUNK_BYTES, FILES_MAX, NAME_BYTES_MAX, Verdict, files, is_allowed_name};
-use crate::handler::Handler;
+use crate::handler::{Handler, Staging};
 use crate::quic::{self, Close};
 use crate::shared::Shared;
 use bytes::{Bytes, BytesMut};
@@ -48,7 +48,7 @@ async fn take(shared: &Arc<Shared>, stream: &mut Incoming, from: NodeId) -> Verd
         }
     };
     let writer = files::Writer::new(staged.dir.clone());
-    let taken = take_files(shared, stream, &writer).await;
+    let taken = take_files(shared, stream, &writer, staged.bytes_max).await;
     // The disk's error is the cause where both have one; and nothing may be written any more when the folder is cleaned up.
     let written = writer.finish().await;
     let whole = match (written, taken) {
@@ -78,13 +78,13 @@ async fn stage(shared: &Arc<Shared>, stream: &mut Incoming, from: NodeId) -> Res
         tokio::task::spawn_blocking(move || handler.stage_snapshot(from, &header)).await
     };
     match asked {
-        Ok(Ok(dir)) => Ok(Staged { handler, from, header, dir, is_handed_on: false }),
+        Ok(Ok(Staging { dir, bytes_max })) => Ok(Staged { handler, from, header, dir, bytes_max, is_handed_on: false }),
         Ok(Err(why)) => Err(Verdict::Refused(why)),
         Err(_) => Err(Verdict::Failed("the receiver could not stage it".into())),
     }
 }
 
-async fn take_files(shared: &Shared, stream: &mut Incoming, writer: &files::Writer) -> Result<(), String> {
+async fn take_files(shared: &Shared, stream: &mut Incoming, writer: &files::Writer, mut bytes_max: u64) -> Result<(), String> {
     const DISK: &str = "the disk";
     let count = stream.u32().await?;
     if count > FILES_MAX {
@@ -98,6 +98,8 @@ async fn take_files(shared: &Shared, stream: &mut Incoming, writer: &files::Writ
             return Err(DISK.into());
         }
         let mut rest = stream.u64().await?;
+        // Room was kept for so many, and no more.
+        bytes_max = bytes_max.checked_sub(rest).ok_or("it has more bytes than it was announced with")?;
         let mut checksum = crc32fast::Hasher::new();
         while rest > 0 {
             let chunk = stream.chunk(rest).await?;
@@ -122,6 +124,7 @@ struct Staged {
     from: NodeId,
     header: Bytes,
     dir: PathBuf,
+    bytes_max: u64,
     is_handed_on: bool,
 }
 

@@ -3,7 +3,9 @@
 
 use bytes::Bytes;
 use flotilla_router::{ClusterId, Incarnation, NodeId};
-use flotilla_transport::{ClusterCa, Config, Credentials, Handler, Identity, Lane, Responder, Transport, TransportError};
+use flotilla_transport::{
+    ClusterCa, Config, Credentials, Handler, Identity, Lane, Responder, Staging, Transport, TransportError,
+};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -101,9 +103,12 @@ impl Handler for Record {
         self.note(Told::Unreachable(node));
     }
 
-    fn stage_snapshot(&self, _from: NodeId, header: &Bytes) -> Result<PathBuf, String> {
+    fn stage_snapshot(&self, _from: NodeId, header: &Bytes) -> Result<Staging, String> {
         let dir = self.stage.lock().unwrap().clone().ok_or("this node wants no snapshot")?;
-        Ok(dir.join(String::from_utf8_lossy(header).as_ref()))
+        // A header may end with how many bytes it announces.
+        let header = String::from_utf8_lossy(header).into_owned();
+        let bytes_max = header.rsplit_once(' ').map_or(u64::MAX, |(_, bytes)| bytes.parse().unwrap());
+        Ok(Staging { dir: dir.join(header), bytes_max })
     }
 
     fn snapshot_staged(&self, _from: NodeId, header: Bytes, dir: PathBuf, done: oneshot::Sender<Result<(), String>>) {
