@@ -24,6 +24,11 @@ pub trait Kv: Send + Sync + 'static {
     /// Dropping the future means that the asker is gone; a write that was proposed goes on.
     fn call(&self, ask: Ask, deadline: Instant) -> impl Future<Output = Response> + Send;
 
+    /// Why a write of this key would be refused at present, where that is known without asking anybody: then its value need not be read.
+    fn refusal_of_write(&self, _key: &[u8], _deadline: Instant) -> Option<Refusal> {
+        None
+    }
+
     /// A stream is over that had come to this view and not to its end. Must not wait; where the view is out of reach, it is given up in
     /// time by who keeps it.
     fn let_go(&self, _view: HeldView) {}

@@ -18,6 +18,9 @@ pub enum Outcome {
     Unknown,
 }
 
+/// What is limited where a leader has more writes in line than it proposes in time.
+pub const FULL_LINE: &str = "the line of writes on the leader's node, at the pace at which it proposes, in bytes,";
+
 /// A node's no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
@@ -134,6 +137,11 @@ impl From<&Descriptor> for DescriptorBytes {
 }
 
 impl Refusal {
+    /// Whether a leader's line of writes is full.
+    pub fn is_full_line(&self) -> bool {
+        matches!(self, Self::Overloaded { what, .. } if what == FULL_LINE)
+    }
+
     /// The stable name of the refusal.
     pub fn code(&self) -> &'static str {
         match self {

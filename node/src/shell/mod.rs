@@ -13,7 +13,7 @@
 //! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
 //! - [`clock`]: the time that leases and ages rest on.
 //! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded, to
-//!   whom `choice` says; [`stale`]: stale ones.
+//!   whom `choice` says; [`stale`]: stale ones; [`lines`]: writes that would be refused.
 //! - [`space`]: the disk, watched, and space on it given back. [`private`]: files that nobody else may read.
 //! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
 //!
@@ -30,6 +30,7 @@ pub mod files;
 mod forward;
 pub mod founding;
 pub mod health;
+pub mod lines;
 pub mod logger;
 pub mod mailbox;
 pub mod pages;

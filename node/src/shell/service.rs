@@ -7,6 +7,7 @@
 use super::admin::Admin;
 use super::choice::Choice;
 use super::forward;
+use super::lines::Lines;
 use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
 use super::pages::cut_to_shard;
 use super::reading::{Readers, or_stop};
@@ -47,6 +48,8 @@ pub struct Service {
     pub tick: Duration,
     /// Where pages and hashes are read.
     pub readers: Readers,
+    /// Lines of writes that were full a moment ago.
+    pub lines: Lines,
     /// The views that streams go on in.
     pub views: Arc<Views>,
     /// Answers admin questions from other nodes; set once the node is complete.
@@ -73,6 +76,11 @@ impl flotilla_ops::Kv for Service {
             let Some(shard) = self.resolve(&ask) else {
                 return Err(Refusal::NotFound { what: "shard for that key on this node's map".into() });
             };
+            let (now, is_write) = (Instant::now(), matches!(ask, Ask::Write(_)));
+            let time_left = deadline.saturating_duration_since(now);
+            if is_write && let Some(refusal) = self.lines.refusal(shard.id, now, time_left) {
+                return Err(refusal);
+            }
             let hint = self.routes.leader(shard.id);
             let next = choice.next(&shard, self.node, is_stale(&ask), hint, |node| self.transport.reachable(node));
             let refusal = match next {
@@ -83,7 +91,10 @@ impl flotilla_ops::Kv for Service {
                         choice.note(node, &no);
                         no
                     }
-                    Err(no) => return Err(no),
+                    Err(no) => {
+                        self.lines.note(shard.id, &no, Instant::now(), time_left);
+                        return Err(no);
+                    }
                 },
                 None => Refusal::NoLeader { shard: shard.id },
             };
@@ -106,6 +117,11 @@ impl flotilla_ops::Kv for Service {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }
+    }
+
+    fn refusal_of_write(&self, key: &[u8], deadline: Instant) -> Option<Refusal> {
+        let now = Instant::now();
+        self.lines.refusal(self.routes.owner(key)?.id, now, deadline.saturating_duration_since(now))
     }
 
     fn let_go(&self, view: HeldView) {

@@ -7,6 +7,7 @@ use super::admin::Admin;
 use super::config::{Config, TlsConfig};
 use super::driver::{Driver, Hands, LoopState};
 use super::health::Health;
+use super::lines::Lines;
 use super::mailbox::Mailbox;
 use super::peers::Peers;
 use super::quic::QuicThreads;
@@ -81,12 +82,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let metrics = Arc::new(Metrics::default());
     let mailbox = Mailbox::default();
     let runtime = Handle::current();
+    Snapshots::clear(&config.data).context("clear away old snapshots")?;
     let space =
         Space::new(&config.data, engine.clone(), mailbox.clone(), config.storage.reserve_bytes).context("look at the disk")?;
     let space = Arc::new(space);
     space.start()?;
     let snapshots =
-        Snapshots::new(space.clone(), engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data)?;
+        Snapshots::new(space.clone(), engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data);
     let snapshots = Arc::new(snapshots);
     let applier = Applier::new(&*engine, &recovered).map_err(with_cure)?;
     let (to_apply, to_write) = (Arc::default(), Arc::default());
@@ -162,6 +164,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(tick))?);
 
     let service = Arc::new(Service {
+        lines: Lines::default(),
         node: config.node,
         routes: routes.clone(),
         mailbox: mailbox.clone(),

@@ -50,6 +50,16 @@ pub(super) struct Upload<'a> {
     pub(super) pulse: &'a Pulse,
 }
 
+/// From how many bytes on it is asked before a body is read whether that is of any use.
+const LARGE_BYTES: u64 = 64 << 10;
+
+impl Upload<'_> {
+    /// Whether it costs something to read it.
+    pub(super) fn is_large(&self) -> bool {
+        self.incoming.size_hint().lower() >= LARGE_BYTES
+    }
+}
+
 /// What is being read, for errors.
 pub(super) struct Wanted {
     /// In words: "a value".

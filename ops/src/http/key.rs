@@ -70,6 +70,11 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             ));
         }
         let wanted = Wanted { what: "a value", code: "value_too_large", bytes_max: self.limits.value_bytes_max };
+        if body.is_large()
+            && let Some(refusal) = self.kv.refusal_of_write(&key, self.deadline())
+        {
+            return Err(Problem::from(refusal).close());
+        }
         // Held until the write is answered: the value is in memory for so long.
         let (value, _held) = body::read(body, &wanted, &self.limits).await?;
         self.write(Command { op: Op::Put { key, value }, condition }).await
