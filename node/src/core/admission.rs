@@ -30,13 +30,15 @@ pub(super) struct Pace {
     under_way: u64,
     /// Of the bytes that wait, those of shards that stood still at the last tick.
     standing: u64,
+    /// Whether so much waited that the pace counts.
+    waited: bool,
 }
 
 impl Pace {
     /// Slow, until it is known better: a full queue would take eight seconds.
     pub(super) fn new(config: &CoreConfig) -> Self {
         let rate = config.raft.max_waiting_bytes / 8;
-        Self { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0 }
+        Self { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0, waited: false }
     }
 
     /// So many bytes were proposed.
@@ -52,6 +54,11 @@ impl Pace {
     /// Looks at what was proposed since the last time. While nothing waits, that says only how much is possible at least, and it is looked
     /// at a second's worth: what came all at once is no speed.
     fn look(&mut self, now: Time, something_waits: bool) {
+        if something_waits && !std::mem::replace(&mut self.waited, something_waits) {
+            // What was idle until now says nothing.
+            (self.looked_at, self.bytes) = (now, 0);
+        }
+        self.waited = something_waits;
         let span = now.saturating_sub(self.looked_at);
         if span.is_zero() || !something_waits && span < PACE_TIME {
             return;
@@ -82,7 +89,8 @@ impl Node {
         let waiting = self.gathering.iter().filter_map(|shard| self.registry.get(*shard));
         let standing = waiting.filter(|replica| replica.stands_still(now, patience));
         self.pace.standing = standing.map(|replica| replica.proposals.waiting_bytes()).sum();
-        self.pace.look(now, self.waiting_bytes > self.pace.standing);
+        self.pace.look(now, self.waiting_bytes.saturating_sub(self.pace.standing) > WAITING_BYTES_MIN);
+        self.note_under_way();
     }
 
     /// Whether there is no room for more of a shard's puts: here, or where it has another voter.
@@ -119,6 +127,8 @@ impl Node {
             return Err(Refusal::Overloaded { what: FULL_LINE.into(), limit: most });
         }
         let (before, limit) = match replica.stands_still(now, patience) {
+            // All of those together have no more than half.
+            true if self.pace.standing >= most / 2 => (own, 0),
             true => (own, WAITING_BYTES_MIN.min(most)),
             false => {
                 let before = self.waiting_bytes.saturating_sub(self.pace.standing);
@@ -156,7 +166,7 @@ mod tests {
     const TICK: Time = Time::from_millis(50);
 
     fn pace(rate: u64) -> Pace {
-        Pace { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0 }
+        Pace { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0, waited: true }
     }
 
     /// In MiB.
@@ -207,9 +217,11 @@ mod tests {
             }
         }
         assert!((8..=16).contains(&(pace.rate / MIB)), "{} MiB/s after 16 MiB every ten seconds", pace.rate / MIB);
-        // Idle seconds say nothing.
+        // Idle seconds say nothing, not even to whoever comes then and waits.
         let before = pace.rate;
         pace.look(now + TICK * 100, false);
+        pace.proposed(MIB);
+        pace.look(now + TICK * 119, true);
         assert_eq!(pace.rate, before);
     }
 }

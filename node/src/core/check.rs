@@ -22,9 +22,12 @@ const TERM_LEAP_MAX: u64 = 1 << 32;
 /// from near the end.
 const INDEX_LEAP_MAX: u64 = 1 << 44;
 
-/// Whether no replica that was away, however long, can be so far behind.
-pub(super) fn is_absurd(term: u64, own: u64) -> bool {
-    term.saturating_sub(own) > TERM_LEAP_MAX
+/// Beyond that a term may still follow on the present one: whoever has once taken the last that is allowed must be able to elect.
+const TERM_STEP_MAX: u64 = 1 << 10;
+
+/// Whether a replica that had `first` as its term when it started, and has `own`, can't have missed so many elections.
+pub(super) fn is_absurd(term: u64, first: u64, own: u64) -> bool {
+    term.saturating_sub(first) > TERM_LEAP_MAX && term.saturating_sub(own) > TERM_STEP_MAX
 }
 
 /// The same of a log's end.
@@ -89,7 +92,7 @@ pub(super) fn check(replica: &Replica, from: NodeId, envelope: &Envelope, contex
     if message.term == 0 || message.term > NUMBER_MAX {
         return Refuse("its term");
     }
-    if is_absurd(message.term, replica.first_term) {
+    if is_absurd(message.term, replica.first_term, raft.term) {
         return Refuse("a term far above any that elections could have reached");
     }
     if [message.index, message.commit, message.log_term, message.reject_hint, message.commit_term, message.request_snapshot]
@@ -174,10 +177,6 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
         if entry.index != message.index + 1 + offset as u64 || entry.term < term_before || entry.term > message.term {
             return Verdict::Refuse("entries that do not follow one another");
         }
-        // Once committed it would set the shard aside, or end the process, on every node.
-        if let Err(why) = super::conf_change::check_entry(entry, &replica.descriptor) {
-            return Verdict::Refuse(why);
-        }
         term_before = entry.term;
         bytes += super::log::entry_bytes(entry);
         // raft-rs ends the process where a committed entry would be overwritten.
@@ -208,7 +207,9 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
         // Bounds memory when apply can't keep up. The leader sends it again.
         return Verdict::Drop;
     }
-    Verdict::Step
+    // Once committed they would set the shard aside, or end the process, on every node.
+    let spoilt = message.entries.iter().find_map(|entry| super::conf_change::check_entry(entry, &replica.descriptor).err());
+    spoilt.map_or(Verdict::Step, Verdict::Refuse)
 }
 
 fn is_allowed(kind: MessageType) -> bool {

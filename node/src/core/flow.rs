@@ -22,8 +22,8 @@ use super::replica::Replica;
 use super::{Node, Time};
 use flotilla_router::sizes::COMMAND_BYTES_MAX;
 use flotilla_router::{ReplicaId, ShardId};
-use raft::ProgressState;
 use raft::eraftpb::{Message, MessageType};
+use raft::{Progress, ProgressState};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What is in flight from one leader.
@@ -207,10 +207,13 @@ impl Replica {
         match kind {
             MessageType::MsgHeartbeatResponse if probes => return self.step_while_probing(from, message, now, config),
             MessageType::MsgHeartbeatResponse => self.before_heartbeat_answer(from, ticks, config),
-            // What it acknowledges makes room for one message at least.
-            MessageType::MsgAppendResponse if !message.reject => {
-                let progress = self.raw.raft.mut_prs().get_mut(from.0);
-                if let Some(progress) = progress.filter(|_| self.flow.followers.get(&from).is_some_and(|f| f.full)) {
+            // What it acknowledges makes room for one message, and no more: raft-rs sends until there is none.
+            MessageType::MsgAppendResponse if !message.reject && message.term == self.raw.raft.term => {
+                let is_full = self.flow.followers.get(&from).is_some_and(|in_flight| in_flight.full);
+                let progress = self.raw.raft.mut_prs().get_mut(from.0).filter(|_| is_full);
+                let in_order = |p: &&mut Progress| p.state == ProgressState::Replicate && message.index > p.matched;
+                if let Some(progress) = progress.filter(in_order) {
+                    progress.ins.free_to(message.index);
                     let count = progress.ins.count();
                     progress.ins.set_cap(count + 1);
                 }
@@ -236,8 +239,9 @@ impl Replica {
             self.flow.probes.insert(from, Probe { next, at: now, wait: (wait * 2).clamp(least, most.max(least)) });
             return self.raw.step(message);
         }
-        let before = std::mem::take(&mut self.raw.raft.msgs);
+        let (before, wanted) = (std::mem::take(&mut self.raw.raft.msgs), self.raw.store().wanted());
         let result = self.raw.step(message);
+        self.raw.mut_store().forget_wanted(wanted);
         let again = |message: &Message| message.get_msg_type() == MessageType::MsgAppend && message.to == from.0;
         let stepped = std::mem::replace(&mut self.raw.raft.msgs, before);
         self.raw.raft.msgs.extend(stepped.into_iter().filter(|message| !again(message)));

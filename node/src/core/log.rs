@@ -240,6 +240,16 @@ impl LogView {
         (asked.entries, asked.snapshot)
     }
 
+    /// How many runs of entries raft-rs has asked for since the last call.
+    pub(super) fn wanted(&self) -> usize {
+        self.asked.borrow().entries.len()
+    }
+
+    /// Forgets what it has asked for beyond so many.
+    pub(super) fn forget_wanted(&mut self, beyond: usize) {
+        self.asked.get_mut().entries.truncate(beyond);
+    }
+
     /// The cached bodies of `[low, high)`, cut at `bytes_max` but at least one; `None` if `low` is not in memory.
     fn cached(&self, low: u64, high: u64, bytes_max: u64) -> Option<Vec<Entry>> {
         let from = |first: u64| usize::try_from(low - first).ok();

@@ -227,18 +227,17 @@ impl Node {
 
     /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings us here again.
     pub(super) fn propose_gathered(&mut self) {
-        let under_way = self.note_under_way();
         if self.writing.len() >= self.config.raft.max_inflight_writes || self.gathering.is_empty() {
             return;
         }
         self.turn_puts_away_where_disks_are_full();
         let mut last = std::mem::take(&mut self.gathering);
         let first = last.split_off(&self.propose_first);
-        let mut under_way = under_way;
+        let mut under_way = self.under_way();
         for shard in first.into_iter().chain(last) {
             self.propose(shard, &mut under_way);
         }
-        self.note_under_way();
+        self.take_note(under_way);
         // Whoever was held back for the sake of others goes before them the next time.
         if let Some(held) = self.gathering.range(self.propose_first..).next().or(self.gathering.first()) {
             self.propose_first = *held;
@@ -279,6 +278,7 @@ impl Node {
             self.waiting_bytes -= bytes;
             self.pace.proposed(bytes);
             under_way.bytes += more;
+            under_way.uncommitted += more;
             self.under_way.insert(shard);
             let mut message = Message::default();
             message.set_msg_type(MessageType::MsgPropose);

@@ -254,6 +254,8 @@ impl Node {
         let Some(replica) = self.registry.get_mut(shard).filter(|r| r.id == id) else { return };
         if let Some((number, messages)) = replica.ready.complete(number) {
             replica.raw.on_persist_ready(number);
+            // However long that took: from here on it is the others who are waited for.
+            replica.proposals.moved(self.now);
             for message in messages {
                 self.outbox.send(replica, message);
             }

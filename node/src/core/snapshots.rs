@@ -274,7 +274,9 @@ impl Node {
             && manifest.descriptor.id == shard
             && manifest.at == at
             && message.term <= NUMBER_MAX
-            && !is_absurd(message.term, replica.first_term)
+            && !is_absurd(message.term, replica.first_term, replica.raw.raft.term)
+            // One leader per term.
+            && (message.term != replica.raw.raft.term || [0, message.from].contains(&replica.raw.raft.leader_id))
             && at.index <= NUMBER_MAX
             && !is_absurd_index(at.index, replica.raw.raft.raft_log.last_index())
             // Writes go on above it.

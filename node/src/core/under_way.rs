@@ -16,16 +16,20 @@ pub(super) struct UnderWay {
 }
 
 impl Node {
-    /// Takes note of what is under way.
-    pub(super) fn note_under_way(&mut self) -> UnderWay {
+    /// Looks at what is under way, and takes note of it.
+    pub(super) fn note_under_way(&mut self) {
         let under_way = self.under_way();
+        self.take_note(under_way);
+    }
+
+    /// Takes note of what is under way.
+    pub(super) fn take_note(&mut self, under_way: UnderWay) {
         self.pace.under_way(under_way.bytes - under_way.standing);
         self.uncommitted_bytes = under_way.uncommitted;
-        under_way
     }
 
     /// What is proposed here and not yet applied, over all groups that lead here.
-    fn under_way(&mut self) -> UnderWay {
+    pub(super) fn under_way(&mut self) -> UnderWay {
         let (now, patience) = (self.now, self.config.stand_still_patience());
         let (registry, mut sum) = (&mut self.registry, UnderWay::default());
         self.under_way.retain(|shard| {

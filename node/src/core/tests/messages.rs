@@ -1,7 +1,7 @@
 //! What a peer may not send: a table of bad messages, each refused and counted, and the property that no message, no matter
 //! what is in it, ends the process.
 
-use super::cluster::{Cluster, SHARD, config};
+use super::cluster::{Answer, Cluster, SHARD, config};
 use crate::core::replica::conf_state;
 use crate::core::wire::{self, Envelope, Timing};
 use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
@@ -148,6 +148,17 @@ fn no_row_of_messages_uses_the_terms_up() {
         cluster.running_mut(N1).core.counters().messages_refused > before
     };
     assert_eq!((refused(&mut cluster), refused(&mut cluster), refused(&mut cluster)), (false, true, true));
+    // And the last that is allowed ends no elections.
+    let last = cluster.replica(N1, SHARD).unwrap().first_term + (1 << 32);
+    let envelope = cluster.forge(N2, N1, |m| {
+        m.set_msg_type(MessageType::MsgHeartbeat);
+        m.term = last;
+    });
+    cluster.post(N1, Event::Message { from: N2, envelope });
+    cluster.run(80);
+    let leader = cluster.leader(SHARD).expect("somebody leads");
+    assert!(cluster.replica(leader, SHARD).unwrap().raw.raft.term > last);
+    assert!(matches!(cluster.put(leader, "k", "it goes on"), Some(Answer::Written(_))));
 }
 
 /// Who does not lead can't have a replica set aside in the term in which somebody else does; nor claim that more is committed than it says.
