@@ -40,6 +40,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const DB: &str = "db";
 
 /// The folders of snapshots that the node builds, and of those that are on their way to it. One that is being installed lies elsewhere.
+const INSTALL: &str = "snapshots/install";
 const UNFINISHED: [&str; 2] = ["snapshots/out", "snapshots/in"];
 
 /// Whose directory it has to be.
@@ -120,6 +121,10 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
 /// Removes snapshots that were built to be sent, or had not arrived: nobody asks for them any more, and they may be what a full disk
 /// lacks.
 fn clear_unfinished(dir: &Path) -> Result<(), StorageError> {
+    if !dir.join(INSTALL).is_dir() {
+        // An earlier release installed from where they arrive.
+        return Ok(());
+    }
     UNFINISHED.iter().try_for_each(|folder| match fs::remove_dir_all(dir.join(folder)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::engine("remove old snapshots", error)),
         _ => Ok(()),

@@ -252,6 +252,12 @@ impl Snapshots {
             return self.remove(folder);
         }
         fatal::or_abort(FailPoint::StageVerified.pass());
+        // Once it is being installed there is no way back.
+        let (needed, free) = (self.engine.bytes_to_ingest(&manifest.files), self.space.look().free_bytes);
+        if free < needed {
+            let _ = verdict.send(Err(format!("the disk is nearly full: installing takes {needed} bytes, and {free} are free")));
+            return self.remove(folder);
+        }
         // All of it is there: it takes the room that was kept for it.
         self.space.let_go(&folder);
         self.metrics.snapshots_received.inc();

@@ -54,9 +54,9 @@ pub(super) struct Upload<'a> {
 const LARGE_BYTES: u64 = 64 << 10;
 
 impl Upload<'_> {
-    /// Whether it costs something to read it.
-    pub(super) fn is_large(&self) -> bool {
-        self.incoming.size_hint().lower() >= LARGE_BYTES
+    /// Whether it costs something to read it, and it has no more bytes than it may.
+    pub(super) fn is_large(&self, bytes_max: usize) -> bool {
+        (LARGE_BYTES..=bytes_max as u64).contains(&self.incoming.size_hint().lower())
     }
 }
 

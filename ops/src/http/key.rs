@@ -70,7 +70,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             ));
         }
         let wanted = Wanted { what: "a value", code: "value_too_large", bytes_max: self.limits.value_bytes_max };
-        if body.is_large()
+        if body.is_large(self.limits.value_bytes_max)
             && let Some(refusal) = self.kv.refusal_of_write(&key, self.deadline())
         {
             return Err(Problem::from(refusal).close());

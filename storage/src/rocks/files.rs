@@ -8,7 +8,7 @@ use super::{Db, RocksEngine, RocksView, failed};
 use crate::engine::{Engine as _, Family};
 use crate::error::StorageError;
 use crate::work::SnapshotFile;
-use rocksdb::{IngestExternalFileOptions, LogLevel, Options, ReadOptions, SstFileWriter};
+use rocksdb::{IngestExternalFileOptions, LogLevel, Options, ReadOptions, SstFileWriter, properties};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 const LINKS: &str = "links";
 /// The folder, inside a snapshot's, of the database in which its files are tried.
 const SCRATCH: &str = "scratch";
+/// How many of them are open there at a time.
+const SCRATCH_FILES_MAX: i32 = 16;
 /// How much is read ahead and checked at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -37,7 +39,6 @@ pub(super) fn export(
 ) -> Result<Vec<SnapshotFile>, StorageError> {
     const ACTION: &str = "write snapshot file";
     remove_folder(folder)?;
-    engine.check_room_for(engine.data_file_bytes(start, end))?;
     fs::create_dir_all(folder).map_err(io_failed("make snapshot folder", folder))?;
     let mut read = ReadOptions::default();
     read.set_iterate_lower_bound(start);
@@ -47,6 +48,16 @@ pub(super) fn export(
     read.set_readahead_size(CHUNK_BYTES);
     let (db, snapshot) = (view.pinned.borrow_owner(), view.pinned.borrow_dependent());
     let mut records = snapshot.raw_iterator_cf_opt(db.family(Family::Data), read);
+    // What the files hold may be deleted for the most part: then it is counted what is there.
+    if engine.check_room_for(engine.data_file_bytes(start, end)).is_err() {
+        records.seek_to_first();
+        let mut bytes = 0;
+        while let Some((key, value)) = records.item() {
+            bytes += (key.len() + value.len()) as u64;
+            engine.check_room_for(bytes)?;
+            records.next();
+        }
+    }
     records.seek_to_first();
     let (mut files, mut unseen_bytes) = (Vec::new(), LOOK_BYTES);
     while records.valid() {
@@ -121,6 +132,7 @@ pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], en
         let mut options = Options::default().get_options_from_string("allow_fallocate=false").map_err(failed(ACTION))?;
         options.create_if_missing(true);
         options.set_log_level(LogLevel::Fatal);
+        options.set_max_open_files(SCRATCH_FILES_MAX);
         let db = rocksdb::DB::open(&options, scratch.join("db")).map_err(failed(ACTION))?;
         let mut ingest = IngestExternalFileOptions::default();
         ingest.set_move_files(true);
@@ -135,10 +147,55 @@ pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], en
     remove_folder(&scratch)
 }
 
+/// Takes files in, however many they are, without holding writes up.
+pub(super) fn ingest_all(engine: &RocksEngine, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
+    // Where a file of the last level spans the range, as files of neighbours on both sides may, these lie above it, in the first level,
+    // in which many files hold up every write. So a few at a time, and where they pile up they are put into their place first.
+    let few = engine.few();
+    for some in groups(files, few, engine.inner.options.compaction_bytes_max) {
+        engine.check_flush()?;
+        engine.flush_family(Family::Data)?;
+        ingest(&engine.inner.db, folder, some)?;
+        engine.settle_first_level(few)?;
+    }
+    Ok(())
+}
+
+impl RocksEngine {
+    /// How many bytes must be free for these files to be taken in: a memtable becomes a file before, and some of them may have to be
+    /// written anew before they go.
+    pub fn bytes_to_ingest(&self, files: &[SnapshotFile]) -> u64 {
+        let options = &self.inner.options;
+        let some =
+            groups(files, self.few(), options.compaction_bytes_max).map(|some| some.iter().map(|file| file.bytes).sum::<u64>());
+        self.property(Family::Data, properties::CUR_SIZE_ALL_MEM_TABLES) + some.max().unwrap_or(0)
+    }
+
+    /// How many files are taken in at a time.
+    fn few(&self) -> usize {
+        usize::try_from(self.inner.options.files_waiting_max / 3).unwrap_or(1).max(1)
+    }
+}
+
+/// The files in groups of so many, and so many bytes, at most, or of one.
+fn groups(files: &[SnapshotFile], files_max: usize, bytes_max: u64) -> impl Iterator<Item = &[SnapshotFile]> {
+    let mut rest = files;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fitting = rest.iter().take(files_max).take_while(|file| {
+            bytes += file.bytes;
+            bytes <= bytes_max
+        });
+        let (some, others) = rest.split_at(fitting.count().max(1).min(rest.len()));
+        rest = others;
+        (!some.is_empty()).then_some(some)
+    })
+}
+
 /// Takes files into the data family, durably and together. Its memtable must be empty there: RocksDB makes a file of one that overlaps
 /// with these, and holds every write of the process meanwhile. Done before, that holds nobody; and nothing is written into a range that is
 /// being replaced.
-pub(super) fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
+fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
     if files.is_empty() {
         return Ok(());
     }

@@ -290,15 +290,7 @@ impl Engine for RocksEngine {
     }
 
     fn ingest(&self, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
-        // Where a file of the last level spans the range, as files of neighbours on both sides may, these lie above it, in the first level,
-        // in which many files hold up every write. So a few at a time, and where they pile up they are put into their place first.
-        let few = usize::try_from(self.inner.options.files_waiting_max / 3).unwrap_or(1).max(1);
-        for some in files.chunks(few) {
-            self.check_flush()?;
-            self.flush_family(Family::Data)?;
-            files::ingest(&self.inner.db, folder, some)?;
-            self.settle_first_level(few)?;
-        }
+        files::ingest_all(self, folder, files)?;
         self.remember_more(None)
     }
 

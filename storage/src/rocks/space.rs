@@ -21,16 +21,18 @@ const MARGIN_BYTES: u64 = 1 << 20;
 const FILES_DUE: u64 = 4;
 /// What a record takes in a file beside its key and value.
 const RECORD_BYTES: u64 = 16;
-/// What a removal takes in a file at most, where keys are not extraordinarily long.
-const REMOVAL_BYTES: u64 = 256;
+/// What a removal takes in a file at most.
+const REMOVAL_BYTES: u64 = 5 << 10;
 
 /// A stretch of keys, with its ends, below a file's tombstones.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Piece {
-    /// Bytes of the files that hold some of it: as many may be written before they go.
+    /// Bytes of the files that a compaction takes in: as many may be written before they go.
     bytes: u64,
     start: Vec<u8>,
     end: Vec<u8>,
+    /// The first and the last key of those files.
+    reach: (Vec<u8>, Vec<u8>),
 }
 
 /// What is still to be written on account of what was written already.
@@ -62,14 +64,15 @@ impl RocksEngine {
         let due = |family| self.property(family, properties::ESTIMATE_PENDING_COMPACTION_BYTES);
         let later = (due(Family::Log) + due(Family::Data)).min(2 * options.compaction_bytes_max);
         // RocksDB takes all files that came from memtables at once, and what of the next level lies below them.
-        let first = |family, memtable_bytes: usize| {
-            let name = properties::num_files_at_level(0);
-            match self.property(family, &name) {
-                few if few < FILES_DUE => 0,
-                files => files * memtable_bytes as u64 + options.level_bytes,
+        let waiting = |family| self.property(family, &properties::num_files_at_level(0)) >= FILES_DUE;
+        let first = |family, name: &str| match self.inner.db.raw().live_files() {
+            Ok(files) if waiting(family) => {
+                let files = files.iter().filter(|file| file.level == 0 && file.column_family_name == name);
+                files.map(|file| file.size as u64).sum::<u64>() + options.level_bytes
             }
+            _ => 0,
         };
-        let first = first(Family::Log, options.log_memtable_bytes).max(first(Family::Data, options.data_memtable_bytes));
+        let first = first(Family::Log, "log").max(first(Family::Data, "data"));
         Owed { memtable_bytes: self.sum(properties::CUR_SIZE_ALL_MEM_TABLES), compaction_bytes: first.max(later) }
     }
 
@@ -121,11 +124,13 @@ impl RocksEngine {
         }
         // The smallest first: each makes the next one likelier to find room.
         memtables.sort();
+        let mut left = Vec::new();
         for (bytes, family) in memtables {
             // A file for which there is no room would end the process.
             let room = free()?.saturating_sub(MARGIN_BYTES);
             if room < bytes && room < self.flush_bytes(family, room)? {
                 given.left_bytes += bytes;
+                left.push(family);
                 continue;
             }
             self.flush_family(family)?;
@@ -140,6 +145,11 @@ impl RocksEngine {
                     return Ok(given);
                 }
                 let room = free()?.saturating_sub(MARGIN_BYTES);
+                // A compaction would begin with the memtable.
+                if left.contains(&family) {
+                    given.left_ranges += 1;
+                    continue;
+                }
                 if room < piece.bytes && !self.fits(family, &piece, room)? {
                     given.left_ranges += 1;
                     continue;
@@ -155,11 +165,18 @@ impl RocksEngine {
     /// How many bytes the file has, at most, that a memtable becomes: of what was removed again nothing is written but the removal. More
     /// than `bytes_max` is not counted.
     fn flush_bytes(&self, family: Family, bytes_max: u64) -> Result<u64, StorageError> {
+        if self.property(family, properties::NUM_SNAPSHOTS) > 0 {
+            // What a view still shows is written, too.
+            return Ok(u64::MAX);
+        }
+        let entries = self.property(family, properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)
+            + self.property(family, properties::NUM_ENTRIES_IMM_MEM_TABLES);
+        let on_average = self.property(family, properties::CUR_SIZE_ALL_MEM_TABLES) / entries.max(1);
         let removals = self.property(family, properties::NUM_DELETES_ACTIVE_MEM_TABLE)
             + self.property(family, properties::NUM_DELETES_IMM_MEM_TABLES);
         let mut read = ReadOptions::default();
         read.set_read_tier(ReadTier::Memtable);
-        Ok(self.living_bytes(family, read, bytes_max)?.saturating_add(removals * REMOVAL_BYTES))
+        Ok(self.living_bytes(family, read, bytes_max)?.saturating_add(removals * on_average.min(REMOVAL_BYTES)))
     }
 
     /// Whether there is room for what is written when a piece is compacted: of what was removed nothing is, unless a view still shows it.
@@ -168,8 +185,8 @@ impl RocksEngine {
             return Ok(false);
         }
         let mut read = ReadOptions::default();
-        read.set_iterate_lower_bound(piece.start.clone());
-        read.set_iterate_upper_bound([&piece.end[..], &[0]].concat());
+        read.set_iterate_lower_bound(piece.reach.0.clone());
+        read.set_iterate_upper_bound([&piece.reach.1[..], &[0]].concat());
         read.fill_cache(false);
         Ok(self.living_bytes(family, read, room)? <= room)
     }
@@ -217,7 +234,7 @@ impl RocksEngine {
         if free_bytes >= held + MARGIN_BYTES {
             return Ok(());
         }
-        let needed_bytes = self.flush_bytes(Family::Data, u64::MAX)? + MARGIN_BYTES;
+        let needed_bytes = self.flush_bytes(Family::Data, held)?.min(held) + MARGIN_BYTES;
         if free_bytes >= needed_bytes {
             return Ok(());
         }
@@ -278,12 +295,19 @@ fn pieces(files: &[LiveFile]) -> Vec<Piece> {
     let mut pieces: Vec<_> = spans
         .into_iter()
         .map(|(start, end)| {
-            let touches = |file: &&LiveFile| {
-                file.start_key.as_ref().is_none_or(|first| *first <= end)
-                    && file.end_key.as_ref().is_none_or(|last| *last >= start)
-            };
-            let bytes = files.iter().filter(touches).map(|file| file.size as u64).sum();
-            Piece { bytes, start, end }
+            // From level to level whole files are taken in, and of the next one all that they touch.
+            let (mut bytes, mut reach) = (0, (start.clone(), end.clone()));
+            for level in 0..=last {
+                let spans = files.iter().filter(|file| file.level == level);
+                let spans = spans.filter_map(|file| Some((file, file.start_key.as_ref()?, file.end_key.as_ref()?)));
+                let mut wider = reach.clone();
+                for (file, first, last) in spans.filter(|(_, first, last)| **first <= reach.1 && **last >= reach.0) {
+                    bytes += file.size as u64;
+                    wider = (wider.0.min(first.clone()), wider.1.max(last.clone()));
+                }
+                reach = wider;
+            }
+            Piece { bytes, start, end, reach }
         })
         .collect();
     pieces.sort();
@@ -318,7 +342,7 @@ mod tests {
             file(3, "r", "s", 40, (9, 3)),
         ];
         let found: Vec<_> = pieces(&files).into_iter().map(|piece| (piece.bytes, piece.start)).collect();
-        assert_eq!(found, [(7, b"x".to_vec()), (560, b"d".to_vec()), (600, b"a".to_vec())]);
+        assert_eq!(found, [(7, b"x".to_vec()), (600, b"a".to_vec()), (600, b"d".to_vec())]);
         assert_eq!(pieces(&[file(0, "a", "b", 5, (1, 1))]).len(), 1);
     }
 
@@ -429,7 +453,7 @@ mod tests {
         }
         let files = |engine: &RocksEngine| engine.data_files_at(0).unwrap().len();
         assert_eq!(files(&engine), 8);
-        assert!(engine.owed().compaction_bytes >= 8 * small_rocks().data_memtable_bytes as u64, "{:?}", engine.owed());
+        assert!(engine.owed().compaction_bytes > small_rocks().level_bytes, "{:?}", engine.owed());
         drop(engine);
         let engine = RocksEngine::open(&path, &RocksOptions { lean_bytes: 1, ..small_rocks() }, None).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(300));
