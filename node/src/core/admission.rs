@@ -54,11 +54,11 @@ impl Pace {
     /// Looks at what was proposed since the last time. While nothing waits, that says only how much is possible at least, and it is looked
     /// at a second's worth: what came all at once is no speed.
     fn look(&mut self, now: Time, something_waits: bool) {
-        if something_waits && !std::mem::replace(&mut self.waited, something_waits) {
+        let waited = std::mem::replace(&mut self.waited, something_waits);
+        if something_waits && !waited {
             // What was idle until now says nothing.
             (self.looked_at, self.bytes) = (now, 0);
         }
-        self.waited = something_waits;
         let span = now.saturating_sub(self.looked_at);
         if span.is_zero() || !something_waits && span < PACE_TIME {
             return;
@@ -139,22 +139,16 @@ impl Node {
             return Err(Refusal::Overloaded { what: FULL_LINE.into(), limit });
         }
         // Deletions make room, but each takes a little before: the last of it is for those that make most.
-        let least = match command.op {
-            Op::Put { .. } => u64::MAX,
-            Op::Delete { .. } => LAST_BYTES,
-            Op::DeleteRange { .. } => LAST_BYTES / 4,
-        };
-        if least < u64::MAX {
-            self.room.check_last(least).map_err(|(free_bytes, reserve_bytes)| Refusal::DiskFull { free_bytes, reserve_bytes })?;
-        } else {
-            if self.a_voter_lacks_room(shard) {
-                return Err(Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
+        let room = match command.op {
+            Op::Put { .. } if self.a_voter_lacks_room(shard) => Err((0, 0)),
+            Op::Put { .. } => {
+                let in_line = self.waiting_bytes + self.uncommitted_bytes + self.unapplied_bytes;
+                self.room.check(command.encoded_bytes() as u64, in_line)
             }
-            let in_line = self.waiting_bytes + self.uncommitted_bytes + self.unapplied_bytes;
-            let accepted = self.room.check(command.encoded_bytes() as u64, in_line);
-            accepted.map_err(|(free_bytes, reserve_bytes)| Refusal::DiskFull { free_bytes, reserve_bytes })?;
-        }
-        Ok(())
+            Op::Delete { .. } => self.room.check_last(LAST_BYTES),
+            Op::DeleteRange { .. } => self.room.check_last(LAST_BYTES / 4),
+        };
+        room.map_err(|(free_bytes, reserve_bytes)| Refusal::DiskFull { free_bytes, reserve_bytes })
     }
 }
 

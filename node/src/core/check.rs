@@ -18,12 +18,12 @@ use raft::eraftpb::MessageType::{self, *};
 /// took a term from near the end would never see another election; and what is counted from the present term can be raised step by step.
 const TERM_LEAP_MAX: u64 = 1 << 32;
 
+/// How far it may be above the present one even so: whoever has once taken the last that is allowed must be able to elect.
+const TERM_STEP_MAX: u64 = 1 << 10;
+
 /// How far a snapshot may lie above this replica's log: a hundred thousand entries a second for five years. No log goes on for long
 /// from near the end.
 const INDEX_LEAP_MAX: u64 = 1 << 44;
-
-/// Beyond that a term may still follow on the present one: whoever has once taken the last that is allowed must be able to elect.
-const TERM_STEP_MAX: u64 = 1 << 10;
 
 /// Whether a replica that had `first` as its term when it started, and has `own`, can't have missed so many elections.
 pub(super) fn is_absurd(term: u64, first: u64, own: u64) -> bool {

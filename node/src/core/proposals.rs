@@ -41,7 +41,8 @@ pub(super) struct Proposals {
     applying: VecDeque<(LogPosition, Tickets)>,
     /// How many commands are in either.
     in_flight_commands: usize,
-    /// When one of its entries was last committed, or, where nothing had been under way, the first command came; or when it began to lead.
+    /// When one of its entries was last committed, or the disk here took some; where nothing had been under way, when the first command
+    /// came; or when it began to lead.
     moved_at: Time,
 }
 
@@ -65,7 +66,7 @@ impl Proposals {
         self.moved_at
     }
 
-    /// One of its entries was committed, or from now on this replica leads.
+    /// One of its entries was committed, or got onto the disk here, or from now on this replica leads.
     pub(super) fn moved(&mut self, now: Time) {
         self.moved_at = now;
     }
