@@ -39,8 +39,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The folder of RocksDB's files.
 const DB: &str = "db";
 
-/// The folders of snapshots that the node builds, and of those that are on their way to it. One that is being installed lies elsewhere.
+/// The folder of a snapshot that is being installed.
 const INSTALL: &str = "snapshots/install";
+/// The folders of snapshots that the node builds, and of those that are on their way to it.
 const UNFINISHED: [&str; 2] = ["snapshots/out", "snapshots/in"];
 
 /// Whose directory it has to be.

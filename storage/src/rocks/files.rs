@@ -51,12 +51,16 @@ pub(super) fn export(
     // What the files hold may be deleted for the most part: then it is counted what is there.
     if engine.check_room_for(engine.data_file_bytes(start, end)).is_err() {
         records.seek_to_first();
-        let mut bytes = 0;
+        let (mut bytes, mut looked_at) = (0, 0);
         while let Some((key, value)) = records.item() {
-            bytes += (key.len() + value.len()) as u64;
-            engine.check_room_for(bytes)?;
+            bytes += key.len() + value.len();
+            if bytes - looked_at >= LOOK_BYTES {
+                engine.check_room_for(bytes as u64)?;
+                looked_at = bytes;
+            }
             records.next();
         }
+        engine.check_room_for(bytes as u64)?;
     }
     records.seek_to_first();
     let (mut files, mut unseen_bytes) = (Vec::new(), LOOK_BYTES);
