@@ -186,9 +186,13 @@ pub struct Forwarded {
 /// What a node says to a forwarded question.
 pub type Response = Result<Reply, Refusal>;
 
+/// What most questions and answers with a small key and value fit into.
+const SMALL_BYTES: usize = 256;
+
 /// The bytes of a [`Forwarded`] or a [`Response`].
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
-    postcard::to_stdvec(value).expect("encoding to memory can't fail for these types").into()
+    let into = Vec::with_capacity(SMALL_BYTES);
+    postcard::to_extend(value, into).expect("encoding to memory can't fail for these types").into()
 }
 
 /// Reads what [`encode`] wrote.

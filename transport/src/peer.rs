@@ -43,6 +43,18 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 /// The control lane's stream goes before the others.
 const CONTROL_PRIORITY: i32 = 1;
 
+/// For so long a measured round trip is as good as new: asking a connection waits for whoever sends or receives on it.
+const ROUND_TRIP_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// A connection that stands.
+struct Live {
+    /// Whom it leads to.
+    incarnation: Incarnation,
+    connection: Connection,
+    /// Its round trip, and when it was asked for.
+    round_trip: (Duration, Instant),
+}
+
 /// A node that this node dials.
 pub(crate) struct Peer {
     pub(crate) node: NodeId,
@@ -53,7 +65,7 @@ pub(crate) struct Peer {
     append: Vec<Arc<Outbox>>,
     pub(crate) requests: Arc<Requests>,
     /// The connection, while there is one.
-    connection: Mutex<Option<(Incarnation, Connection)>>,
+    connection: Mutex<Option<Live>>,
     /// Ends the wait before the next dialling.
     pub(crate) wake: Notify,
     /// Set when the peer is removed or the transport stops.
@@ -106,17 +118,28 @@ impl Peer {
         self.wake.notify_one();
     }
 
-    /// The connection, while there is one.
-    pub(crate) fn connection(&self) -> Option<Connection> {
-        lock(&self.connection).as_ref().map(|(_, connection)| connection.clone())
+    /// Whether there is a connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        lock(&self.connection).is_some()
+    }
+
+    /// The round trip that the connection measured a moment ago, while there is one.
+    pub(crate) fn round_trip(&self) -> Option<Duration> {
+        let mut live = lock(&self.connection);
+        let Live { connection, round_trip, .. } = live.as_mut()?;
+        let now = Instant::now();
+        if now.saturating_duration_since(round_trip.1) > ROUND_TRIP_AGE_MAX {
+            *round_trip = (connection.rtt(), now);
+        }
+        Some(round_trip.0)
     }
 
     /// Closes the connection if it leads to a former self of the node.
     pub(crate) fn close_older_than(&self, incarnation: Incarnation) {
-        if let Some((older, connection)) = &*lock(&self.connection)
-            && *older < incarnation
+        if let Some(live) = &*lock(&self.connection)
+            && live.incarnation < incarnation
         {
-            connection.close(Close::Superseded.into(), b"a newer incarnation of this node has come");
+            live.connection.close(Close::Superseded.into(), b"a newer incarnation of this node has come");
         }
     }
 
@@ -208,7 +231,8 @@ async fn carry(
         connection.close(Close::Protocol.into(), why.as_bytes());
         return why;
     }
-    *lock(&peer.connection) = Some((incarnation, connection.clone()));
+    let round_trip = (connection.rtt(), Instant::now());
+    *lock(&peer.connection) = Some(Live { incarnation, connection: connection.clone(), round_trip });
     for outbox in peer.outboxes() {
         outbox.open();
     }

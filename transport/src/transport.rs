@@ -143,12 +143,12 @@ impl Transport {
 
     /// Whether there is a connection to `node` on which frames leave.
     pub fn reachable(&self, node: NodeId) -> bool {
-        self.shared.peer(node).is_some_and(|peer| peer.connection().is_some())
+        self.shared.peer(node).is_some_and(|peer| peer.is_connected())
     }
 
     /// The measured round trip to `node`, while there is a connection.
     pub fn round_trip(&self, node: NodeId) -> Option<Duration> {
-        Some(self.shared.peer(node)?.connection()?.rtt())
+        self.shared.peer(node)?.round_trip()
     }
 
     /// The nodes that are dialled, in order.

@@ -65,7 +65,7 @@ impl flotilla_ops::Kv for Service {
         // A stream goes on where its view is, whoever leads there.
         if let Ask::Part { scan, view: Some(view), .. } = &ask {
             return match view.node == self.node {
-                true => self.answer_held(scan, *view, deadline).await,
+                true => Box::pin(self.answer_held(scan, *view, deadline)).await,
                 false => self.forward(view.node, view.shard, &ask, deadline).await,
             };
         }
@@ -255,6 +255,7 @@ impl Service {
 
     /// Answers from this node's replica.
     async fn answer(&self, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
+        // What reads many keys is boxed: its state would else be copied with that of every question about one.
         match ask {
             Ask::Get { key, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
@@ -262,12 +263,12 @@ impl Service {
             }
             Ask::Scan { scan, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
-                let page = self.page(&grant, scan, true, deadline).await?;
+                let page = Box::pin(self.page(&grant, scan, true, deadline)).await?;
                 self.reply(&grant, Answer::Page(page), *consistency)
             }
             Ask::Part { scan, consistency, view: _ } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
-                self.part(&grant, scan, *consistency, None, deadline).await
+                Box::pin(self.part(&grant, scan, *consistency, None, deadline)).await
             }
             Ask::Write(command) => self.write(shard, command, deadline).await,
             Ask::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),

@@ -7,7 +7,7 @@ use super::body::Body;
 use super::date;
 use crate::problem::{self, Problem};
 use flotilla_router::{NodeId, Reply, ShardId};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Response, StatusCode};
 use std::sync::LazyLock;
 
@@ -34,16 +34,21 @@ fn id_value(id: u64) -> HeaderValue {
     usize::try_from(id).ok().and_then(|index| ID_VALUES.get(index)).cloned().unwrap_or_else(|| HeaderValue::from(id))
 }
 
+/// As many fields as an answer about a key has; their map need not grow.
+const FIELDS: usize = 8;
+
 /// A response without headers.
 pub(super) fn empty(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::Empty);
     *response.status_mut() = status;
+    *response.headers_mut() = HeaderMap::with_capacity(FIELDS);
     response
 }
 
 /// 200 with a body.
 pub(super) fn ok(content_type: HeaderValue, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
+    *response.headers_mut() = HeaderMap::with_capacity(FIELDS);
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }

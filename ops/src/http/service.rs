@@ -257,7 +257,7 @@ fn is_probe(path: &str) -> bool {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    /// Finds who answers.
+    /// Finds who answers. What answers rare questions is boxed: its state would else be copied with that of every question about a key.
     async fn dispatch(
         &self,
         parts: &Parts,
@@ -272,11 +272,11 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             return (Route::Key, self.key(parts, body, key).await);
         }
         if let Some(rest) = path.strip_prefix("/v1/admin/") {
-            return (Route::Admin, self.admin(parts, body, rest).await);
+            return (Route::Admin, Box::pin(self.admin(parts, body, rest)).await);
         }
         match path {
-            "/v1/kv" => (Route::Range, self.range(parts, session).await),
-            "/v1/batch" => (Route::Batch, self.batch(parts, body, &session.account).await),
+            "/v1/kv" => (Route::Range, Box::pin(self.range(parts, session)).await),
+            "/v1/batch" => (Route::Batch, Box::pin(self.batch(parts, body, &session.account)).await),
             "/v1/txn" => (Route::Other, only(parts, &Method::POST, "POST").and(Err(Problem::not_implemented("POST /v1/txn")))),
             "/v1/watch" => (Route::Other, only(parts, &Method::GET, "GET").and(Err(Problem::not_implemented("GET /v1/watch")))),
             "/v1/limits" => (Route::Other, self.show_limits(parts)),
