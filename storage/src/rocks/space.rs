@@ -320,6 +320,7 @@ mod tests {
     use crate::engine::{Cursor as _, Order, Read as _, WriteBatch as _};
     use crate::rocks::RocksOptions;
     use crate::testing::small_rocks;
+    use crate::work::SnapshotFile;
 
     #[test]
     fn what_lies_below_tombstones_is_taken_in_pieces_the_smallest_first() {
@@ -431,12 +432,54 @@ mod tests {
         let little = || Ok(MARGIN_BYTES + (64 << 10));
         let given = engine.give_back_within(&little, &|| true).unwrap();
         assert!(given.flushed_bytes == 0 && given.left_bytes > 5 << 20, "{given:?}");
+        let view = engine.view();
         let mut batch = engine.batch();
         batch.delete_range(Family::Data, &0u32.to_be_bytes(), &299u32.to_be_bytes());
         engine.write(batch, true).unwrap();
         let given = engine.give_back_within(&little, &|| true).unwrap();
+        assert!(given.flushed_bytes == 0, "a view still shows it, so it is written: {given:?}");
+        drop(view);
+        let given = engine.give_back_within(&little, &|| true).unwrap();
         assert!(given.flushed_bytes > 5 << 20 && given.left_bytes == 0, "{given:?}");
         assert!(engine.statistics().sst_bytes < 64 << 10, "{:?}", engine.statistics());
+    }
+
+    /// A compaction begins with the memtable. So where that has no room, nothing below it is compacted, however little would be written.
+    #[test]
+    fn nothing_is_compacted_below_a_memtable_without_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let roomy = RocksOptions { data_memtable_bytes: 64 << 20, ..small_rocks() };
+        let engine = RocksEngine::open(&dir.path().join("db"), &roomy, None).unwrap();
+        deleted(&engine, 2);
+        engine.flush_family(Family::Data).unwrap();
+        let mut batch = engine.batch();
+        (0..300u32).for_each(|i| batch.put(Family::Data, &[&[0xff; 4][..], &i.to_be_bytes()].concat(), &[7; 20_000]));
+        engine.write(batch, true).unwrap();
+        let little = || Ok(MARGIN_BYTES + (64 << 10));
+        let given = engine.give_back_within(&little, &|| true).unwrap();
+        assert!(given.left_bytes > 5 << 20 && given.flushed_bytes == 0, "{given:?}");
+        assert!(given.ranges == 0 && given.left_ranges > 0, "{given:?}");
+        let given = engine.give_back(|| true).unwrap();
+        assert!(given.left_bytes == 0 && given.ranges > 0, "{given:?}");
+    }
+
+    /// What is asked for before files are taken in: room for the memtable, and for the largest part of them that is taken in at once.
+    #[test]
+    fn taking_files_in_needs_room_for_the_memtable_and_a_part_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RocksOptions { files_waiting_max: 12, data_memtable_bytes: 64 << 20, ..small_rocks() };
+        let engine = RocksEngine::open(&dir.path().join("db"), &options, None).unwrap();
+        let file = |bytes| SnapshotFile { name: String::new(), bytes, checksum: 0 };
+        let files = [1, 2, 3, 4, 5, 6, 7, 8, 900].map(|mib| file(mib << 20));
+        let empty = engine.bytes_to_ingest(&[]);
+        assert!(empty < 1 << 20, "{empty}");
+        assert_eq!(engine.bytes_to_ingest(&files) - empty, 900 << 20);
+        assert_eq!(engine.bytes_to_ingest(&files[..8]) - empty, (5 + 6 + 7 + 8) << 20);
+        let mut batch = engine.batch();
+        (0..300u32).for_each(|i| batch.put(Family::Data, &i.to_be_bytes(), &[7; 20_000]));
+        engine.write(batch, true).unwrap();
+        let full = engine.bytes_to_ingest(&files[..1]);
+        assert!(full > 6 << 20, "{full}");
     }
 
     /// As many files as hold writes up, and a restart on a disk without room: none of them is compacted before there is room.
