@@ -37,18 +37,22 @@ fn id_value(id: u64) -> HeaderValue {
 /// As many fields as an answer about a key has; their map need not grow.
 const FIELDS: usize = 8;
 
+fn new(body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.headers_mut() = HeaderMap::with_capacity(FIELDS);
+    response
+}
+
 /// A response without headers.
 pub(super) fn empty(status: StatusCode) -> Response<Body> {
-    let mut response = Response::new(Body::Empty);
+    let mut response = new(Body::Empty);
     *response.status_mut() = status;
-    *response.headers_mut() = HeaderMap::with_capacity(FIELDS);
     response
 }
 
 /// 200 with a body.
 pub(super) fn ok(content_type: HeaderValue, body: Body) -> Response<Body> {
-    let mut response = Response::new(body);
-    *response.headers_mut() = HeaderMap::with_capacity(FIELDS);
+    let mut response = new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }

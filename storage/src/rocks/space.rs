@@ -64,15 +64,14 @@ impl RocksEngine {
         let due = |family| self.property(family, properties::ESTIMATE_PENDING_COMPACTION_BYTES);
         let later = (due(Family::Log) + due(Family::Data)).min(2 * options.compaction_bytes_max);
         // RocksDB takes all files that came from memtables at once, and what of the next level lies below them.
-        let waiting = |family| self.property(family, &properties::num_files_at_level(0)) >= FILES_DUE;
-        let first = |family, name: &str| match self.inner.db.raw().live_files() {
-            Ok(files) if waiting(family) => {
-                let files = files.iter().filter(|file| file.level == 0 && file.column_family_name == name);
-                files.map(|file| file.size as u64).sum::<u64>() + options.level_bytes
+        let first = |family| {
+            if self.property(family, &properties::num_files_at_level(0)) < FILES_DUE {
+                return 0;
             }
-            _ => 0,
+            self.files_at(family, 0)
+                .map_or(0, |files| files.iter().map(|file| file.size as u64).sum::<u64>() + options.level_bytes)
         };
-        let first = first(Family::Log, "log").max(first(Family::Data, "data"));
+        let first = first(Family::Log).max(first(Family::Data));
         Owed { memtable_bytes: self.sum(properties::CUR_SIZE_ALL_MEM_TABLES), compaction_bytes: first.max(later) }
     }
 
@@ -109,13 +108,9 @@ impl RocksEngine {
     ) -> Result<GivenBack, StorageError> {
         let mut given = GivenBack::default();
         // A single tombstone may stand above all that can be given back; so its size says nothing about what a memtable is worth.
-        let entries = |family| {
-            self.property(family, properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)
-                + self.property(family, properties::NUM_ENTRIES_IMM_MEM_TABLES)
-        };
         let mut memtables: Vec<_> = [Family::State, Family::Log, Family::Data]
             .into_iter()
-            .filter(|family| entries(*family) > 0)
+            .filter(|family| self.memtable_entries(*family) > 0)
             .map(|family| (self.property(family, properties::CUR_SIZE_ALL_MEM_TABLES), family))
             .collect();
         if memtables.iter().all(|(_, family)| *family == Family::State) {
@@ -140,7 +135,7 @@ impl RocksEngine {
             self.grow_lean_no_more()?;
         }
         for family in [Family::Log, Family::Data] {
-            for piece in self.below_tombstones(family)? {
+            for piece in pieces(&self.files(family)?) {
                 if !is_wanted() {
                     return Ok(given);
                 }
@@ -169,14 +164,18 @@ impl RocksEngine {
             // What a view still shows is written, too.
             return Ok(u64::MAX);
         }
-        let entries = self.property(family, properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)
-            + self.property(family, properties::NUM_ENTRIES_IMM_MEM_TABLES);
-        let on_average = self.property(family, properties::CUR_SIZE_ALL_MEM_TABLES) / entries.max(1);
+        let on_average = self.property(family, properties::CUR_SIZE_ALL_MEM_TABLES) / self.memtable_entries(family).max(1);
         let removals = self.property(family, properties::NUM_DELETES_ACTIVE_MEM_TABLE)
             + self.property(family, properties::NUM_DELETES_IMM_MEM_TABLES);
         let mut read = ReadOptions::default();
         read.set_read_tier(ReadTier::Memtable);
         Ok(self.living_bytes(family, read, bytes_max)?.saturating_add(removals * on_average.min(REMOVAL_BYTES)))
+    }
+
+    /// Records and removals that are not in files yet.
+    fn memtable_entries(&self, family: Family) -> u64 {
+        self.property(family, properties::NUM_ENTRIES_ACTIVE_MEM_TABLE)
+            + self.property(family, properties::NUM_ENTRIES_IMM_MEM_TABLES)
     }
 
     /// Whether there is room for what is written when a piece is compacted: of what was removed nothing is, unless a view still shows it.
@@ -207,7 +206,7 @@ impl RocksEngine {
 
     /// Compacts what lies in the first level of the data family, if that is more than a few files.
     pub(super) fn settle_first_level(&self, few: usize) -> Result<(), StorageError> {
-        let files = self.data_files_at(0)?;
+        let files = self.files_at(Family::Data, 0)?;
         let start = files.iter().filter_map(|file| file.start_key.as_ref()).min();
         let end = files.iter().filter_map(|file| file.end_key.as_ref()).max();
         if let (true, Some(start), Some(end)) = (files.len() > few, start, end) {
@@ -216,10 +215,22 @@ impl RocksEngine {
         Ok(())
     }
 
-    /// Files of the data family in a level.
-    fn data_files_at(&self, level: i32) -> Result<Vec<LiveFile>, StorageError> {
+    /// The files of a family.
+    fn files(&self, family: Family) -> Result<Vec<LiveFile>, StorageError> {
+        let name = match family {
+            Family::Log => "log",
+            Family::State => "state",
+            Family::Data => "data",
+        };
         let mut files = self.inner.db.raw().live_files().map_err(failed("list files"))?;
-        files.retain(|file| file.column_family_name == "data" && file.level == level);
+        files.retain(|file| file.column_family_name == name);
+        Ok(files)
+    }
+
+    /// Those of them in a level.
+    fn files_at(&self, family: Family, level: i32) -> Result<Vec<LiveFile>, StorageError> {
+        let mut files = self.files(family)?;
+        files.retain(|file| file.level == level);
         Ok(files)
     }
 
@@ -262,18 +273,6 @@ impl RocksEngine {
         }
         self.inner.lean.store(false, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// The stretches of keys that files with tombstones span, the smallest first.
-    fn below_tombstones(&self, family: Family) -> Result<Vec<Piece>, StorageError> {
-        let name = match family {
-            Family::Log => "log",
-            Family::State => "state",
-            Family::Data => "data",
-        };
-        let mut files = self.inner.db.raw().live_files().map_err(failed("list files"))?;
-        files.retain(|file| file.column_family_name == name);
-        Ok(pieces(&files))
     }
 
     /// Compacts the records of a stretch of keys, its end included; where `exclusive`, nothing else is compacted meanwhile.
@@ -494,7 +493,7 @@ mod tests {
             engine.write(batch, true).unwrap();
             engine.flush_family(Family::Data).unwrap();
         }
-        let files = |engine: &RocksEngine| engine.data_files_at(0).unwrap().len();
+        let files = |engine: &RocksEngine| engine.files_at(Family::Data, 0).unwrap().len();
         assert_eq!(files(&engine), 8);
         assert!(engine.owed().compaction_bytes > small_rocks().level_bytes, "{:?}", engine.owed());
         drop(engine);
@@ -532,7 +531,7 @@ mod tests {
         target.ingest(&folder, &files).unwrap();
         let statistics = target.statistics();
         assert!(!statistics.writes_stopped && !statistics.writes_slowed, "{statistics:?}");
-        assert!(target.data_files_at(0).unwrap().len() <= 6);
+        assert!(target.files_at(Family::Data, 0).unwrap().len() <= 6);
         let mut cursor = target.cursor(Family::Data, &[], None, Order::Forward);
         assert_eq!(std::iter::from_fn(|| cursor.next().unwrap().map(drop)).count(), 40_002);
     }
