@@ -192,7 +192,9 @@ const SMALL_BYTES: usize = 256;
 /// The bytes of a [`Forwarded`] or a [`Response`].
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
     let into = Vec::with_capacity(SMALL_BYTES);
-    postcard::to_extend(value, into).expect("encoding to memory can't fail for these types").into()
+    let bytes = postcard::to_extend(value, into).expect("encoding to memory can't fail for these types");
+    // It may wait in a queue that counts bytes, not the room that they were written into.
+    if bytes.len() < SMALL_BYTES / 4 { Bytes::copy_from_slice(&bytes) } else { bytes.into() }
 }
 
 /// Reads what [`encode`] wrote.

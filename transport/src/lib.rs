@@ -41,6 +41,7 @@ mod outbox;
 mod peer;
 mod quic;
 mod requests;
+mod round_trip;
 mod shared;
 mod snapshot;
 mod stats;

@@ -18,6 +18,7 @@ use crate::lane::Lane;
 use crate::outbox::Outbox;
 use crate::quic::{self, Close};
 use crate::requests::Requests;
+use crate::round_trip::RoundTrip;
 use crate::shared::{Shared, stopped};
 use crate::stats::Stats;
 use crate::writer;
@@ -43,16 +44,12 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 /// The control lane's stream goes before the others.
 const CONTROL_PRIORITY: i32 = 1;
 
-/// For so long a measured round trip is as good as new: asking a connection waits for whoever sends or receives on it.
-const ROUND_TRIP_AGE_MAX: Duration = Duration::from_millis(100);
-
 /// A connection that stands.
 struct Live {
     /// Whom it leads to.
     incarnation: Incarnation,
     connection: Connection,
-    /// Its round trip, and when it was asked for.
-    round_trip: (Duration, Instant),
+    round_trip: Arc<RoundTrip>,
 }
 
 /// A node that this node dials.
@@ -125,13 +122,8 @@ impl Peer {
 
     /// The round trip that the connection measured a moment ago, while there is one.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
-        let mut live = lock(&self.connection);
-        let Live { connection, round_trip, .. } = live.as_mut()?;
-        let now = Instant::now();
-        if now.saturating_duration_since(round_trip.1) > ROUND_TRIP_AGE_MAX {
-            *round_trip = (connection.rtt(), now);
-        }
-        Some(round_trip.0)
+        let round_trip = lock(&self.connection).as_ref()?.round_trip.clone();
+        Some(round_trip.get())
     }
 
     /// Closes the connection if it leads to a former self of the node.
@@ -231,7 +223,8 @@ async fn carry(
         connection.close(Close::Protocol.into(), why.as_bytes());
         return why;
     }
-    let round_trip = (connection.rtt(), Instant::now());
+    let measured = connection.clone();
+    let round_trip = Arc::new(RoundTrip::new(move || measured.rtt()));
     *lock(&peer.connection) = Some(Live { incarnation, connection: connection.clone(), round_trip });
     for outbox in peer.outboxes() {
         outbox.open();

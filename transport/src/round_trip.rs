@@ -1,0 +1,89 @@
+//! How far away a peer is, for whoever asks often.
+//!
+//! Asking a connection waits for whoever sends or receives on it. So one of those who ask does that now and then; the others, meanwhile
+//! too, are told what was seen last.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// For so long what was seen is as good as new.
+const AGE_MAX: Duration = Duration::from_millis(100);
+
+/// A round trip, as it was measured a moment ago.
+pub(crate) struct RoundTrip {
+    measure: Box<dyn Fn() -> Duration + Send + Sync>,
+    begun: Instant,
+    /// When somebody last went to measure, in nanoseconds after `begun`.
+    looked_at: AtomicU64,
+    /// What he saw, in nanoseconds.
+    seen: AtomicU64,
+}
+
+impl RoundTrip {
+    /// The round trip that `measure` tells.
+    pub(crate) fn new(measure: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        let seen = nanos(measure()).into();
+        Self { measure: Box::new(measure), begun: Instant::now(), looked_at: AtomicU64::new(0), seen }
+    }
+
+    /// What it was a moment ago.
+    pub(crate) fn get(&self) -> Duration {
+        self.get_at(Instant::now())
+    }
+
+    fn get_at(&self, now: Instant) -> Duration {
+        let (now, last) = (nanos(now.saturating_duration_since(self.begun)), self.looked_at.load(Relaxed));
+        let is_old = now.saturating_sub(last) > nanos(AGE_MAX);
+        // Only one of those who see that it is old goes.
+        if is_old && self.looked_at.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
+            self.seen.store(nanos((self.measure)()), Relaxed);
+        }
+        Duration::from_nanos(self.seen.load(Relaxed))
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::sync::{Arc, Mutex};
+
+    const MS: Duration = Duration::from_millis(1);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn it_is_measured_now_and_then() {
+        let real = Arc::new(AtomicU64::new(5));
+        let seen = real.clone();
+        let round_trip = RoundTrip::new(move || MS * u32::try_from(seen.load(Relaxed)).unwrap());
+        let at = |ms| round_trip.get_at(round_trip.begun + MS * ms);
+        assert_eq!(at(0), 5 * MS);
+        real.store(300, Relaxed);
+        assert_eq!((at(99), at(101), at(150)), (5 * MS, 300 * MS, 300 * MS));
+        real.store(7, Relaxed);
+        assert_eq!((at(200), at(202), at(10_000)), (300 * MS, 7 * MS, 7 * MS));
+    }
+
+    #[test]
+    fn nobody_waits_for_whoever_measures() {
+        let ((begun, is_begun), (end, ended)) = (mpsc::channel(), mpsc::channel());
+        let ended = Mutex::new(ended);
+        end.send(()).unwrap();
+        let round_trip = Arc::new(RoundTrip::new(move || {
+            begun.send(()).unwrap();
+            ended.lock().unwrap().recv_timeout(PATIENCE).expect("somebody waits for whoever measures");
+            MS
+        }));
+        is_begun.recv_timeout(PATIENCE).unwrap();
+        let (slow, late) = (round_trip.clone(), round_trip.begun + AGE_MAX * 2);
+        let slow = std::thread::spawn(move || slow.get_at(late));
+        is_begun.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(round_trip.get_at(late), MS, "of the last time");
+        end.send(()).unwrap();
+        assert_eq!(slow.join().unwrap(), MS);
+    }
+}
