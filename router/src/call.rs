@@ -282,6 +282,17 @@ mod tests {
         let refusal: Response = Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
         assert_eq!(decode::<Response>("response", &encode(&refusal)), Ok(refusal));
     }
+
+    /// Queues between nodes count bytes, so thousands of small answers must not hold ten times as many.
+    #[test]
+    fn what_is_encoded_holds_no_more_room_than_a_few_times_its_bytes() {
+        for value in [0, 10, 50, 60, 70, 200, 300, 5000] {
+            let bytes = encode(&vec![7_u8; value]);
+            let (len, room) = (bytes.len(), bytes.try_into_mut().expect("nobody else has it").capacity());
+            assert!(room <= len * 4, "{len} bytes hold {room}");
+        }
+    }
+
     #[test]
     fn what_another_node_asks_is_held_to_bounds() {
         let scan = Scan { range: KeyRange::all(), reverse: false, limit: u32::MAX, bytes_max: u32::MAX, keys_only: true };

@@ -4,12 +4,11 @@
 //! it should the install be cut short. Both names share one file, which RocksDB never changes (`write_global_seqno` is off by
 //! default). Where the file system knows no hard links, RocksDB copies.
 
-use super::space::MARGIN_BYTES;
 use super::{Db, RocksEngine, RocksView, failed};
 use crate::engine::{Engine as _, Family};
 use crate::error::StorageError;
 use crate::work::SnapshotFile;
-use rocksdb::{IngestExternalFileOptions, LogLevel, Options, ReadOptions, SstFileWriter, properties};
+use rocksdb::{IngestExternalFileOptions, LogLevel, Options, ReadOptions, SstFileWriter};
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -167,13 +166,13 @@ pub(super) fn ingest_all(engine: &RocksEngine, folder: &Path, files: &[SnapshotF
 }
 
 impl RocksEngine {
-    /// How many bytes must be free for these files to be taken in: a memtable becomes a file before, with the margin that is then asked
-    /// for, and some of them may have to be written anew before they go.
+    /// How many bytes must be free for these files to be taken in: a memtable becomes a file before, and some of them may have to be
+    /// written anew before they go.
     pub fn bytes_to_ingest(&self, files: &[SnapshotFile]) -> u64 {
         let options = &self.inner.options;
         let some =
             groups(files, self.few(), options.compaction_bytes_max).map(|some| some.iter().map(|file| file.bytes).sum::<u64>());
-        self.property(Family::Data, properties::CUR_SIZE_ALL_MEM_TABLES) + MARGIN_BYTES + some.max().unwrap_or(0)
+        self.flush_room() + some.max().unwrap_or(0)
     }
 
     /// How many files are taken in at a time.

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 /// What stays free when a memtable becomes a file: the lists of files, and what is written meanwhile.
-pub(super) const MARGIN_BYTES: u64 = 1 << 20;
+const MARGIN_BYTES: u64 = 1 << 20;
 
 /// From so many files that came from memtables on RocksDB compacts them.
 const FILES_DUE: u64 = 4;
@@ -239,13 +239,18 @@ impl RocksEngine {
         Ok(disk.free_bytes)
     }
 
+    /// How many bytes must be free, at most, for the memtable of the data family to become a file.
+    pub(super) fn flush_room(&self) -> u64 {
+        self.property(Family::Data, properties::CUR_SIZE_ALL_MEM_TABLES) + MARGIN_BYTES
+    }
+
     /// Whether there is room for the file that the memtable of the data family becomes; or how much is needed.
     pub(super) fn check_flush(&self) -> Result<(), StorageError> {
-        let (free_bytes, held) = (self.disk_free()?, self.property(Family::Data, properties::CUR_SIZE_ALL_MEM_TABLES));
-        if free_bytes >= held + MARGIN_BYTES {
+        let (free_bytes, most) = (self.disk_free()?, self.flush_room());
+        if free_bytes >= most {
             return Ok(());
         }
-        let needed_bytes = self.flush_bytes(Family::Data, held)?.min(held) + MARGIN_BYTES;
+        let needed_bytes = self.flush_bytes(Family::Data, most)?.saturating_add(MARGIN_BYTES).min(most);
         if free_bytes >= needed_bytes {
             return Ok(());
         }
