@@ -126,7 +126,7 @@ use_target() {
         say "target/ is not $CARGO_TARGET_DIR, where this builds; left as it is"
     fi
     if [ ! -e "$CARGO_TARGET_DIR/release/flotilla" ]; then
-        say "the first build takes about a quarter of an hour on two cores, because of RocksDB; later ones don't"
+        say "the first build takes up to half an hour on two cores, because of RocksDB; later ones don't"
     fi
 }
 

@@ -184,6 +184,11 @@ impl PageLook {
         }
     }
 
+    /// Bytes of the items so far, in memory.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes + self.items.len() * size_of::<Item>()
+    }
+
     /// Whether nothing is to be shown yet, not even that there is nothing.
     pub fn is_bare(&self) -> bool {
         self.done.is_none() && self.items.is_empty()

@@ -120,7 +120,7 @@ impl Peer {
         lock(&self.connection).is_some()
     }
 
-    /// The round trip that the connection measured a moment ago, while there is one.
+    /// The round trip of the connection as it was last seen, while there is one.
     pub(crate) fn round_trip(&self) -> Option<Duration> {
         let round_trip = lock(&self.connection).as_ref()?.round_trip.clone();
         Some(round_trip.get())

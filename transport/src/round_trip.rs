@@ -1,20 +1,20 @@
 //! How far away a peer is, for whoever asks often.
 //!
-//! Asking a connection waits for whoever sends or receives on it. So one of those who ask does that now and then; the others, meanwhile
-//! too, are told what was seen last.
+//! Asking a connection waits for whoever sends or receives on it. So one of those who ask does that now and then; the others are told what
+//! was seen last, for as long as he waits.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// For so long what was seen is as good as new.
 const AGE_MAX: Duration = Duration::from_millis(100);
 
-/// A round trip, as it was measured a moment ago.
+/// A round trip, as it was last seen.
 pub(crate) struct RoundTrip {
     measure: Box<dyn Fn() -> Duration + Send + Sync>,
-    begun: Instant,
-    /// When somebody last went to measure, in nanoseconds after `begun`.
-    looked_at: AtomicU64,
+    /// When somebody last went to measure. He holds it until he is back.
+    looked_at: Mutex<Instant>,
     /// What he saw, in nanoseconds.
     seen: AtomicU64,
 }
@@ -23,19 +23,19 @@ impl RoundTrip {
     /// The round trip that `measure` tells.
     pub(crate) fn new(measure: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
         let seen = nanos(measure()).into();
-        Self { measure: Box::new(measure), begun: Instant::now(), looked_at: AtomicU64::new(0), seen }
+        Self { measure: Box::new(measure), looked_at: Mutex::new(Instant::now()), seen }
     }
 
-    /// What it was a moment ago.
+    /// What it was when somebody last looked.
     pub(crate) fn get(&self) -> Duration {
         self.get_at(Instant::now())
     }
 
     fn get_at(&self, now: Instant) -> Duration {
-        let (now, last) = (nanos(now.saturating_duration_since(self.begun)), self.looked_at.load(Relaxed));
-        let is_old = now.saturating_sub(last) > nanos(AGE_MAX);
-        // Only one of those who see that it is old goes.
-        if is_old && self.looked_at.compare_exchange(last, now, Relaxed, Relaxed).is_ok() {
+        if let Ok(mut looked_at) = self.looked_at.try_lock()
+            && now.saturating_duration_since(*looked_at) > AGE_MAX
+        {
+            *looked_at = now;
             self.seen.store(nanos((self.measure)()), Relaxed);
         }
         Duration::from_nanos(self.seen.load(Relaxed))
@@ -49,8 +49,8 @@ fn nanos(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use std::sync::mpsc;
-    use std::sync::{Arc, Mutex};
 
     const MS: Duration = Duration::from_millis(1);
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +60,8 @@ mod tests {
         let real = Arc::new(AtomicU64::new(5));
         let seen = real.clone();
         let round_trip = RoundTrip::new(move || MS * u32::try_from(seen.load(Relaxed)).unwrap());
-        let at = |ms| round_trip.get_at(round_trip.begun + MS * ms);
+        let begun = *round_trip.looked_at.lock().unwrap();
+        let at = |ms| round_trip.get_at(begun + MS * ms);
         assert_eq!(at(0), 5 * MS);
         real.store(300, Relaxed);
         assert_eq!((at(99), at(101), at(150)), (5 * MS, 300 * MS, 300 * MS));
@@ -79,10 +80,13 @@ mod tests {
             MS
         }));
         is_begun.recv_timeout(PATIENCE).unwrap();
-        let (slow, late) = (round_trip.clone(), round_trip.begun + AGE_MAX * 2);
+        let late = *round_trip.looked_at.lock().unwrap() + AGE_MAX * 2;
+        let slow = round_trip.clone();
         let slow = std::thread::spawn(move || slow.get_at(late));
         is_begun.recv_timeout(PATIENCE).unwrap();
-        assert_eq!(round_trip.get_at(late), MS, "of the last time");
+        for times in 0..3 {
+            assert_eq!(round_trip.get_at(late + AGE_MAX * 2 * times), MS, "of the last time");
+        }
         end.send(()).unwrap();
         assert_eq!(slow.join().unwrap(), MS);
     }

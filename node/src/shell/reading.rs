@@ -8,7 +8,8 @@
 //! - **Further slices** take turns, in the order of their coming, so that all long looks move on together.
 //! - **Hashes** read whole shards, so that few are under way at a time; more wait in line, and more than that are refused.
 //!
-//! A look whose time is up is given back as it is: a page shows what it has, and where to go on.
+//! A look whose time is up is given back as it is: a page shows what it has, and where to go on. So it is where looks that wait for their
+//! turn hold much together.
 
 use super::View;
 use flotilla_router::cure::NO_WAY_BACK;
@@ -16,6 +17,7 @@ use flotilla_router::{Refusal, ShardId};
 use flotilla_storage::read::{HashLook, PageLook};
 use flotilla_storage::{StateHash, StorageError};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
@@ -23,6 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 const SLICE: Duration = Duration::from_millis(20);
 /// Looks of one kind that may be under way or wait for their turn.
 const LOOKS_MAX: usize = 1024;
+/// Bytes that looks which are not done may hold together: beyond, each ends with its slice.
+const HELD_BYTES_MAX: usize = 64 << 20;
 /// Hashes under way at a time.
 const HASHES_MAX: usize = 2;
 /// Hashes that may wait for others to end.
@@ -32,11 +36,18 @@ const HASHES_WAITING_MAX: usize = 64;
 pub trait Look: Send + 'static {
     /// Looks on in `view`; `true` when all is seen.
     fn look_on(&mut self, view: &View, go_on: impl FnMut() -> bool) -> Result<bool, StorageError>;
+
+    /// Bytes of what was found so far.
+    fn held_bytes(&self) -> usize;
 }
 
 impl Look for PageLook {
     fn look_on(&mut self, view: &View, go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
         Self::look_on(self, view, go_on)
+    }
+
+    fn held_bytes(&self) -> usize {
+        Self::held_bytes(self)
     }
 }
 
@@ -44,12 +55,18 @@ impl Look for HashLook {
     fn look_on(&mut self, view: &View, go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
         Self::look_on(self, view, go_on)
     }
+
+    fn held_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// The threads that long looks share.
 pub struct Readers {
     /// Looks under way.
     looks: Semaphore,
+    /// Bytes that those of them hold which wait for a further slice.
+    held_bytes: AtomicUsize,
     /// Threads for the first slices.
     first: Arc<Semaphore>,
     /// Threads for all others.
@@ -65,6 +82,7 @@ impl Default for Readers {
         let cores = std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16));
         Self {
             looks: Semaphore::new(LOOKS_MAX),
+            held_bytes: AtomicUsize::new(0),
             first: Arc::new(Semaphore::new(cores)),
             further: Arc::new(Semaphore::new(cores)),
             hashes: Semaphore::new(HASHES_MAX),
@@ -79,6 +97,7 @@ impl Readers {
         let _counted = in_line(&self.looks, "pages being read", LOOKS_MAX)?;
         let mut look = look;
         let mut places = &self.first;
+        let mut held = Held { all: &self.held_bytes, bytes: 0 };
         loop {
             let Some(place) = place(places, until).await else {
                 return Ok(look);
@@ -89,6 +108,9 @@ impl Readers {
             // A slice that took long passed over removed records in vain, and the next one is twice as long.
             let now = Instant::now();
             if done || now >= until || (now - begun > SLICE * 2 && now + (now - begun) * 2 > until) {
+                return Ok(look);
+            }
+            if held.hold(look.held_bytes()) > HELD_BYTES_MAX && look.held_bytes() > 0 {
                 return Ok(look);
             }
             places = &self.further;
@@ -108,6 +130,27 @@ impl Readers {
                 return Ok(or_stop(shard, look.hash(&**view)));
             }
         }
+    }
+}
+
+/// What one look holds, counted with what the others do.
+struct Held<'a> {
+    all: &'a AtomicUsize,
+    bytes: usize,
+}
+
+impl Held<'_> {
+    /// It is so much now; how much it is together with the others'.
+    fn hold(&mut self, bytes: usize) -> usize {
+        let more = bytes.saturating_sub(self.bytes);
+        self.bytes += more;
+        self.all.fetch_add(more, Ordering::Relaxed) + more
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -154,10 +197,27 @@ pub fn or_stop<T>(shard: ShardId, read: Result<T, StorageError>) -> T {
 mod tests {
     use super::*;
     use flotilla_storage::{Engine as _, RocksEngine, RocksOptions};
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     /// A look without an end, which counts its slices.
     struct Endless(Arc<AtomicU64>);
+
+    /// The same, which finds so many bytes in each of its slices.
+    struct Finds(usize, usize);
+
+    impl Look for Finds {
+        fn look_on(&mut self, _: &View, mut go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+            self.1 += self.0;
+            while go_on() {
+                std::thread::yield_now();
+            }
+            Ok(false)
+        }
+
+        fn held_bytes(&self) -> usize {
+            self.1
+        }
+    }
 
     impl Look for Endless {
         fn look_on(&mut self, _: &View, mut go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
@@ -166,6 +226,10 @@ mod tests {
                 std::thread::yield_now();
             }
             Ok(false)
+        }
+
+        fn held_bytes(&self) -> usize {
+            0
         }
     }
 
@@ -200,6 +264,25 @@ mod tests {
         let counts: Vec<_> = slices.iter().map(|slices| slices.load(Ordering::SeqCst)).collect();
         assert!(counts.iter().all(|count| *count >= 2), "some had no turn: {counts:?}");
         assert_eq!(free(&readers), all);
+    }
+
+    #[tokio::test]
+    async fn looks_that_wait_hold_no_more_than_so_much_together() {
+        let (dir, readers) = (tempfile::tempdir().unwrap(), Readers::default());
+        let view = view(&dir);
+        let begun = Instant::now();
+        let far = begun + Duration::from_secs(600);
+        let looks = (0..100).map(|_| readers.look(ShardId(2), &view, Finds(8 << 20, 0), far));
+        let mut ended = futures_util::future::join_all(looks).await.into_iter().map(|look| look.map_or(0, |Finds(_, held)| held));
+        assert!(ended.all(|held| held >= 8 << 20) && begun.elapsed() < Duration::from_secs(60));
+        assert_eq!(readers.held_bytes.load(Ordering::Relaxed), 0);
+        // Who has nothing yet would show nothing, and goes on.
+        readers.held_bytes.store(HELD_BYTES_MAX + 1, Ordering::Relaxed);
+        let slices = Arc::new(AtomicU64::new(0));
+        readers.look(ShardId(2), &view, Endless(slices.clone()), Instant::now() + SLICE * 10).await.unwrap();
+        assert!(slices.load(Ordering::SeqCst) > 1);
+        let Finds(_, held) = readers.look(ShardId(2), &view, Finds(1, 0), far).await.unwrap();
+        assert_eq!(held, 1, "it went on");
     }
 
     #[tokio::test]

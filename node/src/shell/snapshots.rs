@@ -10,16 +10,17 @@
 //! <data>/snapshots/install/<n>  being installed; a restart in the middle of it completes it first
 //! ```
 
+mod install;
+
 use super::mailbox::{Mail, Mailbox};
-use super::queue::Queue;
 use super::space::Space;
-use super::{Engine, View, applier};
+use super::{Engine, View};
 use crate::core::{Delivery, Envelope, Event, SnapshotId, wire};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{NodeId, ReplicaId, ShardId, Throttle};
-use flotilla_storage::{FailPoint, HardState, SnapshotManifest, StorageError, fatal};
+use flotilla_storage::{FailPoint, SnapshotManifest, StorageError, fatal};
 use flotilla_transport::{SnapshotError, Staging, Transport};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -47,10 +48,12 @@ pub struct Snapshots {
     next_staged: AtomicU64,
     built: Mutex<HashMap<SnapshotId, Arc<SnapshotManifest>>>,
     staged: Mutex<HashMap<SnapshotId, Staged>>,
+    /// Held by whoever installs one.
+    installing: Mutex<()>,
     /// Set when the engine is about to be closed.
     stopping: AtomicBool,
-    /// When it was last said that a snapshot could not be built, or did not arrive.
-    complaints: [Throttle; 2],
+    /// When it was last said that a snapshot could not be built, did not arrive, or waits for room.
+    complaints: [Throttle; 3],
 }
 
 /// The same complaint about snapshots is logged again after so long.
@@ -58,6 +61,7 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
 /// Kinds of complaints.
 const BUILD: usize = 0;
 const SEND: usize = 1;
+const INSTALL: usize = 2;
 
 /// The folder of all of them in a data directory.
 fn folder(data: &Path) -> PathBuf {
@@ -94,9 +98,9 @@ impl Snapshots {
     ) -> Self {
         let folder = folder(data);
         let (built, staged, stopping) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
-        let complaints = [Throttle::new(COMPLAIN_EVERY), Throttle::new(COMPLAIN_EVERY)];
-        let next_staged = AtomicU64::new(1);
-        Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, stopping, complaints }
+        let complaints = std::array::from_fn(|_| Throttle::new(COMPLAIN_EVERY));
+        let (next_staged, installing) = (AtomicU64::new(1), Mutex::default());
+        Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, installing, stopping, complaints }
     }
 
     /// The engine is about to be closed: what is under way here may fail from now on, and nobody is to mind.
@@ -253,7 +257,7 @@ impl Snapshots {
         }
         fatal::or_abort(FailPoint::StageVerified.pass());
         // Once it is being installed there is no way back.
-        let (needed, free) = (self.engine.bytes_to_ingest(&manifest.files), self.space.look().free_bytes);
+        let (needed, free) = (self.engine.bytes_to_ingest(&manifest.files), self.space.free_beside(&folder));
         if free < needed {
             let _ = verdict.send(Err(format!("the disk is nearly full: installing takes {needed} bytes, and {free} are free")));
             return self.remove(folder);
@@ -280,41 +284,6 @@ impl Snapshots {
             let _ = held.verdict.send(Err("it was not needed any more".into()));
             self.remove(held.folder);
         }
-    }
-
-    /// Moves a staged snapshot to where a restart leaves it alone, durably.
-    fn put_aside(&self, staged: &Path) -> Result<PathBuf, StorageError> {
-        let failed = |error: std::io::Error| StorageError::engine("move a snapshot that is to be installed", error);
-        let (from, to) = (self.folder.join("in"), self.folder.join("install"));
-        let folder = to.join(staged.file_name().unwrap_or(staged.as_os_str()));
-        std::fs::rename(staged, &folder).map_err(failed)?;
-        for changed in [from, to] {
-            std::fs::File::open(changed).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        }
-        Ok(folder)
-    }
-
-    /// Makes a staged snapshot the shard's state, and has the applier take note of it.
-    pub fn install(
-        self: &Arc<Self>,
-        shard: ShardId,
-        replica: ReplicaId,
-        staged: SnapshotId,
-        hard_state: HardState,
-        applier: Arc<Queue<applier::Work>>,
-    ) {
-        let Some(held) = self.take_staged(staged) else { return };
-        let this = self.clone();
-        self.runtime.spawn_blocking(move || {
-            // The files were verified when they were staged; what fails now is this node's disk.
-            let Staged { folder, manifest, verdict } = held;
-            let folder = fatal::or_abort(this.put_aside(&folder));
-            let installed = flotilla_storage::snapshot::install(&*this.engine, &manifest, &folder, replica, hard_state);
-            let Some(()) = this.unless_stopping(installed) else { return };
-            tracing::info!(%shard, index = manifest.at.index, "snapshot installed");
-            applier.send(applier::Work::Installed(manifest));
-            let _ = verdict.send(Ok(()));
-        });
     }
 
     /// Reads entries that are no longer in memory, and reports them; none where they were truncated meanwhile.

@@ -68,12 +68,12 @@ struct Past {
 }
 
 /// What has not arrived yet of what is on its way.
-fn to_come(kept: &BTreeMap<PathBuf, u64>) -> u64 {
+fn to_come<'a>(kept: impl IntoIterator<Item = (&'a PathBuf, &'a u64)>) -> u64 {
     let arrived = |folder: &PathBuf| -> u64 {
         let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
         files.filter_map(|file| file.metadata().ok()).filter(|file| file.is_file()).map(|file| file.len()).sum()
     };
-    kept.iter().map(|(folder, bytes)| bytes.saturating_sub(arrived(folder))).sum()
+    kept.into_iter().map(|(folder, bytes)| bytes.saturating_sub(arrived(folder))).sum()
 }
 
 /// The bytes that stay free, where the configuration leaves it to us: a tenth of the disk, 64 MiB to 1 GiB.
@@ -132,6 +132,13 @@ impl Space {
     /// A folder needs no more room.
     pub fn let_go(&self, folder: &Path) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(folder);
+    }
+
+    /// How many bytes are free but for what other folders are still to be filled with.
+    pub fn free_beside(&self, folder: &Path) -> u64 {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.look_beside(&kept);
+        seen.free_bytes.saturating_sub(to_come(kept.iter().filter(|(other, _)| *other != folder)))
     }
 
     /// So many bytes were written to the disk.

@@ -166,13 +166,13 @@ pub(super) fn ingest_all(engine: &RocksEngine, folder: &Path, files: &[SnapshotF
 }
 
 impl RocksEngine {
-    /// How many bytes must be free for these files to be taken in: a memtable becomes a file before, and some of them may have to be
-    /// written anew before they go.
+    /// How many bytes must be free for these files to be taken in: a memtable becomes a file before, and those of the other families may
+    /// at any time; and some of them may have to be written anew before they go.
     pub fn bytes_to_ingest(&self, files: &[SnapshotFile]) -> u64 {
         let options = &self.inner.options;
         let some =
             groups(files, self.few(), options.compaction_bytes_max).map(|some| some.iter().map(|file| file.bytes).sum::<u64>());
-        self.flush_room() + some.max().unwrap_or(0)
+        self.flush_room(&[Family::Log, Family::State, Family::Data]) + some.max().unwrap_or(0)
     }
 
     /// How many files are taken in at a time.

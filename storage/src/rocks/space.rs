@@ -239,14 +239,14 @@ impl RocksEngine {
         Ok(disk.free_bytes)
     }
 
-    /// How many bytes must be free, at most, for the memtable of the data family to become a file.
-    pub(super) fn flush_room(&self) -> u64 {
-        self.property(Family::Data, properties::CUR_SIZE_ALL_MEM_TABLES) + MARGIN_BYTES
+    /// How many bytes must be free, at most, for memtables of these families to become files.
+    pub(super) fn flush_room(&self, families: &[Family]) -> u64 {
+        families.iter().map(|family| self.property(*family, properties::CUR_SIZE_ALL_MEM_TABLES)).sum::<u64>() + MARGIN_BYTES
     }
 
     /// Whether there is room for the file that the memtable of the data family becomes; or how much is needed.
     pub(super) fn check_flush(&self) -> Result<(), StorageError> {
-        let (free_bytes, most) = (self.disk_free()?, self.flush_room());
+        let (free_bytes, most) = (self.disk_free()?, self.flush_room(&[Family::Data]));
         if free_bytes >= most {
             return Ok(());
         }
@@ -471,11 +471,12 @@ mod tests {
         assert!(given.left_bytes == 0 && given.ranges > 0, "{given:?}");
     }
 
-    /// What is asked for before files are taken in: room for the memtable, and for the largest part of them that is taken in at once.
+    /// What is asked for before files are taken in: room for the memtables, and for the largest part of them that is taken in at once.
     #[test]
-    fn taking_files_in_needs_room_for_the_memtable_and_a_part_of_them() {
+    fn taking_files_in_needs_room_for_memtables_and_a_part_of_them() {
         let dir = tempfile::tempdir().unwrap();
-        let options = RocksOptions { files_waiting_max: 12, data_memtable_bytes: 64 << 20, ..small_rocks() };
+        let large = RocksOptions { data_memtable_bytes: 64 << 20, log_memtable_bytes: 64 << 20, ..small_rocks() };
+        let options = RocksOptions { files_waiting_max: 12, ..large };
         let engine = RocksEngine::open(&dir.path().join("db"), &options, None).unwrap();
         let file = |bytes| SnapshotFile { name: String::new(), bytes, checksum: 0 };
         let files = [1, 2, 3, 4, 5, 6, 7, 8, 900].map(|mib| file(mib << 20));
@@ -485,9 +486,10 @@ mod tests {
         assert_eq!(engine.bytes_to_ingest(&files[..8]) - empty, (5 + 6 + 7 + 8) << 20);
         let mut batch = engine.batch();
         (0..300u32).for_each(|i| batch.put(Family::Data, &i.to_be_bytes(), &[7; 20_000]));
+        (0..300u32).for_each(|i| batch.put(Family::Log, &i.to_be_bytes(), &[7; 10_000]));
         engine.write(batch, true).unwrap();
         let full = engine.bytes_to_ingest(&files[..1]);
-        assert!(full > MARGIN_BYTES + (6 << 20), "{full}");
+        assert!(full > MARGIN_BYTES + 300 * (20_000 + 10_000), "{full}");
     }
 
     /// As many files as hold writes up, and a restart on a disk without room: none of them is compacted before there is room.
