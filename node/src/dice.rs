@@ -1,7 +1,7 @@
 //! Numbers from a seed (SplitMix64): the same seed draws the same numbers, so that whoever names it repeats what was drawn.
 //!
 //! The simulation, the workload of `flotilla check` and the tests on real processes all leave to chance what is drawn here, and nothing
-//! else. (The core has a function of its own, for a hash and not a stream: `core/elections.rs`.)
+//! else. (The core has a function of its own, for a hash and not a stream: `core/group/timeouts.rs`.)
 
 use std::ops::RangeInclusive;
 

@@ -1,6 +1,7 @@
 //! The house rules that no compiler checks: what each room may import, that every file tells its story, and that none grows
 //! into a giant.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +111,150 @@ fn the_core_is_pure() {
     assert!(seen >= 15, "only {seen} files of the core were found");
 }
 
+/// The rooms of the core, each with its files: a file imports from its own room, and from rooms above it in this table.
+const ROOMS: &[&[&str]] = &[
+    &["time", "event", "effect", "wire", "config", "counters", "report"],
+    &["liveness", "pass", "budgets"],
+    &["context"],
+    &["group"],
+    &["operations"],
+    &["replica"],
+    &["replicas"],
+    &["placement"],
+    &["mod", "tick", "gathering"],
+];
+
+/// The files of the core without its tests: their modules (`group/log`; a folder's `mod.rs` is the folder), and their text.
+fn core_modules() -> BTreeMap<String, String> {
+    let module = |name: String| {
+        let path = name.strip_prefix("node/src/core/")?.strip_suffix(".rs")?.to_owned();
+        (!path.starts_with("tests/")).then(|| path.strip_suffix("/mod").unwrap_or(&path).to_owned())
+    };
+    all().into_iter().filter_map(|(name, text)| Some((module(name)?, without_tests(&text).to_owned()))).collect()
+}
+
+/// The paths that a file's `use` lines name, each as written, without braces.
+fn imports(text: &str) -> Vec<String> {
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).map(|line| format!("{line}\n")).collect();
+    let statements = code.split(';').filter_map(|statement| {
+        let at = statement.rfind("use ").filter(|at| *at == 0 || statement[..*at].ends_with(['\n', ' ']))?;
+        Some(statement[at + 4..].split_whitespace().collect::<String>())
+    });
+    statements
+        .flat_map(|path| match path.split_once('{') {
+            Some((before, list)) => {
+                list.trim_end_matches('}').split(',').filter(|n| !n.is_empty()).map(|n| format!("{before}{n}")).collect()
+            }
+            None => vec![path],
+        })
+        .collect()
+}
+
+/// The core's module that an import from `module` leads to, if it leads to one.
+fn imported(module: &str, path: &str, known: &BTreeMap<String, String>) -> Option<String> {
+    let is_folder = known.keys().any(|other| other.starts_with(&format!("{module}/"))) || module == "mod";
+    let mut here: Vec<&str> = module.split('/').filter(|part| *part != "mod").collect();
+    let mut parts = path.split("::").peekable();
+    match parts.peek() {
+        Some(&"crate") => {
+            parts.next();
+            here.clear();
+            parts.next_if_eq(&"core")?;
+        }
+        Some(&"super" | &"self") => {
+            if !is_folder {
+                here.pop();
+            }
+            let mut is_first = true;
+            while let Some(step) = parts.next_if(|part| ["super", "self"].contains(part)) {
+                // From a file, the first `super` is its folder; from a folder's own file, it is the folder above.
+                if step == "super" && (is_folder || !is_first) {
+                    here.pop();
+                }
+                is_first = false;
+            }
+        }
+        Some(first) if !is_folder || !known.contains_key(&[here.clone(), vec![*first]].concat().join("/")) => return None,
+        _ => {}
+    }
+    for part in parts {
+        let further = [here.clone(), vec![part]].concat();
+        if !known.contains_key(&further.join("/")) {
+            break;
+        }
+        here = further;
+    }
+    Some(if here.is_empty() { "mod".to_owned() } else { here.join("/") })
+}
+
+fn room_of(module: &str) -> usize {
+    let top = module.split('/').next().unwrap_or(module);
+    ROOMS.iter().position(|room| room.contains(&top)).unwrap_or_else(|| panic!("core/{module} is in no room of the table"))
+}
+
+/// Who imports whom inside of the core.
+fn core_imports() -> BTreeMap<String, BTreeSet<String>> {
+    let known = core_modules();
+    assert!(known.len() >= 30, "only {} files of the core were found", known.len());
+    let of = |module: &String, text: &String| {
+        imports(text).iter().filter_map(|path| imported(module, path, &known)).filter(|other| other != module).collect()
+    };
+    known.iter().map(|(module, text)| (module.clone(), of(module, text))).collect()
+}
+
+#[test]
+fn imports_of_the_core_run_one_way() {
+    let graph = core_imports();
+    let count: usize = graph.values().map(BTreeSet::len).sum();
+    assert!(count > 100, "only {count} imports inside the core were found: they are read wrongly");
+    for (module, others) in &graph {
+        for other in others {
+            let (mine, theirs) = (room_of(module), room_of(other));
+            let is_kin = module.split('/').next() == other.split('/').next() || [mine, theirs] == [0, 0];
+            let is_below = theirs < mine || [mine, theirs] == [ROOMS.len() - 1; 2];
+            assert!(is_kin || is_below, "core/{module} imports core/{other}, which stands beside it or above");
+        }
+    }
+}
+
+#[test]
+fn no_files_of_the_core_import_each_other_in_a_circle() {
+    let mut graph = core_imports();
+    // Whoever imports nobody that is left goes; what can't go stands in a circle, or leads to one.
+    loop {
+        let done: Vec<_> = graph.iter().filter(|(_, others)| others.is_empty()).map(|(module, _)| module.clone()).collect();
+        if done.is_empty() {
+            break;
+        }
+        for module in &done {
+            graph.remove(module);
+        }
+        graph.values_mut().for_each(|others| others.retain(|other| !done.contains(other)));
+    }
+    assert!(graph.is_empty(), "these files of the core import each other in a circle, or somebody who does: {graph:?}");
+}
+
+#[test]
+fn no_operation_knows_the_replica_or_the_node() {
+    let replica = room_of("replica");
+    for (module, text) in core_modules().iter().filter(|(module, _)| room_of(module) < replica) {
+        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let names = words.any(|word| ["Node", "Replica", "Replicas"].contains(&word));
+            assert!(!names, "core/{module} names the node or a replica: {line}");
+        }
+    }
+}
+
+/// Whoever sets a descriptor says which keys a replica owns; one file judges that against all others.
+#[test]
+fn one_file_sets_descriptors() {
+    for (module, text) in core_modules().iter().filter(|(module, _)| *module != "replicas") {
+        let calls = text.lines().any(|line| line.contains("set_descriptor(") && !line.contains("fn set_descriptor("));
+        assert!(!calls, "core/{module} sets a descriptor; only core/replicas.rs does");
+    }
+}
+
 /// `println!` and its like panic when nobody reads any more, or the disk of a log is full; with a panic a process ends.
 #[test]
 fn nothing_that_runs_panics_because_nobody_reads() {
@@ -194,4 +339,23 @@ fn the_readme_names_files_that_exist() {
         }
     }
     assert!(seen > 0, "README.md links to nothing");
+}
+
+#[test]
+fn the_docs_name_sources_that_exist() {
+    let mut documents = vec![root().join("ARCHITECTURE.md"), root().join("README.md")];
+    documents.extend(fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    let mut seen = 0;
+    for document in documents.iter().filter(|path| path.extension().is_some_and(|e| e == "md")) {
+        let text = fs::read_to_string(document).unwrap();
+        for path in text.split('`').filter(|word| word.ends_with(".rs") && word.contains('/') && !word.contains(['*', '<', ' ']))
+        {
+            seen += 1;
+            let exists = ["", "node", "node/src", "node/fuzz", "storage/src", "router/src", "transport/src", "ops/src"]
+                .iter()
+                .any(|room| root().join(room).join(path).is_file());
+            assert!(exists, "{} names {path}, which is not there", document.display());
+        }
+    }
+    assert!(seen > 50, "only {seen} names of sources were found");
 }

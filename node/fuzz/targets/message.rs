@@ -19,7 +19,7 @@ use super::script::Script;
 use super::template::Template;
 use bytes::{BufMut, Bytes};
 use flotilla_node::core::config::{LogConfig, RaftConfig, ReadsConfig};
-use flotilla_node::core::inspect::ShardReport;
+use flotilla_node::core::report::ShardReport;
 use flotilla_node::core::wire::{self, Item};
 use flotilla_node::core::{Beat, CoreConfig, Delivery, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time};
 use flotilla_router::{Command, Condition, Consistency, Incarnation, KeyRange, NodeId, Op, ReplicaId, Revision, ShardId};

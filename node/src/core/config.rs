@@ -2,7 +2,9 @@
 //!
 //! Ticks are the core's only clock for elections; the shell gives them, `raft.tick_ms` apart.
 
-use flotilla_router::sizes::FRAME_BYTES_MAX;
+use super::time::Time;
+use flotilla_router::sizes::{COMMAND_BYTES_MAX, FRAME_BYTES_MAX};
+use flotilla_router::{Incarnation, NodeId};
 use serde::{Deserialize, Serialize};
 
 /// A day of the longest ticks. Sums and products of election timeouts stay far from overflowing.
@@ -11,6 +13,15 @@ const ELECTION_TICKS_MAX: usize = 10_000;
 const BYTES_MAX: u64 = 1 << 50;
 /// raft-rs makes room for as many messages as may be in flight, for every follower of a group.
 const INFLIGHT_MAX: usize = 1 << 16;
+
+/// Who this node is.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The node.
+    pub node: NodeId,
+    /// Its present life. Part of every read context, so that none is ever used twice.
+    pub incarnation: Incarnation,
+}
 
 /// The `[raft]` table: how groups elect, replicate and bound what is in flight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -263,24 +274,24 @@ impl CoreConfig {
     }
 
     /// How long a tick lasts.
-    pub fn tick(&self) -> super::Time {
-        super::Time::from_millis(self.raft.tick_ms)
+    pub fn tick(&self) -> Time {
+        Time::from_millis(self.raft.tick_ms)
     }
 
     /// How long a follower waits for its leader, at least.
-    pub(super) fn election_timeout(&self) -> super::Time {
+    pub(crate) fn election_timeout(&self) -> Time {
         self.tick() * u32::try_from(self.raft.election_ticks).unwrap_or(u32::MAX)
     }
 
     /// After how long without a commit a shard that has something to commit stands still: longer than the way to a quorum and back, which
     /// may take an election timeout.
-    pub(super) fn stand_still_patience(&self) -> super::Time {
+    pub(crate) fn stand_still_patience(&self) -> Time {
         self.election_timeout() * 2
     }
 
     /// How long a leader's lease lasts from the moment at which the heartbeats that renew it were sent; `None` where leases are
     /// off. Followers stand by their leader for at least `election_ticks - 1` ticks after they heard it.
-    pub(super) fn lease(&self) -> Option<super::Time> {
+    pub(crate) fn lease(&self) -> Option<Time> {
         let ticks = u32::try_from(self.raft.election_ticks.saturating_sub(2)).unwrap_or(0);
         self.reads.lease.then(|| self.tick() * ticks * (100 - self.reads.clock_drift_max_percent.min(100)) / 100)
     }
@@ -292,8 +303,25 @@ impl CoreConfig {
         self.reads.lease.then_some((raft.tick_ms, raft.election_ticks as u64, self.reads.clock_drift_max_percent))
     }
 
+    /// What may be on its way to one follower of one group.
+    pub(crate) fn flow_bytes_max(&self) -> u64 {
+        self.raft.max_inflight_bytes / 8
+    }
+
+    /// What one append may have at most.
+    pub(crate) fn append_bytes_max(&self) -> u64 {
+        let command = (COMMAND_BYTES_MAX as u64).min(self.frame_bytes_max as u64 / 2);
+        self.raft.max_size_per_msg_bytes.max(self.raft.max_entry_size_bytes).max(command)
+    }
+
+    /// How many messages may be in flight to a follower to which none is.
+    pub(crate) fn inflight_msgs_at_first(&self) -> usize {
+        let room = usize::try_from(self.flow_bytes_max() / self.append_bytes_max()).unwrap_or(usize::MAX);
+        room.clamp(1, self.raft.max_inflight_msgs)
+    }
+
     /// raft-rs's own configuration for one replica.
-    pub(super) fn raft(&self, replica: flotilla_router::ReplicaId, applied: u64) -> raft::Config {
+    pub(crate) fn raft(&self, replica: flotilla_router::ReplicaId, applied: u64) -> raft::Config {
         raft::Config {
             id: replica.0,
             election_tick: self.raft.election_ticks,

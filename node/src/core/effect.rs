@@ -1,8 +1,8 @@
 //! Everything that the core can ask for: a closed list. The shell carries effects out in the order in which they come.
 
-use super::event::{Beat, SnapshotId, Ticket};
-use super::inspect::ShardReport;
-use super::wire::Envelope;
+use super::event::{SnapshotId, Ticket};
+use super::report::ShardReport;
+use super::wire::{Beat, Envelope};
 use flotilla_router::call::Staleness;
 use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
 use flotilla_storage::{ApplyWork, HardState, LogBatch, LogPosition, WriteResult};

@@ -1,7 +1,7 @@
 //! Everything that can happen to the core: a closed list.
 
-use super::Time;
-use super::wire::Envelope;
+use super::time::Time;
+use super::wire::{Beat, Envelope};
 use flotilla_router::{Command, Consistency, Incarnation, NodeId, ReplicaId, Revision, ShardId};
 use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
 
@@ -168,16 +168,3 @@ pub enum Event {
 /// Names a snapshot that the shell keeps on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotId(pub u64);
-
-/// What a node says of itself to every other node, instead of a heartbeat per shard being made to say it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Beat {
-    /// Shards that it leads.
-    pub leaders: u32,
-    /// Replicas that it holds.
-    pub replicas: u32,
-    /// It is going down and takes no leadership.
-    pub draining: bool,
-    /// Its disk is nearly full.
-    pub disk_full: bool,
-}

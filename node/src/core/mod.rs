@@ -3,228 +3,138 @@
 //! ```text
 //!      Event ──▶ handle ──▶ RawNodes step ──┐
 //!      Event ──▶ handle ──▶ …               ├──▶ finish_pass ──▶ Effects, in order
-//!      Event ──▶ handle ──▶ …               ┘    (Ready of every dirty group, merged)
+//!      Event ──▶ handle ──▶ …               ┘    (Ready of every touched group, merged)
 //! ```
 //!
 //! The shell drains its mailbox, feeds every event to [`Node::handle`], and ends the pass with [`Node::finish_pass`], which
 //! collects the `Ready` of every group that was touched and merges them: commands of a shard that wait together become one
-//! entry, entries of all groups become one write, messages to one node become one effect, reads of a shard share one context.
+//! entry, entries of all groups become one write, messages to one node become one effect, reads of a shard share one
+//! context.
 //!
 //! **What the core does not have**, so that a seed replays it byte by byte: no clock (time is an event), no thread, no lock,
-//! no socket, no file, no async, no map with a random seed. raft-rs draws election timeouts from a thread's random numbers, so
-//! [`elections`] overwrites them after every call that may have drawn one.
+//! no socket, no file, no async, no map with a random seed. raft-rs draws election timeouts from a thread's random numbers,
+//! so [`group::timeouts`] overwrites them after every call that may have drawn one.
 //!
-//! **Rooms.** One file per operation, each with its own state, which a [`replica::Replica`] holds as one field: [`proposals`],
-//! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`], [`flow`]; [`fetches`] is what is no longer in memory; [`admission`] says which writes are taken in, [`under_way`] how many are; [`ready`]
-//! is the order in which a `Ready` is handled; [`outbox`] is
-//! what leaves at the end of a pass; [`inbox`] is what peers send, and [`check`] what stands between them and `step`; [`registry`] alone creates and destroys
-//! replicas; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
+//! **Rooms**, each of which imports only those to its left (`node/tests/tidy.rs` checks it):
 //!
-//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed. A
-//! proposal that was lost is called *not applied* only when what was committed at or below its index rules it out. Nothing that a
-//! peer sends can panic.
+//! ```text
+//! leaves                    pass      group/           operations/       replica     replicas    mod
+//! time event effect wire ─▶ liveness ─▶ raw node,    ─▶ write read …  ─▶ composes  ─▶ owns     ─▶ Node: tick,
+//! config counters report    budgets     log, Ready      one file each    them, in     ranges      gathering,
+//!                           context     guard                            order                    placement/
+//! ```
+//!
+//! **Duties of the shell.** Whoever drives a [`Node`] must
+//!
+//! 1. begin every pass with [`Event::Clock`], read from a monotonic clock **after** the pass's other events were taken from
+//!    wherever they wait: what is vouched for at that time is vouched for to everybody who asked before;
+//! 2. give [`Event::Tick`] no more often than once in `raft.tick_ms` by its own clock, however late the last one came:
+//!    whoever counts a tick promises to have stood by its leader for that long;
+//! 3. carry effects out in the order in which they come, those of one pass before those of the next;
+//! 4. report [`Event::Persisted`] only once the batch, and every batch before it, is durable, in the order of the numbers;
+//! 5. apply in order, data and applied index in one batch, and report [`Event::Applied`] for each piece of work;
+//! 6. let a read look at the state as of the moment at which its effect comes up, or later, never at an earlier one;
+//! 7. report the end of every [`Effect::SendSnapshot`], well or not, always; and of every [`Effect::BuildSnapshot`];
+//! 8. build a snapshot in apply order, and install one whole, so that a crash leaves the old state or the new one;
+//! 9. hand in from peers only what the connection's certificate vouches for: `from` is the node that it names;
+//! 10. end the process where a write or an fsync failed: nobody knows what the disk holds then;
+//! 11. lose, repeat, delay or reorder messages as it must: nothing else of the network is relied upon.
+//!
+//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence
+//! committed. A proposal that was lost is called *not applied* only when what was committed at or below its index rules it
+//! out. Nothing that a peer sends can panic.
 
 #![warn(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod config;
 pub mod effect;
 pub mod event;
-pub mod inspect;
+pub mod report;
 pub mod wire;
 
-mod admission;
-mod balance;
-mod check;
-mod compaction;
-mod conf_change;
-mod elections;
-mod fetches;
-mod flow;
-mod freshness;
-mod inbox;
-mod log;
-mod outbox;
-mod proposals;
-mod quarantine;
-mod reads;
-mod ready;
-mod registry;
+mod budgets;
+mod context;
+mod counters;
+mod gathering;
+mod group;
+mod liveness;
+mod operations;
+mod pass;
+mod placement;
 mod replica;
-mod room;
-mod snapshots;
-mod under_way;
+mod replicas;
+mod tick;
+mod time;
 
-pub use config::{CoreConfig, LogConfig, RaftConfig, ReadMode, ReadsConfig};
+pub use config::{CoreConfig, Identity, LogConfig, RaftConfig, ReadMode, ReadsConfig};
+pub use counters::Counters;
 pub use effect::Effect;
-pub use event::{Beat, Delivery, Event, SnapshotId, Ticket};
-pub use wire::{Envelope, Timing};
+pub use event::{Delivery, Event, SnapshotId, Ticket};
+pub use time::Time;
+pub use wire::{Beat, Envelope, Timing};
 
-use elections::Elections;
-use flotilla_router::{Incarnation, NodeId, ShardId};
-use flotilla_storage::Recovered;
-use outbox::{Outbox, Writing};
-use registry::Registry;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
+use budgets::Budgets;
+use context::{Context, Ids};
+use flotilla_router::{Descriptor, NodeId, Refusal, ShardId};
+use flotilla_storage::{Applied, LogPosition, Recovered, SnapshotManifest};
+use liveness::Liveness;
+use pass::Pass;
+use placement::balance::Balance;
+use placement::drain::Drain;
+use replica::Replica;
+use replicas::{Census, Replicas};
+use report::ShardReport;
+use std::ops::Bound;
+use std::sync::Arc;
 
-/// A moment, or a span, on the shell's monotonic clock.
-pub type Time = Duration;
-
-/// Who this node is.
-#[derive(Clone, Copy, Debug)]
-pub struct Identity {
-    /// The node.
-    pub node: NodeId,
-    /// Its present life. Part of every read context, so that none is ever used twice.
-    pub incarnation: Incarnation,
-}
-
-/// What the core counts; the shell reads it for metrics after each pass.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    /// Commands taken in.
-    pub commands: u64,
-    /// Log entries proposed.
-    pub proposals: u64,
-    /// Elections that a replica here has called.
-    pub elections: u64,
-    /// Elections that a replica here has won.
-    pub elections_won: u64,
-    /// Read contexts sent.
-    pub read_contexts: u64,
-    /// Reads that those contexts carried.
-    pub context_reads: u64,
-    /// Reads served by a lease.
-    pub lease_reads: u64,
-    /// Lease reads that went through a quorum, because there was no lease.
-    pub lease_reads_refused: u64,
-    /// Messages from peers that were refused before `step`.
-    pub messages_refused: u64,
-    /// Shards led here.
-    pub leaders: u64,
-    /// Replicas held here.
-    pub replicas: u64,
-    /// Replicas set aside.
-    pub quarantined: u64,
-    /// Committed entries that are not yet applied, over all replicas.
-    pub apply_lag: u64,
-    /// Bytes of log bodies in memory.
-    pub cache_bytes: u64,
-}
-
-/// A peer, seen from here.
-#[derive(Clone, Copy, Debug, Default)]
-struct Peer {
-    /// Its last sign of life.
-    beat: Beat,
-    /// Ticks since then.
-    silent_ticks: usize,
-    /// Whether it ever gave one in this life of ours.
-    heard: bool,
-    /// Bytes of entries on their way to it, of all groups that lead here.
-    in_flight_bytes: u64,
-}
+/// Rounds after which groups that still have something ready are taken to spin.
+const ROUNDS_MAX: usize = 64;
 
 /// All Raft groups of one process.
 pub struct Node {
     config: CoreConfig,
     identity: Identity,
-    logger: slog::Logger,
+    /// The time of this pass.
     now: Time,
+    /// Ticks since the node started.
     ticks: u64,
-    registry: Registry,
-    peers: BTreeMap<NodeId, Peer>,
-    outbox: Outbox,
-    /// Groups that were touched in this pass.
-    dirty: BTreeSet<ShardId>,
-    /// Groups whose commands wait for a write to finish.
-    gathering: BTreeSet<ShardId>,
-    /// The first of them to propose, so that each gets its turn.
-    propose_first: ShardId,
-    /// Writes under way, oldest first.
-    writing: VecDeque<Writing>,
-    next_write: u64,
-    /// Whether apply has work; more gathers meanwhile.
-    applying: bool,
-    fetches: BTreeMap<u64, fetches::Fetch>,
-    next_fetch: u64,
-    next_snapshot: u64,
-    /// Snapshots that are built for a node or on their way to it.
-    streams: snapshots::Streams,
-    next_read: u64,
-    waiting_bytes: u64,
-    /// How fast what waits is proposed.
-    pace: admission::Pace,
-    /// Shards of whose proposals some are not yet applied.
-    under_way: BTreeSet<ShardId>,
-    /// Bytes that are proposed here and were not committed when something was last proposed, over all replicas.
-    uncommitted_bytes: u64,
-    /// Bytes of log bodies in memory, over all replicas.
-    cache_bytes: u64,
-    /// Bytes of log on disk, over all replicas, as of the last tick.
-    log_bytes: u64,
-    /// Bytes of entries that are committed and not yet applied, over all replicas.
-    unapplied_bytes: u64,
-    /// Room on the disk.
-    room: room::Room,
-    balance: balance::Balance,
-    draining: bool,
-    drained: bool,
-    /// Whether this pass had a tick.
-    ticked: bool,
+    replicas: Replicas,
+    liveness: Liveness,
+    pass: Pass,
+    budgets: Budgets,
+    ids: Ids,
+    balance: Balance,
+    drain: Drain,
     counters: Counters,
 }
 
 impl Node {
     /// A node with the replicas that were found on disk.
     pub fn new(config: CoreConfig, identity: Identity, recovered: Vec<Recovered>, logger: slog::Logger) -> Self {
-        let (append_bytes_max, pace) = (config.raft.max_size_per_msg_bytes, admission::Pace::new(&config));
         let mut node = Self {
-            registry: Registry::default(),
-            config,
             identity,
-            logger,
             now: Time::ZERO,
             ticks: 0,
-            peers: BTreeMap::new(),
-            outbox: Outbox { append_bytes_max, ..Outbox::default() },
-            dirty: BTreeSet::new(),
-            gathering: BTreeSet::new(),
-            propose_first: ShardId(0),
-            writing: VecDeque::new(),
-            next_write: 1,
-            applying: false,
-            fetches: BTreeMap::new(),
-            next_fetch: 1,
-            next_snapshot: 1,
-            streams: snapshots::Streams::default(),
-            next_read: 1,
-            waiting_bytes: 0,
-            pace,
-            under_way: BTreeSet::new(),
-            uncommitted_bytes: 0,
-            cache_bytes: 0,
-            log_bytes: 0,
-            unapplied_bytes: 0,
-            room: room::Room::default(),
-            balance: balance::Balance::default(),
-            draining: false,
-            drained: false,
-            ticked: false,
+            replicas: Replicas::default(),
+            liveness: Liveness::new(config.raft.election_ticks),
+            pass: Pass::default(),
+            budgets: Budgets::new(&config),
+            ids: Ids::default(),
+            balance: Balance::default(),
+            drain: Drain::default(),
             counters: Counters::default(),
+            config,
         };
         for recovered in recovered {
-            node.registry.create(&node.config, &node.logger, recovered);
+            node.replicas.create(&node.config, &logger, recovered);
         }
-        let shards: Vec<_> = node.registry.shards().collect();
-        for shard in shards {
-            let replica = node.registry.get_mut(shard).expect("created just now");
-            node.cache_bytes += replica.raw.store().cache_bytes();
-            node.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
-            for member in replica.descriptor.replicas.iter().filter(|r| r.node != identity.node) {
-                node.peers.entry(member.node).or_default();
-            }
-            node.touch(shard);
+        node.budgets.replicas = node.replicas.len() as u64;
+        for replica in node.replicas.iter() {
+            let descriptor = replica.group.descriptor();
+            node.budgets.cache_bytes += replica.group.raw.store().cache_bytes();
+            node.pass.effects.push(Effect::PublishDescriptor { descriptor: descriptor.clone() });
+            descriptor.replicas.iter().filter(|r| r.node != identity.node).for_each(|r| node.liveness.meet(r.node));
+            node.pass.touch(replica.group.shard);
         }
         node
     }
@@ -232,30 +142,53 @@ impl Node {
     /// Takes one event in.
     pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Clock { now } => self.set_clock(now),
+            Event::Clock { now } => {
+                self.now = self.now.max(now);
+                self.pass.begin(self.identity.incarnation, self.now);
+            }
             Event::Tick => self.tick(),
-            Event::Message { from, envelope } => self.message(from, envelope),
-            Event::Beat { from, beat } => self.heard(from, beat),
-            Event::Command { ticket, shard, command, deadline } => self.command(ticket, shard, command, deadline),
-            Event::Read { ticket, shard, consistency, deadline } => self.read(ticket, shard, consistency, deadline),
-            Event::Transfer { ticket, shard, to } => self.transfer(ticket, shard, to),
+            Event::Message { from, envelope } => {
+                let hosted = self.with(envelope.shard, |replica, ctx| replica.message(from, envelope, ctx));
+                self.counters.messages_refused += u64::from(hosted.is_none());
+            }
+            Event::Beat { from, beat } => self.liveness.heard(from, beat),
+            Event::Command { ticket, shard, command, deadline } => {
+                self.counters.commands += 1;
+                let hosted = self.with(shard, |replica, ctx| replica.command(ticket, command, deadline, ctx));
+                self.not_hosted(hosted, |refusal| Effect::Reply { ticket, shard, result: Err(refusal) }, shard);
+            }
+            Event::Read { ticket, shard, consistency, deadline } => {
+                let hosted = self.with(shard, |replica, ctx| replica.ask_read(ticket, consistency, deadline, ctx));
+                self.not_hosted(hosted, |refusal| Effect::Reply { ticket, shard, result: Err(refusal) }, shard);
+            }
+            Event::Transfer { ticket, shard, to } => {
+                let hosted = self.with(shard, |replica, ctx| replica.ask_transfer(ticket, to, ctx));
+                self.not_hosted(hosted, |refusal| Effect::TransferDone { ticket, result: Err(refusal) }, shard);
+            }
             Event::Inspect { ticket, after, limit } => {
                 let shards = self.inspect(after, limit);
-                self.outbox.effects.push(Effect::Report { ticket, shards });
+                self.pass.effects.push(Effect::Report { ticket, shards });
             }
             Event::Persisted { write } => self.persisted(write),
             Event::Applied { applied } => self.applied(applied),
-            Event::EntriesFetched { fetch, shard, entries } => self.entries_fetched(fetch, shard, entries),
-            Event::SnapshotBuilt { shard, snapshot, at } => self.snapshot_built(shard, snapshot, at),
-            Event::SnapshotSent { shard, to, delivery } => self.snapshot_sent(shard, to, delivery),
-            Event::SnapshotStaged { from, staged, envelope, manifest } => self.snapshot_staged(from, staged, envelope, manifest),
-            Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
-            // It is alive once it has said how it is.
-            Event::NodeReachable { node, .. } => {
-                self.peers.entry(node).or_default();
+            Event::EntriesFetched { fetch, shard, entries } => {
+                self.with(shard, |replica, ctx| replica.entries_fetched(fetch, entries, ctx));
             }
-            Event::NodeUnreachable { node } => self.node_unreachable(node),
-            Event::Disk { free_bytes, reserve_bytes } => self.room.seen(free_bytes, reserve_bytes),
+            Event::SnapshotBuilt { shard, snapshot, at } => {
+                if self.with(shard, |replica, ctx| replica.snapshot_built(snapshot, at, ctx)).is_none() {
+                    self.pass.effects.push(Effect::DropSnapshot { snapshot });
+                }
+            }
+            Event::SnapshotSent { shard, to, delivery } => {
+                self.with(shard, |replica, ctx| replica.snapshot_sent(to, delivery, ctx));
+            }
+            Event::SnapshotStaged { from, staged, envelope, manifest } => {
+                self.snapshot_staged((from, staged), envelope, &manifest);
+            }
+            Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
+            Event::NodeReachable { node, .. } => self.liveness.meet(node),
+            Event::NodeUnreachable { node } => self.each(|replica, ctx| replica.unreachable(node, ctx)),
+            Event::Disk { free_bytes, reserve_bytes } => self.budgets.room.seen(free_bytes, reserve_bytes),
             Event::Drain => self.drain(),
         }
     }
@@ -263,81 +196,145 @@ impl Node {
     /// Ends the pass: everything that it came to, in the order in which it must be carried out.
     pub fn finish_pass(&mut self) -> Vec<Effect> {
         self.propose_gathered();
-        // Handling one group's Ready can dirty it again (a proposal that waited, entries fetched); each round strictly uses
+        // Handling one group's Ready can touch it again (a proposal that waited, entries fetched); each round strictly uses
         // up what raft-rs had ready, and the bound catches a group that would spin.
         for round in 0.. {
-            assert!(round < 64, "groups {:?} never come to rest", self.dirty);
-            let dirty = std::mem::take(&mut self.dirty);
+            let dirty = self.pass.take_dirty();
             if dirty.is_empty() {
                 break;
             }
+            assert!(round < ROUNDS_MAX, "groups {dirty:?} never come to rest");
             for shard in dirty {
-                self.advance(shard);
+                self.with(shard, Replica::advance);
             }
         }
-        self.emit_writes();
-        self.emit_apply();
-        if self.draining && !self.drained && self.nothing_left_to_hand_over() {
-            self.drained = true;
-            self.outbox.effects.push(Effect::Drained);
+        self.pass.emit_writes(self.config.raft.max_inflight_writes);
+        self.pass.emit_apply();
+        if self.drain.ends(&self.replicas, &self.liveness) {
+            self.pass.effects.push(Effect::Drained);
         }
-        self.emit_messages();
-        std::mem::take(&mut self.outbox.effects)
+        let due = self.liveness.is_beat_due(self.ticks, self.config.raft.heartbeat_ticks as u64);
+        let beat = due.then(|| self.beat());
+        self.pass.emit_messages(beat, self.liveness.nodes());
+        std::mem::take(&mut self.pass.effects)
     }
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        let mut counters = self.counters;
-        counters.replicas = self.registry.len() as u64;
-        let registry::Census { leaders, quarantined, apply_lag } = self.registry.census();
-        (counters.leaders, counters.quarantined, counters.apply_lag) = (leaders, quarantined, apply_lag);
-        counters.cache_bytes = self.cache_bytes;
-        counters
+        let Census { leaders, quarantined, apply_lag } = self.replicas.census();
+        let (replicas, cache_bytes) = (self.replicas.len() as u64, self.budgets.cache_bytes);
+        Counters { leaders, quarantined, apply_lag, replicas, cache_bytes, ..self.counters }
     }
 
-    /// Whether anything waits that another pass, without a new event, would move on. Never true after [`Self::finish_pass`].
+    /// Whether anything waits that another pass, without a new event, would move on. Never true after
+    /// [`Self::finish_pass`].
     #[cfg(test)]
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.dirty.is_empty()
+        self.pass.is_at_rest()
     }
 
-    /// Marks a group to be looked at before the pass ends.
-    fn touch(&mut self, shard: ShardId) {
-        self.dirty.insert(shard);
+    /// Has something done with a shard's replica; `None` where there is none. The only way to one.
+    fn with<T>(&mut self, shard: ShardId, act: impl FnOnce(&mut Replica, &mut Context<'_>) -> T) -> Option<T> {
+        let (replicas, mut context) = self.split();
+        Some(act(replicas.get_mut(shard)?, &mut context))
     }
 
-    fn tick(&mut self) {
-        self.ticks += 1;
-        self.ticked = true;
-        for peer in self.peers.values_mut() {
-            peer.silent_ticks = peer.silent_ticks.saturating_add(1);
+    /// Has something done with every replica: with many shards, looking each of them up would cost more than a tick.
+    fn each(&mut self, mut act: impl FnMut(&mut Replica, &mut Context<'_>)) {
+        let (replicas, mut context) = self.split();
+        replicas.iter_mut().for_each(|replica| act(replica, &mut context));
+    }
+
+    /// The replicas, and what they share.
+    fn split(&mut self) -> (&mut Replicas, Context<'_>) {
+        let context = Context {
+            config: &self.config,
+            identity: self.identity,
+            now: self.now,
+            ticks: self.ticks,
+            liveness: &self.liveness,
+            pass: &mut self.pass,
+            budgets: &mut self.budgets,
+            ids: &mut self.ids,
+            counters: &mut self.counters,
+        };
+        (&mut self.replicas, context)
+    }
+
+    /// Answers whoever asked about a shard of which there is no replica here.
+    fn not_hosted(&mut self, hosted: Option<()>, answer: impl FnOnce(Refusal) -> Effect, shard: ShardId) {
+        if hosted.is_none() {
+            self.pass.effects.push(answer(Refusal::NotHosted { shard }));
         }
-        // In one walk: with many shards, looking each of them up again would cost more than its tick.
-        let mut waiting = Vec::new();
-        for replica in self.registry.iter_mut().filter(|replica| replica.quarantined.is_none()) {
-            let context = elections::Context { config: &self.config, ticks: self.ticks, counters: &mut self.counters };
-            if Elections::tick(replica, context) {
-                // At once, since the same pass may bring more ticks.
-                elections::set_timeout(replica, &self.config);
-                self.dirty.insert(replica.shard);
+    }
+
+    /// What this node says of itself.
+    fn beat(&self) -> Beat {
+        Beat {
+            leaders: self.replicas.leaders() as u32,
+            replicas: self.replicas.len() as u32,
+            draining: self.drain.is_draining,
+            disk_full: self.budgets.room.is_full(),
+        }
+    }
+
+    /// Reports on the shards with ids above `after`, at most `limit`.
+    fn inspect(&self, after: ShardId, limit: usize) -> Vec<ShardReport> {
+        let range = (Bound::Excluded(after), Bound::Unbounded);
+        self.replicas.range(range).take(limit).map(Replica::report).collect()
+    }
+
+    /// A write is durable.
+    fn persisted(&mut self, write: u64) {
+        let done = self.pass.persisted(write);
+        for (shard, bytes) in done.bytes {
+            self.with(shard, |replica, ctx| replica.written(bytes, ctx));
+        }
+        for (shard, id, number) in done.readies {
+            self.with(shard, |replica, ctx| {
+                if replica.group.id == id {
+                    replica.persisted(number, ctx);
+                }
+            });
+        }
+        done.shards.into_iter().for_each(|shard| self.pass.touch(shard));
+    }
+
+    /// Entries were applied; a change that they came to is known before anything else happens.
+    fn applied(&mut self, applied: Vec<Applied>) {
+        self.pass.applied();
+        for mut applied in applied {
+            if let Some(descriptor) = applied.descriptor.take() {
+                self.change(Arc::new(descriptor));
             }
-            if replica.waits_for_something() {
-                waiting.push(replica.shard);
-            }
+            self.with(applied.shard, |replica, ctx| replica.applied(applied, ctx));
         }
-        for shard in waiting {
-            self.expire_commands(shard);
-            self.tick_reads(shard);
-            self.tick_transfer(shard);
-            self.tick_snapshots(shard);
-            self.tick_flow(shard);
+    }
+
+    /// A snapshot from a peer lies verified on disk.
+    fn snapshot_staged(&mut self, (from, staged): (NodeId, SnapshotId), envelope: Envelope, manifest: &SnapshotManifest) {
+        let shard = envelope.shard;
+        let is_taken = self.replicas.is_taken(shard, &manifest.descriptor.range);
+        let act = |replica: &mut Replica, ctx: &mut Context<'_>| {
+            replica.snapshot_staged((from, staged), envelope, manifest, is_taken, ctx);
+        };
+        if self.with(shard, act).is_none() {
+            self.pass.effects.push(Effect::DiscardStaged { staged });
         }
-        if self.ticks.is_multiple_of(self.config.raft.heartbeat_ticks as u64 * 2) {
-            self.balance_leaders();
+    }
+
+    /// A staged snapshot has become a shard's data and log.
+    fn snapshot_installed(&mut self, shard: ShardId, at: LogPosition) {
+        if let Some(descriptor) = self.replicas.get(shard).and_then(Replica::incoming_descriptor).cloned() {
+            self.change(descriptor);
         }
-        self.cut_logs_while_full();
-        self.evict_caches();
-        self.note_pace();
+        self.with(shard, |replica, ctx| replica.snapshot_installed(at, ctx));
+    }
+
+    /// The shard is what this descriptor says, from now on.
+    fn change(&mut self, descriptor: Arc<Descriptor>) {
+        self.replicas.change(descriptor.clone());
+        self.pass.effects.push(Effect::PublishDescriptor { descriptor });
     }
 }
 

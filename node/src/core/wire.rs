@@ -14,8 +14,7 @@
 //! (RUSTSEC-2024-0437). raft's messages have none, so [`guard`] walks over the bytes first and refuses every group: of messages, and
 //! of the membership changes that entries carry.
 
-use super::Time;
-use super::event::Beat;
+use super::time::Time;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_router::codec::{DecodeError, Reader};
 use flotilla_router::{Epoch, Incarnation, ShardId};
@@ -103,6 +102,19 @@ impl Timing {
         let lag = Some(reader.u32()?).filter(|lag| *lag != u32::MAX).map(|lag| Time::from_micros(lag.into()));
         Ok(Self { stamp, echo, held, lag })
     }
+}
+
+/// What a node says of itself to every other node, instead of a heartbeat per shard being made to say it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beat {
+    /// Shards that it leads.
+    pub leaders: u32,
+    /// Replicas that it holds.
+    pub replicas: u32,
+    /// It is going down and takes no leadership.
+    pub draining: bool,
+    /// Its disk is nearly full.
+    pub disk_full: bool,
 }
 
 /// One part of a frame.

@@ -6,7 +6,7 @@
 use super::driver::LoopState;
 use super::mailbox::{Mail, Mailbox, overloaded};
 use super::service::Service;
-use crate::core::inspect::ShardReport;
+use crate::core::report::ShardReport;
 use bytes::Bytes;
 use flotilla_ops::Ordered;
 use flotilla_ops::admin::{

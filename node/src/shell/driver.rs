@@ -12,7 +12,7 @@ use super::rates::Rates;
 use super::snapshots::Snapshots;
 use super::views::Views;
 use super::{Engine, View, writer};
-use crate::core::inspect::ShardReport;
+use crate::core::report::ShardReport;
 use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
 use flotilla_ops::Metrics;
 use flotilla_router::sizes::FRAME_BYTES_MAX;

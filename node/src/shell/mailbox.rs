@@ -7,7 +7,7 @@
 use super::View;
 use super::clock;
 use super::queue::Queue;
-use crate::core::inspect::ShardReport;
+use crate::core::report::ShardReport;
 use crate::core::{Event, Time};
 use flotilla_router::call::Staleness;
 use flotilla_router::{Command, Consistency, Descriptor, NodeId, Refusal, ShardId};

@@ -107,7 +107,7 @@ fn answers_that_were_long_on_their_way_make_no_leader_young() {
     let mut new = None;
     for _ in 0..60 {
         without(&mut cluster, old);
-        new = others.into_iter().find(|node| cluster.replica(*node, SHARD).is_some_and(|replica| replica.leads()));
+        new = others.into_iter().find(|node| cluster.replica(*node, SHARD).is_some_and(|replica| replica.group.leads()));
         if new.is_some() {
             break;
         }

@@ -62,7 +62,10 @@ fn entries_that_are_not_committed_do_not_close_the_gate() {
     assert!(lost.iter().all(|ticket| cluster.answer(*ticket).is_none()), "somebody committed it");
     for id in [N1, N2] {
         let replica = cluster.replica(id, SHARD).unwrap();
-        assert!(replica.raw.raft.raft_log.last_index() > replica.raw.raft.raft_log.committed, "node {id} has nothing to spare");
+        assert!(
+            replica.group.raw.raft.raft_log.last_index() > replica.group.raw.raft.raft_log.committed,
+            "node {id} has nothing to spare"
+        );
     }
     for id in [N1, N2] {
         cluster.crash(id, usize::MAX);
@@ -88,8 +91,8 @@ fn apply_that_stands_still_bounds_what_is_taken_in() {
     }
     cluster.run(10);
     let held = |cluster: &Cluster| {
-        let raft_log = &cluster.replica(N3, SHARD).unwrap().raw.raft.raft_log;
-        raft_log.last_index() - cluster.replica(N3, SHARD).unwrap().applied.index
+        let raft_log = &cluster.replica(N3, SHARD).unwrap().group.raw.raft.raft_log;
+        raft_log.last_index() - cluster.replica(N3, SHARD).unwrap().group.applied.index
     };
     assert!((3..=12).contains(&held(&cluster)), "node 3 holds {} entries that it has not applied", held(&cluster));
     cluster.running_mut(N3).release(Lane::Apply);
@@ -120,7 +123,7 @@ fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
                 // Everything but the snapshot passes, so that node 1 goes on asking.
                 cluster.deliver_frames((N1, N3));
             }
-            largest = largest.max(cluster.replica(N1, SHARD).unwrap().compaction.bytes());
+            largest = largest.max(cluster.replica(N1, SHARD).unwrap().truncation.bytes());
         }
         assert!(largest <= 6 * share, "the log grew to {largest} bytes; its share is {share} (stream fails: {fails})");
         while cluster.drop_packet((N1, N3), 0) {}
@@ -298,9 +301,9 @@ fn a_busy_shard_among_many_gets_its_follower_back() {
         }
         cluster.settle();
         cluster.deliver_frames(link);
-        let applied = |id| cluster.replica(id, SHARD).unwrap().applied.index;
+        let applied = |id| cluster.replica(id, SHARD).unwrap().group.applied.index;
         is_back |= applied(N3) + 16 >= applied(N1);
-        let bytes = cluster.replica(N1, SHARD).unwrap().compaction.bytes();
+        let bytes = cluster.replica(N1, SHARD).unwrap().truncation.bytes();
         assert!(bytes <= cluster.config.log.bytes_max + (4 << 20), "the log grew to {bytes} bytes");
     }
     assert!(is_back, "the follower never came back under load: {:?}", cluster.places()[..3].to_vec());
@@ -333,7 +336,7 @@ fn a_shard_that_is_applied_aside_keeps_no_other() {
             cluster.run(4);
             assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "the other shard stands still, too");
         }
-        let applied = |cluster: &Cluster, id, shard| cluster.replica(id, shard).unwrap().applied.index;
+        let applied = |cluster: &Cluster, id, shard| cluster.replica(id, shard).unwrap().group.applied.index;
         assert_eq!(applied(&cluster, node, other.id), applied(&cluster, N2, other.id), "node {node} takes nothing in any more");
         let (done, behind) = (applied(&cluster, N2, SHARD), applied(&cluster, node, SHARD));
         assert!(done > behind, "the shard was not aside");

@@ -162,14 +162,14 @@ impl Cluster {
 
     /// A replica, where its node runs.
     pub(super) fn replica(&self, id: NodeId, shard: ShardId) -> Option<&Replica> {
-        self.members[&id].running.as_ref()?.core.registry.range(shard..=shard).next()
+        self.members[&id].running.as_ref()?.core.replicas.range(shard..=shard).next()
     }
 
     /// The node that leads in the highest term.
     pub(super) fn leader(&self, shard: ShardId) -> Option<NodeId> {
         let leaders = self.nodes().into_iter().filter_map(|id| {
             let replica = self.replica(id, shard)?;
-            replica.leads().then_some((replica.raw.raft.term, id))
+            replica.group.leads().then_some((replica.group.raw.raft.term, id))
         });
         leaders.max().map(|(_, id)| id)
     }
@@ -438,18 +438,24 @@ impl Cluster {
 
     /// The hash of a shard's data on a node that runs.
     pub(super) fn hash(&self, node: NodeId, shard: ShardId) -> Option<flotilla_storage::StateHash> {
-        let descriptor = &self.replica(node, shard)?.descriptor;
+        let descriptor = &self.replica(node, shard)?.group.descriptor();
         Some(read::hash(&self.members[&node].engine, descriptor).unwrap())
     }
 
     /// A message of [`SHARD`] as one node could write it to another, in the receiver's term, with `change` made to it.
     pub(super) fn forge(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut raft::eraftpb::Message)) -> Envelope {
         let replica = self.replica(to, SHARD).expect("the receiver runs");
-        let sender = replica.descriptor.on_node(from).expect("it holds a replica").id.0;
-        let term = replica.raw.raft.term;
-        let mut message = raft::eraftpb::Message { from: sender, to: replica.id.0, term, ..Default::default() };
+        let sender = replica.group.descriptor().on_node(from).expect("it holds a replica").id.0;
+        let term = replica.group.raw.raft.term;
+        let mut message = raft::eraftpb::Message { from: sender, to: replica.group.id.0, term, ..Default::default() };
         change(&mut message);
-        Envelope { shard: SHARD, epoch: replica.descriptor.epoch, committed: message.commit, timing: Timing::default(), message }
+        Envelope {
+            shard: SHARD,
+            epoch: replica.group.descriptor().epoch,
+            committed: message.commit,
+            timing: Timing::default(),
+            message,
+        }
     }
 
     /// What happened since the last call, in words.
@@ -464,7 +470,8 @@ impl Cluster {
 
     /// Whether all nodes run and have applied all that any has committed.
     pub(super) fn is_level(&self) -> bool {
-        let level = |id, shard| self.replica(id, shard).is_some_and(|r| r.applied.index == self.invariants.last_committed(shard));
+        let level =
+            |id, shard| self.replica(id, shard).is_some_and(|r| r.group.applied.index == self.invariants.last_committed(shard));
         self.nodes().into_iter().all(|id| self.shard_ids().into_iter().all(|shard| level(id, shard)))
     }
 
@@ -472,7 +479,7 @@ impl Cluster {
     pub(super) fn places(&self) -> Vec<(NodeId, ShardId, u64, u64, u64)> {
         let place = |id, shard| {
             let replica = self.replica(id, shard)?;
-            Some((id, shard, replica.raw.raft.term, replica.raw.raft.raft_log.committed, replica.applied.index))
+            Some((id, shard, replica.group.raw.raft.term, replica.group.raw.raft.raft_log.committed, replica.group.applied.index))
         };
         self.nodes().into_iter().flat_map(|id| self.shard_ids().into_iter().filter_map(move |s| place(id, s))).collect()
     }

@@ -2,7 +2,7 @@
 //! what is in it, ends the process.
 
 use super::cluster::{Answer, Cluster, SHARD, config};
-use crate::core::replica::conf_state;
+use crate::core::group::conf_state;
 use crate::core::wire::{self, Envelope, Timing};
 use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
 use crate::sim::member::{Lane, Member, Worked};
@@ -149,7 +149,7 @@ fn no_row_of_messages_uses_the_terms_up() {
     };
     assert_eq!((refused(&mut cluster), refused(&mut cluster), refused(&mut cluster)), (false, true, true));
     // And the last that is allowed ends no elections.
-    let last = cluster.replica(N1, SHARD).unwrap().first_term + (1 << 32);
+    let last = cluster.replica(N1, SHARD).unwrap().group.first_term + (1 << 32);
     let envelope = cluster.forge(N2, N1, |m| {
         m.set_msg_type(MessageType::MsgHeartbeat);
         m.term = last;
@@ -157,7 +157,7 @@ fn no_row_of_messages_uses_the_terms_up() {
     cluster.post(N1, Event::Message { from: N2, envelope });
     cluster.run(80);
     let leader = cluster.leader(SHARD).expect("somebody leads");
-    assert!(cluster.replica(leader, SHARD).unwrap().raw.raft.term > last);
+    assert!(cluster.replica(leader, SHARD).unwrap().group.raw.raft.term > last);
     assert!(matches!(cluster.put(leader, "k", "it goes on"), Some(Answer::Written(_))));
 }
 
@@ -165,7 +165,7 @@ fn no_row_of_messages_uses_the_terms_up() {
 #[test]
 fn whoever_does_not_lead_commits_nothing() {
     let mut cluster = Cluster::led();
-    let last = cluster.replica(N2, SHARD).unwrap().raw.raft.raft_log.last_index();
+    let last = cluster.replica(N2, SHARD).unwrap().group.raw.raft.raft_log.last_index();
     for (from, commit, committed) in [(N3, last + 1, last + 1), (N3, last, last), (N1, last, last - 1), (N1, last, (1 << 56) + 1)]
     {
         let mut envelope = cluster.forge(from, N2, |m| {
@@ -176,7 +176,7 @@ fn whoever_does_not_lead_commits_nothing() {
         let before = cluster.running_mut(N2).core.counters().messages_refused;
         cluster.post(N2, Event::Message { from, envelope });
         cluster.pass(N2);
-        assert!(cluster.replica(N2, SHARD).unwrap().quarantined.is_none());
+        assert!(cluster.replica(N2, SHARD).unwrap().group.quarantined.is_none());
         assert_eq!(cluster.running_mut(N2).core.counters().messages_refused, before + 1, "{from} {commit} {committed}");
     }
 }
@@ -392,7 +392,7 @@ fn votes_that_were_not_asked_for_are_refused() {
         cluster.post(N2, Event::Message { from: N3, envelope });
     }
     cluster.pass(N2);
-    assert!(!cluster.replica(N2, SHARD).unwrap().leads());
+    assert!(!cluster.replica(N2, SHARD).unwrap().group.leads());
 }
 
 /// A shard that is set aside answers everybody who waits there, those who ordered a hand-over too.
@@ -419,13 +419,13 @@ fn a_shard_that_is_set_aside_leaves_nobody_waiting() {
 /// Has node 3, which leads neither shard, be sent a snapshot after which the shard's range would be this one. Whether it is taken.
 fn offer(cluster: &mut Cluster, shard: ShardId, start: &'static str, end: Option<&'static str>) -> bool {
     let replica = cluster.replica(N3, shard).unwrap();
-    let raft = &replica.raw.raft;
+    let raft = &replica.group.raw.raft;
     let (leader, term, index) = (raft.leader_id, raft.term, raft.raft_log.last_index() + 10);
-    let from = replica.leader_node().unwrap();
-    let mut descriptor = (*replica.descriptor).clone();
+    let from = replica.group.leader_node().unwrap();
+    let mut descriptor = (**replica.group.descriptor()).clone();
     descriptor.range = KeyRange::new(start, end.map(Into::into));
     let epoch = descriptor.epoch;
-    let mut message = Message { from: leader, to: replica.id.0, term, ..Message::default() };
+    let mut message = Message { from: leader, to: replica.group.id.0, term, ..Message::default() };
     message.set_msg_type(MessageType::MsgSnapshot);
     let metadata = message.mut_snapshot().mut_metadata();
     (metadata.index, metadata.term) = (index, term);
@@ -470,6 +470,6 @@ fn no_snapshot_takes_keys_that_another_shard_of_the_node_has_or_is_about_to_have
     assert!(!offer(&mut cluster, high, "m", None), "the lower shard is about to have some of it");
     install(&mut cluster);
     let running = cluster.running_mut(N3);
-    let ranges = [low, high].map(|shard| running.core.registry.get_mut(shard).unwrap().descriptor.range.clone());
+    let ranges = [low, high].map(|shard| running.core.replicas.get_mut(shard).unwrap().group.descriptor().range.clone());
     assert_eq!(ranges, [KeyRange::new("", Some("n".into())), KeyRange::new("p", None)]);
 }

@@ -64,7 +64,7 @@ fn no_more_is_proposed_than_is_applied_soon() {
         }
         cluster.run(1);
     }
-    let under_way = cluster.replica(N1, SHARD).unwrap().under_way_bytes();
+    let under_way = cluster.replica(N1, SHARD).unwrap().group.under_way_bytes();
     assert!((MIB..=4 * MIB).contains(&under_way), "{under_way} bytes are under way");
     cluster.running_mut(N1).release(Lane::Apply);
     cluster.run(40);
@@ -82,10 +82,10 @@ fn a_follower_whose_disk_stands_still_is_sent_no_more() {
         let written = cluster.put(N1, &format!("k{}", n % 8), &"v".repeat(128 << 10));
         assert!(matches!(written, Some(Answer::Written(_))), "{written:?}");
         cluster.run(1);
-        most = most.max(cluster.running_mut(N1).core.peers[&N3].in_flight_bytes);
+        most = most.max(cluster.running_mut(N1).core.budgets.in_flight_bytes(N3));
     }
     assert!(most <= 5 * MIB, "{most} bytes were in flight");
-    let log = &cluster.replica(N3, SHARD).unwrap().raw.raft.raft_log;
+    let log = &cluster.replica(N3, SHARD).unwrap().group.raw.raft.raft_log;
     assert!(
         log.last_index() < log.persisted + 40,
         "node 3 holds {} entries that are not on its disk",
@@ -95,13 +95,13 @@ fn a_follower_whose_disk_stands_still_is_sent_no_more() {
     for _ in 0..400 {
         cluster.work(N3, Lane::Persist);
         cluster.run(1);
-        let held = cluster.running_mut(N1).core.peers[&N3].in_flight_bytes;
+        let held = cluster.running_mut(N1).core.budgets.in_flight_bytes(N3);
         assert!(held <= 5 * MIB, "{held} bytes are in flight while it catches up");
     }
     cluster.running_mut(N3).release(Lane::Persist);
     cluster.run(80);
     assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
-    assert_eq!(cluster.running_mut(N1).core.peers[&N3].in_flight_bytes, 0);
+    assert_eq!(cluster.running_mut(N1).core.budgets.in_flight_bytes(N3), 0);
 }
 
 /// Reads send heartbeats, and raft-rs sends a follower that it probes the same message again with each answer.
@@ -136,7 +136,7 @@ fn a_follower_takes_in_no_more_than_its_disk_will_take() {
     payload.push(&Command { op, condition: Condition::Always });
     let payload = payload.finish();
     let held = |cluster: &Cluster| {
-        let log = &cluster.replica(N3, SHARD).unwrap().raw.raft.raft_log;
+        let log = &cluster.replica(N3, SHARD).unwrap().group.raw.raft.raft_log;
         (log.last_index(), log.term(log.last_index()).unwrap(), log.last_index() - log.persisted)
     };
     for _ in 0..40 {

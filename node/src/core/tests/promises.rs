@@ -20,11 +20,11 @@ fn leased(seed: u64) -> Cluster {
 }
 
 fn role(cluster: &Cluster, node: NodeId) -> StateRole {
-    cluster.replica(node, SHARD).unwrap().raw.raft.state
+    cluster.replica(node, SHARD).unwrap().group.raw.raft.state
 }
 
 fn vote(cluster: &Cluster, node: NodeId) -> u64 {
-    cluster.replica(node, SHARD).unwrap().raw.raft.vote
+    cluster.replica(node, SHARD).unwrap().group.raw.raft.vote
 }
 
 /// A message as `from` could have sent it to `to`, `above` terms above that one's.
@@ -48,7 +48,7 @@ fn a_late_message_of_a_higher_term_ends_no_promise() {
     cluster.network.hold((N1, N2));
     // raft-rs follows nobody any more; but it was an answer, not a leader.
     forge(&mut cluster, (N3, N2), MessageType::MsgRequestPreVoteResponse, 1, b"");
-    assert_eq!(cluster.replica(N2, SHARD).unwrap().raw.raft.leader_id, 0);
+    assert_eq!(cluster.replica(N2, SHARD).unwrap().group.raw.raft.leader_id, 0);
     for tick in 1..2 * election_ticks {
         // Of the term that it is in already, and of the next.
         for above in [0, 1] {
@@ -98,13 +98,13 @@ fn no_lease_outlives_the_promises_that_it_rests_on() {
         let mut cluster = leased(seed);
         cluster.put(N1, "a", "1");
         cluster.run(3);
-        let timeout = |node| cluster.replica(node, SHARD).unwrap().raw.raft.randomized_election_timeout();
+        let timeout = |node| cluster.replica(node, SHARD).unwrap().group.raw.raft.randomized_election_timeout();
         let (follower, candidate) = if timeout(N2) > timeout(N3) { (N2, N3) } else { (N3, N2) };
         if timeout(N2) == timeout(N3) {
             continue;
         }
         // The leader has just found its quorum active: it leads on for an election timeout without an answer.
-        while cluster.replica(N1, SHARD).unwrap().raw.raft.election_elapsed != 4 {
+        while cluster.replica(N1, SHARD).unwrap().group.raw.raft.election_elapsed != 4 {
             cluster.run(1);
         }
         cluster.network.hold((N1, follower));

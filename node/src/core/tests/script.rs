@@ -313,8 +313,8 @@ impl Script {
                     lines.push(format!("n{id} is down"));
                     break;
                 };
-                let raft = &replica.raw.raft;
-                let aside = if replica.quarantined.is_some() { ", set aside" } else { "" };
+                let raft = &replica.group.raw.raft;
+                let aside = if replica.group.quarantined.is_some() { ", set aside" } else { "" };
                 lines.push(format!(
                     "n{id} s{shard} {:?} of term {}, log {}..{}, committed {}, applied {}{aside}",
                     raft.state,
@@ -322,7 +322,7 @@ impl Script {
                     raft.raft_log.first_index(),
                     raft.raft_log.last_index(),
                     raft.raft_log.committed,
-                    replica.applied.index,
+                    replica.group.applied.index,
                 ));
             }
         }

@@ -2,8 +2,9 @@
 //! `RawNode`, so that we notice when a new raft-rs closes it; then the core is shown to avoid it.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
+use crate::core::group::entries;
 use crate::core::wire::{self, Item};
-use crate::core::{CoreConfig, Event, conf_change};
+use crate::core::{CoreConfig, Event};
 use crate::sim::member::{Lane, Member};
 use crate::sim::network::Packet;
 use bytes::{BufMut, Bytes};
@@ -136,9 +137,9 @@ fn trap_01_stale_read_index() {
 #[test]
 fn trap_02_empty_entries_have_a_type() {
     let leave = Entry { index: 2, term: 1, entry_type: EntryType::EntryConfChangeV2, ..Entry::default() };
-    let change = conf_change::conf_change(&leave).unwrap();
+    let change = entries::conf_change(&leave).unwrap();
     assert_eq!(change, Some(ConfChangeV2::default()), "the step out of joint consensus was taken for nothing");
-    assert_eq!(conf_change::conf_change(&Entry::default()).unwrap(), None);
+    assert_eq!(entries::conf_change(&Entry::default()).unwrap(), None);
 
     // Committed where it does not fit, it is refused by every replica alike, and applied as an entry.
     let mut cluster = Cluster::led();
@@ -155,7 +156,7 @@ fn trap_02_empty_entries_have_a_type() {
         cluster.work(N2, Lane::Apply);
         cluster.pass(N2);
     }
-    assert_eq!(cluster.replica(N2, SHARD).unwrap().applied.index, 3);
+    assert_eq!(cluster.replica(N2, SHARD).unwrap().group.applied.index, 3);
 }
 
 #[test]
@@ -194,7 +195,7 @@ fn trap_03_silent_drops() {
     }
     cluster.settle();
     assert_eq!(cluster.leader(SHARD), Some(N1));
-    assert!(!cluster.replica(N1, SHARD).unwrap().raw.raft.commit_to_current_term());
+    assert!(!cluster.replica(N1, SHARD).unwrap().group.raw.raft.commit_to_current_term());
     let ticket = cluster.post_get(N1, "k", Consistency::Linearizable, FOREVER);
     cluster.settle();
     assert_eq!(cluster.answer(ticket), None);
@@ -270,7 +271,7 @@ fn trap_06_randomness() {
     let timeouts = |seed| {
         let mut cluster = Cluster::new(3, 8, CoreConfig { seed, ..config() });
         cluster.run(20);
-        let of = |id, shard| cluster.replica(id, shard).unwrap().raw.raft.randomized_election_timeout();
+        let of = |id, shard| cluster.replica(id, shard).unwrap().group.raw.raft.randomized_election_timeout();
         cluster
             .nodes()
             .into_iter()
@@ -318,7 +319,7 @@ fn trap_08_the_log_shows_entries_before_they_are_persisted() {
     cluster.running_mut(N1).hold(Lane::Persist);
     let ticket = cluster.post_put(N1, "k", "v", FOREVER);
     cluster.settle();
-    let store = cluster.replica(N1, SHARD).unwrap().raw.store();
+    let store = cluster.replica(N1, SHARD).unwrap().group.raw.store();
     assert_eq!(store.last_index().unwrap(), 3);
     assert_eq!(store.entries(3, 4, None, GetEntriesContext::empty(false)).unwrap()[0].index, 3);
     assert_eq!(cluster.member(N1).on_disk(SHARD).last.index, 2, "nothing of it is on disk");
@@ -462,10 +463,10 @@ fn trap_14_a_removed_leader_goes_on() {
     single.set_change_type(ConfChangeType::RemoveNode);
     let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
     let core = &mut cluster.running_mut(N3).core;
-    core.registry.get_mut(SHARD).unwrap().raw.propose_conf_change(removed.encode().to_vec(), change).unwrap();
+    core.replicas.get_mut(SHARD).unwrap().group.raw.propose_conf_change(removed.encode().to_vec(), change).unwrap();
     let put = cluster.post_put(N3, "k", "v", FOREVER);
     cluster.settle();
-    assert!(!cluster.replica(N3, SHARD).unwrap().leads(), "it leads without a vote");
+    assert!(!cluster.replica(N3, SHARD).unwrap().group.leads(), "it leads without a vote");
     cluster.run(60);
     let leader = cluster.leader(SHARD).expect("the others elect one of them");
     assert!(leader != N3 && cluster.answer(put).is_some());
@@ -477,7 +478,7 @@ fn trap_15_inflight_buffers_are_freed_when_idle() {
     let mut cluster = Cluster::led();
     (0..4).for_each(|i| drop(cluster.put(N1, "k", &i.to_string())));
     cluster.run(10);
-    let raft = &cluster.replica(N1, SHARD).unwrap().raw.raft;
+    let raft = &cluster.replica(N1, SHARD).unwrap().group.raw.raft;
     assert_eq!(raft.inflight_buffers_size(), 0, "bytes are kept for every follower of an idle group");
     assert!(matches!(cluster.put(N1, "k", "v"), Some(Answer::Written(_))));
 }
@@ -485,7 +486,7 @@ fn trap_15_inflight_buffers_are_freed_when_idle() {
 /// A snapshot is only as good as its membership; see trap 4.
 #[test]
 fn trap_04_a_forged_snapshot_is_refused() {
-    use crate::core::replica::conf_state;
+    use crate::core::group::conf_state;
     let mut cluster = Cluster::led();
     let honest = cluster.shards[0].clone();
     let spoil: [fn(&mut flotilla_router::Descriptor); 3] = [
@@ -558,7 +559,7 @@ fn trap_16_entries_are_never_sent_behind_a_place_that_is_not_below_them() {
     cluster.work(N3, Lane::Persist);
     cluster.pass(N3);
     while cluster.deliver((N3, N1), 0) {}
-    let last = cluster.replica(N1, SHARD).unwrap().raw.raft.raft_log.last_index();
+    let last = cluster.replica(N1, SHARD).unwrap().group.raw.raft.raft_log.last_index();
     let refusal = cluster.forge(N2, N1, |m| {
         m.set_msg_type(MessageType::MsgAppendResponse);
         (m.index, m.reject_hint, m.log_term) = (last, last - 1, m.term);

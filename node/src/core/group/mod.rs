@@ -1,0 +1,152 @@
+//! One raft group's member on this node, without any operation: what raft-rs holds, what the shard is, how far it is
+//! applied; the log that raft-rs sees, the order in which a Ready is handled, the guard in front of `step`, the timeouts.
+//!
+//! Operations work on a group; a group knows of none of them. What several of them must know of a replica stands here as a
+//! plain fact: whether it was quarantined, whether a snapshot is becoming its state, in which term it tried to hand over.
+
+pub(crate) mod entries;
+pub(crate) mod guard;
+pub(crate) mod log;
+pub(crate) mod outgoing;
+mod queue;
+pub(crate) mod ready;
+pub(crate) mod report;
+pub(crate) mod timeouts;
+
+use super::config::CoreConfig;
+use super::liveness::Liveness;
+use flotilla_router::{Descriptor, NodeId, ReplicaId, Role, ShardId};
+use flotilla_storage::{LogPosition, Recovered};
+use log::LogView;
+use queue::ReadyQueue;
+use raft::eraftpb::{ConfState, Message};
+use raft::{RawNode, StateRole};
+use std::sync::Arc;
+
+/// One member of one shard's group.
+pub(crate) struct Group {
+    /// The shard.
+    pub(crate) shard: ShardId,
+    /// The Raft id.
+    pub(crate) id: ReplicaId,
+    /// What the shard is, as of `applied`. Only `replicas.rs` sets it.
+    descriptor: Arc<Descriptor>,
+    /// The term that it had when it started.
+    pub(crate) first_term: u64,
+    /// The group, as raft-rs sees it.
+    pub(crate) raw: RawNode<LogView>,
+    /// Up to where the data are applied.
+    pub(crate) applied: LogPosition,
+    /// Up to where entries are scheduled to be applied.
+    pub(crate) scheduled: u64,
+    /// Readys that are not yet persisted, and the messages that wait for them.
+    pub(crate) ready: ReadyQueue,
+    /// Whether a snapshot is becoming this replica's state. Until it has, the group takes no message and no tick.
+    pub(crate) installing: bool,
+    /// The node's tick at which this replica last heard a leader; that of its start, before it has: whom it stood by then
+    /// it does not know.
+    pub(crate) heard_leader_at: u64,
+    /// The last term in which a hand-over was tried: no lease in it.
+    pub(crate) transferred_in_term: u64,
+    /// Why the replica was quarantined, if it was.
+    pub(crate) quarantined: Option<String>,
+}
+
+impl Group {
+    /// The group as it was found on disk.
+    pub(crate) fn new(config: &CoreConfig, logger: &slog::Logger, recovered: Recovered) -> Self {
+        let (shard, id) = (recovered.descriptor.id, recovered.replica);
+        let logger = logger.new(slog::o!("shard" => shard.0, "replica" => id.0));
+        let view = LogView::recovered(&recovered, conf_state(&recovered.descriptor));
+        let raw = RawNode::new(&config.raft(id, recovered.applied.index), view, &logger)
+            .expect("the configuration was validated, and recovery checked commit and applied");
+        let mut group = Self {
+            shard,
+            id,
+            first_term: raw.raft.term,
+            raw,
+            scheduled: recovered.applied.index,
+            applied: recovered.applied,
+            ready: ReadyQueue::new(recovered.hard_state, recovered.last.index),
+            installing: false,
+            heard_leader_at: 0,
+            transferred_in_term: 0,
+            quarantined: None,
+            descriptor: Arc::new(recovered.descriptor),
+        };
+        group.set_timeout(config);
+        group
+    }
+
+    /// What the shard is.
+    pub(crate) fn descriptor(&self) -> &Arc<Descriptor> {
+        &self.descriptor
+    }
+
+    /// The shard is what this descriptor says, from now on. For `replicas.rs` alone, which judges it against all others.
+    pub(crate) fn set_descriptor(&mut self, descriptor: Arc<Descriptor>) {
+        self.descriptor = descriptor;
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub(crate) fn leads(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.quarantined.is_none()
+    }
+
+    /// The node of the leader, as far as this replica knows. One that was quarantined hears of no election any more.
+    pub(crate) fn leader_node(&self) -> Option<NodeId> {
+        if self.quarantined.is_some() {
+            return None;
+        }
+        self.descriptor.replica(ReplicaId(self.raw.raft.leader_id)).map(|r| r.node)
+    }
+
+    /// Gives a message to raft-rs. An error is its way to say that a response came from nobody it knows, or that nothing
+    /// was appended.
+    pub(crate) fn step(&mut self, message: Message, config: &CoreConfig) -> raft::Result<()> {
+        let outcome = self.raw.step(message);
+        self.set_timeout(config);
+        outcome
+    }
+
+    /// Bytes of entries that are proposed, or committed, and not yet applied here.
+    pub(crate) fn under_way_bytes(&self) -> u64 {
+        self.raw.raft.uncommitted_size() as u64 + self.ready.unapplied_bytes
+    }
+
+    /// Whether so much is committed and not yet applied that nothing more is taken in; `all_bytes` are those of all groups.
+    /// One group may have no more than the bound leaves for the others: one that stands still takes a part of it, and
+    /// never all.
+    pub(crate) fn apply_lags(&self, all_bytes: u64, config: &CoreConfig) -> bool {
+        let left = config.log.unapplied_bytes_max.checked_sub(all_bytes);
+        let own = self.ready.unapplied_bytes;
+        own > 0 && left.is_none_or(|left| own > left)
+    }
+
+    /// The last index that every live follower is known to hold; everything, for a follower.
+    pub(crate) fn needed_by_live_followers(&self, liveness: &Liveness) -> u64 {
+        if !self.leads() {
+            return u64::MAX;
+        }
+        let followers = self.descriptor.replicas.iter().filter(|r| r.id != self.id && liveness.is_alive(r.node));
+        followers.filter_map(|r| Some(self.raw.raft.prs().get(r.id.0)?.matched)).min().unwrap_or(u64::MAX)
+    }
+
+    /// Drops bodies from memory that are not needed soon; all that are applied, where memory is short.
+    pub(crate) fn evict(&mut self, liveness: &Liveness, is_short: bool) {
+        if self.raw.store().cache_bytes() > 0 {
+            let applied = self.applied.index;
+            let index = if is_short { applied } else { applied.min(self.needed_by_live_followers(liveness)) };
+            self.raw.mut_store().evict(index);
+        }
+    }
+}
+
+/// The membership as raft-rs writes it.
+pub(crate) fn conf_state(descriptor: &Descriptor) -> ConfState {
+    let ids = |role| descriptor.replicas.iter().filter(|r| r.role == role).map(|r| r.id.0).collect::<Vec<_>>();
+    let mut conf_state = ConfState::default();
+    conf_state.set_voters(ids(Role::Voter));
+    conf_state.set_learners(ids(Role::Learner));
+    conf_state
+}

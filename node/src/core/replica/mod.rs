@@ -1,0 +1,277 @@
+//! One replica: a group, and one field per operation. The only file that knows more than one operation, and the order in
+//! which they hear of what happens.
+//!
+//! The Ready of its group is handled in [`ready`]. What comes in is a function here, which asks one operation, or tells several in order. What every operation is told (an
+//! apply, a change of role, a tick, the end) goes through the trait [`Operation`].
+
+mod ready;
+
+use crate::core::config::CoreConfig;
+use crate::core::context::Context;
+use crate::core::effect::Effect;
+use crate::core::event::{Delivery, SnapshotId, Ticket};
+use crate::core::group::Group;
+use crate::core::group::guard::{self, Verdict};
+use crate::core::operations::election::Election;
+use crate::core::operations::fetch::Fetch;
+use crate::core::operations::flow::Flow;
+use crate::core::operations::freshness::Freshness;
+use crate::core::operations::lease::Lease;
+use crate::core::operations::read::Read;
+use crate::core::operations::snapshot_in::SnapshotIn;
+use crate::core::operations::snapshot_out::SnapshotOut;
+use crate::core::operations::transfer::Transfer;
+use crate::core::operations::truncation::Truncation;
+use crate::core::operations::write::Write;
+use crate::core::operations::{Changes, Operation};
+use crate::core::report::ShardReport;
+use crate::core::time::Time;
+use crate::core::wire::Envelope;
+use flotilla_router::mutation::Mutation;
+use flotilla_router::{Command, Consistency, Descriptor, NodeId, Refusal, ReplicaId};
+use flotilla_storage::{Applied, LogEntry, LogPosition, Recovered, SnapshotManifest};
+use std::sync::Arc;
+
+/// One member of one shard's group, on this node.
+pub(crate) struct Replica {
+    /// The group.
+    pub(crate) group: Group,
+    /// Writes that wait, and writes in flight.
+    pub(crate) write: Write,
+    /// Linearizable reads that wait.
+    read: Read,
+    /// Until when it may answer reads alone.
+    lease: Lease,
+    /// How old what it shows may be.
+    freshness: Freshness,
+    /// Elections.
+    pub(crate) election: Election,
+    /// The hand-over of leadership.
+    pub(crate) transfer: Transfer,
+    /// What is on its way to each follower.
+    flow: Flow,
+    /// The size of the log, and where it can be cut.
+    pub(crate) truncation: Truncation,
+    /// Entries on their way from disk.
+    fetch: Fetch,
+    /// The snapshot for followers that fell behind.
+    snapshot_out: SnapshotOut,
+    /// The snapshot that becomes its state.
+    snapshot_in: SnapshotIn,
+}
+
+impl Replica {
+    /// The replica as it was found on disk.
+    pub(crate) fn new(config: &CoreConfig, logger: &slog::Logger, recovered: Recovered) -> Self {
+        Self {
+            write: Write::default(),
+            read: Read::default(),
+            lease: Lease::default(),
+            freshness: Freshness::default(),
+            election: Election::new(&recovered),
+            transfer: Transfer::default(),
+            flow: Flow::default(),
+            truncation: Truncation::new(recovered.last, recovered.log_bytes),
+            fetch: Fetch::default(),
+            snapshot_out: SnapshotOut::default(),
+            snapshot_in: SnapshotIn::default(),
+            group: Group::new(config, logger, recovered),
+        }
+    }
+
+    /// Every operation, in the order in which it hears of what concerns all.
+    fn operations(&mut self) -> (&mut Group, [&mut dyn Operation; 11]) {
+        let operations: [&mut dyn Operation; 11] = [
+            &mut self.election,
+            &mut self.write,
+            &mut self.read,
+            &mut self.lease,
+            &mut self.freshness,
+            &mut self.transfer,
+            &mut self.flow,
+            &mut self.truncation,
+            &mut self.fetch,
+            &mut self.snapshot_out,
+            &mut self.snapshot_in,
+        ];
+        (&mut self.group, operations)
+    }
+
+    /// A message from a peer: checked, then stepped.
+    pub(crate) fn message(&mut self, from: NodeId, envelope: Envelope, ctx: &mut Context<'_>) {
+        match guard::check(&self.group, from, &envelope, ctx) {
+            Verdict::Step => {
+                self.freshness.note_heard(&envelope, &mut self.group, ctx);
+                // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do
+                // about it.
+                let _ = self.flow.step(envelope.message, &mut self.group, ctx);
+                ctx.pass.touch(self.group.shard);
+            }
+            Verdict::Drop => {}
+            Verdict::Refuse(_) => ctx.counters.messages_refused += 1,
+            Verdict::Quarantine(why) => self.quarantine(why, ctx),
+        }
+    }
+
+    /// Something that was sent to a node is lost: a follower there is probed.
+    pub(crate) fn unreachable(&mut self, node: NodeId, ctx: &mut Context<'_>) {
+        if let (true, Some(member)) = (self.group.leads(), self.group.descriptor().on_node(node)) {
+            self.group.raw.report_unreachable(member.id.0);
+            ctx.pass.touch(self.group.shard);
+        }
+    }
+
+    /// A client's write.
+    pub(crate) fn command(&mut self, ticket: Ticket, command: Command, deadline: Time, ctx: &mut Context<'_>) {
+        self.write.ask(ticket, command, deadline, &self.group, ctx);
+    }
+
+    /// Proposes what has gathered.
+    pub(crate) fn propose(&mut self, ctx: &mut Context<'_>) {
+        self.write.propose(&mut self.group, ctx);
+    }
+
+    /// Refuses the puts that wait, where there is no room for them any more.
+    pub(crate) fn turn_puts_away_without_room(&mut self, ctx: &mut Context<'_>) {
+        self.write.turn_puts_away_without_room(&self.group, ctx);
+    }
+
+    /// A client's read: served at once, refused, or in line.
+    pub(crate) fn ask_read(&mut self, ticket: Ticket, consistency: Consistency, deadline: Time, ctx: &mut Context<'_>) {
+        let shard = self.group.shard;
+        let refusal = match consistency {
+            _ if self.group.quarantined.is_some() => Refusal::NotHosted { shard },
+            // Its keys are gone, and those of the snapshot are not there yet: another replica can answer.
+            Consistency::Stale { .. } if self.group.installing && !Mutation::ReadDuringInstall.is_on() => {
+                Refusal::NotHosted { shard }
+            }
+            Consistency::Stale { age_max } => return self.freshness.read(ticket, age_max, &self.group, ctx),
+            _ if !self.group.leads() => Refusal::NotLeader { shard, leader: self.group.leader_node() },
+            Consistency::Lease if self.lease.holds(ctx.now) => {
+                // The lease proves that all that is committed anywhere is committed here.
+                self.read.confirmed_at(self.group.raw.raft.raft_log.committed, ticket, deadline);
+                ctx.counters.lease_reads += 1;
+                return ctx.pass.touch(shard);
+            }
+            _ => {
+                ctx.counters.lease_reads_refused += u64::from(consistency == Consistency::Lease);
+                self.read.ask(ticket, deadline);
+                return ctx.pass.touch(shard);
+            }
+        };
+        ctx.refuse(ticket, shard, refusal);
+    }
+
+    /// An order to hand leadership over to the replica on node `to`.
+    pub(crate) fn ask_transfer(&mut self, ticket: Ticket, to: NodeId, ctx: &mut Context<'_>) {
+        match self.transfer.judge(to, &self.group) {
+            Ok(target) => self.start_transfer(target, Some(ticket), ctx),
+            Err(result) => ctx.pass.effects.push(Effect::TransferDone { ticket, result }),
+        }
+    }
+
+    /// Starts a hand-over. The lease ends before anybody else can lead.
+    pub(crate) fn start_transfer(&mut self, to: ReplicaId, ticket: Option<Ticket>, ctx: &mut Context<'_>) {
+        self.lease.hand_over();
+        self.transfer.start(to, ticket, &mut self.group, ctx);
+    }
+
+    /// So many bytes of its entries are on the disk.
+    pub(crate) fn written(&mut self, bytes: u64, ctx: &mut Context<'_>) {
+        self.group.no_more_unpersisted(bytes, ctx);
+    }
+
+    /// Entries were applied. What the shard is now was set before.
+    pub(crate) fn applied(&mut self, applied: Applied, ctx: &mut Context<'_>) {
+        self.group.note_applied(applied.at, ctx);
+        let mut changes = Changes { results: applied.results };
+        let (group, operations) = self.operations();
+        operations.into_iter().for_each(|operation| operation.on_applied(group, ctx, &mut changes));
+        self.cut_log(ctx);
+        ctx.pass.touch(self.group.shard);
+    }
+
+    /// Entries have come from disk.
+    pub(crate) fn entries_fetched(&mut self, fetch: u64, entries: Vec<LogEntry>, ctx: &mut Context<'_>) {
+        self.fetch.fetched(fetch, entries, &mut self.group, ctx);
+    }
+
+    /// A snapshot for followers is there, or could not be built.
+    pub(crate) fn snapshot_built(&mut self, snapshot: SnapshotId, at: Option<LogPosition>, ctx: &mut Context<'_>) {
+        self.snapshot_out.built(snapshot, at, &mut self.group, ctx);
+    }
+
+    /// A snapshot stream to a follower has ended.
+    pub(crate) fn snapshot_sent(&mut self, to: ReplicaId, delivery: Delivery, ctx: &mut Context<'_>) {
+        self.snapshot_out.sent(to, delivery, &mut self.group, ctx);
+    }
+
+    /// A snapshot from a peer lies verified on disk.
+    pub(crate) fn snapshot_staged(
+        &mut self,
+        (from, staged): (NodeId, SnapshotId),
+        envelope: Envelope,
+        manifest: &SnapshotManifest,
+        is_taken: bool,
+        ctx: &mut Context<'_>,
+    ) {
+        self.snapshot_in.staged((from, staged), envelope, manifest, is_taken, &mut self.group, ctx);
+    }
+
+    /// What the shard will be once the snapshot that was accepted is installed.
+    pub(crate) fn incoming_descriptor(&self) -> Option<&Arc<Descriptor>> {
+        self.snapshot_in.descriptor()
+    }
+
+    /// A staged snapshot is this replica's state now. What the shard is now was set before.
+    pub(crate) fn snapshot_installed(&mut self, at: LogPosition, ctx: &mut Context<'_>) {
+        let shard = self.group.shard;
+        let ready = self.snapshot_in.installed(at, &mut self.group);
+        let passed_over = self.write.take_passed_over(at.index);
+        self.persisted(ready, ctx);
+        self.group.raw.advance_apply_to(at.index);
+        ctx.refuse_all(passed_over, shard, &Refusal::Unknown { shard });
+        self.freshness.note_applied(&self.group);
+    }
+
+    /// Time passes.
+    pub(crate) fn tick(&mut self, ctx: &mut Context<'_>) {
+        if self.group.quarantined.is_some() {
+            return;
+        }
+        self.election.on_tick(&mut self.group, ctx);
+        let pinned = self.snapshot_out.pins();
+        let (group, operations) = self.operations();
+        operations.into_iter().filter(|o| !o.is_idle()).for_each(|operation| operation.on_tick(group, ctx));
+        if pinned.is_some() && self.snapshot_out.pins().is_none() {
+            self.cut_log(ctx);
+        }
+    }
+
+    /// Forgets the front of a log that is too large.
+    pub(crate) fn cut_log(&mut self, ctx: &mut Context<'_>) {
+        if self.truncation.outgrew_its_pin(ctx) {
+            self.snapshot_out.unpin(&mut self.group, ctx);
+        }
+        self.truncation.cut(self.snapshot_out.pins(), &mut self.group, ctx);
+    }
+
+    /// Quarantines the replica, where going on with it would break a promise: it neither votes, nor leads, nor applies,
+    /// until a person has looked. Never the process, and no other shard.
+    pub(crate) fn quarantine(&mut self, why: String, ctx: &mut Context<'_>) {
+        self.group.quarantined = Some(why.clone());
+        ctx.pass.effects.push(Effect::Quarantined { shard: self.group.shard, why });
+        let (group, operations) = self.operations();
+        operations.into_iter().for_each(|operation| operation.end(group, ctx));
+    }
+
+    /// Whether its commands are there and have come no further for long.
+    pub(crate) fn stands_still(&self, now: Time, patience: Time) -> bool {
+        self.write.stands_still(&self.group, now, patience)
+    }
+
+    /// Where it stands, for people.
+    pub(crate) fn report(&self) -> ShardReport {
+        self.group.report(self.truncation.bytes(), self.write.pending())
+    }
+}
