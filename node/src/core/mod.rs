@@ -82,7 +82,7 @@ use pass::Pass;
 use placement::balance::Balance;
 use placement::drain::Drain;
 use replica::Replica;
-use replicas::{Census, Replicas};
+use replicas::{Replicas, Sums};
 use report::ShardReport;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -131,7 +131,6 @@ impl Node {
         node.budgets.replicas = node.replicas.len() as u64;
         for replica in node.replicas.iter() {
             let descriptor = replica.group.descriptor();
-            node.budgets.cache_bytes += replica.group.raw.store().cache_bytes();
             node.pass.effects.push(Effect::PublishDescriptor { descriptor: descriptor.clone() });
             descriptor.replicas.iter().filter(|r| r.node != identity.node).for_each(|r| node.liveness.meet(r.node));
             node.pass.touch(replica.group.shard);
@@ -187,7 +186,11 @@ impl Node {
             }
             Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
             Event::NodeReachable { node, .. } => self.liveness.meet(node),
-            Event::NodeUnreachable { node } => self.each(|replica, ctx| replica.unreachable(node, ctx)),
+            Event::NodeUnreachable { node } => {
+                for shard in self.replicas.led_shards() {
+                    self.with(shard, |replica, ctx| replica.unreachable(node, ctx));
+                }
+            }
             Event::Disk { free_bytes, reserve_bytes } => self.budgets.room.seen(free_bytes, reserve_bytes),
             Event::Drain => self.drain(),
         }
@@ -221,28 +224,30 @@ impl Node {
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        let Census { leaders, quarantined, apply_lag } = self.replicas.census();
-        let (replicas, cache_bytes) = (self.replicas.len() as u64, self.budgets.cache_bytes);
+        let (leaders, replicas) = (self.replicas.leaders() as u64, self.replicas.len() as u64);
+        let Sums { quarantined, apply_lag, cache_bytes, .. } = self.replicas.sums();
         Counters { leaders, quarantined, apply_lag, replicas, cache_bytes, ..self.counters }
     }
 
-    /// Whether anything waits that another pass, without a new event, would move on. Never true after
-    /// [`Self::finish_pass`].
+    /// Whether nothing waits that another pass, without a new event, would move on, and what is kept by increments is right.
+    /// Always true after [`Self::finish_pass`].
     #[cfg(test)]
-    pub(crate) fn is_at_rest(&self) -> bool {
-        self.pass.is_at_rest()
+    pub(crate) fn is_at_rest(&mut self) -> bool {
+        self.pass.is_at_rest() && self.replicas.are_summed_up()
     }
 
     /// Has something done with a shard's replica; `None` where there is none. The only way to one.
     fn with<T>(&mut self, shard: ShardId, act: impl FnOnce(&mut Replica, &mut Context<'_>) -> T) -> Option<T> {
         let (replicas, mut context) = self.split();
-        Some(act(replicas.get_mut(shard)?, &mut context))
+        let outcome = replicas.with(shard, |replica| act(replica, &mut context));
+        self.budgets.note_logs(self.replicas.sums().cache_bytes, self.replicas.sums().log_bytes);
+        outcome
     }
 
-    /// Has something done with every replica: with many shards, looking each of them up would cost more than a tick.
-    fn each(&mut self, mut act: impl FnMut(&mut Replica, &mut Context<'_>)) {
+    /// Gives every group its tick.
+    fn tick_groups(&mut self) {
         let (replicas, mut context) = self.split();
-        replicas.iter_mut().for_each(|replica| act(replica, &mut context));
+        replicas.tick(|replica| replica.tick(&mut context));
     }
 
     /// The replicas, and what they share.

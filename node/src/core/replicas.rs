@@ -6,11 +6,11 @@
 //! **Invariant.** The ranges of live replicas on a node are disjoint.
 
 use super::config::CoreConfig;
-use super::replica::Replica;
+use super::replica::{Replica, Tally};
 use bytes::Bytes;
 use flotilla_router::{Descriptor, KeyRange, ShardId};
 use flotilla_storage::Recovered;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
@@ -20,6 +20,59 @@ pub(crate) struct Replicas {
     replicas: BTreeMap<ShardId, Replica>,
     /// User shards by the start of their range.
     by_start: BTreeMap<Bytes, ShardId>,
+    index: Index,
+}
+
+/// Which of them are what; kept by increments, since with many shards each walk costs.
+#[derive(Default)]
+struct Index {
+    /// Those that lead.
+    led: BTreeSet<ShardId>,
+    /// Those in which something goes on that time moves.
+    active: BTreeSet<ShardId>,
+    sums: Sums,
+}
+
+impl Index {
+    /// Something was done with a replica.
+    fn note(&mut self, replica: &mut Replica) {
+        let Some((before, now)) = replica.take_tally() else { return };
+        let shard = replica.group.shard;
+        let keep = |set: &mut BTreeSet<ShardId>, stays| if stays { set.insert(shard) } else { set.remove(&shard) };
+        if before.leads != now.leads {
+            keep(&mut self.led, now.leads);
+        }
+        if before.active != now.active {
+            keep(&mut self.active, now.active);
+        }
+        self.sums.replace(before, now);
+    }
+}
+
+/// What there is of each kind, over all replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    /// How many replicas were quarantined.
+    pub(crate) quarantined: u64,
+    /// How many hand over.
+    pub(crate) handing_over: u64,
+    /// Committed entries that are not yet applied.
+    pub(crate) apply_lag: u64,
+    /// Bytes of log bodies in memory.
+    pub(crate) cache_bytes: u64,
+    /// Bytes of log on disk.
+    pub(crate) log_bytes: u64,
+}
+
+impl Sums {
+    fn replace(&mut self, before: Tally, now: Tally) {
+        let swap = |sum: &mut u64, before: u64, now: u64| *sum = *sum + now - before;
+        swap(&mut self.quarantined, before.quarantined.into(), now.quarantined.into());
+        swap(&mut self.handing_over, before.hands_over.into(), now.hands_over.into());
+        swap(&mut self.apply_lag, before.apply_lag, now.apply_lag);
+        swap(&mut self.cache_bytes, before.cache_bytes, now.cache_bytes);
+        swap(&mut self.log_bytes, before.log_bytes, now.log_bytes);
+    }
 }
 
 impl Replicas {
@@ -36,6 +89,15 @@ impl Replicas {
             self.by_start.insert(recovered.descriptor.range.start.clone(), shard);
         }
         self.replicas.insert(shard, Replica::new(config, logger, recovered));
+        self.with(shard, |_| ());
+    }
+
+    /// Has something done with a shard's replica, and sums it up anew; `None` where there is none.
+    pub(crate) fn with<T>(&mut self, shard: ShardId, act: impl FnOnce(&mut Replica) -> T) -> Option<T> {
+        let replica = self.replicas.get_mut(&shard)?;
+        let outcome = act(replica);
+        self.index.note(replica);
+        Some(outcome)
     }
 
     /// The shard is what this descriptor says, from now on.
@@ -81,7 +143,27 @@ impl Replicas {
         self.replicas.get(&shard)
     }
 
-    /// The same, to change.
+    /// Every shard that has a replica here.
+    pub(crate) fn shards(&self) -> Vec<ShardId> {
+        self.replicas.keys().copied().collect()
+    }
+
+    /// Whether what is kept by increments is what a walk over all replicas finds.
+    #[cfg(test)]
+    pub(crate) fn are_summed_up(&mut self) -> bool {
+        let mut found = Index::default();
+        for (shard, replica) in &mut self.replicas {
+            let tally = replica.tally();
+            found.led.extend(tally.leads.then_some(*shard));
+            found.active.extend(tally.active.then_some(*shard));
+            found.sums.replace(Tally::default(), tally);
+        }
+        let Index { led, active, sums } = &self.index;
+        (led, active, sums) == (&found.led, &found.active, &found.sums)
+    }
+
+    /// A replica, to change, without summing it up.
+    #[cfg(test)]
     pub(crate) fn get_mut(&mut self, shard: ShardId) -> Option<&mut Replica> {
         self.replicas.get_mut(&shard)
     }
@@ -96,9 +178,28 @@ impl Replicas {
         self.replicas.values()
     }
 
-    /// Every replica, to change.
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Replica> {
-        self.replicas.values_mut()
+    /// Gives every replica its tick. Those for which `tick` is true may have changed, and are summed up anew.
+    pub(crate) fn tick(&mut self, mut tick: impl FnMut(&mut Replica) -> bool) {
+        for replica in self.replicas.values_mut() {
+            if tick(replica) {
+                self.index.note(replica);
+            }
+        }
+    }
+
+    /// Those that lead.
+    pub(crate) fn led(&self) -> impl Iterator<Item = &Replica> {
+        self.index.led.iter().map(|shard| &self.replicas[shard])
+    }
+
+    /// The shards of those that lead.
+    pub(crate) fn led_shards(&self) -> Vec<ShardId> {
+        self.index.led.iter().copied().collect()
+    }
+
+    /// The shards of those in which something goes on that time moves.
+    pub(crate) fn active_shards(&self) -> Vec<ShardId> {
+        self.index.active.iter().copied().collect()
     }
 
     /// How many replicas there are.
@@ -107,29 +208,12 @@ impl Replicas {
     }
 
     /// How many of them lead.
-    pub(crate) fn leaders(&self) -> u64 {
-        self.iter().filter(|r| r.group.leads()).count() as u64
+    pub(crate) fn leaders(&self) -> usize {
+        self.index.led.len()
     }
 
-    /// What there is to count, in one walk: with many shards each walk costs.
-    pub(crate) fn census(&self) -> Census {
-        let mut census = Census::default();
-        for replica in self.iter() {
-            census.leaders += u64::from(replica.group.leads());
-            census.quarantined += u64::from(replica.group.quarantined.is_some());
-            census.apply_lag += replica.group.raw.raft.raft_log.committed.saturating_sub(replica.group.applied.index);
-        }
-        census
+    /// What there is of each kind.
+    pub(crate) fn sums(&self) -> Sums {
+        self.index.sums
     }
-}
-
-/// What there is to count.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Census {
-    /// How many replicas lead.
-    pub(crate) leaders: u64,
-    /// How many were quarantined.
-    pub(crate) quarantined: u64,
-    /// Committed entries that are not yet applied, over all replicas.
-    pub(crate) apply_lag: u64,
 }

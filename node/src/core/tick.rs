@@ -9,7 +9,10 @@ impl Node {
         self.ticks += 1;
         self.pass.ticked = true;
         self.liveness.tick();
-        self.each(|replica, ctx| replica.tick(ctx));
+        self.tick_groups();
+        for shard in self.replicas.active_shards() {
+            self.with(shard, |replica, ctx| replica.tick_operations(ctx));
+        }
         if self.ticks.is_multiple_of(self.config.raft.heartbeat_ticks as u64 * 2) {
             self.place_leaders();
         }
@@ -43,27 +46,23 @@ impl Node {
 
     /// The disk is full: cuts the logs of shards that nobody writes to any more, either.
     fn cut_logs(&mut self) {
-        self.each(|replica, ctx| {
-            // What was quarantined is for a person to look at, and a log that a snapshot replaces is no longer this one's.
-            if replica.group.quarantined.is_none() && !replica.group.installing {
-                replica.cut_log(ctx);
-            }
-        });
+        // Those that are not active have a log, too.
+        for shard in self.replicas.shards() {
+            self.with(shard, |replica, ctx| {
+                // What was quarantined is for a person to look at, and a log that a snapshot replaces is no longer this
+                // one's.
+                if replica.group.quarantined.is_none() && !replica.group.installing {
+                    replica.cut_log(ctx);
+                }
+            });
+        }
     }
 
-    /// Drops bodies from memory that are not needed soon; and takes stock of the logs.
+    /// Drops bodies from memory that are not needed soon.
     fn evict_caches(&mut self) {
-        let (mut cache_bytes, mut log_bytes) = (0, 0);
         let is_short = self.budgets.cache_bytes > self.config.log.cache_bytes_max;
-        for replica in self.replicas.iter_mut() {
-            replica.group.evict(&self.liveness, is_short);
-            if replica.group.leads() && replica.write.pending() == 0 {
-                // A buffer for every follower of every group that is idle would add up.
-                replica.group.raw.raft.maybe_free_inflight_buffers();
-            }
-            cache_bytes += replica.group.raw.store().cache_bytes();
-            log_bytes += replica.truncation.bytes();
+        for shard in self.replicas.active_shards() {
+            self.with(shard, |replica, ctx| replica.evict(is_short, ctx));
         }
-        (self.budgets.cache_bytes, self.budgets.log_bytes) = (cache_bytes, log_bytes);
     }
 }

@@ -47,7 +47,7 @@ pub(crate) struct Budgets {
     pub(crate) unpersisted_bytes: u64,
     /// Bytes of log bodies in memory.
     pub(crate) cache_bytes: u64,
-    /// Bytes of log on disk, as of the last tick.
+    /// Bytes of log on disk.
     pub(crate) log_bytes: u64,
     /// Bytes of entries on their way to each node.
     in_flight: BTreeMap<NodeId, u64>,
@@ -99,6 +99,11 @@ impl Budgets {
     pub(crate) fn note_under_way(&mut self) {
         self.pace.under_way(self.under_way.bytes - self.under_way.standing);
         self.uncommitted_bytes = self.under_way.uncommitted;
+    }
+
+    /// Takes note of what all logs have, in memory and on disk.
+    pub(crate) fn note_logs(&mut self, cache_bytes: u64, log_bytes: u64) {
+        (self.cache_bytes, self.log_bytes) = (cache_bytes, log_bytes);
     }
 
     /// Looks at the pace, once per tick.

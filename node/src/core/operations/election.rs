@@ -58,7 +58,21 @@ impl Election {
     }
 
     /// Gives the group a tick. Whether there may be something ready.
-    fn tick(&self, group: &mut Group, ctx: &mut Context<'_>) -> bool {
+    pub(crate) fn tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) -> bool {
+        if group.installing {
+            return false;
+        }
+        self.led_ticks += 1;
+        let ready = self.tick_raft(group, ctx);
+        if ready {
+            // At once, since the same pass may bring more ticks.
+            group.set_timeout(ctx.config);
+            ctx.pass.touch(group.shard);
+        }
+        ready
+    }
+
+    fn tick_raft(&self, group: &mut Group, ctx: &mut Context<'_>) -> bool {
         let raft = &group.raw.raft;
         if raft.state != StateRole::Leader && group.would_win_too_early() {
             return false;
@@ -100,23 +114,14 @@ impl Operation for Election {
         }
     }
 
-    fn on_tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
-        if group.installing {
-            return;
-        }
-        self.led_ticks += 1;
-        if self.tick(group, ctx) {
-            // At once, since the same pass may bring more ticks.
-            group.set_timeout(ctx.config);
-            ctx.pass.touch(group.shard);
-        }
+    fn on_tick(&mut self, _: &mut Group, _: &mut Context<'_>) {
+        // The group's own clock ticks always; the composer sees to it.
     }
 
     fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         ctx.pass.effects.push(Effect::PublishLeader { shard: group.shard, leader: None });
     }
 
-    /// The group's own clock ticks always.
     fn is_idle(&self) -> bool {
         true
     }

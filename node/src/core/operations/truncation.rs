@@ -110,10 +110,8 @@ impl Truncation {
             return;
         }
         let to = LogPosition { index, term };
-        let cached = log.cache_bytes();
         group.raw.mut_store().truncate(to);
         self.forget_up_to(index);
-        ctx.budgets.cache_bytes = ctx.budgets.cache_bytes + group.raw.store().cache_bytes() - cached;
         let write = ctx.pass.write(group.shard);
         let from = write.truncate.map_or(truncated.index + 1, |t| t.from);
         write.truncate = Some(Truncate { from, to });

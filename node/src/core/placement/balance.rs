@@ -41,10 +41,10 @@ impl Balance {
         ticks: u64,
         config: &CoreConfig,
     ) -> Vec<HandOver> {
-        if replicas.iter().any(|replica| replica.transfer.is_under_way()) {
+        if replicas.sums().handing_over > 0 {
             self.unsettled_at = ticks;
         }
-        let mine = replicas.leaders() as usize;
+        let mine = replicas.leaders();
         let takes = |(node, beat): (NodeId, Beat)| {
             (!beat.draining && !beat.disk_full && beat.replicas > 0).then_some((node, beat.leaders as usize))
         };
@@ -80,7 +80,7 @@ fn to_give(replicas: &Replicas, mine: usize, mut takers: BTreeMap<NodeId, usize>
         takers.iter().map(|(node, theirs)| (*node, ((share - theirs) * surplus).div_ceil(surplus_of_all))).collect();
     let wanted = surplus.min(HANDOVERS_MAX.max(surplus / 8));
     let mut given = Vec::new();
-    for replica in replicas.iter().filter(|r| r.group.leads() && r.election.led_ticks() >= STAY_TICKS) {
+    for replica in replicas.led().filter(|r| r.election.led_ticks() >= STAY_TICKS) {
         if given.len() == wanted {
             break;
         }

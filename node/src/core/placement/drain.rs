@@ -18,7 +18,7 @@ pub(crate) struct Drain {
 impl Drain {
     /// Every shard that is led here, and its voter that is furthest, among nodes that stay.
     pub(crate) fn hand_overs(replicas: &Replicas, liveness: &Liveness) -> Vec<HandOver> {
-        let led = replicas.iter().filter(|r| r.group.leads() && !r.transfer.is_under_way());
+        let led = replicas.led().filter(|r| !r.transfer.is_under_way());
         led.filter_map(|r| {
             let takers = takers(r, liveness);
             let best = takers.filter_map(|id| Some((r.group.raw.raft.prs().get(id.0)?.matched, id))).max()?;
@@ -30,9 +30,7 @@ impl Drain {
     /// Whether it is time to say that going down need wait no longer, said once: nothing is led here that anybody alive
     /// could take.
     pub(crate) fn ends(&mut self, replicas: &Replicas, liveness: &Liveness) -> bool {
-        let ends = self.is_draining
-            && !self.is_drained
-            && replicas.iter().filter(|r| r.group.leads()).all(|r| takers(r, liveness).next().is_none());
+        let ends = self.is_draining && !self.is_drained && replicas.led().all(|r| takers(r, liveness).next().is_none());
         self.is_drained |= ends;
         ends
     }

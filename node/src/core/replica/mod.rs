@@ -58,6 +58,27 @@ pub(crate) struct Replica {
     snapshot_out: SnapshotOut,
     /// The snapshot that becomes its state.
     snapshot_in: SnapshotIn,
+    /// What was last summed up of it.
+    tally: Tally,
+}
+
+/// What of a replica is summed up over all of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// It leads.
+    pub(crate) leads: bool,
+    /// It was quarantined.
+    pub(crate) quarantined: bool,
+    /// It hands over.
+    pub(crate) hands_over: bool,
+    /// Something goes on in it that time moves.
+    pub(crate) active: bool,
+    /// Committed entries that are not yet applied.
+    pub(crate) apply_lag: u64,
+    /// Bytes of log bodies in memory.
+    pub(crate) cache_bytes: u64,
+    /// Bytes of log on disk.
+    pub(crate) log_bytes: u64,
 }
 
 impl Replica {
@@ -75,6 +96,7 @@ impl Replica {
             fetch: Fetch::default(),
             snapshot_out: SnapshotOut::default(),
             snapshot_in: SnapshotIn::default(),
+            tally: Tally::default(),
             group: Group::new(config, logger, recovered),
         }
     }
@@ -234,17 +256,53 @@ impl Replica {
         self.freshness.note_applied(&self.group);
     }
 
-    /// Time passes.
-    pub(crate) fn tick(&mut self, ctx: &mut Context<'_>) {
+    /// The election clock ticks. Whether there may be something ready.
+    pub(crate) fn tick(&mut self, ctx: &mut Context<'_>) -> bool {
+        self.group.quarantined.is_none() && self.election.tick(&mut self.group, ctx)
+    }
+
+    /// The same for what goes on beside elections and heartbeats; only where something does.
+    pub(crate) fn tick_operations(&mut self, ctx: &mut Context<'_>) {
         if self.group.quarantined.is_some() {
             return;
         }
-        self.election.on_tick(&mut self.group, ctx);
         let pinned = self.snapshot_out.pins();
         let (group, operations) = self.operations();
         operations.into_iter().filter(|o| !o.is_idle()).for_each(|operation| operation.on_tick(group, ctx));
         if pinned.is_some() && self.snapshot_out.pins().is_none() {
             self.cut_log(ctx);
+        }
+    }
+
+    /// Drops from memory what is not needed soon; all that is applied, where memory is short.
+    pub(crate) fn evict(&mut self, is_short: bool, ctx: &Context<'_>) {
+        self.group.evict(ctx.liveness, is_short);
+        if self.group.leads() && self.write.pending() == 0 {
+            // A buffer for every follower of every group that is idle would add up.
+            self.group.raw.raft.maybe_free_inflight_buffers();
+        }
+    }
+
+    /// What is to be summed up of it, if that changed: what it was, and what it is.
+    pub(crate) fn take_tally(&mut self) -> Option<(Tally, Tally)> {
+        let now = self.tally();
+        (now != self.tally).then(|| (std::mem::replace(&mut self.tally, now), now))
+    }
+
+    /// What is to be summed up of it.
+    pub(crate) fn tally(&mut self) -> Tally {
+        let cache_bytes = self.group.raw.store().cache_bytes();
+        let (_, operations) = self.operations();
+        let busy = operations.into_iter().any(|operation| !operation.is_idle());
+        let group = &self.group;
+        Tally {
+            leads: group.leads(),
+            quarantined: group.quarantined.is_some(),
+            hands_over: self.transfer.is_under_way(),
+            active: cache_bytes > 0 || busy && group.quarantined.is_none(),
+            apply_lag: group.raw.raft.raft_log.committed.saturating_sub(group.applied.index),
+            cache_bytes,
+            log_bytes: self.truncation.bytes(),
         }
     }
 

@@ -16,13 +16,11 @@ impl Replica {
         if self.group.quarantined.is_some() {
             return;
         }
-        let cached_before = self.group.raw.store().cache_bytes();
         self.read.send_context(&mut self.group, ctx);
         while let Some(taken) = self.group.take_ready(ctx) {
             self.handle_ready(taken, ctx);
         }
         self.group.set_timeout(ctx.config);
-        ctx.budgets.cache_bytes = ctx.budgets.cache_bytes + self.group.raw.store().cache_bytes() - cached_before;
         self.flow.bound(&mut self.group, ctx);
         if let Some(change) = self.election.notice(&self.group, ctx) {
             let (group, operations) = self.operations();
