@@ -3,7 +3,7 @@
 //! "Taken" is tried out: a core is made with the configuration and run for a while, since an option that passes its check and then
 //! overflows a sum would end the process at an election, not at its start.
 
-use flotilla_node::core::{CoreConfig, Event, Identity, LogConfig, Node, RaftConfig, ReadsConfig, Ticket, Time};
+use flotilla_node::core::{Ask, CoreConfig, Event, Identity, LogConfig, Node, RaftConfig, ReadsConfig, Ticket, Time};
 use flotilla_ops::Limits;
 use flotilla_router::{
     ClusterId, Command, Condition, Consistency, Descriptor, Epoch, Incarnation, KeyRange, NodeId, Op, Replica, ReplicaId, Role,
@@ -66,9 +66,9 @@ fn try_out(config: CoreConfig) {
         if round == 20 {
             let command = Command { op: Op::Put { key: "k".into(), value: "v".into() }, condition: Condition::Always };
             let (shard, deadline) = (ShardId(2), Time::from_secs(3));
-            core.handle(Event::Command { ticket: Ticket(1), shard, command, deadline });
-            core.handle(Event::Read { ticket: Ticket(2), shard, consistency: Consistency::Lease, deadline });
-            core.handle(Event::Transfer { ticket: Ticket(3), shard, to: NodeId(1) });
+            core.handle(Event::Ask { ticket: Ticket(1), ask: Ask::Write { shard, command }, deadline });
+            core.handle(Event::Ask { ticket: Ticket(2), ask: Ask::Read { shard, consistency: Consistency::Lease }, deadline });
+            core.handle(Event::Ask { ticket: Ticket(3), ask: Ask::Transfer { shard, to: NodeId(1) }, deadline });
         }
         for effect in core.finish_pass() {
             if let flotilla_node::core::Effect::Persist { write, .. } = effect {

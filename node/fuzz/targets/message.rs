@@ -21,7 +21,9 @@ use bytes::{BufMut, Bytes};
 use flotilla_node::core::config::{LogConfig, RaftConfig, ReadsConfig};
 use flotilla_node::core::report::ShardReport;
 use flotilla_node::core::wire::{self, Item};
-use flotilla_node::core::{Beat, CoreConfig, Delivery, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time};
+use flotilla_node::core::{
+    Ask, Beat, CoreConfig, Delivery, Done, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time,
+};
 use flotilla_router::{Command, Condition, Consistency, Incarnation, KeyRange, NodeId, Op, ReplicaId, Revision, ShardId};
 use flotilla_storage::{
     Applier, ApplyWork, Engine as _, HardState, LogBatch, MemoryEngine, Recovered, SnapshotFile, SnapshotManifest, append,
@@ -182,11 +184,11 @@ impl World {
                     _ => Consistency::Stale { age_max: Some(Time::from_millis(s.number(100))) },
                 };
                 let (ticket, shard, deadline) = (self.ticket(), s.pick(&SHARDS), self.deadline(s));
-                self.core.handle(Event::Read { ticket, shard, consistency, deadline });
+                self.core.handle(Event::Ask { ticket, ask: Ask::Read { shard, consistency }, deadline });
             }
             17 => {
                 let (ticket, shard, to) = (self.ticket(), s.pick(&SHARDS), NodeId(s.number(2)));
-                self.core.handle(Event::Transfer { ticket, shard, to });
+                self.core.handle(Event::Ask { ticket, ask: Ask::Transfer { shard, to }, deadline: Time::MAX });
             }
             18 | 19 => self.snapshot(s),
             20 => self.stream_ended(s.u8() & 1 == 0),
@@ -212,7 +214,11 @@ impl World {
 
     /// Ends a pass and takes in what it came to.
     fn pass(&mut self) {
-        self.core.handle(Event::Inspect { ticket: Ticket(0), after: ShardId(0), limit: 10 });
+        self.core.handle(Event::Ask {
+            ticket: Ticket(0),
+            ask: Ask::Inspect { after: ShardId(0), limit: 10 },
+            deadline: Time::MAX,
+        });
         for effect in self.core.finish_pass() {
             match effect {
                 Effect::Send { to, messages, .. } => self.sent.extend(messages.into_iter().map(|message| (to, message))),
@@ -234,8 +240,8 @@ impl World {
                     assert!(self.staged.remove(&staged).is_some(), "{staged:?} is discarded, which is not there");
                 }
                 Effect::Read { tickets, .. } => tickets.into_iter().for_each(|ticket| self.close(ticket)),
-                Effect::Reply { ticket, .. } | Effect::TransferDone { ticket, .. } => self.close(ticket),
-                Effect::Report { shards, .. } => self.note(shards),
+                Effect::Reply { result: Ok(Done::Report(shards)), .. } => self.note(shards),
+                Effect::Reply { ticket, .. } => self.close(ticket),
                 Effect::DropSnapshot { .. }
                 | Effect::PublishLeader { .. }
                 | Effect::PublishDescriptor { .. }
@@ -381,7 +387,7 @@ impl World {
         };
         let condition = s.pick(&[Condition::Always, Condition::Absent, Condition::Present, Condition::At(Revision(1))]);
         let (ticket, deadline) = (self.ticket(), self.deadline(s));
-        self.core.handle(Event::Command { ticket, shard, command: Command { op, condition }, deadline });
+        self.core.handle(Event::Ask { ticket, ask: Ask::Write { shard, command: Command { op, condition } }, deadline });
     }
 
     /// Where a snapshot that came lies.

@@ -4,13 +4,13 @@
 use super::budgets::Budgets;
 use super::config::{CoreConfig, Identity};
 use super::counters::Counters;
-use super::effect::Effect;
+use super::effect::{Done, Effect};
 use super::event::{SnapshotId, Ticket};
 use super::liveness::Liveness;
 use super::pass::Pass;
 use super::time::Time;
+use flotilla_router::Refusal;
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Refusal, ShardId};
 
 /// The node, as one replica sees it while something happens to it.
 pub(crate) struct Context<'a> {
@@ -35,14 +35,14 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Answers whoever waits with a refusal.
-    pub(crate) fn refuse(&mut self, ticket: Ticket, shard: ShardId, refusal: Refusal) {
-        self.pass.effects.push(Effect::Reply { ticket, shard, result: Err(refusal) });
+    /// Answers whoever waits.
+    pub(crate) fn reply(&mut self, ticket: Ticket, result: Result<Done, Refusal>) {
+        self.pass.effects.push(Effect::Reply { ticket, result });
     }
 
-    /// The same for many.
-    pub(crate) fn refuse_all(&mut self, tickets: impl IntoIterator<Item = Ticket>, shard: ShardId, refusal: &Refusal) {
-        tickets.into_iter().for_each(|ticket| self.refuse(ticket, shard, refusal.clone()));
+    /// Refuses what many wait for.
+    pub(crate) fn refuse_all(&mut self, tickets: impl IntoIterator<Item = Ticket>, refusal: &Refusal) {
+        tickets.into_iter().for_each(|ticket| self.reply(ticket, Err(refusal.clone())));
     }
 }
 

@@ -108,28 +108,12 @@ pub enum Effect {
         /// The descriptor.
         descriptor: Arc<Descriptor>,
     },
-    /// A command's results, or one refusal for a command or read.
+    /// What came of something that was asked.
     Reply {
         /// Who waits.
         ticket: Ticket,
-        /// The shard that answered.
-        shard: ShardId,
-        /// What became of it.
-        result: Result<WriteResult, Refusal>,
-    },
-    /// The answer to a transfer.
-    TransferDone {
-        /// Who waits.
-        ticket: Ticket,
-        /// The shard's descriptor, once the other node leads.
-        result: Result<Arc<Descriptor>, Refusal>,
-    },
-    /// The answer to an inspection.
-    Report {
-        /// Who waits.
-        ticket: Ticket,
-        /// The shards that were asked for, in the order of ids.
-        shards: Vec<ShardReport>,
+        /// What was done, or why not.
+        result: Result<Done, Refusal>,
     },
     /// After `Drain`: no shard is led here any more that could be handed over.
     Drained,
@@ -140,4 +124,15 @@ pub enum Effect {
         /// What is wrong.
         why: String,
     },
+}
+
+/// What came of an [`Ask`](super::event::Ask).
+#[derive(Clone, Debug)]
+pub enum Done {
+    /// A write was applied, or its condition did not hold.
+    Written(WriteResult),
+    /// Another node leads now; what the shard is.
+    Transferred(Arc<Descriptor>),
+    /// The shards that were asked for, in the order of ids.
+    Report(Vec<ShardReport>),
 }

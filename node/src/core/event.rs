@@ -9,6 +9,50 @@ use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
+/// What can be asked of the core. Each is answered exactly once: by [`Effect::Read`](super::Effect::Read) for a read that may
+/// look, by [`Effect::Reply`](super::Effect::Reply) for everything else.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// A write.
+    Write {
+        /// The shard that the router chose.
+        shard: ShardId,
+        /// What to write.
+        command: Command,
+    },
+    /// A read: of a key or of many, the core does not look.
+    Read {
+        /// The shard that the router chose.
+        shard: ShardId,
+        /// How fresh it must be.
+        consistency: Consistency,
+    },
+    /// An order to hand a shard's leadership over.
+    Transfer {
+        /// The shard.
+        shard: ShardId,
+        /// The node that shall lead it.
+        to: NodeId,
+    },
+    /// A question about the state of shards.
+    Inspect {
+        /// Which shards: those with ids above this one.
+        after: ShardId,
+        /// At most so many.
+        limit: usize,
+    },
+}
+
+impl Ask {
+    /// The one shard that it concerns.
+    pub fn shard(&self) -> Option<ShardId> {
+        match self {
+            Self::Write { shard, .. } | Self::Read { shard, .. } | Self::Transfer { shard, .. } => Some(*shard),
+            Self::Inspect { .. } => None,
+        }
+    }
+}
+
 /// How a snapshot stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
@@ -45,45 +89,14 @@ pub enum Event {
         /// What it says of itself.
         beat: Beat,
     },
-    /// A write.
-    Command {
+    /// Somebody asks, and waits for the answer.
+    Ask {
         /// Who waits.
         ticket: Ticket,
-        /// The shard that the router chose.
-        shard: ShardId,
-        /// What to write.
-        command: Command,
-        /// When its sender stops waiting.
+        /// What is asked.
+        ask: Ask,
+        /// When whoever asked stops waiting.
         deadline: Time,
-    },
-    /// A read: of a key or of many, the core does not look.
-    Read {
-        /// Who waits.
-        ticket: Ticket,
-        /// The shard that the router chose.
-        shard: ShardId,
-        /// How fresh it must be.
-        consistency: Consistency,
-        /// When its sender stops waiting.
-        deadline: Time,
-    },
-    /// An order to hand a shard's leadership over.
-    Transfer {
-        /// Who waits.
-        ticket: Ticket,
-        /// The shard.
-        shard: ShardId,
-        /// The node that shall lead it.
-        to: NodeId,
-    },
-    /// A question about the state of shards.
-    Inspect {
-        /// Who waits.
-        ticket: Ticket,
-        /// Which shards: those with ids above `after`, at most `limit`.
-        after: ShardId,
-        /// At most so many.
-        limit: usize,
     },
     /// A write to the log is durable, with all before it.
     Persisted {

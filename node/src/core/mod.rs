@@ -68,8 +68,8 @@ mod time;
 
 pub use config::{CoreConfig, Identity, LogConfig, RaftConfig, ReadMode, ReadsConfig};
 pub use counters::Counters;
-pub use effect::Effect;
-pub use event::{Delivery, Event, SnapshotId, Ticket};
+pub use effect::{Done, Effect};
+pub use event::{Ask, Delivery, Event, SnapshotId, Ticket};
 pub use time::Time;
 pub use wire::{Beat, Envelope, Timing};
 
@@ -151,23 +151,7 @@ impl Node {
                 self.counters.messages_refused += u64::from(hosted.is_none());
             }
             Event::Beat { from, beat } => self.liveness.heard(from, beat),
-            Event::Command { ticket, shard, command, deadline } => {
-                self.counters.commands += 1;
-                let hosted = self.with(shard, |replica, ctx| replica.command(ticket, command, deadline, ctx));
-                self.not_hosted(hosted, |refusal| Effect::Reply { ticket, shard, result: Err(refusal) }, shard);
-            }
-            Event::Read { ticket, shard, consistency, deadline } => {
-                let hosted = self.with(shard, |replica, ctx| replica.ask_read(ticket, consistency, deadline, ctx));
-                self.not_hosted(hosted, |refusal| Effect::Reply { ticket, shard, result: Err(refusal) }, shard);
-            }
-            Event::Transfer { ticket, shard, to } => {
-                let hosted = self.with(shard, |replica, ctx| replica.ask_transfer(ticket, to, ctx));
-                self.not_hosted(hosted, |refusal| Effect::TransferDone { ticket, result: Err(refusal) }, shard);
-            }
-            Event::Inspect { ticket, after, limit } => {
-                let shards = self.inspect(after, limit);
-                self.pass.effects.push(Effect::Report { ticket, shards });
-            }
+            Event::Ask { ticket, ask, deadline } => self.ask(ticket, ask, deadline),
             Event::Persisted { write } => self.persisted(write),
             Event::Applied { applied } => self.applied(applied),
             Event::EntriesFetched { fetch, shard, entries } => {
@@ -266,11 +250,18 @@ impl Node {
         (&mut self.replicas, context)
     }
 
-    /// Answers whoever asked about a shard of which there is no replica here.
-    fn not_hosted(&mut self, hosted: Option<()>, answer: impl FnOnce(Refusal) -> Effect, shard: ShardId) {
-        if hosted.is_none() {
-            self.pass.effects.push(answer(Refusal::NotHosted { shard }));
-        }
+    /// Somebody asks, and waits for the answer.
+    fn ask(&mut self, ticket: Ticket, ask: Ask, deadline: Time) {
+        self.counters.commands += u64::from(matches!(ask, Ask::Write { .. }));
+        let result = match (ask.shard(), ask) {
+            (_, Ask::Inspect { after, limit }) => Ok(Done::Report(self.inspect(after, limit))),
+            (None, _) => return,
+            (Some(shard), ask) => match self.with(shard, |replica, ctx| replica.ask(ticket, ask, deadline, ctx)) {
+                Some(()) => return,
+                None => Err(Refusal::NotHosted { shard }),
+            },
+        };
+        self.pass.effects.push(Effect::Reply { ticket, result });
     }
 
     /// What this node says of itself.

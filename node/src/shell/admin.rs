@@ -4,9 +4,10 @@
 //! once each; where a node does not answer in time, what is known here stands in for it.
 
 use super::driver::LoopState;
-use super::mailbox::{Mail, Mailbox, overloaded};
-use super::service::Service;
+use super::mailbox::{Answered, Mailbox};
+use super::service::{Service, another_answer};
 use crate::core::report::ShardReport;
+use crate::core::{self, Done};
 use bytes::Bytes;
 use flotilla_ops::Ordered;
 use flotilla_ops::admin::{
@@ -25,7 +26,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// How long another node may take to say what it knows.
 const PEER_PATIENCE: Duration = Duration::from_millis(1000);
@@ -217,11 +217,11 @@ impl Admin {
     }
 
     async fn hand_over_here(&self, shard: ShardId, to: NodeId) -> Result<(), Refusal> {
-        let (reply, done) = oneshot::channel();
-        if !self.mailbox.offer(Mail::Transfer { shard, to, reply }) {
-            return Err(overloaded());
-        }
-        done.await.unwrap_or(Err(Refusal::ShuttingDown)).map(|_| ())
+        let deadline = Instant::now() + TRANSFER_PATIENCE;
+        let ask = core::Ask::Transfer { shard, to };
+        self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?;
+        self.service.metrics.leader_transfers.inc();
+        Ok(())
     }
 
     /// Asks another node, and reads its answer.
@@ -314,11 +314,11 @@ impl Admin {
     }
 
     async fn inspect(&self, after: ShardId, limit: usize) -> Result<Vec<ShardReport>, Refusal> {
-        let (reply, reports) = oneshot::channel();
-        if !self.mailbox.offer(Mail::Inspect { after, limit, reply }) {
-            return Err(overloaded());
+        let ask = core::Ask::Inspect { after, limit };
+        match self.mailbox.ask(ask, Instant::now() + PEER_PATIENCE, Refusal::ShuttingDown).await? {
+            Answered::Done(Done::Report(reports)) => Ok(reports),
+            _ => Err(another_answer()),
         }
-        reports.await.map_err(|_| Refusal::ShuttingDown)
     }
 
     /// What this node knows of some shards, in their order.

@@ -6,18 +6,17 @@
 //! clock that runs in suspend, too ([`super::clock`]).
 
 use super::applier;
-use super::mailbox::{Grant, Mail, Mailbox, ReplyTo};
+use super::mailbox::{Answered, Grant, Mail, Mailbox, ReplyTo};
 use super::queue::Queue;
 use super::rates::Rates;
 use super::snapshots::Snapshots;
 use super::views::Views;
 use super::{Engine, View, writer};
-use crate::core::report::ShardReport;
-use crate::core::{Counters, Effect, Event, Node, Ticket, Time, wire};
+use crate::core::{Ask, Counters, Effect, Event, Node, Ticket, Time, wire};
 use flotilla_ops::Metrics;
 use flotilla_router::sizes::FRAME_BYTES_MAX;
-use flotilla_router::{Descriptor, NodeId, Refusal, Routes, ShardId};
-use flotilla_storage::{Engine as _, WriteResult};
+use flotilla_router::{NodeId, Routes, ShardId};
+use flotilla_storage::Engine as _;
 use flotilla_transport::{Lane, Transport};
 use raft::eraftpb::MessageType;
 use std::collections::{BTreeSet, HashMap};
@@ -67,20 +66,13 @@ pub struct Hands {
     pub state: Arc<LoopState>,
 }
 
-/// Who waits for a ticket.
-enum Waiter {
-    Command(ReplyTo<Result<WriteResult, Refusal>>),
-    Read(ReplyTo<Result<Grant, Refusal>>),
-    Transfer(oneshot::Sender<Result<Arc<Descriptor>, Refusal>>),
-    Inspect(oneshot::Sender<Vec<ShardReport>>),
-}
-
 /// The loop.
 pub struct Driver {
     core: Node,
     hands: Hands,
     mailbox: Mailbox,
-    waiters: HashMap<Ticket, Waiter>,
+    /// Who waits for each ticket.
+    waiters: HashMap<Ticket, ReplyTo>,
     next_ticket: u64,
     drained: Vec<oneshot::Sender<()>>,
     counted: Counters,
@@ -148,7 +140,7 @@ impl Driver {
         }
     }
 
-    fn ticket(&mut self, waiter: Waiter) -> Ticket {
+    fn ticket(&mut self, waiter: ReplyTo) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
         self.waiters.insert(ticket, waiter);
@@ -164,23 +156,14 @@ impl Driver {
                 event
             }
             Mail::Events { events, bytes: _ } => return events.into_iter().for_each(|event| self.core.handle(event)),
-            Mail::Command { shard, command, deadline, reply } => {
-                self.requests.entry(shard).or_default().1 += 1;
-                let ticket = self.ticket(Waiter::Command(reply));
-                Event::Command { ticket, shard, command, deadline }
-            }
-            Mail::Read { shard, consistency, deadline, reply } => {
-                self.requests.entry(shard).or_default().0 += 1;
-                let ticket = self.ticket(Waiter::Read(reply));
-                Event::Read { ticket, shard, consistency, deadline }
-            }
-            Mail::Transfer { shard, to, reply } => {
-                let ticket = self.ticket(Waiter::Transfer(reply));
-                Event::Transfer { ticket, shard, to }
-            }
-            Mail::Inspect { after, limit, reply } => {
-                let ticket = self.ticket(Waiter::Inspect(reply));
-                Event::Inspect { ticket, after, limit }
+            Mail::Ask { ask, deadline, reply } => {
+                match &ask {
+                    Ask::Write { shard, .. } => self.requests.entry(*shard).or_default().1 += 1,
+                    Ask::Read { shard, .. } => self.requests.entry(*shard).or_default().0 += 1,
+                    Ask::Transfer { .. } | Ask::Inspect { .. } => {}
+                }
+                let ticket = self.ticket(reply);
+                Event::Ask { ticket, ask, deadline }
             }
             Mail::Drain { reply } => {
                 self.hands.state.draining.store(true, Ordering::Relaxed);
@@ -209,16 +192,16 @@ impl Driver {
                 let mut of_peers = Vec::new();
                 for ticket in tickets {
                     match self.waiters.remove(&ticket) {
-                        Some(Waiter::Read(ReplyTo::Peer(answered))) => of_peers.push(answered),
-                        Some(Waiter::Read(reply)) => reply.send(Ok(grant.clone())),
-                        _ => {}
+                        Some(ReplyTo::Peer(answered)) => of_peers.push(answered),
+                        Some(reply) => reply.send(Ok(Answered::Granted(grant.clone()))),
+                        None => {}
                     }
                 }
                 if !of_peers.is_empty() {
                     // Looking may have to wait for the disk: not here.
-                    self.hands
-                        .runtime
-                        .spawn(async move { of_peers.into_iter().for_each(|answered| answered(Ok(grant.clone()))) });
+                    self.hands.runtime.spawn(async move {
+                        of_peers.into_iter().for_each(|answered| answered(Ok(Answered::Granted(grant.clone()))));
+                    });
                 }
             }
             Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
@@ -240,23 +223,9 @@ impl Driver {
             Effect::PublishLeader { shard, leader } => self.hands.routes.follow(shard, leader),
             // Learnt already, with the others of the pass.
             Effect::PublishDescriptor { .. } => {}
-            Effect::Reply { ticket, shard: _, result } => match (self.waiters.remove(&ticket), result) {
-                (Some(Waiter::Command(reply)), result) => {
-                    self.hands.metrics.proposals_refused.inc_by(result.is_err().into());
-                    reply.send(result);
-                }
-                (Some(Waiter::Read(reply)), Err(refusal)) => reply.send(Err(refusal)),
-                _ => {}
-            },
-            Effect::TransferDone { ticket, result } => {
-                if let Some(Waiter::Transfer(reply)) = self.waiters.remove(&ticket) {
-                    self.hands.metrics.leader_transfers.inc_by(result.is_ok().into());
-                    let _ = reply.send(result);
-                }
-            }
-            Effect::Report { ticket, shards } => {
-                if let Some(Waiter::Inspect(reply)) = self.waiters.remove(&ticket) {
-                    let _ = reply.send(shards);
+            Effect::Reply { ticket, result } => {
+                if let Some(reply) = self.waiters.remove(&ticket) {
+                    reply.send(result.map(Answered::Done));
                 }
             }
             Effect::Drained => self.drained.drain(..).for_each(|reply| {

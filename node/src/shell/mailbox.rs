@@ -7,11 +7,9 @@
 use super::View;
 use super::clock;
 use super::queue::Queue;
-use crate::core::report::ShardReport;
-use crate::core::{Event, Time};
+use crate::core::{Ask, Done, Event, Time};
 use flotilla_router::call::Staleness;
-use flotilla_router::{Command, Consistency, Descriptor, NodeId, Refusal, ShardId};
-use flotilla_storage::WriteResult;
+use flotilla_router::{Descriptor, Refusal};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -35,17 +33,25 @@ pub struct Grant {
     pub at: Time,
 }
 
-/// Who waits for an answer.
-pub enum ReplyTo<T> {
-    /// A task of this node.
-    Task(oneshot::Sender<T>),
-    /// A request of another node: what to do with the answer. Saves a task, and its waking, for each of them.
-    Peer(Box<dyn FnOnce(T) + Send>),
+/// What the loop says to something that was asked and not refused.
+pub enum Answered {
+    /// A read may look.
+    Granted(Grant),
+    /// It was done.
+    Done(Done),
 }
 
-impl<T> ReplyTo<T> {
+/// Who waits for an answer.
+pub enum ReplyTo {
+    /// A task of this node.
+    Task(oneshot::Sender<Result<Answered, Refusal>>),
+    /// A request of another node: what to do with the answer. Saves a task, and its waking, for each of them.
+    Peer(Box<dyn FnOnce(Result<Answered, Refusal>) + Send>),
+}
+
+impl ReplyTo {
     /// Gives the answer; nobody may wait for it any more.
-    pub fn send(self, answer: T) {
+    pub fn send(self, answer: Result<Answered, Refusal>) {
         match self {
             Self::Task(sender) => drop(sender.send(answer)),
             Self::Peer(answered) => answered(answer),
@@ -65,45 +71,14 @@ pub enum Mail {
         /// The length of the frame, which they keep in memory.
         bytes: usize,
     },
-    /// A write.
-    Command {
-        /// The shard.
-        shard: ShardId,
-        /// What to write.
-        command: Command,
-        /// When its sender stops waiting.
+    /// Somebody asks something of the core.
+    Ask {
+        /// What.
+        ask: Ask,
+        /// When whoever asks stops waiting.
         deadline: Time,
         /// Who waits.
-        reply: ReplyTo<Result<WriteResult, Refusal>>,
-    },
-    /// A read.
-    Read {
-        /// The shard.
-        shard: ShardId,
-        /// How fresh.
-        consistency: Consistency,
-        /// When its sender stops waiting.
-        deadline: Time,
-        /// Who waits.
-        reply: ReplyTo<Result<Grant, Refusal>>,
-    },
-    /// An order to hand leadership over.
-    Transfer {
-        /// The shard.
-        shard: ShardId,
-        /// Who shall lead.
-        to: NodeId,
-        /// Who waits.
-        reply: oneshot::Sender<Result<Arc<Descriptor>, Refusal>>,
-    },
-    /// A question about shards.
-    Inspect {
-        /// Those above this id.
-        after: ShardId,
-        /// At most so many.
-        limit: usize,
-        /// Who waits.
-        reply: oneshot::Sender<Vec<ShardReport>>,
+        reply: ReplyTo,
     },
     /// Hand over what is led here; answered when that is done.
     Drain {
@@ -119,7 +94,7 @@ impl Mail {
     fn bytes(&self) -> usize {
         match self {
             Self::Events { bytes, .. } => *bytes,
-            Self::Command { command, .. } => command.encoded_bytes(),
+            Self::Ask { ask: Ask::Write { command, .. }, .. } => command.encoded_bytes(),
             _ => 0,
         }
     }
@@ -177,6 +152,16 @@ impl Mailbox {
         self.queue.send_if(mail, bytes, is_welcome)
     }
 
+    /// Asks something of the core, and waits for what it says. `gone` is what is said when the loop has ended before it did.
+    pub async fn ask(&self, ask: Ask, deadline: Instant, gone: Refusal) -> Result<Answered, Refusal> {
+        let (reply, answered) = oneshot::channel();
+        let deadline = self.deadline(deadline);
+        if !self.offer(Mail::Ask { ask, deadline, reply: ReplyTo::Task(reply) }) {
+            return Err(overloaded());
+        }
+        answered.await.unwrap_or(Err(gone))
+    }
+
     /// Whether [`Mailbox::offer`] would turn something away.
     pub fn is_full(&self) -> bool {
         let (items, bytes) = self.queue.load();
@@ -208,7 +193,7 @@ impl Mailbox {
 }
 
 /// The refusal of what [`Mailbox::offer`] turned away.
-pub fn overloaded() -> Refusal {
+fn overloaded() -> Refusal {
     Refusal::Overloaded { what: "requests waiting for the node's loop".into(), limit: WAITING_MAX as u64 }
 }
 

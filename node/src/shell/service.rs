@@ -8,20 +8,20 @@ use super::admin::Admin;
 use super::choice::Choice;
 use super::forward;
 use super::lines::Lines;
-use super::mailbox::{Grant, Mail, Mailbox, ReplyTo, overloaded};
+use super::mailbox::{Answered, Grant, Mail, Mailbox, ReplyTo};
 use super::pages::cut_to_shard;
 use super::reading::{Readers, or_stop};
 use super::views::Views;
+use crate::core::{self, Done};
 use flotilla_ops::Metrics;
 use flotilla_router::call::{self, Forwarded, Response};
 use flotilla_router::{
-    Answer, Ask, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Refusal, Reply, Routes, ShardId,
+    Answer, Ask, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Outcome, Refusal, Reply, Routes, ShardId,
 };
 use flotilla_storage::{NUMBER_MAX, WriteResult, read};
 use flotilla_transport::{Responder, Transport};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 
 /// The first pause before a request is tried again; each further one is longer.
 pub(super) const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -199,30 +199,29 @@ impl Service {
         let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
         let (this, shard) = (self.clone(), shard.id);
         let deadline = self.mailbox.now() + forwarded.patience();
-        let mail = match forwarded.ask {
+        let (ask, reply): (_, ReplyTo) = match forwarded.ask {
             Ask::Get { key, consistency } => {
-                let answered = move |granted: Result<Grant, Refusal>| {
-                    let response = granted.and_then(|grant| {
+                let answered = move |answered: Result<Answered, Refusal>| {
+                    let response = answered.and_then(granted).and_then(|grant| {
                         this.metrics.reads(consistency).inc();
                         this.get(&grant, &key, consistency)
                     });
                     forward::respond(responder, &response);
                 };
-                Mail::Read { shard, consistency, deadline, reply: ReplyTo::Peer(Box::new(answered)) }
+                (core::Ask::Read { shard, consistency }, ReplyTo::Peer(Box::new(answered)))
             }
             Ask::Write(command) => {
-                let answered = move |settled: Result<WriteResult, Refusal>| {
-                    let response = settled.and_then(|result| this.written(shard, result, None));
-                    responder.respond(call::encode(&response));
+                let answered = move |answered: Result<Answered, Refusal>| {
+                    responder.respond(call::encode(&this.written(shard, answered, None)));
                 };
-                Mail::Command { shard, command, deadline, reply: ReplyTo::Peer(Box::new(answered)) }
+                (core::Ask::Write { shard, command }, ReplyTo::Peer(Box::new(answered)))
             }
             ask @ (Ask::Scan { .. } | Ask::Part { .. } | Ask::Admin(_)) => {
                 return Some((Forwarded { ask, ..forwarded }, responder));
             }
         };
         // Should it be turned away after all, the responder is dropped, and the other node knows that it knows nothing.
-        self.mailbox.offer(mail);
+        self.mailbox.offer(Mail::Ask { ask, deadline, reply });
         None
     }
 
@@ -287,30 +286,24 @@ impl Service {
 
     /// Asks the loop for a view that is fresh enough.
     pub(super) async fn grant(&self, shard: ShardId, consistency: Consistency, deadline: Instant) -> Result<Grant, Refusal> {
-        let (reply, granted) = oneshot::channel();
-        let deadline = self.mailbox.deadline(deadline);
-        if !self.mailbox.offer(Mail::Read { shard, consistency, deadline, reply: ReplyTo::Task(reply) }) {
-            return Err(overloaded());
-        }
-        let grant = granted.await.unwrap_or(Err(Refusal::ShuttingDown))?;
+        let ask = core::Ask::Read { shard, consistency };
+        let grant = granted(self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?)?;
         self.metrics.reads(consistency).inc();
         Ok(grant)
     }
 
     async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Response {
         let (command, rest) = cut_to_shard(command, &shard.range);
-        let (reply, settled) = oneshot::channel();
-        let deadline = self.mailbox.deadline(deadline);
-        let mail = Mail::Command { shard: shard.id, command, deadline, reply: ReplyTo::Task(reply) };
-        if !self.mailbox.offer(mail) {
-            return Err(overloaded());
-        }
         // The loop answers every ticket; it is gone only when the process ends, and then nobody knows.
-        self.written(shard.id, settled.await.unwrap_or(Err(Refusal::Unknown { shard: shard.id }))?, rest)
+        let gone = Refusal::Unknown { shard: shard.id };
+        let answered = self.mailbox.ask(core::Ask::Write { shard: shard.id, command }, deadline, gone).await;
+        self.written(shard.id, answered, rest)
     }
 
     /// What a write came to, as an answer; `rest` is the part of a range that other shards own.
-    fn written(&self, shard: ShardId, result: WriteResult, rest: Option<KeyRange>) -> Response {
+    fn written(&self, shard: ShardId, answered: Result<Answered, Refusal>, rest: Option<KeyRange>) -> Response {
+        self.metrics.proposals_refused.inc_by(answered.is_err().into());
+        let Answered::Done(Done::Written(result)) = answered? else { return Err(another_answer()) };
         let answer = match result {
             WriteResult::Written { revision } => Answer::Written { revision },
             WriteResult::Deleted => Answer::Deleted,
@@ -320,6 +313,18 @@ impl Service {
         };
         Ok(Reply { shard, node: self.node, answer, staleness: None })
     }
+}
+
+fn granted(answered: Answered) -> Result<Grant, Refusal> {
+    match answered {
+        Answered::Granted(grant) => Ok(grant),
+        Answered::Done(_) => Err(another_answer()),
+    }
+}
+
+/// The loop answered something else than was asked: a mistake of ours.
+pub(super) fn another_answer() -> Refusal {
+    Refusal::Internal { why: "the loop answered another question".into(), outcome: Outcome::Unknown }
 }
 
 pub(super) fn wrong_shard(grant: &Grant) -> Refusal {

@@ -9,7 +9,7 @@ use super::invariants::Holds;
 use super::plan::{MS, Plan, SECOND};
 use super::world::{Happening, World};
 use crate::check::{Input, Operation, Output};
-use crate::core::{Event, Ticket};
+use crate::core::{Ask, Event, Ticket};
 use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Revision, ShardId};
@@ -190,13 +190,19 @@ impl World {
                 let input = Input::Put { value: value.clone(), condition };
                 let op = Op::Put { key: key.clone(), value: value.clone() };
                 let ticket = self.wait(client, node, vec![(key, input)], true, Some(value));
-                self.post(node, Event::Command { ticket, shard: descriptor.id, command: Command { op, condition }, deadline });
+                self.post(
+                    node,
+                    Event::Ask { ticket, ask: Ask::Write { shard: descriptor.id, command: Command { op, condition } }, deadline },
+                );
             }
             55..63 => {
                 let condition = self.condition(&key, 40);
                 let op = Op::Delete { key: key.clone() };
                 let ticket = self.wait(client, node, vec![(key, Input::Delete { condition })], true, None);
-                self.post(node, Event::Command { ticket, shard: descriptor.id, command: Command { op, condition }, deadline });
+                self.post(
+                    node,
+                    Event::Ask { ticket, ask: Ask::Write { shard: descriptor.id, command: Command { op, condition } }, deadline },
+                );
             }
             n => {
                 let age_max =
@@ -217,7 +223,7 @@ impl World {
                 if let (true, Some(waiting)) = (stale, self.clients.waiting.get_mut(&ticket)) {
                     waiting.age_max = age_max;
                 }
-                self.post(node, Event::Read { ticket, shard: descriptor.id, consistency, deadline });
+                self.post(node, Event::Ask { ticket, ask: Ask::Read { shard: descriptor.id, consistency }, deadline });
             }
         }
     }
@@ -268,7 +274,7 @@ impl World {
         let input = Input::Put { value: value.clone(), condition: Condition::Always };
         let ticket = self.wait(HUNTERS + shard.0, node, vec![(key.clone(), input)], true, Some(value.clone()));
         let command = Command { op: Op::Put { key, value }, condition: Condition::Always };
-        self.post(node, Event::Command { ticket, shard, command, deadline });
+        self.post(node, Event::Ask { ticket, ask: Ask::Write { shard, command }, deadline });
     }
 
     /// See [`World::hunt`]: what was written on `node` is acknowledged.
@@ -279,7 +285,7 @@ impl World {
             // Without a lease it would have to wait.
             let deadline = self.clock(other) + std::time::Duration::from_nanos(10 * MS);
             let ticket = self.wait(HUNTERS + shard.0, other, vec![(key, Input::Get)], true, None);
-            self.post(other, Event::Read { ticket, shard, consistency: Consistency::Lease, deadline });
+            self.post(other, Event::Ask { ticket, ask: Ask::Read { shard, consistency: Consistency::Lease }, deadline });
         }
     }
 
@@ -299,7 +305,7 @@ impl World {
         if let Some(node) = self.ask_whom(shard, false).filter(|_| !read) {
             let deadline = self.clock(node) + std::time::Duration::from_nanos(PROBE_PATIENCE);
             let ticket = self.wait(PROBERS + shard.0, node, vec![(key.clone(), Input::Get)], true, None);
-            self.post(node, Event::Read { ticket, shard, consistency: Consistency::Linearizable, deadline });
+            self.post(node, Event::Ask { ticket, ask: Ask::Read { shard, consistency: Consistency::Linearizable }, deadline });
         }
         if let Some(node) = self.ask_whom(shard, false).filter(|_| !written) {
             let value = self.value(false);
@@ -308,7 +314,7 @@ impl World {
             let input = Input::Put { value: value.clone(), condition: Condition::Always };
             let ticket = self.wait(PROBERS + shard.0, node, vec![(key, input)], true, Some(value));
             let command = Command { op, condition: Condition::Always };
-            self.post(node, Event::Command { ticket, shard, command, deadline });
+            self.post(node, Event::Ask { ticket, ask: Ask::Write { shard, command }, deadline });
         }
         self.later(PROBE_EVERY, Happening::Client(Turn::Probe { shard }));
     }

@@ -1,13 +1,14 @@
 //! What a core asks for, carried out in simulated time: storage work goes into the node's lanes, messages onto the network, answers
 //! to the clients.
 
+use super::faults::NOBODY;
 use super::invariants::Holds;
 use super::member::{Job, Lane};
 use super::network::{Link, Packet, SnapshotPacket};
 use super::plan::MS;
 use super::world::{Happening, World};
 use crate::core::wire::{self, Envelope, Item};
-use crate::core::{Delivery, Effect, Event, SnapshotId};
+use crate::core::{Delivery, Done, Effect, Event, SnapshotId};
 use bytes::BytesMut;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 
@@ -69,15 +70,18 @@ impl World {
                 self.note(&[1]);
                 return self.clients_look(node, &tickets, &descriptor, staleness);
             }
-            Effect::Reply { ticket, result, .. } => {
+            Effect::Reply { ticket, result } => {
+                let result = match result {
+                    Ok(Done::Written(result)) => Ok(result),
+                    // Nobody waits for these.
+                    _ if ticket.0 >= NOBODY => return Ok(()),
+                    Ok(done) => return Err(format!("{ticket:?} wrote, and is told of {done:?}")),
+                    Err(refusal) => Err(refusal),
+                };
                 self.note(format!("{ticket:?} {result:?}").as_bytes());
                 return self.client_answered(node, ticket, result);
             }
-            Effect::TransferDone { .. }
-            | Effect::PublishDescriptor { .. }
-            | Effect::Report { .. }
-            | Effect::Drained
-            | Effect::Quarantined { .. } => {}
+            Effect::PublishDescriptor { .. } | Effect::Drained | Effect::Quarantined { .. } => {}
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use super::network::Link;
 use super::plan::{Fault, MS, SECOND};
 use super::rivals::Trap;
 use super::world::{Happening, World};
-use crate::core::{Event, Ticket};
+use crate::core::{Ask, Event, Ticket, Time};
 use flotilla_router::{NodeId, ShardId};
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ pub(super) struct Faults {
 }
 
 /// Tickets of nobody: orders whose outcome does not matter.
-const NOBODY: u64 = 1 << 60;
+pub(super) const NOBODY: u64 = 1 << 60;
 
 impl World {
     /// Puts the first fault into the queue.
@@ -264,7 +264,7 @@ impl World {
                 let from = self.leader(shard).unwrap_or(a);
                 self.faults.next_ticket += 1;
                 let ticket = Ticket(NOBODY + self.faults.next_ticket);
-                self.post(from, Event::Transfer { ticket, shard, to: b });
+                self.post(from, Event::Ask { ticket, ask: Ask::Transfer { shard, to: b }, deadline: Time::MAX });
                 if self.dice.percent(40) {
                     // The one that hands over does not hear how it went.
                     let delay = self.dice.below(3 * self.plan.latency);

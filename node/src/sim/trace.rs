@@ -2,8 +2,8 @@
 //!
 //! Signs of life between nodes and published descriptors are left out: they are in every other pass and say nothing new.
 
-use crate::core::Effect;
 use crate::core::wire::Envelope;
+use crate::core::{Done, Effect};
 use flotilla_router::{NodeId, Refusal};
 use flotilla_storage::{LogEntry, LogWrite, WriteResult};
 use raft::eraftpb::MessageType;
@@ -43,16 +43,16 @@ pub(crate) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
         Effect::DiscardStaged { .. } => say("discards a staged snapshot".into()),
         Effect::PublishLeader { shard, leader: Some(leader) } => say(format!("follows n{leader} in s{shard}")),
         Effect::PublishLeader { shard, leader: None } => say(format!("knows no leader of s{shard}")),
-        Effect::PublishDescriptor { .. } | Effect::Report { .. } => {}
-        Effect::Reply { ticket, result, .. } => {
+        Effect::PublishDescriptor { .. } => {}
+        Effect::Reply { ticket, result } => {
             let words = match result {
-                Ok(result) => written(result),
+                Ok(Done::Written(result)) => written(result),
+                Ok(Done::Transferred(_)) => "handed over".into(),
+                Ok(Done::Report(shards)) => format!("{} shards", shards.len()),
                 Err(refusal) => refused(refusal),
             };
             say(format!("answers #{}: {words}", ticket.0));
         }
-        Effect::TransferDone { ticket, result: Ok(_) } => say(format!("answers #{}: handed over", ticket.0)),
-        Effect::TransferDone { ticket, result: Err(refusal) } => say(format!("answers #{}: {}", ticket.0, refused(refusal))),
         Effect::Drained => say("is drained".into()),
         Effect::Quarantined { shard, why } => say(format!("sets s{shard} aside: {why}")),
     }

@@ -182,7 +182,7 @@ impl Freshness {
     pub(crate) fn read(&mut self, ticket: Ticket, age_max: Option<Time>, group: &Group, ctx: &mut Context<'_>) {
         let age = self.age(group, ctx.now);
         if age_max.is_some_and(|max| age.is_none_or(|age| age > max)) {
-            return ctx.refuse(ticket, group.shard, Refusal::TooStale { shard: group.shard });
+            return ctx.reply(ticket, Err(Refusal::TooStale { shard: group.shard }));
         }
         let staleness = Some(Staleness { applied: group.applied.index, age });
         let descriptor = group.descriptor().clone();

@@ -159,14 +159,14 @@ impl Operation for Read {
     fn on_role(&mut self, group: &mut Group, ctx: &mut Context<'_>, change: RoleChange) {
         if change.ends {
             let refusal = Refusal::NotLeader { shard: group.shard, leader: change.leader };
-            ctx.refuse_all(self.take_unconfirmed(), group.shard, &refusal);
+            ctx.refuse_all(self.take_unconfirmed(), &refusal);
         }
     }
 
     /// Answers reads whose time is up, and lets those that gathered behind far contexts have one of their own.
     fn on_tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let (shard, heartbeat_ticks) = (group.shard, ctx.config.raft.heartbeat_ticks);
-        ctx.refuse_all(self.take_expired(ctx.now), shard, &Refusal::Expired { shard });
+        ctx.refuse_all(self.take_expired(ctx.now), &Refusal::Expired { shard });
         self.sent.iter_mut().for_each(|s| s.ticks += 1);
         let raft = &group.raw.raft;
         let forgotten = raft.pending_read_count() == 0 && raft.ready_read_count() == 0;
@@ -182,7 +182,7 @@ impl Operation for Read {
     fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let mut tickets = self.take_unconfirmed();
         tickets.extend(self.confirmed.drain(..).flat_map(|(_, reads)| reads).map(|(ticket, _)| ticket));
-        ctx.refuse_all(tickets, group.shard, &Refusal::NotHosted { shard: group.shard });
+        ctx.refuse_all(tickets, &Refusal::NotHosted { shard: group.shard });
     }
 
     fn is_idle(&self) -> bool {

@@ -6,7 +6,7 @@
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
-use crate::core::effect::Effect;
+use crate::core::effect::Done;
 use crate::core::event::Ticket;
 use crate::core::group::Group;
 use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, Role};
@@ -67,7 +67,7 @@ impl Transfer {
 
     fn finish(&mut self, result: Result<Arc<Descriptor>, Refusal>, ctx: &mut Context<'_>) {
         if let Some(ticket) = self.under_way.take().and_then(|under_way| under_way.ticket) {
-            ctx.pass.effects.push(Effect::TransferDone { ticket, result });
+            ctx.reply(ticket, result.map(Done::Transferred));
         }
     }
 }

@@ -8,8 +8,8 @@ mod ready;
 
 use crate::core::config::CoreConfig;
 use crate::core::context::Context;
-use crate::core::effect::Effect;
-use crate::core::event::{Delivery, SnapshotId, Ticket};
+use crate::core::effect::{Done, Effect};
+use crate::core::event::{Ask, Delivery, SnapshotId, Ticket};
 use crate::core::group::Group;
 use crate::core::group::guard::{self, Verdict};
 use crate::core::operations::election::Election;
@@ -28,7 +28,7 @@ use crate::core::report::ShardReport;
 use crate::core::time::Time;
 use crate::core::wire::Envelope;
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Command, Consistency, Descriptor, NodeId, Refusal, ReplicaId};
+use flotilla_router::{Consistency, Descriptor, NodeId, Refusal, ReplicaId};
 use flotilla_storage::{Applied, LogEntry, LogPosition, Recovered, SnapshotManifest};
 use std::sync::Arc;
 
@@ -143,9 +143,14 @@ impl Replica {
         }
     }
 
-    /// A client's write.
-    pub(crate) fn command(&mut self, ticket: Ticket, command: Command, deadline: Time, ctx: &mut Context<'_>) {
-        self.write.ask(ticket, command, deadline, &self.group, ctx);
+    /// Somebody asks something of the shard.
+    pub(crate) fn ask(&mut self, ticket: Ticket, ask: Ask, deadline: Time, ctx: &mut Context<'_>) {
+        match ask {
+            Ask::Write { command, .. } => self.write.ask(ticket, command, deadline, &self.group, ctx),
+            Ask::Read { consistency, .. } => self.ask_read(ticket, consistency, deadline, ctx),
+            Ask::Transfer { to, .. } => self.ask_transfer(ticket, to, ctx),
+            Ask::Inspect { .. } => unreachable!("a question about many shards is asked of none of them"),
+        }
     }
 
     /// Proposes what has gathered.
@@ -159,7 +164,7 @@ impl Replica {
     }
 
     /// A client's read: served at once, refused, or in line.
-    pub(crate) fn ask_read(&mut self, ticket: Ticket, consistency: Consistency, deadline: Time, ctx: &mut Context<'_>) {
+    fn ask_read(&mut self, ticket: Ticket, consistency: Consistency, deadline: Time, ctx: &mut Context<'_>) {
         let shard = self.group.shard;
         let refusal = match consistency {
             _ if self.group.quarantined.is_some() => Refusal::NotHosted { shard },
@@ -181,14 +186,14 @@ impl Replica {
                 return ctx.pass.touch(shard);
             }
         };
-        ctx.refuse(ticket, shard, refusal);
+        ctx.reply(ticket, Err(refusal));
     }
 
     /// An order to hand leadership over to the replica on node `to`.
-    pub(crate) fn ask_transfer(&mut self, ticket: Ticket, to: NodeId, ctx: &mut Context<'_>) {
+    fn ask_transfer(&mut self, ticket: Ticket, to: NodeId, ctx: &mut Context<'_>) {
         match self.transfer.judge(to, &self.group) {
             Ok(target) => self.start_transfer(target, Some(ticket), ctx),
-            Err(result) => ctx.pass.effects.push(Effect::TransferDone { ticket, result }),
+            Err(result) => ctx.reply(ticket, result.map(Done::Transferred)),
         }
     }
 
@@ -252,7 +257,7 @@ impl Replica {
         let passed_over = self.write.take_passed_over(at.index);
         self.persisted(ready, ctx);
         self.group.raw.advance_apply_to(at.index);
-        ctx.refuse_all(passed_over, shard, &Refusal::Unknown { shard });
+        ctx.refuse_all(passed_over, &Refusal::Unknown { shard });
         self.freshness.note_applied(&self.group);
     }
 

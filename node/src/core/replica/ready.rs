@@ -98,7 +98,7 @@ impl Replica {
             ours
         });
         let (shard, leader) = (self.group.shard, self.group.leader_node());
-        ctx.refuse_all(lost, shard, &Refusal::NotLeader { shard, leader });
+        ctx.refuse_all(lost, &Refusal::NotLeader { shard, leader });
         // Those who were told above wait no more; those who still do are told now.
         if let Err(why) = scheduled {
             self.quarantine(why, ctx);

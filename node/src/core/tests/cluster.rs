@@ -10,7 +10,7 @@
 use super::network::Network;
 use crate::core::replica::Replica;
 use crate::core::wire::{self, Envelope, Item, Timing};
-use crate::core::{CoreConfig, Delivery, Effect, Event, Ticket, Time};
+use crate::core::{Ask, CoreConfig, Delivery, Done, Effect, Event, Ticket, Time};
 use crate::sim::invariants::Invariants;
 use crate::sim::member::{Job, Lane, Member, Running, Worked};
 use crate::sim::network::{Link, Packet, SnapshotPacket};
@@ -383,7 +383,7 @@ impl Cluster {
         let key = command.routing_key().clone();
         let shard = self.owner(&key);
         let ticket = self.ticket(node, &key);
-        self.post(node, Event::Command { ticket, shard, command, deadline });
+        self.post(node, Event::Ask { ticket, ask: Ask::Write { shard, command }, deadline });
         ticket
     }
 
@@ -391,14 +391,14 @@ impl Cluster {
     pub(super) fn post_get(&mut self, node: NodeId, key: &str, consistency: Consistency, deadline: Time) -> Ticket {
         let ticket = self.ticket(node, key.as_bytes());
         let shard = self.owner(key.as_bytes());
-        self.post(node, Event::Read { ticket, shard, consistency, deadline });
+        self.post(node, Event::Ask { ticket, ask: Ask::Read { shard, consistency }, deadline });
         ticket
     }
 
     /// Posts an order to hand a shard over.
     pub(super) fn post_transfer(&mut self, node: NodeId, shard: ShardId, to: NodeId) -> Ticket {
         let ticket = self.ticket(node, b"");
-        self.post(node, Event::Transfer { ticket, shard, to });
+        self.post(node, Event::Ask { ticket, ask: Ask::Transfer { shard, to }, deadline: Time::MAX });
         ticket
     }
 
@@ -519,17 +519,16 @@ impl Cluster {
                     self.settle_ticket(id, ticket, Answer::Read { found, staleness });
                 }
             }
-            Effect::Reply { ticket, result: Ok(result), .. } => self.settle_ticket(id, ticket, Answer::Written(result)),
-            Effect::Reply { ticket, result: Err(refusal), .. } => self.settle_ticket(id, ticket, Answer::Refused(refusal)),
-            Effect::TransferDone { ticket, result } => {
-                let answer = result.map_or_else(Answer::Refused, |_| Answer::Transferred);
+            Effect::Reply { ticket, result } => {
+                let answer = match result {
+                    Ok(Done::Written(result)) => Answer::Written(result),
+                    Ok(Done::Transferred(_)) => Answer::Transferred,
+                    Ok(Done::Report(_)) => return,
+                    Err(refusal) => Answer::Refused(refusal),
+                };
                 self.settle_ticket(id, ticket, answer);
             }
-            Effect::PublishLeader { .. }
-            | Effect::PublishDescriptor { .. }
-            | Effect::Report { .. }
-            | Effect::Drained
-            | Effect::Quarantined { .. } => {}
+            Effect::PublishLeader { .. } | Effect::PublishDescriptor { .. } | Effect::Drained | Effect::Quarantined { .. } => {}
         }
     }
 

@@ -4,7 +4,7 @@
 use super::cluster::{Answer, Cluster, SHARD, config};
 use crate::core::group::conf_state;
 use crate::core::wire::{self, Envelope, Timing};
-use crate::core::{Effect, Event, Identity, Node, Ticket, Time};
+use crate::core::{Ask, Effect, Event, Identity, Node, Ticket, Time};
 use crate::sim::member::{Lane, Member, Worked};
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
@@ -346,9 +346,13 @@ impl Lonely {
             Input::Persisted | Input::Applied => {}
             Input::Pass => self.pass(),
             Input::Put => {
-                self.core.handle(Event::Command { ticket, shard, command: put(), deadline });
+                self.core.handle(Event::Ask { ticket, ask: Ask::Write { shard, command: put() }, deadline });
             }
-            Input::Get => self.core.handle(Event::Read { ticket, shard, consistency: Consistency::Linearizable, deadline }),
+            Input::Get => self.core.handle(Event::Ask {
+                ticket,
+                ask: Ask::Read { shard, consistency: Consistency::Linearizable },
+                deadline,
+            }),
         }
     }
 }

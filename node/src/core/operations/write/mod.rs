@@ -19,7 +19,7 @@ mod proposed;
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
-use crate::core::effect::Effect;
+use crate::core::effect::Done;
 use crate::core::event::Ticket;
 use crate::core::group::Group;
 use crate::core::time::Time;
@@ -153,7 +153,7 @@ impl Write {
     /// A client's write: refused at once, or in line.
     pub(crate) fn ask(&mut self, ticket: Ticket, command: Command, deadline: Time, group: &Group, ctx: &mut Context<'_>) {
         if let Err(refusal) = self.admit(&command, deadline, group, ctx) {
-            return ctx.refuse(ticket, group.shard, refusal);
+            return ctx.reply(ticket, Err(refusal));
         }
         let bytes = command.encoded_bytes() as u64;
         if self.pending() == 0 {
@@ -232,7 +232,7 @@ impl Write {
             Err(_) => {
                 let limit = ctx.config.raft.max_uncommitted_size_bytes;
                 let refusal = Refusal::Overloaded { what: "raft.max_uncommitted_size_bytes".into(), limit };
-                ctx.refuse_all(tickets.into_iter().filter_map(|(ticket, _)| ticket), group.shard, &refusal);
+                ctx.refuse_all(tickets.into_iter().filter_map(|(ticket, _)| ticket), &refusal);
             }
         }
     }
@@ -243,15 +243,15 @@ impl Write {
         if ctx.budgets.room.is_full() || ctx.liveness.lacks_room_for(group.descriptor()) {
             let (tickets, bytes) = self.take_puts();
             ctx.budgets.waiting_bytes -= bytes;
-            ctx.refuse_all(tickets, group.shard, &Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
+            ctx.refuse_all(tickets, &Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
         }
     }
 }
 
 impl Operation for Write {
-    fn on_applied(&mut self, group: &mut Group, ctx: &mut Context<'_>, changes: &mut Changes) {
+    fn on_applied(&mut self, _: &mut Group, ctx: &mut Context<'_>, changes: &mut Changes) {
         for (ticket, result) in self.proposed.settle(std::mem::take(&mut changes.results)) {
-            ctx.pass.effects.push(Effect::Reply { ticket, shard: group.shard, result: Ok(result) });
+            ctx.reply(ticket, Ok(Done::Written(result)));
         }
     }
 
@@ -265,7 +265,7 @@ impl Operation for Write {
             let (tickets, bytes) = self.take_waiting();
             ctx.budgets.waiting_bytes -= bytes;
             let refusal = Refusal::NotLeader { shard: group.shard, leader: change.leader };
-            ctx.refuse_all(tickets, group.shard, &refusal);
+            ctx.refuse_all(tickets, &refusal);
         }
     }
 
@@ -274,20 +274,20 @@ impl Operation for Write {
         let shard = group.shard;
         let (tickets, bytes) = self.take_expired(ctx.now);
         ctx.budgets.waiting_bytes -= bytes;
-        ctx.refuse_all(tickets, shard, &Refusal::Expired { shard });
+        ctx.refuse_all(tickets, &Refusal::Expired { shard });
         let overdue = match Mutation::UnknownAsFailure.is_on() {
             true => Refusal::Expired { shard },
             false => Refusal::Unknown { shard },
         };
-        ctx.refuse_all(self.proposed.take_expired(ctx.now), shard, &overdue);
+        ctx.refuse_all(self.proposed.take_expired(ctx.now), &overdue);
     }
 
     fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let shard = group.shard;
         let (tickets, bytes) = self.take_waiting();
         ctx.budgets.waiting_bytes -= bytes;
-        ctx.refuse_all(tickets, shard, &Refusal::NotHosted { shard });
-        ctx.refuse_all(self.proposed.take_all(), shard, &Refusal::Unknown { shard });
+        ctx.refuse_all(tickets, &Refusal::NotHosted { shard });
+        ctx.refuse_all(self.proposed.take_all(), &Refusal::Unknown { shard });
     }
 
     fn is_idle(&self) -> bool {
