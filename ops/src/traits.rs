@@ -4,8 +4,8 @@
 //! and must never block the thread.
 
 use crate::admin::{ClusterView, Explanation, NodeView, ShardView, Transfer};
-use flotilla_router::call::Response;
-use flotilla_router::{Ask, Consistency, Epoch, HeldView, NodeId, Refusal, ShardId};
+use flotilla_router::Reply;
+use flotilla_router::{Consistency, Epoch, HeldView, NodeId, Refusal, Request, ShardId};
 use std::future::Future;
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ pub trait Kv: Send + Sync + 'static {
     /// first key, or for a scan in reverse the one with its last. The answer says where to go on, and ops walks on by itself.
     ///
     /// Dropping the future means that the asker is gone; a write that was proposed goes on.
-    fn call(&self, ask: Ask, deadline: Instant) -> impl Future<Output = Response> + Send;
+    fn call(&self, request: Request, deadline: Instant) -> impl Future<Output = Result<Reply, Refusal>> + Send;
 
     /// Why a write of this key would be refused at present, where that is known without asking anybody: then its value need not be read.
     fn refusal_of_write(&self, _key: &[u8], _deadline: Instant) -> Option<Refusal> {

@@ -7,7 +7,6 @@ use crate::codec::DecodeError;
 use crate::command::Command;
 use crate::ids::{NodeId, Revision, ShardId};
 use crate::range::KeyRange;
-use crate::refusal::Refusal;
 use crate::sizes::{KEY_BYTES_MAX, PAGE_BYTES_MAX};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -44,7 +43,7 @@ pub struct Scan {
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ask {
+pub enum Request {
     /// One key.
     Get {
         /// 1 to 4096 bytes.
@@ -176,20 +175,17 @@ pub struct Staleness {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forwarded {
     /// What is asked.
-    pub ask: Ask,
+    pub request: Request,
     /// How often it was handed on, this time included. At most two.
     pub hops: u8,
     /// How much of its time is left.
     pub time_left: Duration,
 }
 
-/// What a node says to a forwarded question.
-pub type Response = Result<Reply, Refusal>;
-
 /// What most questions and answers with a small key and value fit into.
 const SMALL_BYTES: usize = 256;
 
-/// The bytes of a [`Forwarded`] or a [`Response`].
+/// The bytes of a [`Forwarded`], or of what it comes to.
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
     let into = Vec::with_capacity(SMALL_BYTES);
     let mut bytes = postcard::to_extend(value, into).expect("encoding to memory can't fail for these types");
@@ -219,16 +215,16 @@ impl Forwarded {
     /// wrong. A page may be shorter than it was asked to be, and time is only ever cut.
     pub fn checked(mut self) -> Result<Self, String> {
         self.time_left = self.time_left.min(TIME_LEFT_MAX);
-        match &mut self.ask {
-            Ask::Get { key, .. } if !(1..=KEY_BYTES_MAX).contains(&key.len()) => {
+        match &mut self.request {
+            Request::Get { key, .. } if !(1..=KEY_BYTES_MAX).contains(&key.len()) => {
                 return Err(format!("a key of {} bytes; 1 to {KEY_BYTES_MAX} are allowed", key.len()));
             }
-            Ask::Write(command) => command.check_sizes()?,
-            Ask::Scan { scan, .. } | Ask::Part { scan, .. } => {
+            Request::Write(command) => command.check_sizes()?,
+            Request::Scan { scan, .. } | Request::Part { scan, .. } => {
                 scan.limit = scan.limit.min(PAGE_ITEMS_MAX);
                 scan.bytes_max = scan.bytes_max.min(PAGE_BYTES_MAX as u32);
             }
-            Ask::Get { .. } | Ask::Admin(_) => {}
+            Request::Get { .. } | Request::Admin(_) => {}
         }
         Ok(self)
     }
@@ -244,7 +240,7 @@ impl Forwarded {
     }
 }
 
-impl Ask {
+impl Request {
     /// The key by which the question finds its shard; `None` for admin questions, and for "from the end" of an open range.
     pub fn routing_key(&self) -> Option<&Bytes> {
         match self {
@@ -266,14 +262,15 @@ impl Ask {
 mod tests {
     use super::*;
     use crate::command::{Condition, Op};
+    use crate::refusal::Refusal;
 
     #[test]
     fn a_forwarded_question_survives_the_wire() {
         let question = Forwarded {
-            ask: Ask::Write(Command {
-                op: Op::Put { key: "k".into(), value: vec![0, 255].into() },
-                condition: Condition::At(Revision(3)),
-            }),
+            request: Request::Write(Command::new(
+                Op::Put { key: "k".into(), value: vec![0, 255].into() },
+                Condition::At(Revision(3)),
+            )),
             hops: 1,
             time_left: Duration::from_millis(1500),
         };
@@ -282,8 +279,8 @@ mod tests {
         for n in 0..bytes.len() {
             assert!(decode::<Forwarded>("request", &bytes[..n]).is_err());
         }
-        let refusal: Response = Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
-        assert_eq!(decode::<Response>("response", &encode(&refusal)), Ok(refusal));
+        let refusal: Result<Reply, Refusal> = Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
+        assert_eq!(decode::<Result<Reply, Refusal>>("response", &encode(&refusal)), Ok(refusal));
     }
 
     /// Queues between nodes count bytes, so thousands of answers must not hold several times as many.
@@ -300,18 +297,18 @@ mod tests {
     #[test]
     fn what_another_node_asks_is_held_to_bounds() {
         let scan = Scan { range: KeyRange::all(), reverse: false, limit: u32::MAX, bytes_max: u32::MAX, keys_only: true };
-        let ask = Ask::Scan { scan, consistency: Consistency::Linearizable };
-        let question = Forwarded { ask, hops: 255, time_left: Duration::MAX }.checked().unwrap();
+        let request = Request::Scan { scan, consistency: Consistency::Linearizable };
+        let question = Forwarded { request, hops: 255, time_left: Duration::MAX }.checked().unwrap();
         let now = Instant::now();
         assert!(question.deadline(now) > now);
-        let Ask::Scan { scan, .. } = question.ask else { panic!("it has become another question") };
+        let Request::Scan { scan, .. } = question.request else { panic!("it has become another question") };
         assert!(scan.bytes_max as usize + scan.limit as usize * 16 < crate::sizes::FRAME_BYTES_MAX);
         for key in [0, KEY_BYTES_MAX + 1] {
             let key = Bytes::from(vec![7; key]);
-            let get = Ask::Get { key: key.clone(), consistency: Consistency::Lease };
-            let put = Ask::Write(Command { op: Op::Put { key, value: Bytes::new() }, condition: Condition::Always });
-            for ask in [get, put] {
-                assert!(Forwarded { ask, hops: 0, time_left: Duration::ZERO }.checked().is_err());
+            let get = Request::Get { key: key.clone(), consistency: Consistency::Lease };
+            let put = Request::Write(Command::new(Op::Put { key, value: Bytes::new() }, Condition::Always));
+            for request in [get, put] {
+                assert!(Forwarded { request, hops: 0, time_left: Duration::ZERO }.checked().is_err());
             }
         }
     }

@@ -16,7 +16,9 @@ use crate::codec::{DecodeError, Put, Reader};
 use crate::ids::Revision;
 use crate::range::KeyRange;
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::fmt;
 
 /// The first byte of a payload.
 const FORMAT: u8 = 1;
@@ -71,16 +73,33 @@ pub enum Op {
     },
 }
 
-/// One client's write.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// One client's write, in its encoding. Keys and values share the buffer.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Command {
-    /// What it does.
-    pub op: Op,
-    /// When it does so. `Always` for a range.
-    pub condition: Condition,
+    op: Op,
+    condition: Condition,
+    /// All of it but the length in front.
+    encoded: Bytes,
 }
 
 impl Command {
+    /// Encodes a command: the only time that its key and value are copied before an entry is made of it.
+    pub fn new(op: Op, condition: Condition) -> Self {
+        let mut out = BytesMut::with_capacity(encoded_bytes(&op, condition));
+        encode(&op, condition, &mut out);
+        Self::read(out.freeze()).expect("what was encoded just now can be read")
+    }
+
+    /// What it does.
+    pub fn op(&self) -> &Op {
+        &self.op
+    }
+
+    /// When it does so. `Always` for a range.
+    pub fn condition(&self) -> Condition {
+        self.condition
+    }
+
     /// The key by which the command finds its shard.
     pub fn routing_key(&self) -> &Bytes {
         match &self.op {
@@ -89,55 +108,26 @@ impl Command {
         }
     }
 
-    /// The keys that the command touches.
-    pub fn touches(&self, range: &KeyRange) -> bool {
+    /// Whether all keys that the command touches lie in the range.
+    pub fn is_within(&self, range: &KeyRange) -> bool {
         match &self.op {
             Op::Put { key, .. } | Op::Delete { key } => range.contains(key),
             Op::DeleteRange { range: deleted } => range.intersect(deleted) == *deleted,
         }
     }
 
-    /// How many bytes [`Self::encode`] appends.
+    /// How many bytes of an entry it takes.
     pub fn encoded_bytes(&self) -> usize {
-        let condition = if matches!(self.condition, Condition::At(_)) { 9 } else { 1 };
-        5 + condition
-            + match &self.op {
-                Op::Put { key, value } => 4 + key.len() + value.len(),
-                Op::Delete { key } => key.len(),
-                Op::DeleteRange { range } => 5 + range.start.len() + range.end.as_ref().map_or(0, |end| 4 + end.len()),
-            }
+        4 + self.encoded.len()
     }
 
-    /// Appends the command, with its length in front.
-    pub fn encode(&self, out: &mut BytesMut) {
-        out.put_u32(u32::try_from(self.encoded_bytes() - 4).expect("limits keep a command below 4 GiB"));
-        out.put_u8(match self.op {
-            Op::Put { .. } => 1,
-            Op::Delete { .. } => 2,
-            Op::DeleteRange { .. } => DELETE_RANGE,
-        });
-        match self.condition {
-            Condition::Always => out.put_u8(0),
-            Condition::Absent => out.put_u8(1),
-            Condition::Present => out.put_u8(2),
-            Condition::At(revision) => {
-                out.put_u8(3);
-                out.put_u64(revision.0);
-            }
-        }
-        match &self.op {
-            Op::Put { key, value } => {
-                out.put_bytes_prefixed(key);
-                out.put_slice(value);
-            }
-            Op::Delete { key } => out.put_slice(key),
-            Op::DeleteRange { range } => range.encode(out),
-        }
+    /// Reads one of an entry's commands.
+    fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
+        Self::read(reader.bytes()?)
     }
 
-    /// Reads what [`Self::encode`] wrote; key and value share the buffer.
-    pub fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
-        let mut reader = Reader::new("command", reader.bytes()?);
+    fn read(encoded: Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new("command", encoded.clone());
         let op = reader.u8()?;
         let condition = match reader.u8()? {
             0 => Condition::Always,
@@ -157,7 +147,61 @@ impl Command {
             other => return Err(reader.error(format!("op {other}"))),
         };
         reader.end()?;
-        Ok(Self { op, condition })
+        Ok(Self { op, condition, encoded })
+    }
+}
+
+impl fmt::Debug for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Command").field("op", &self.op).field("condition", &self.condition).finish()
+    }
+}
+
+impl Serialize for Command {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.encoded.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Command {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(Bytes::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
+}
+
+/// How many bytes [`encode`] appends.
+fn encoded_bytes(op: &Op, condition: Condition) -> usize {
+    let condition = if matches!(condition, Condition::At(_)) { 9 } else { 1 };
+    1 + condition
+        + match op {
+            Op::Put { key, value } => 4 + key.len() + value.len(),
+            Op::Delete { key } => key.len(),
+            Op::DeleteRange { range } => 5 + range.start.len() + range.end.as_ref().map_or(0, |end| 4 + end.len()),
+        }
+}
+
+fn encode(op: &Op, condition: Condition, out: &mut BytesMut) {
+    out.put_u8(match op {
+        Op::Put { .. } => 1,
+        Op::Delete { .. } => 2,
+        Op::DeleteRange { .. } => DELETE_RANGE,
+    });
+    match condition {
+        Condition::Always => out.put_u8(0),
+        Condition::Absent => out.put_u8(1),
+        Condition::Present => out.put_u8(2),
+        Condition::At(revision) => {
+            out.put_u8(3);
+            out.put_u64(revision.0);
+        }
+    }
+    match op {
+        Op::Put { key, value } => {
+            out.put_bytes_prefixed(key);
+            out.put_slice(value);
+        }
+        Op::Delete { key } => out.put_slice(key),
+        Op::DeleteRange { range } => range.encode(out),
     }
 }
 
@@ -180,7 +224,7 @@ impl PayloadBuilder {
 
     /// Adds one more command.
     pub fn push(&mut self, command: &Command) {
-        command.encode(&mut self.out);
+        self.out.put_bytes_prefixed(&command.encoded);
     }
 
     /// The entry's data.
@@ -268,7 +312,7 @@ mod tests {
             Just(Condition::Present),
             any::<u64>().prop_map(|r| Condition::At(Revision(r))),
         ];
-        (op, condition).prop_map(|(op, condition)| Command { op, condition })
+        (op, condition).prop_map(|(op, condition)| Command::new(op, condition))
     }
 
     proptest! {
@@ -277,13 +321,14 @@ mod tests {
             let mut builder = PayloadBuilder::new(epoch, 0);
             for command in &commands {
                 builder.push(command);
-                let mut one = BytesMut::new();
-                command.encode(&mut one);
-                prop_assert_eq!(one.len(), command.encoded_bytes());
+                prop_assert_eq!(command.encoded.len(), encoded_bytes(command.op(), command.condition()));
+                let read: Command = crate::call::decode("command", &crate::call::encode(command)).unwrap();
+                prop_assert_eq!(&read, command);
+                prop_assert_eq!((read.op(), read.condition()), (command.op(), command.condition()));
             }
             let data = builder.finish();
             prop_assert_eq!(count_commands(&data), commands.len());
-            let any = commands.iter().any(|command| matches!(command.op, Op::DeleteRange { .. }));
+            let any = commands.iter().any(|command| matches!(command.op(), Op::DeleteRange { .. }));
             prop_assert_eq!(deletes_a_range(&data), any);
             let payload = Payload::decode(data).unwrap();
             prop_assert_eq!(payload.range_epoch, epoch);

@@ -28,7 +28,7 @@ pub mod routes;
 pub mod sizes;
 pub mod throttle;
 
-pub use call::{Answer, Ask, Consistency, HeldView, Item, Reply, Scan, ScanPage};
+pub use call::{Answer, Consistency, HeldView, Item, Reply, Request, Scan, ScanPage};
 pub use codec::DecodeError;
 pub use command::{Command, Condition, Op};
 pub use descriptor::{Descriptor, Epoch, Replica, Role};

@@ -32,7 +32,7 @@ impl Command {
             n if n == KEY_BYTES_MAX + 1 && bound.last() == Some(&0) => Ok(()),
             n => Err(format!("a range bounded by {n} bytes; at most {KEY_BYTES_MAX} are allowed")),
         };
-        match &self.op {
+        match self.op() {
             Op::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
                 Err(format!("a value of {} bytes; at most {VALUE_BYTES_MAX} are allowed", value.len()))
             }
@@ -69,7 +69,7 @@ mod tests {
             (range(KEY_BYTES_MAX + 1, None), false),
             (range(0, Some(vec![7; KEY_BYTES_MAX + 1])), false),
         ] {
-            let command = Command { op, condition: Condition::Always };
+            let command = Command::new(op, Condition::Always);
             assert_eq!(command.check_sizes().is_ok(), taken, "{:?}", command.check_sizes());
             assert!(!taken || command.encoded_bytes() <= COMMAND_BYTES_MAX, "{} bytes", command.encoded_bytes());
         }

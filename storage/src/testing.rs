@@ -36,18 +36,18 @@ pub(crate) fn normal(index: u64, term: u64, data: Bytes) -> LogEntry {
 /// A put without a condition.
 pub(crate) fn put(key: &str, value: &str) -> Command {
     let op = Op::Put { key: key.as_bytes().to_vec().into(), value: value.as_bytes().to_vec().into() };
-    Command { op, condition: Condition::Always }
+    Command::new(op, Condition::Always)
 }
 
 /// A deletion without a condition.
 pub(crate) fn delete(key: &str) -> Command {
-    Command { op: Op::Delete { key: key.as_bytes().to_vec().into() }, condition: Condition::Always }
+    Command::new(Op::Delete { key: key.as_bytes().to_vec().into() }, Condition::Always)
 }
 
 /// A deletion of a range.
 pub(crate) fn delete_range(start: &str, end: Option<&str>) -> Command {
     let range = KeyRange::new(start.as_bytes().to_vec(), end.map(|end| end.as_bytes().to_vec().into()));
-    Command { op: Op::DeleteRange { range }, condition: Condition::Always }
+    Command::new(Op::DeleteRange { range }, Condition::Always)
 }
 
 /// A payload of these commands.

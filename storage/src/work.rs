@@ -205,9 +205,9 @@ impl WriteResult {
     pub fn fits(&self, command: &Command) -> bool {
         use flotilla_router::Op;
         match self {
-            Self::Written { .. } => matches!(command.op, Op::Put { .. }),
-            Self::Deleted => matches!(command.op, Op::Delete { .. }),
-            Self::DeletedRange { .. } => matches!(command.op, Op::DeleteRange { .. }),
+            Self::Written { .. } => matches!(command.op(), Op::Put { .. }),
+            Self::Deleted => matches!(command.op(), Op::Delete { .. }),
+            Self::DeletedRange { .. } => matches!(command.op(), Op::DeleteRange { .. }),
             Self::ConditionFailed { .. } | Self::WrongShard => true,
         }
     }

@@ -64,7 +64,7 @@ fn try_out(config: CoreConfig) {
         core.handle(Event::Clock { now: Time::from_millis(round * 100) });
         core.handle(Event::Tick);
         if round == 20 {
-            let command = Command { op: Op::Put { key: "k".into(), value: "v".into() }, condition: Condition::Always };
+            let command = Command::new(Op::Put { key: "k".into(), value: "v".into() }, Condition::Always);
             let (shard, deadline) = (ShardId(2), Time::from_secs(3));
             core.handle(Event::Ask { ticket: Ticket(1), ask: Ask::Write { shard, command }, deadline });
             core.handle(Event::Ask { ticket: Ticket(2), ask: Ask::Read { shard, consistency: Consistency::Lease }, deadline });

@@ -1,11 +1,11 @@
 //! What a node does with a question that another node handed on, beside reading it: it is held to bounds, gets a deadline, is looked up
 //! or becomes an entry and is applied, and what comes of it leaves again in one frame.
 
-use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::call::{self, Forwarded};
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::sizes::{COMMAND_BYTES_MAX, FRAME_BYTES_MAX};
 use flotilla_router::{
-    Answer, Ask, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Replica, ReplicaId, Reply, Role, ShardId,
+    Answer, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Refusal, Replica, ReplicaId, Reply, Request, Role, ShardId,
 };
 use flotilla_storage::{
     Applier, ApplyEntry, ApplyWork, EntryKind, INITIAL, LogEntry, LogPosition, MemoryEngine, bootstrap, read, recover,
@@ -22,17 +22,17 @@ pub(crate) fn answer(forwarded: Forwarded) {
     assert!(forwarded.deadline(now) >= now);
     assert_eq!(forwarded.clone().checked().as_ref(), Ok(&forwarded), "what was in bounds is changed again");
     let Some((engine, mut applier)) = founded() else { return };
-    match &forwarded.ask {
-        Ask::Get { key, .. } => {
+    match &forwarded.request {
+        Request::Get { key, .. } => {
             let found = read::get(&engine, false, key).expect("nothing is spoiled");
             leaves(found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision }));
         }
-        Ask::Scan { scan, .. } | Ask::Part { scan, .. } => {
+        Request::Scan { scan, .. } | Request::Part { scan, .. } => {
             let page = read::scan(&engine, scan, &KeyRange::all(), false).expect("nothing is spoiled");
             assert!(page.rest.as_ref().is_none_or(|rest| *rest != scan.range), "a page after which as much is left");
             leaves(Answer::Page(page));
         }
-        Ask::Write(command) => {
+        Request::Write(command) => {
             assert!(command.encoded_bytes() <= COMMAND_BYTES_MAX);
             // A range is the only command with a condition that makes no sense; the core never looks at it.
             let mut payload = PayloadBuilder::new(1, 0);
@@ -44,13 +44,13 @@ pub(crate) fn answer(forwarded: Forwarded) {
             let results = &applied[0].results[0].1;
             assert!(results.len() == 1 && results[0].fits(command), "{command:?} came to {results:?}");
         }
-        Ask::Admin(_) => {}
+        Request::Admin(_) => {}
     }
 }
 
 /// An answer fits into a frame, with what stands around it.
 fn leaves(answer: Answer) {
-    let response: Response = Ok(Reply { shard: SHARD, node: NODE, answer, staleness: None });
+    let response: Result<Reply, Refusal> = Ok(Reply { shard: SHARD, node: NODE, answer, staleness: None });
     assert!(call::encode(&response).len() + 64 <= FRAME_BYTES_MAX);
 }
 
@@ -63,7 +63,7 @@ fn founded() -> Option<(MemoryEngine, Applier)> {
     let mut applier = Applier::new(&engine, &recover(&engine).ok()?).ok()?;
     let op = Op::Put { key: "k".into(), value: "v".into() };
     let mut payload = PayloadBuilder::new(1, 0);
-    payload.push(&flotilla_router::Command { op, condition: Condition::Always });
+    payload.push(&flotilla_router::Command::new(op, Condition::Always));
     let at = LogPosition { index: INITIAL.index + 1, term: INITIAL.term };
     let entry = LogEntry { at, kind: EntryKind::Normal, data: payload.finish(), context: Default::default() };
     applier.apply(&engine, vec![ApplyWork { shard: SHARD, entries: vec![ApplyEntry { entry, wants_results: false }] }]).ok()?;

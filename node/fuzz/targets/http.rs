@@ -12,8 +12,8 @@ use super::script::Script;
 use bytes::Bytes;
 use flotilla_ops::http::Offline;
 use flotilla_ops::{Kv, Limits, Metrics};
-use flotilla_router::call::Response;
-use flotilla_router::{Ask, Command, Condition, KeyRange, NodeId, Op, Outcome, Refusal, ShardId};
+use flotilla_router::Reply;
+use flotilla_router::{Condition, KeyRange, NodeId, Op, Outcome, Refusal, Request, ShardId};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock};
@@ -100,31 +100,33 @@ fn is_internal(fault: u8) -> bool {
 struct Checked(Arc<fake::Fake>);
 
 impl Kv for Checked {
-    async fn call(&self, ask: Ask, deadline: Instant) -> Response {
+    async fn call(&self, request: Request, deadline: Instant) -> Result<Reply, Refusal> {
         let key = |key: &Bytes| assert!((1..=KEY_BYTES_MAX).contains(&key.len()), "a key of {} bytes", key.len());
         let range = |range: &KeyRange| {
             let bounds = [Some(&range.start), range.end.as_ref()];
             assert!(!range.is_empty(), "an empty range was asked for");
             assert!(bounds.into_iter().flatten().all(|bound| bound.len() <= KEY_BYTES_MAX + 1), "a bound is too long");
         };
-        match &ask {
-            Ask::Get { key: wanted, .. } => key(wanted),
-            Ask::Scan { scan, .. } | Ask::Part { scan, .. } => {
+        match &request {
+            Request::Get { key: wanted, .. } => key(wanted),
+            Request::Scan { scan, .. } | Request::Part { scan, .. } => {
                 range(&scan.range);
                 assert!(scan.limit > 0 && scan.bytes_max > 0, "a scan of nothing");
             }
-            Ask::Write(Command { op: Op::Put { key: written, value }, .. }) => {
-                key(written);
-                assert!(value.len() <= VALUE_BYTES_MAX, "a value of {} bytes", value.len());
-            }
-            Ask::Write(Command { op: Op::Delete { key: deleted }, .. }) => key(deleted),
-            Ask::Write(Command { op: Op::DeleteRange { range: deleted }, condition }) => {
-                range(deleted);
-                assert_eq!(*condition, Condition::Always, "a range was deleted under a condition");
-            }
-            Ask::Admin(_) => panic!("an admin question among those about keys"),
+            Request::Write(command) => match command.op() {
+                Op::Put { key: written, value } => {
+                    key(written);
+                    assert!(value.len() <= VALUE_BYTES_MAX, "a value of {} bytes", value.len());
+                }
+                Op::Delete { key: deleted } => key(deleted),
+                Op::DeleteRange { range: deleted } => {
+                    range(deleted);
+                    assert_eq!(command.condition(), Condition::Always, "a range was deleted under a condition");
+                }
+            },
+            Request::Admin(_) => panic!("an admin question among those about keys"),
         }
-        self.0.call(ask, deadline).await
+        self.0.call(request, deadline).await
     }
 }
 

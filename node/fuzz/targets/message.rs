@@ -387,7 +387,7 @@ impl World {
         };
         let condition = s.pick(&[Condition::Always, Condition::Absent, Condition::Present, Condition::At(Revision(1))]);
         let (ticket, deadline) = (self.ticket(), self.deadline(s));
-        self.core.handle(Event::Ask { ticket, ask: Ask::Write { shard, command: Command { op, condition } }, deadline });
+        self.core.handle(Event::Ask { ticket, ask: Ask::Write { shard, command: Command::new(op, condition) }, deadline });
     }
 
     /// Where a snapshot that came lies.

@@ -130,7 +130,7 @@ fn context(s: &mut Script<'_>) -> Bytes {
 fn payload(key: &'static [u8], value: &[u8]) -> Bytes {
     let op = Op::Put { key: Bytes::from_static(key), value: Bytes::copy_from_slice(value) };
     let mut payload = PayloadBuilder::new(1, value.len());
-    payload.push(&Command { op, condition: Condition::Always });
+    payload.push(&Command::new(op, Condition::Always));
     payload.finish()
 }
 

@@ -11,10 +11,10 @@
 use super::script::Script;
 use bytes::Bytes;
 use flotilla_node::core::wire::{self, Item};
-use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::call::{self, Forwarded};
 use flotilla_router::codec::Reader;
 use flotilla_router::command::{self, Payload, PayloadBuilder};
-use flotilla_router::{ClusterId, DecodeError, Descriptor, Incarnation, KeyRange, NodeId, Refusal};
+use flotilla_router::{ClusterId, DecodeError, Descriptor, Incarnation, KeyRange, NodeId, Refusal, Reply};
 use flotilla_storage::SnapshotManifest;
 use flotilla_storage::manifest::is_plain_name;
 use flotilla_transport::{Identity, fuzzing};
@@ -119,7 +119,7 @@ fn requests(frame: Bytes) {
 fn question(bytes: &[u8]) {
     let Ok(forwarded) = call::decode::<Forwarded>("forwarded request", bytes) else { return };
     let again = call::decode::<Forwarded>("forwarded request", &call::encode(&forwarded));
-    let _ = (forwarded.ask.routing_key(), forwarded.ask.is_write());
+    let _ = (forwarded.request.routing_key(), forwarded.request.is_write());
     assert_eq!(again.as_ref(), Ok(&forwarded));
     super::forward::answer(forwarded);
 }
@@ -134,14 +134,14 @@ fn answers(frames: Vec<Bytes>, piece: usize) {
 }
 
 fn response(bytes: &[u8]) {
-    let Ok(response) = call::decode::<Response>("forwarded response", bytes) else { return };
+    let Ok(response) = call::decode::<Result<Reply, Refusal>>("forwarded response", bytes) else { return };
     if let Err(refusal) = &response {
         let _ = (refusal.to_string(), refusal.code(), refusal.outcome(), refusal.is_retryable(), refusal.shard());
         if let Refusal::WrongShard { descriptors, .. } = refusal {
             descriptors.iter().for_each(|bytes| descriptor(bytes.0.clone()));
         }
     }
-    assert_eq!(call::decode::<Response>("forwarded response", &call::encode(&response)), Ok(response));
+    assert_eq!(call::decode::<Result<Reply, Refusal>>("forwarded response", &call::encode(&response)), Ok(response));
 }
 
 /// What announces a snapshot: format ‖ raft message ‖ manifest.
@@ -179,7 +179,7 @@ fn payload(data: Bytes) {
     let mut commands = 0;
     for command in payload {
         let Ok(command) = command else { return };
-        assert!(command.touches(&all) || matches!(command.op, flotilla_router::Op::DeleteRange { .. }));
+        assert!(command.is_within(&all) || matches!(command.op(), flotilla_router::Op::DeleteRange { .. }));
         let _ = command.routing_key();
         again.push(&command);
         commands += 1;

@@ -57,7 +57,7 @@ fn shard(id: ShardId, start: &'static str, end: Option<&'static str>) -> Descrip
 }
 
 fn put(key: &'static str, value: &'static str) -> Command {
-    Command { op: Op::Put { key: key.into(), value: value.into() }, condition: Condition::Always }
+    Command::new(Op::Put { key: key.into(), value: value.into() }, Condition::Always)
 }
 
 fn payload(commands: &[Command]) -> Bytes {

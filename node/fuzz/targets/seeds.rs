@@ -8,9 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_node::core::wire;
 use flotilla_node::core::{Beat, Envelope, Timing};
-use flotilla_router::call::{
-    self, Answer, Ask, Consistency, Forwarded, HeldView, Item, Reply, Response, Scan, ScanPage, Staleness,
-};
+use flotilla_router::call::{self, Answer, Consistency, Forwarded, HeldView, Item, Reply, Request, Scan, ScanPage, Staleness};
 use flotilla_router::codec::Put;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
@@ -109,9 +107,9 @@ fn descriptor() -> Descriptor {
 
 fn commands() -> Vec<Command> {
     vec![
-        Command { op: Op::Put { key: "k".into(), value: "v".into() }, condition: Condition::Absent },
-        Command { op: Op::Delete { key: "k".into() }, condition: Condition::At(Revision(3)) },
-        Command { op: Op::DeleteRange { range: KeyRange::new("a", Some("b".into())) }, condition: Condition::Always },
+        Command::new(Op::Put { key: "k".into(), value: "v".into() }, Condition::Absent),
+        Command::new(Op::Delete { key: "k".into() }, Condition::At(Revision(3))),
+        Command::new(Op::DeleteRange { range: KeyRange::new("a", Some("b".into())) }, Condition::Always),
     ]
 }
 
@@ -158,15 +156,15 @@ fn quic() -> Vec<Vec<u8>> {
     let scan = Scan { range: KeyRange::prefix("a"), reverse: false, limit: 10, bytes_max: 1000, keys_only: false };
     let consistency = Consistency::Stale { age_max: Some(Duration::from_secs(1)) };
     let asks = [
-        Ask::Get { key: "k".into(), consistency },
-        Ask::Scan { scan: scan.clone(), consistency: Consistency::Linearizable },
-        Ask::Part { scan, consistency, view: Some(HeldView { node: NodeId(1), shard: ShardId(3), id: 5 }) },
-        Ask::Write(commands().remove(0)),
-        Ask::Write(commands().remove(2)),
-        Ask::Admin("{}".into()),
+        Request::Get { key: "k".into(), consistency },
+        Request::Scan { scan: scan.clone(), consistency: Consistency::Linearizable },
+        Request::Part { scan, consistency, view: Some(HeldView { node: NodeId(1), shard: ShardId(3), id: 5 }) },
+        Request::Write(commands().remove(0)),
+        Request::Write(commands().remove(2)),
+        Request::Admin("{}".into()),
     ];
     let questions: Vec<Bytes> =
-        asks.map(|ask| call::encode(&Forwarded { ask, hops: 1, time_left: Duration::from_millis(700) })).into();
+        asks.map(|request| call::encode(&Forwarded { request, hops: 1, time_left: Duration::from_millis(700) })).into();
     let mut requests = BytesMut::new();
     for (id, question) in questions.iter().enumerate() {
         requests.put_u64(id as u64);
@@ -175,7 +173,7 @@ fn quic() -> Vec<Vec<u8>> {
     let staleness = Some(Staleness { applied: 3, age: None });
     let item = Item { key: "k".into(), value: "v".into(), revision: Revision(1) };
     let reply = |answer| Ok(Reply { shard: ShardId(3), node: NodeId(1), answer, staleness });
-    let responses: Vec<Response> = vec![
+    let responses: Vec<Result<Reply, Refusal>> = vec![
         reply(Answer::Value { value: "v".into(), revision: Revision(3) }),
         reply(Answer::Page(ScanPage { items: vec![item.clone()], rest: Some(KeyRange::new("b", None)) })),
         reply(Answer::Part { page: ScanPage { items: vec![item], rest: None }, view: None }),

@@ -1,7 +1,7 @@
 //! Whom to ask next about a shard, for as long as one request lasts.
 //!
 //! 1. Its own replica, where what it has is good enough (a stale read).
-//! 2. Whoever is said to lead.
+//! 2. Whoever is said to lead, if it can be reached.
 //! 3. Its own replica: if anybody leads, it knows who. It is asked through the loop, as any request is.
 //! 4. Where it has none that can tell, every other replica in turn, as long as it can be reached: whoever has one knows more.
 //!
@@ -37,7 +37,9 @@ impl Choice {
         if here && any_replica_will_do {
             return Some(me);
         }
-        if let Some(leader) = hint.filter(|leader| !self.without.contains(leader)) {
+        // Who leads, and who can be reached, are two things: a hint stays, and is of no use meanwhile.
+        let may_answer = |node: &NodeId| !self.without.contains(node) && (*node == me || reachable(*node));
+        if let Some(leader) = hint.filter(may_answer) {
             return Some(leader);
         }
         if here {
@@ -80,6 +82,9 @@ mod tests {
             (&[1, 2, 3], false, Some(2), &[2, 3], Some(2)),
             (&[1, 2, 3], false, Some(1), &[2, 3], Some(1)),
             (&[1, 2, 3], false, None, &[2, 3], Some(1)),
+            // Whoever leads can't be reached from here: the own replica hears of another leader first.
+            (&[1, 2, 3], false, Some(2), &[3], Some(1)),
+            (&[2, 3, 4], false, Some(3), &[2, 4], Some(2)),
             (&[2, 3, 4], true, Some(3), &[2, 3, 4], Some(3)),
             (&[2, 3, 4], true, None, &[3, 4], Some(3)),
             (&[2, 3, 4], false, None, &[], None),

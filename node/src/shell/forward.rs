@@ -4,59 +4,91 @@
 //! way to a node already, it waits here for a while, where it can still be refused with a word that is certain. And the other node is
 //! given a little less time than there is, so that it gives up first, and says what it knows.
 
-use super::service::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, Service};
 use bytes::Bytes;
-use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_ops::Metrics;
+use flotilla_router::call::{self, Forwarded};
 use flotilla_router::sizes::KEY_BYTES_MAX;
-use flotilla_router::{Answer, Ask, NodeId, Outcome, Refusal, Reply, ShardId};
-use flotilla_transport::{DATA_BYTES_MAX, RequestError, Responder};
+use flotilla_router::{Answer, NodeId, Outcome, Refusal, Reply, Request, Routes, ShardId};
+use flotilla_transport::{DATA_BYTES_MAX, RequestError, Responder, Transport};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The first pause before a request is tried again; each further one is longer.
+pub(super) const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
+/// The longest such pause.
+pub(super) const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// The most of a request's time that is kept for the way back of its answer.
 const WAY_BACK_MAX: Duration = Duration::from_millis(500);
 /// What a question has beside its command, generously.
 const AROUND_BYTES: usize = 64;
 
-impl Service {
+/// The way to the other nodes: what a service, and whoever answers operators, ask of them.
+pub struct Forwarder {
+    /// This node.
+    pub node: NodeId,
+    /// The map from keys to shards, and who leads them.
+    pub routes: Arc<Routes>,
+    /// The other nodes.
+    pub transport: Arc<Transport>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// How often the loops of the nodes look whose time is up.
+    pub tick: Duration,
+}
+
+impl Forwarder {
     /// Hands a request to another node.
-    pub(super) async fn forward(&self, to: NodeId, shard: ShardId, ask: &Ask, deadline: Instant) -> Response {
-        self.forward_hop(to, shard, ask, 1, deadline).await
+    pub(super) async fn forward(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Reply, Refusal> {
+        self.forward_hop(to, shard, request, 1, deadline).await
     }
 
     /// The same with a request that was handed on `hops` times then.
-    pub(super) async fn forward_hop(&self, to: NodeId, shard: ShardId, ask: &Ask, hops: u8, deadline: Instant) -> Response {
+    pub(super) async fn forward_hop(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        request: &Request,
+        hops: u8,
+        deadline: Instant,
+    ) -> Result<Reply, Refusal> {
         self.metrics.forwarded_sent.inc();
-        let answered = self.send_when_there_is_room(to, ask, hops, deadline).await;
+        let answered = self.send_when_there_is_room(to, request, hops, deadline).await;
         if answered.is_err() {
             self.metrics.forward_failures.inc();
         }
         match answered {
-            Ok(response) => call::decode::<Response>("forwarded response", &response).unwrap_or_else(|error| {
-                let outcome = if ask.is_write() { Outcome::Unknown } else { Outcome::NotApplied };
+            Ok(response) => call::decode::<Result<Reply, Refusal>>("forwarded response", &response).unwrap_or_else(|error| {
+                let outcome = if request.is_write() { Outcome::Unknown } else { Outcome::NotApplied };
                 Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
             }),
-            Err(error) => {
-                if matches!(error, RequestError::NotSent(_)) {
-                    // Whoever led from there can't be reached from here.
-                    self.routes.not_leader(shard, to);
-                }
-                Err(not_answered(error, to, shard, ask.is_write()))
-            }
+            Err(error) => Err(not_answered(error, to, shard, request.is_write())),
         }
     }
 
     /// Waits for room for half of the time: the rest will be needed.
-    async fn send_when_there_is_room(&self, to: NodeId, ask: &Ask, hops: u8, deadline: Instant) -> Result<Bytes, RequestError> {
+    async fn send_when_there_is_room(
+        &self,
+        to: NodeId,
+        request: &Request,
+        hops: u8,
+        deadline: Instant,
+    ) -> Result<Bytes, RequestError> {
         let begun = Instant::now();
         let patience = begun + deadline.saturating_duration_since(begun) / 2;
         let mut pause = RETRY_PAUSE_MIN;
         loop {
-            let sent = match self.transport.has_room(to, about_bytes(ask)) {
+            let sent = match self.transport.has_room(to, about_bytes(request)) {
                 Ok(()) => {
                     let time_left = deadline.saturating_duration_since(Instant::now());
                     let round_trip = self.transport.round_trip(to).unwrap_or_default();
                     let time_left = left_for_another(time_left, round_trip, self.tick);
-                    let request = call::encode(&Forwarded { ask: ask.clone(), hops, time_left });
+                    let request = call::encode(&Forwarded { request: request.clone(), hops, time_left });
                     self.transport.request(to, request, deadline).await
                 }
                 Err(limit) => Err(RequestError::Full { limit }),
@@ -72,10 +104,10 @@ impl Service {
 
 /// Answers another node: with what was found, or, where too much of that waits to be sent already, with a refusal. What was done is
 /// never said to be refused: such an answer is small, and always finds room.
-pub(super) fn respond(responder: Responder, response: &Response) {
+pub(super) fn respond(responder: Responder, response: &Result<Reply, Refusal>) {
     responder.respond_or(call::encode(response), || {
         let found = matches!(response, Ok(Reply { answer: Answer::Value { .. } | Answer::Page(_) | Answer::Part { .. }, .. }));
-        found.then(|| call::encode(&Response::Err(no_room())))
+        found.then(|| call::encode(&Err::<Reply, _>(no_room())))
     });
 }
 
@@ -84,11 +116,11 @@ fn no_room() -> Refusal {
 }
 
 /// About how many bytes a question takes; only those of a write are many.
-fn about_bytes(ask: &Ask) -> usize {
-    match ask {
-        Ask::Write(command) => command.encoded_bytes() + AROUND_BYTES,
-        Ask::Get { .. } | Ask::Scan { .. } | Ask::Part { .. } => 2 * KEY_BYTES_MAX,
-        Ask::Admin(question) => question.len() + AROUND_BYTES,
+fn about_bytes(request: &Request) -> usize {
+    match request {
+        Request::Write(command) => command.encoded_bytes() + AROUND_BYTES,
+        Request::Get { .. } | Request::Scan { .. } | Request::Part { .. } => 2 * KEY_BYTES_MAX,
+        Request::Admin(question) => question.len() + AROUND_BYTES,
     }
 }
 

@@ -9,7 +9,7 @@ use super::clock;
 use super::queue::Queue;
 use crate::core::{Ask, Done, Event, Time};
 use flotilla_router::call::Staleness;
-use flotilla_router::{Descriptor, Refusal};
+use flotilla_router::{Descriptor, Outcome, Refusal};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::oneshot;
@@ -39,6 +39,21 @@ pub enum Answered {
     Granted(Grant),
     /// It was done.
     Done(Done),
+}
+
+impl Answered {
+    /// What a read may look at.
+    pub fn granted(self) -> Result<Grant, Refusal> {
+        match self {
+            Self::Granted(grant) => Ok(grant),
+            Self::Done(_) => Err(another_answer()),
+        }
+    }
+}
+
+/// The refusal where the loop answered something else than was asked: a mistake of ours.
+pub fn another_answer() -> Refusal {
+    Refusal::Internal { why: "the loop answered another question".into(), outcome: Outcome::Unknown }
 }
 
 /// Who waits for an answer.

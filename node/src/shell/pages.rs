@@ -4,8 +4,8 @@
 
 use super::mailbox::Grant;
 use super::service::{Service, wrong_shard};
-use flotilla_router::call::{self, Forwarded, Response};
-use flotilla_router::{Answer, Ask, Command, Consistency, HeldView, KeyRange, Op, Refusal, Reply, Scan, ScanPage};
+use flotilla_router::call::{self, Forwarded};
+use flotilla_router::{Answer, Command, Consistency, HeldView, KeyRange, Op, Refusal, Reply, Request, Scan, ScanPage};
 use flotilla_storage::read::PageLook;
 use std::time::{Duration, Instant};
 
@@ -28,11 +28,11 @@ impl Service {
     }
 
     /// The next part of a stream, in the view that is kept for it.
-    pub(super) async fn answer_held(&self, scan: &Scan, view: HeldView, deadline: Instant) -> Response {
+    pub(super) async fn answer_held(&self, scan: &Scan, view: HeldView, deadline: Instant) -> Result<Reply, Refusal> {
         if scan.limit == 0 {
             self.views.let_go(view);
             let answer = Answer::Part { page: ScanPage { items: Vec::new(), rest: None }, view: None };
-            return Ok(Reply { shard: view.shard, node: self.node, answer, staleness: None });
+            return Ok(Reply { shard: view.shard, node: self.forwarder.node, answer, staleness: None });
         }
         let grant = self.views.get(view)?;
         // It was fresh enough when it was taken.
@@ -48,22 +48,22 @@ impl Service {
         consistency: Consistency,
         view: Option<HeldView>,
         deadline: Instant,
-    ) -> Response {
+    ) -> Result<Reply, Refusal> {
         let page = self.page(grant, scan, false, deadline).await?;
         let more = page.rest.as_ref().is_some_and(|rest| rest.overlaps(&grant.descriptor.range));
         let (view, staleness) = self.views.keep_for_more(grant, view, more, self.staleness(grant, consistency))?;
-        Ok(Reply { shard: grant.descriptor.id, node: self.node, answer: Answer::Part { page, view }, staleness })
+        Ok(Reply { shard: grant.descriptor.id, node: self.forwarder.node, answer: Answer::Part { page, view }, staleness })
     }
 
     /// Lets a view go, here or on the node that keeps it; nobody waits for that.
     pub(super) fn release(&self, view: HeldView) {
-        if view.node == self.node {
+        if view.node == self.forwarder.node {
             return self.views.let_go(view);
         }
         let scan = Scan { range: KeyRange::all(), reverse: false, limit: 0, bytes_max: 0, keys_only: true };
-        let ask = Ask::Part { scan, consistency: Consistency::Linearizable, view: Some(view) };
-        let request = call::encode(&Forwarded { ask, hops: 1, time_left: LET_GO_PATIENCE });
-        let transport = self.transport.clone();
+        let request = Request::Part { scan, consistency: Consistency::Linearizable, view: Some(view) };
+        let request = call::encode(&Forwarded { request, hops: 1, time_left: LET_GO_PATIENCE });
+        let transport = self.forwarder.transport.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 // If that node can't be told, it will notice by itself.
@@ -75,14 +75,14 @@ impl Service {
 
 /// A range is cut to what the shard owns; what other shards own is told.
 pub(super) fn cut_to_shard(command: &Command, owned: &KeyRange) -> (Command, Option<KeyRange>) {
-    let Op::DeleteRange { range } = &command.op else { return (command.clone(), None) };
+    let Op::DeleteRange { range } = command.op() else { return (command.clone(), None) };
     let cut = range.intersect(owned);
     let rest = match (&cut.end, &range.end) {
         (Some(cut), Some(end)) if cut >= end => None,
         (Some(cut), _) => Some(KeyRange::new(cut.clone(), range.end.clone())),
         (None, _) => None,
     };
-    (Command { op: Op::DeleteRange { range: cut }, condition: command.condition }, rest)
+    (Command::new(Op::DeleteRange { range: cut }, command.condition()), rest)
 }
 
 #[cfg(test)]
@@ -92,9 +92,8 @@ mod tests {
 
     #[test]
     fn a_range_is_cut_to_the_shard_and_the_rest_is_told() {
-        let delete = |start: &'static str, end: Option<&'static str>| Command {
-            op: Op::DeleteRange { range: KeyRange::new(start, end.map(Into::into)) },
-            condition: Condition::Always,
+        let delete = |start: &'static str, end: Option<&'static str>| {
+            Command::new(Op::DeleteRange { range: KeyRange::new(start, end.map(Into::into)) }, Condition::Always)
         };
         let owned = KeyRange::new("f", Some("m".into()));
         let cases = [

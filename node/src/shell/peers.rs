@@ -1,6 +1,7 @@
 //! What comes from other nodes: frames for the core, forwarded requests, snapshots.
 
 use super::Engine;
+use super::admin::Admin;
 use super::mailbox::{Mail, Mailbox};
 use super::service::Service;
 use super::snapshots::Snapshots;
@@ -8,9 +9,9 @@ use crate::core::Event;
 use crate::core::wire::{self, Item};
 use bytes::Bytes;
 use flotilla_ops::Metrics;
-use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::call::{self, Forwarded};
 use flotilla_router::cure::NO_WAY_BACK;
-use flotilla_router::{Incarnation, NodeId, Refusal, Throttle};
+use flotilla_router::{Incarnation, NodeId, Refusal, Reply, Request, ShardId, Throttle};
 use flotilla_storage::fatal;
 use flotilla_transport::{Handler, Identity, Lane, Responder, Staging};
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+/// Who answers what other nodes ask.
+pub struct Answerers {
+    /// About keys.
+    pub service: Arc<Service>,
+    /// About the node and its shards.
+    pub admin: Arc<Admin>,
+}
 
 /// Takes what peers send.
 pub struct Peers {
@@ -36,7 +45,7 @@ pub struct Peers {
     /// Staging.
     pub snapshots: Arc<Snapshots>,
     /// Who answers forwarded requests; set once the node is complete.
-    pub service: OnceLock<Arc<Service>>,
+    pub answerers: OnceLock<Answerers>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where requests run.
@@ -111,17 +120,29 @@ impl Handler for Peers {
             Err(why) => {
                 self.complain(1, from, &why, "a request from a peer makes no sense");
                 self.metrics.malformed_messages.inc();
-                let refusal: Response = Err(Refusal::Invalid { why });
+                let refusal: Result<Reply, Refusal> = Err(Refusal::Invalid { why });
                 return responder.respond(call::encode(&refusal));
             }
         };
-        let Some(service) = self.service.get().cloned() else {
-            let refusal: Response = Err(Refusal::ShuttingDown);
+        let Some(Answerers { service, admin }) = self.answerers.get() else {
+            let refusal: Result<Reply, Refusal> = Err(Refusal::ShuttingDown);
             return responder.respond(call::encode(&refusal));
         };
+        // Its own way back takes time, too; the asker counts for itself.
+        let deadline = forwarded.deadline(Instant::now());
+        if let Request::Admin(question) = forwarded.request {
+            let admin = admin.clone();
+            self.runtime.spawn(async move {
+                let answer = tokio::time::timeout_at(deadline.into(), admin.answer_peer(&question)).await;
+                let unknown = Err(Refusal::Unknown { shard: ShardId::META });
+                super::forward::respond(responder, &answer.unwrap_or(unknown));
+            });
+            return;
+        }
+        let service = service.clone();
         if let Some((forwarded, responder)) = service.answer_at_once(forwarded, responder) {
             self.runtime.spawn(async move {
-                let response = service.answer_forwarded(forwarded).await;
+                let response = service.answer_forwarded(forwarded, deadline).await;
                 super::forward::respond(responder, &response);
             });
         }

@@ -4,56 +4,40 @@
 //! ([`Refusal::outcome`]), or not a byte of it left this node. What was sent and not answered is *unknown* for a write, and tried
 //! elsewhere for a read.
 
-use super::admin::Admin;
 use super::choice::Choice;
-use super::forward;
+use super::forward::{self, Forwarder, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN};
 use super::lines::Lines;
-use super::mailbox::{Answered, Grant, Mail, Mailbox, ReplyTo};
+use super::mailbox::{Answered, Grant, Mail, Mailbox, ReplyTo, another_answer};
 use super::pages::cut_to_shard;
 use super::reading::{Readers, or_stop};
 use super::views::Views;
 use crate::core::{self, Done};
-use flotilla_ops::Metrics;
-use flotilla_router::call::{self, Forwarded, Response};
+use flotilla_router::call::{self, Forwarded};
 use flotilla_router::{
-    Answer, Ask, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Outcome, Refusal, Reply, Routes, ShardId,
+    Answer, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Refusal, Reply, Request, ShardId,
 };
 use flotilla_storage::{NUMBER_MAX, WriteResult, read};
-use flotilla_transport::{Responder, Transport};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use flotilla_transport::Responder;
+use std::sync::Arc;
+use std::time::Instant;
 
-/// The first pause before a request is tried again; each further one is longer.
-pub(super) const RETRY_PAUSE_MIN: Duration = Duration::from_millis(5);
-/// The longest such pause.
-pub(super) const RETRY_PAUSE_MAX: Duration = Duration::from_millis(50);
 /// How often a request may be handed on.
 const HOPS_MAX: u8 = 2;
 
 /// Answers requests.
 pub struct Service {
-    /// This node.
-    pub node: NodeId,
-    /// The map from keys to shards.
-    pub routes: Arc<Routes>,
+    /// Routes, and the way to the other nodes.
+    pub forwarder: Arc<Forwarder>,
     /// The loop.
     pub mailbox: Mailbox,
-    /// The other nodes.
-    pub transport: Arc<Transport>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
     /// What a read gets that does not say how fresh it must be.
     pub default_consistency: Consistency,
-    /// How often the loops of the nodes look whose time is up.
-    pub tick: Duration,
     /// Where pages and hashes are read.
-    pub readers: Readers,
+    pub readers: Arc<Readers>,
     /// Lines of writes that were full a moment ago.
     pub lines: Lines,
     /// The views that streams go on in.
     pub views: Arc<Views>,
-    /// Answers admin questions from other nodes; set once the node is complete.
-    pub admin: OnceLock<Arc<Admin>>,
 }
 
 impl flotilla_ops::Kv for Service {
@@ -61,30 +45,31 @@ impl flotilla_ops::Kv for Service {
         self.default_consistency
     }
 
-    async fn call(&self, ask: Ask, deadline: Instant) -> Response {
+    async fn call(&self, request: Request, deadline: Instant) -> Result<Reply, Refusal> {
         // A stream goes on where its view is, whoever leads there.
-        if let Ask::Part { scan, view: Some(view), .. } = &ask {
-            return match view.node == self.node {
+        if let Request::Part { scan, view: Some(view), .. } = &request {
+            return match view.node == self.forwarder.node {
                 true => Box::pin(self.answer_held(scan, *view, deadline)).await,
-                false => self.forward(view.node, view.shard, &ask, deadline).await,
+                false => self.forwarder.forward(view.node, view.shard, &request, deadline).await,
             };
         }
         let mut pause = RETRY_PAUSE_MIN;
         let mut choice = Choice::default();
         let mut followed = false;
         loop {
-            let Some(shard) = self.resolve(&ask) else {
+            let Some(shard) = self.resolve(&request) else {
                 return Err(Refusal::NotFound { what: "shard for that key on this node's map".into() });
             };
-            let (now, is_write) = (Instant::now(), matches!(ask, Ask::Write(_)));
+            let (now, is_write) = (Instant::now(), matches!(request, Request::Write(_)));
             let time_left = deadline.saturating_duration_since(now);
             if is_write && let Some(refusal) = self.lines.refusal(shard.id, now, time_left) {
                 return Err(refusal);
             }
-            let hint = self.routes.leader(shard.id);
-            let next = choice.next(&shard, self.node, is_stale(&ask), hint, |node| self.transport.reachable(node));
+            let hint = self.forwarder.routes.leader(shard.id);
+            let next = choice
+                .next(&shard, self.forwarder.node, is_stale(&request), hint, |node| self.forwarder.transport.reachable(node));
             let refusal = match next {
-                Some(node) => match self.ask(node, &shard, &ask, deadline).await {
+                Some(node) => match self.ask(node, &shard, &request, deadline).await {
                     Ok(reply) => return Ok(reply),
                     Err(no) if is_worth_another_try(&no) => {
                         self.learn_from(node, &no);
@@ -113,7 +98,7 @@ impl flotilla_ops::Kv for Service {
                     _ => Refusal::NoLeader { shard: shard.id },
                 });
             }
-            self.metrics.forward_retries.inc();
+            self.forwarder.metrics.forward_retries.inc();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_PAUSE_MAX);
         }
@@ -121,7 +106,7 @@ impl flotilla_ops::Kv for Service {
 
     fn refusal_of_write(&self, key: &[u8], deadline: Instant) -> Option<Refusal> {
         let now = Instant::now();
-        self.lines.refusal(self.routes.owner(key)?.id, now, deadline.saturating_duration_since(now))
+        self.lines.refusal(self.forwarder.routes.owner(key)?.id, now, deadline.saturating_duration_since(now))
     }
 
     fn let_go(&self, view: HeldView) {
@@ -130,12 +115,12 @@ impl flotilla_ops::Kv for Service {
 }
 
 /// Whether any replica can answer.
-fn is_stale(ask: &Ask) -> bool {
+fn is_stale(request: &Request) -> bool {
     matches!(
-        ask,
-        Ask::Get { consistency: Consistency::Stale { .. }, .. }
-            | Ask::Scan { consistency: Consistency::Stale { .. }, .. }
-            | Ask::Part { consistency: Consistency::Stale { .. }, .. }
+        request,
+        Request::Get { consistency: Consistency::Stale { .. }, .. }
+            | Request::Scan { consistency: Consistency::Stale { .. }, .. }
+            | Request::Part { consistency: Consistency::Stale { .. }, .. }
     )
 }
 
@@ -152,13 +137,13 @@ fn is_worth_another_try(refusal: &Refusal) -> bool {
 }
 
 impl Service {
-    fn resolve(&self, ask: &Ask) -> Option<Arc<Descriptor>> {
-        match ask {
-            Ask::Scan { scan, .. } | Ask::Part { scan, .. } if scan.reverse => {
-                let table = self.routes.table();
+    fn resolve(&self, request: &Request) -> Option<Arc<Descriptor>> {
+        match request {
+            Request::Scan { scan, .. } | Request::Part { scan, .. } if scan.reverse => {
+                let table = self.forwarder.routes.table();
                 table.owner_before(scan.range.end.as_ref()).cloned()
             }
-            _ => self.routes.owner(ask.routing_key()?),
+            _ => self.forwarder.routes.owner(request.routing_key()?),
         }
     }
 
@@ -166,58 +151,58 @@ impl Service {
     fn learn_from(&self, asked: NodeId, refusal: &Refusal) {
         match refusal {
             Refusal::NotLeader { shard, leader: Some(leader) } if *leader != asked => {
-                self.routes.set_leader(*shard, Some(*leader));
+                self.forwarder.routes.set_leader(*shard, Some(*leader));
             }
-            Refusal::NotLeader { shard, .. } | Refusal::NotHosted { shard } => self.routes.not_leader(*shard, asked),
+            Refusal::NotLeader { shard, .. } | Refusal::NotHosted { shard } => self.forwarder.routes.not_leader(*shard, asked),
             Refusal::WrongShard { descriptors, .. } => {
                 // A peer's word: what can't be a shard is no news.
                 let sound = |d: &Descriptor| d.id.0 > 0 && d.is_sound() && d.epoch.range.max(d.epoch.membership) <= NUMBER_MAX;
                 let decoded = descriptors.iter().filter_map(|d| Descriptor::decode(d.0.clone()).ok());
-                self.routes.learn(decoded.filter(sound));
+                self.forwarder.routes.learn(decoded.filter(sound));
             }
             _ => {}
         }
     }
 
     /// One try, on one node.
-    async fn ask(&self, node: NodeId, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
-        if node == self.node {
-            return self.answer(shard, ask, deadline).await;
+    async fn ask(&self, node: NodeId, shard: &Descriptor, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
+        if node == self.forwarder.node {
+            return self.answer(shard, request, deadline).await;
         }
-        self.forward(node, shard.id, ask, deadline).await
+        self.forwarder.forward(node, shard.id, request, deadline).await
     }
 
     /// Hands a forwarded request about one key to the loop, which answers the other node without a task in between. Everything
     /// else is given back.
     pub(super) fn answer_at_once(self: &Arc<Self>, forwarded: Forwarded, responder: Responder) -> Option<(Forwarded, Responder)> {
-        let of_one_key = match &forwarded.ask {
-            Ask::Get { .. } => true,
-            Ask::Write(command) => !matches!(command.op, Op::DeleteRange { .. }),
-            Ask::Scan { .. } | Ask::Part { .. } | Ask::Admin(_) => false,
+        let of_one_key = match &forwarded.request {
+            Request::Get { .. } => true,
+            Request::Write(command) => !matches!(command.op(), Op::DeleteRange { .. }),
+            Request::Scan { .. } | Request::Part { .. } | Request::Admin(_) => false,
         };
-        let shard = self.resolve(&forwarded.ask).filter(|shard| of_one_key && shard.on_node(self.node).is_some());
+        let shard = self.resolve(&forwarded.request).filter(|shard| of_one_key && shard.on_node(self.forwarder.node).is_some());
         let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
         let (this, shard) = (self.clone(), shard.id);
         let deadline = self.mailbox.now() + forwarded.patience();
-        let (ask, reply): (_, ReplyTo) = match forwarded.ask {
-            Ask::Get { key, consistency } => {
+        let (ask, reply): (_, ReplyTo) = match forwarded.request {
+            Request::Get { key, consistency } => {
                 let answered = move |answered: Result<Answered, Refusal>| {
-                    let response = answered.and_then(granted).and_then(|grant| {
-                        this.metrics.reads(consistency).inc();
+                    let response = answered.and_then(Answered::granted).and_then(|grant| {
+                        this.forwarder.metrics.reads(consistency).inc();
                         this.get(&grant, &key, consistency)
                     });
                     forward::respond(responder, &response);
                 };
                 (core::Ask::Read { shard, consistency }, ReplyTo::Peer(Box::new(answered)))
             }
-            Ask::Write(command) => {
+            Request::Write(command) => {
                 let answered = move |answered: Result<Answered, Refusal>| {
                     responder.respond(call::encode(&this.written(shard, answered, None)));
                 };
                 (core::Ask::Write { shard, command }, ReplyTo::Peer(Box::new(answered)))
             }
-            ask @ (Ask::Scan { .. } | Ask::Part { .. } | Ask::Admin(_)) => {
-                return Some((Forwarded { ask, ..forwarded }, responder));
+            request @ (Request::Scan { .. } | Request::Part { .. } | Request::Admin(_)) => {
+                return Some((Forwarded { request, ..forwarded }, responder));
             }
         };
         // Should it be turned away after all, the responder is dropped, and the other node knows that it knows nothing.
@@ -226,56 +211,49 @@ impl Service {
     }
 
     /// Answers a request that another node handed on.
-    pub(super) async fn answer_forwarded(&self, forwarded: Forwarded) -> Response {
-        // Its own way back takes time, too; the asker counts for itself.
-        let deadline = forwarded.deadline(Instant::now());
-        let Forwarded { ask, hops, time_left: _ } = forwarded;
-        if let Ask::Admin(question) = &ask {
-            let Some(admin) = self.admin.get() else { return Err(Refusal::ShuttingDown) };
-            let answer = tokio::time::timeout_at(deadline.into(), admin.answer_peer(question, deadline)).await;
-            return answer.unwrap_or(Err(Refusal::Unknown { shard: ShardId::META }));
-        }
-        if let Ask::Part { scan, view: Some(view), .. } = &ask {
+    pub(super) async fn answer_forwarded(&self, forwarded: Forwarded, deadline: Instant) -> Result<Reply, Refusal> {
+        let Forwarded { request, hops, time_left: _ } = forwarded;
+        if let Request::Part { scan, view: Some(view), .. } = &request {
             return self.answer_held(scan, *view, deadline).await;
         }
-        let Some(shard) = self.resolve(&ask) else {
+        let Some(shard) = self.resolve(&request) else {
             return Err(Refusal::NotFound { what: "shard for that key".into() });
         };
-        if shard.on_node(self.node).is_none() {
-            return match self.routes.leader(shard.id) {
-                Some(leader) if leader != self.node && hops < HOPS_MAX => {
-                    self.forward_hop(leader, shard.id, &ask, hops + 1, deadline).await
+        if shard.on_node(self.forwarder.node).is_none() {
+            return match self.forwarder.routes.leader(shard.id) {
+                Some(leader) if leader != self.forwarder.node && hops < HOPS_MAX => {
+                    self.forwarder.forward_hop(leader, shard.id, &request, hops + 1, deadline).await
                 }
                 _ => Err(Refusal::NotHosted { shard: shard.id }),
             };
         }
-        self.answer(&shard, &ask, deadline).await
+        self.answer(&shard, &request, deadline).await
     }
 
     /// Answers from this node's replica.
-    async fn answer(&self, shard: &Descriptor, ask: &Ask, deadline: Instant) -> Response {
+    async fn answer(&self, shard: &Descriptor, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
         // What reads many keys is boxed: its state would else be copied with that of every question about one.
-        match ask {
-            Ask::Get { key, consistency } => {
+        match request {
+            Request::Get { key, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
                 self.get(&grant, key, *consistency)
             }
-            Ask::Scan { scan, consistency } => {
+            Request::Scan { scan, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
                 let page = Box::pin(self.page(&grant, scan, true, deadline)).await?;
                 self.reply(&grant, Answer::Page(page), *consistency)
             }
-            Ask::Part { scan, consistency, view: _ } => {
+            Request::Part { scan, consistency, view: _ } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
                 Box::pin(self.part(&grant, scan, *consistency, None, deadline)).await
             }
-            Ask::Write(command) => self.write(shard, command, deadline).await,
-            Ask::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
+            Request::Write(command) => self.write(shard, command, deadline).await,
+            Request::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
         }
     }
 
     /// Looks a key up.
-    fn get(&self, grant: &Grant, key: &[u8], consistency: Consistency) -> Response {
+    fn get(&self, grant: &Grant, key: &[u8], consistency: Consistency) -> Result<Reply, Refusal> {
         if !grant.descriptor.range.contains(key) {
             return Err(wrong_shard(grant));
         }
@@ -287,12 +265,12 @@ impl Service {
     /// Asks the loop for a view that is fresh enough.
     pub(super) async fn grant(&self, shard: ShardId, consistency: Consistency, deadline: Instant) -> Result<Grant, Refusal> {
         let ask = core::Ask::Read { shard, consistency };
-        let grant = granted(self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?)?;
-        self.metrics.reads(consistency).inc();
+        let grant = self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?.granted()?;
+        self.forwarder.metrics.reads(consistency).inc();
         Ok(grant)
     }
 
-    async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Response {
+    async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Result<Reply, Refusal> {
         let (command, rest) = cut_to_shard(command, &shard.range);
         // The loop answers every ticket; it is gone only when the process ends, and then nobody knows.
         let gone = Refusal::Unknown { shard: shard.id };
@@ -301,8 +279,8 @@ impl Service {
     }
 
     /// What a write came to, as an answer; `rest` is the part of a range that other shards own.
-    fn written(&self, shard: ShardId, answered: Result<Answered, Refusal>, rest: Option<KeyRange>) -> Response {
-        self.metrics.proposals_refused.inc_by(answered.is_err().into());
+    fn written(&self, shard: ShardId, answered: Result<Answered, Refusal>, rest: Option<KeyRange>) -> Result<Reply, Refusal> {
+        self.forwarder.metrics.proposals_refused.inc_by(answered.is_err().into());
         let Answered::Done(Done::Written(result)) = answered? else { return Err(another_answer()) };
         let answer = match result {
             WriteResult::Written { revision } => Answer::Written { revision },
@@ -311,20 +289,8 @@ impl Service {
             WriteResult::ConditionFailed { current } => Answer::ConditionFailed { current },
             WriteResult::WrongShard => return Err(Refusal::WrongShard { shard, descriptors: Vec::new() }),
         };
-        Ok(Reply { shard, node: self.node, answer, staleness: None })
+        Ok(Reply { shard, node: self.forwarder.node, answer, staleness: None })
     }
-}
-
-fn granted(answered: Answered) -> Result<Grant, Refusal> {
-    match answered {
-        Answered::Granted(grant) => Ok(grant),
-        Answered::Done(_) => Err(another_answer()),
-    }
-}
-
-/// The loop answered something else than was asked: a mistake of ours.
-pub(super) fn another_answer() -> Refusal {
-    Refusal::Internal { why: "the loop answered another question".into(), outcome: Outcome::Unknown }
 }
 
 pub(super) fn wrong_shard(grant: &Grant) -> Refusal {

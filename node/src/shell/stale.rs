@@ -3,16 +3,16 @@
 use super::mailbox::Grant;
 use super::reading::or_stop;
 use super::service::Service;
-use flotilla_router::call::{Response, Staleness};
+use flotilla_router::call::Staleness;
 use flotilla_router::{Answer, Consistency, Refusal, Reply};
 use flotilla_storage::read;
 
 impl Service {
     /// An answer from a view. A stale one says what that view shows, which may be more than the loop had heard of when it took it, and
     /// is as old as it is now, not then.
-    pub(super) fn reply(&self, grant: &Grant, answer: Answer, consistency: Consistency) -> Response {
+    pub(super) fn reply(&self, grant: &Grant, answer: Answer, consistency: Consistency) -> Result<Reply, Refusal> {
         let staleness = self.staleness(grant, consistency)?;
-        Ok(Reply { shard: grant.descriptor.id, node: self.node, answer, staleness })
+        Ok(Reply { shard: grant.descriptor.id, node: self.forwarder.node, answer, staleness })
     }
 
     /// How old a stale answer is by now, if it is not too old.

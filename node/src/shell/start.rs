@@ -6,10 +6,11 @@
 use super::admin::Admin;
 use super::config::{Config, TlsConfig};
 use super::driver::{Driver, Hands, LoopState};
+use super::forward::Forwarder;
 use super::health::Health;
 use super::lines::Lines;
 use super::mailbox::Mailbox;
-use super::peers::Peers;
+use super::peers::{Answerers, Peers};
 use super::quic::QuicThreads;
 use super::reading::Readers;
 use super::service::Service;
@@ -113,7 +114,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         known_directories,
         mailbox: mailbox.clone(),
         snapshots: snapshots.clone(),
-        service: OnceLock::new(),
+        answerers: OnceLock::new(),
         metrics: metrics.clone(),
         runtime,
     });
@@ -163,32 +164,35 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let tick = config.core().tick();
     threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(tick))?);
 
-    let service = Arc::new(Service {
-        lines: Lines::default(),
+    let forwarder = Arc::new(Forwarder {
         node: config.node,
         routes: routes.clone(),
-        mailbox: mailbox.clone(),
         transport: transport.clone(),
         metrics: metrics.clone(),
-        default_consistency: config.reads.default_consistency.into(),
         tick,
-        readers: Readers::default(),
+    });
+    let readers = Arc::new(Readers::default());
+    let service = Arc::new(Service {
+        forwarder: forwarder.clone(),
+        mailbox: mailbox.clone(),
+        default_consistency: config.reads.default_consistency.into(),
+        readers: readers.clone(),
+        lines: Lines::default(),
         views,
-        admin: OnceLock::new(),
     });
     let admin = Arc::new(Admin {
         cluster: config.cluster,
         incarnation,
         nodes: config.peers.iter().map(|p| (p.id, (p.quic.clone(), p.http.clone()))).collect(),
-        service: service.clone(),
+        forwarder,
+        readers,
         mailbox: mailbox.clone(),
         state: state.clone(),
         engine: engine.clone(),
         data: config.data.clone(),
         started,
     });
-    let _ = service.admin.set(admin.clone());
-    let _ = peers.service.set(service.clone());
+    let _ = peers.answerers.set(Answerers { service: service.clone(), admin: admin.clone() });
     let health = Arc::new(Health {
         node: config.node,
         mailbox: mailbox.clone(),

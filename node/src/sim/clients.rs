@@ -192,7 +192,11 @@ impl World {
                 let ticket = self.wait(client, node, vec![(key, input)], true, Some(value));
                 self.post(
                     node,
-                    Event::Ask { ticket, ask: Ask::Write { shard: descriptor.id, command: Command { op, condition } }, deadline },
+                    Event::Ask {
+                        ticket,
+                        ask: Ask::Write { shard: descriptor.id, command: Command::new(op, condition) },
+                        deadline,
+                    },
                 );
             }
             55..63 => {
@@ -201,7 +205,11 @@ impl World {
                 let ticket = self.wait(client, node, vec![(key, Input::Delete { condition })], true, None);
                 self.post(
                     node,
-                    Event::Ask { ticket, ask: Ask::Write { shard: descriptor.id, command: Command { op, condition } }, deadline },
+                    Event::Ask {
+                        ticket,
+                        ask: Ask::Write { shard: descriptor.id, command: Command::new(op, condition) },
+                        deadline,
+                    },
                 );
             }
             n => {
@@ -273,7 +281,7 @@ impl World {
         let deadline = self.clock(node) + std::time::Duration::from_nanos(SECOND);
         let input = Input::Put { value: value.clone(), condition: Condition::Always };
         let ticket = self.wait(HUNTERS + shard.0, node, vec![(key.clone(), input)], true, Some(value.clone()));
-        let command = Command { op: Op::Put { key, value }, condition: Condition::Always };
+        let command = Command::new(Op::Put { key, value }, Condition::Always);
         self.post(node, Event::Ask { ticket, ask: Ask::Write { shard, command }, deadline });
     }
 
@@ -313,7 +321,7 @@ impl World {
             let op = Op::Put { key: key.clone(), value: value.clone() };
             let input = Input::Put { value: value.clone(), condition: Condition::Always };
             let ticket = self.wait(PROBERS + shard.0, node, vec![(key, input)], true, Some(value));
-            let command = Command { op, condition: Condition::Always };
+            let command = Command::new(op, Condition::Always);
             self.post(node, Event::Ask { ticket, ask: Ask::Write { shard, command }, deadline });
         }
         self.later(PROBE_EVERY, Happening::Client(Turn::Probe { shard }));

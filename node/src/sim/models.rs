@@ -52,14 +52,14 @@ fn apply(dice: &mut Dice) -> Holds {
         hold!(results.len() == commands.len(), "entry {n}: {} commands came to {} results", commands.len(), results.len());
         for (command, result) in commands.iter().zip(results) {
             hold!(result.fits(command), "entry {n}: {command:?} can't come to {result:?}");
-            let valid = range_epoch == EPOCH.range && command.touches(&descriptor.range);
+            let valid = range_epoch == EPOCH.range && command.is_within(&descriptor.range);
             let key = command.routing_key();
             let current = model.get(key).map(|(revision, _)| *revision);
             let expected = if !valid {
                 WriteResult::WrongShard
-            } else if !command.condition.holds(current) {
+            } else if !command.condition().holds(current) {
                 WriteResult::ConditionFailed { current }
-            } else if let (Op::Put { value, .. }, WriteResult::Written { revision }) = (&command.op, result) {
+            } else if let (Op::Put { value, .. }, WriteResult::Written { revision }) = (command.op(), result) {
                 hold!(revision > highest, "entry {n}: revision {revision} after {highest}");
                 highest = revision;
                 model.insert(key.clone(), (revision, value.clone()));
@@ -89,7 +89,7 @@ fn command(dice: &mut Dice, model: &BTreeMap<Bytes, (Revision, Bytes)>, n: u64) 
     };
     let value = Bytes::from(format!("{n}.{}", dice.below(1000)));
     let op = if dice.percent(70) { Op::Put { key, value } } else { Op::Delete { key } };
-    Command { op, condition }
+    Command::new(op, condition)
 }
 
 /// A replica that was removed is remembered by a restart, beside those that live on.

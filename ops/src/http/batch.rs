@@ -25,7 +25,7 @@ use super::share::{Account, Good};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use bytes::Bytes;
-use flotilla_router::{Answer, Ask, Consistency, Outcome, Revision, ShardId};
+use flotilla_router::{Answer, Consistency, Outcome, Request, Revision, ShardId};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use http::header::HeaderValue;
@@ -116,12 +116,12 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     async fn one(&self, op: &Planned, consistency: Consistency, deadline: Instant, room: &Room) -> Done {
-        let (ask, if_odd) = match op {
+        let (request, if_odd) = match op {
             Planned::Get(_) if room.is_full() => return Done::Failed { problem: room.refusal(), current: None },
-            Planned::Get(key) => (Ask::Get { key: key.clone(), consistency }, Outcome::NotApplied),
-            Planned::Write(command) => (Ask::Write(command.clone()), Outcome::Unknown),
+            Planned::Get(key) => (Request::Get { key: key.clone(), consistency }, Outcome::NotApplied),
+            Planned::Write(command) => (Request::Write(command.clone()), Outcome::Unknown),
         };
-        let reply = match self.ask_by(ask, deadline).await {
+        let reply = match self.ask_by(request, deadline).await {
             Ok(reply) => reply,
             Err(problem) => return Done::Failed { problem, current: None },
         };

@@ -12,7 +12,7 @@ use super::service::App;
 use super::{answer, etag};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
-use flotilla_router::{Answer, Ask, Command, Condition, KeyRange, Op, Outcome};
+use flotilla_router::{Answer, Command, Condition, KeyRange, Op, Outcome, Request};
 use http::Response;
 use http::request::Parts;
 use serde::Serialize;
@@ -38,8 +38,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let deadline = self.deadline();
         let (mut count, mut shards_done) = (0_u64, 0);
         loop {
-            let command = Command { op: Op::DeleteRange { range: range.clone() }, condition: Condition::Always };
-            let reply = self.ask_by(Ask::Write(command), deadline).await;
+            let command = Command::new(Op::DeleteRange { range: range.clone() }, Condition::Always);
+            let reply = self.ask_by(Request::Write(command), deadline).await;
             let reply = reply.map_err(|problem| problem.after_deleting(count, shards_done))?;
             let Answer::DeletedRange { count: here, rest } = &reply.answer else {
                 return Err(unexpected(&reply, Outcome::Unknown).after_deleting(count, shards_done));

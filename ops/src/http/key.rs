@@ -9,7 +9,7 @@ use super::{answer, etag, head, path};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
 use bytes::Bytes;
-use flotilla_router::{Answer, Ask, Command, Op, Outcome, Refusal, Reply, Revision};
+use flotilla_router::{Answer, Command, Op, Outcome, Refusal, Reply, Request, Revision};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode};
@@ -30,7 +30,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
         // A malformed condition is an error whatever is there.
         etag::judge_read(&parts.headers, None)?;
-        let reply = self.ask(Ask::Get { key, consistency }).await?;
+        let reply = self.ask(Request::Get { key, consistency }).await?;
         let mut response = match &reply.answer {
             Answer::Value { value, revision } => {
                 let tag = etag::of_revision(*revision);
@@ -77,17 +77,17 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         }
         // Held until the write is answered: the value is in memory for so long.
         let (value, _held) = body::read(body, &wanted, &self.limits).await?;
-        self.write(Command { op: Op::Put { key, value }, condition }).await
+        self.write(Command::new(Op::Put { key, value }, condition)).await
     }
 
     async fn delete(&self, parts: &Parts, key: Bytes) -> Result<Response<Body>, Problem> {
         Query::parse(parts.uri.query(), &[])?;
         let condition = etag::write_condition(&parts.headers, false)?;
-        self.write(Command { op: Op::Delete { key }, condition }).await
+        self.write(Command::new(Op::Delete { key }, condition)).await
     }
 
     async fn write(&self, command: Command) -> Result<Response<Body>, Problem> {
-        let reply = self.ask(Ask::Write(command)).await?;
+        let reply = self.ask(Request::Write(command)).await?;
         let mut response = match reply.answer {
             Answer::Written { revision } => {
                 let mut response = answer::empty(StatusCode::NO_CONTENT);

@@ -180,7 +180,7 @@ impl Written {
             Self::Get(get) => Ok(Planned::Get(key(get.key, get.key_b64, limits)?)),
             Self::Delete(delete) => {
                 let key = key(delete.key, delete.key_b64, limits)?;
-                Ok(Planned::Write(Command { op: Op::Delete { key }, condition: condition(delete.if_match, None)? }))
+                Ok(Planned::Write(Command::new(Op::Delete { key }, condition(delete.if_match, None)?)))
             }
             Self::Put(put) => {
                 let key = key(put.key, put.key_b64, limits)?;
@@ -195,7 +195,7 @@ impl Written {
                         Some(value.len()),
                     ));
                 }
-                Ok(Planned::Write(Command { op: Op::Put { key, value }, condition: condition(put.if_match, put.if_none_match)? }))
+                Ok(Planned::Write(Command::new(Op::Put { key, value }, condition(put.if_match, put.if_none_match)?)))
             }
         }
     }
@@ -297,7 +297,7 @@ mod tests {
             let body = format!(r#"{{"ops":[{{"delete":{{"key":"a","if_match":{if_match}}}}}]}}"#);
             let planned = plan(body.as_bytes(), &Limits::default()).unwrap();
             let Planned::Write(command) = &planned[0] else { panic!("a get") };
-            assert_eq!(command.condition, Condition::At(expected));
+            assert_eq!(command.condition(), Condition::At(expected));
         }
     }
 }

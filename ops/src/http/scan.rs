@@ -23,7 +23,7 @@ use crate::traits::{Admin, Inspect, Kv};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flotilla_router::range::successor_of_key;
-use flotilla_router::{Answer, Ask, Consistency, HeldView, Item, KeyRange, Outcome, Scan, ShardId};
+use flotilla_router::{Answer, Consistency, HeldView, Item, KeyRange, Outcome, Request, Scan, ShardId};
 use http::Response;
 use http::header::HeaderValue;
 use http::request::Parts;
@@ -117,11 +117,11 @@ impl Walk {
     ) -> Result<Vec<Item>, Problem> {
         let Some(range) = self.rest.clone() else { return Ok(Vec::new()) };
         let scan = Scan { range: range.clone(), reverse: self.reverse, limit, bytes_max, keys_only: self.keys_only };
-        let ask = match streams {
-            true => Ask::Part { scan, consistency: self.consistency, view: self.view },
-            false => Ask::Scan { scan, consistency: self.consistency },
+        let request = match streams {
+            true => Request::Part { scan, consistency: self.consistency, view: self.view },
+            false => Request::Scan { scan, consistency: self.consistency },
         };
-        let mut reply = app.ask_by(ask, deadline).await?;
+        let mut reply = app.ask_by(request, deadline).await?;
         let (page, view) = match &mut reply.answer {
             Answer::Page(page) if !streams => (page, None),
             Answer::Part { page, view } if streams => (page, *view),

@@ -16,10 +16,10 @@ use crate::limits::Limits;
 use crate::metrics::{Metrics, Route};
 use crate::problem::Problem;
 use crate::traits::{Admin, Inspect, Kv};
-use flotilla_router::{Ask, NodeId, Refusal, Reply};
+use flotilla_router::{NodeId, Refusal, Reply, Request};
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Method, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
 use std::convert::Infallible;
 use std::future::Future;
@@ -74,16 +74,16 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     /// Asks the node what is all that a request asks.
-    pub(super) async fn ask(&self, ask: Ask) -> Result<Reply, Problem> {
-        self.kv.call(ask, self.deadline()).await.map_err(Problem::from)
+    pub(super) async fn ask(&self, request: Request) -> Result<Reply, Problem> {
+        self.kv.call(request, self.deadline()).await.map_err(Problem::from)
     }
 
     /// Asks the node one of several questions of a request, whose time ends at `deadline`.
-    pub(super) async fn ask_by(&self, ask: Ask, deadline: Instant) -> Result<Reply, Problem> {
+    pub(super) async fn ask_by(&self, request: Request, deadline: Instant) -> Result<Reply, Problem> {
         if Instant::now() >= deadline {
             return Err(self.too_late());
         }
-        self.kv.call(ask, deadline).await.map_err(Problem::from)
+        self.kv.call(request, deadline).await.map_err(Problem::from)
     }
 
     /// Waits for an answer about the cluster as long as a request may take. What is given up then, nobody works on any more.
@@ -98,7 +98,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     fn too_late(&self) -> Problem {
         let timeout = humantime::format_duration(self.limits.request_timeout);
         let detail =
-            format!("a request has {timeout}, and they were over; ask for less at a time, or raise limits.request_timeout");
+            format!("a request has {timeout}, and they were over; request for less at a time, or raise limits.request_timeout");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "expired", "deadline passed", detail).retryable()
     }
 }
@@ -141,7 +141,7 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
     /// Takes one request. What hyper says of its body is told at once: nothing more is read before.
     pub(super) fn handle(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: http::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<Sent>, Infallible>> + Send {
         let framing = request.body().size_hint().exact().map_or(Framing::Chunked, Framing::Length);
         let in_flight = InFlight::new(&self, framing);
@@ -151,7 +151,7 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
     /// Answers it.
     async fn answer(
         self: Arc<Self>,
-        request: Request<Incoming>,
+        request: http::Request<Incoming>,
         in_flight: InFlight<K, A, I>,
     ) -> Result<Response<Sent>, Infallible> {
         let begun = Instant::now();

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use flotilla_ops::admin::*;
 use flotilla_ops::{Admin, Check, Inspect, Kv, Ordered, Readiness};
-use flotilla_router::call::{Response, Staleness};
+use flotilla_router::call::Staleness;
 use flotilla_router::range::successor_of_key;
 use flotilla_router::*;
 use std::collections::{BTreeMap, HashMap};
@@ -117,35 +117,35 @@ impl Fake {
         ScanPage { items, rest }
     }
 
-    fn answer(&self, shard: ShardId, owned: KeyRange, ask: Ask) -> Answer {
+    fn answer(&self, shard: ShardId, owned: KeyRange, request: Request) -> Answer {
         let mut data = self.data.lock().unwrap();
         let (last_revision, map) = &mut *data;
-        match ask {
-            Ask::Get { key, .. } => match map.get(&key) {
+        match request {
+            Request::Get { key, .. } => match map.get(&key) {
                 Some((value, revision)) => Answer::Value { value: value.clone(), revision: Revision(*revision) },
                 None => Answer::Missing,
             },
-            Ask::Scan { scan, .. } => Answer::Page(self.page(map, &owned, &scan)),
-            Ask::Part { .. } => unreachable!("parts are answered elsewhere"),
-            Ask::Write(Command { op: Op::DeleteRange { range }, .. }) => {
-                let mine = range.intersect(&owned);
-                let before = map.len();
-                map.retain(|key, _| !mine.contains(key));
-                self.writes.fetch_add(1, Ordering::SeqCst);
-                let above = owned.end.map(|end| KeyRange::new(end, range.end)).filter(|range| !range.is_empty());
-                Answer::DeletedRange { count: (before - map.len()) as u64, rest: above }
-            }
-            Ask::Write(command) => {
+            Request::Scan { scan, .. } => Answer::Page(self.page(map, &owned, &scan)),
+            Request::Part { .. } => unreachable!("parts are answered elsewhere"),
+            Request::Write(command) => {
+                if let Op::DeleteRange { range } = command.op() {
+                    let mine = range.intersect(&owned);
+                    let before = map.len();
+                    map.retain(|key, _| !mine.contains(key));
+                    self.writes.fetch_add(1, Ordering::SeqCst);
+                    let above = owned.end.map(|end| KeyRange::new(end, range.end.clone())).filter(|range| !range.is_empty());
+                    return Answer::DeletedRange { count: (before - map.len()) as u64, rest: above };
+                }
                 let key = command.routing_key().clone();
                 let current = map.get(&key).map(|(_, revision)| Revision(*revision));
-                if !command.condition.holds(current) {
+                if !command.condition().holds(current) {
                     return Answer::ConditionFailed { current };
                 }
                 self.writes.fetch_add(1, Ordering::SeqCst);
-                match command.op {
+                match command.op() {
                     Op::Put { key, value } => {
                         *last_revision += 1;
-                        map.insert(key, (value, *last_revision));
+                        map.insert(key.clone(), (value.clone(), *last_revision));
                         Answer::Written { revision: Revision(*last_revision) }
                     }
                     _ => {
@@ -154,20 +154,20 @@ impl Fake {
                     }
                 }
             }
-            Ask::Admin(_) => panic!("shard {shard} got an admin question"),
+            Request::Admin(_) => panic!("shard {shard} got an admin question"),
         }
     }
 }
 
 impl Kv for Fake {
-    async fn call(&self, ask: Ask, deadline: Instant) -> Response {
+    async fn call(&self, request: Request, deadline: Instant) -> Result<Reply, Refusal> {
         assert!(deadline > Instant::now(), "no time to answer");
-        let (shard, owned) = match &ask {
-            Ask::Scan { scan, .. } | Ask::Part { scan, .. } if scan.reverse => {
+        let (shard, owned) = match &request {
+            Request::Scan { scan, .. } | Request::Part { scan, .. } if scan.reverse => {
                 let below = |start: &Bytes| scan.range.end.as_ref().is_none_or(|end| start < end);
                 shards().rev().find(|(_, owned)| below(&owned.start)).unwrap()
             }
-            _ => shards().find(|(_, owned)| owned.contains(ask.routing_key().unwrap())).unwrap(),
+            _ => shards().find(|(_, owned)| owned.contains(request.routing_key().unwrap())).unwrap(),
         };
         let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.under_way_max.fetch_max(under_way, Ordering::SeqCst);
@@ -182,11 +182,11 @@ impl Kv for Fake {
         if let Some(refusal) = fault {
             return Err(refusal);
         }
-        let stale = matches!(&ask, Ask::Get { consistency: Consistency::Stale { .. }, .. });
+        let stale = matches!(&request, Request::Get { consistency: Consistency::Stale { .. }, .. });
         let staleness = stale.then_some(Staleness { applied: 77, age: Some(Duration::from_millis(1250)) });
-        let answer = match ask {
-            Ask::Part { scan, view, .. } => self.part(shard, owned, scan, view)?,
-            ask => self.answer(shard, owned, ask),
+        let answer = match request {
+            Request::Part { scan, view, .. } => self.part(shard, owned, scan, view)?,
+            request => self.answer(shard, owned, request),
         };
         Ok(Reply { shard, node: NodeId(9), answer, staleness })
     }

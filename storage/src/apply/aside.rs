@@ -107,7 +107,7 @@ impl Applier {
         let Some(state) = self.shards.get(&work.shard).filter(|_| deletes_a_range(data)) else { return Vec::new() };
         // What can't be read is for apply to complain about.
         let Ok(payload) = Payload::decode(data.clone()) else { return Vec::new() };
-        let range = |command: Command| match command.op {
+        let range = |command: Command| match command.op() {
             Op::DeleteRange { range } => Some(keys::data_range(work.shard.is_meta(), &range.intersect(&state.descriptor.range))),
             Op::Put { .. } | Op::Delete { .. } => None,
         };

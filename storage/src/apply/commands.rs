@@ -39,9 +39,9 @@ pub(super) struct Commands<'a, E: Engine> {
 impl<E: Engine> Commands<'_, E> {
     /// Carries out a command of this shard.
     pub(super) fn carry_out(&mut self, command: &Command) -> Result<WriteResult, StorageError> {
-        match &command.op {
+        match command.op() {
             Op::Put { key, value } => {
-                if let Some(refused) = self.judge(command.condition, key)? {
+                if let Some(refused) = self.judge(command.condition(), key)? {
                     return Ok(refused);
                 }
                 let revision = self.next_revision();
@@ -52,7 +52,7 @@ impl<E: Engine> Commands<'_, E> {
                 Ok(WriteResult::Written { revision })
             }
             Op::Delete { key } => {
-                if let Some(refused) = self.judge(command.condition, key)? {
+                if let Some(refused) = self.judge(command.condition(), key)? {
                     return Ok(refused);
                 }
                 self.next_revision();
@@ -60,7 +60,7 @@ impl<E: Engine> Commands<'_, E> {
                 Ok(WriteResult::Deleted)
             }
             // A condition on a range means nothing; refused, so that nobody believes that it was looked at.
-            Op::DeleteRange { .. } if command.condition != Condition::Always => {
+            Op::DeleteRange { .. } if command.condition() != Condition::Always => {
                 Ok(WriteResult::ConditionFailed { current: None })
             }
             Op::DeleteRange { range } => {

@@ -214,7 +214,7 @@ impl ShardState {
         };
         for command in payload {
             let command = command.map_err(corrupt)?;
-            let result = if in_epoch && command.touches(&self.descriptor.range) {
+            let result = if in_epoch && command.is_within(&self.descriptor.range) {
                 commands.carry_out(&command)?
             } else {
                 WriteResult::WrongShard

@@ -18,9 +18,8 @@ fn started() -> (MemoryEngine, Applier) {
     (engine, applier)
 }
 
-fn when(condition: Condition, mut command: Command) -> Command {
-    command.condition = condition;
-    command
+fn when(condition: Condition, command: Command) -> Command {
+    Command::new(command.op().clone(), condition)
 }
 
 /// Applies one entry of these commands at the next index, and gives their results.

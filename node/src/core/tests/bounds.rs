@@ -142,7 +142,7 @@ fn what_waits_when_the_disk_is_full_is_refused() {
         let first = cluster.post_put(N1, "a", "under way", FOREVER);
         cluster.pass(N1);
         let puts = ["b", "c"].map(|key| cluster.post_put(N1, key, "waits", FOREVER));
-        let delete = Command { op: Op::Delete { key: "a".into() }, condition: Condition::Always };
+        let delete = Command::new(Op::Delete { key: "a".into() }, Condition::Always);
         let delete = cluster.post_command(N1, delete, FOREVER);
         cluster.pass(N1);
         cluster.post(full, Event::Disk { free_bytes: 50 << 20, reserve_bytes: 60 << 20 });
@@ -161,7 +161,7 @@ fn what_waits_when_the_disk_is_full_is_refused() {
             [(1 << 19, Op::Delete { key: "a".into() }, false), (1 << 19, range.clone(), true), (1 << 17, range.clone(), false)]
         {
             cluster.post(N1, Event::Disk { free_bytes: free, reserve_bytes: 60 << 20 });
-            let ticket = cluster.post_command(N1, Command { op, condition: Condition::Always }, FOREVER);
+            let ticket = cluster.post_command(N1, Command::new(op, Condition::Always), FOREVER);
             cluster.run(4);
             assert_eq!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), goes_on, "{:?}", cluster.answer(ticket));
         }
@@ -235,7 +235,7 @@ fn many_shards_send_few_snapshots_at_a_time() {
         let leader = cluster.leader(shard.id).unwrap();
         for _ in 0..50 {
             let op = Op::Put { key: key.clone().into(), value: vec![7; 8 << 10].into() };
-            cluster.post_command(leader, Command { op, condition: Condition::Always }, FOREVER);
+            cluster.post_command(leader, Command::new(op, Condition::Always), FOREVER);
         }
     }
     cluster.run(20);
@@ -332,7 +332,7 @@ fn a_shard_that_is_applied_aside_keeps_no_other() {
         let key = [&other.range.start[..], b"k"].concat();
         for _ in 0..5 {
             let op = Op::Put { key: key.clone().into(), value: vec![7; 1000].into() };
-            let ticket = cluster.post_command(N1, Command { op, condition: Condition::Always }, FOREVER);
+            let ticket = cluster.post_command(N1, Command::new(op, Condition::Always), FOREVER);
             cluster.run(4);
             assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "the other shard stands still, too");
         }

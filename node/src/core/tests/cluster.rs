@@ -375,7 +375,7 @@ impl Cluster {
     /// Posts a put; the next pass takes it in.
     pub(super) fn post_put(&mut self, node: NodeId, key: &str, value: &str, deadline: Time) -> Ticket {
         let op = Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()) };
-        self.post_command(node, Command { op, condition: Condition::Always }, deadline)
+        self.post_command(node, Command::new(op, Condition::Always), deadline)
     }
 
     /// Posts a write to the shard that owns its key.

@@ -29,7 +29,7 @@ fn conf_change(kind: EntryType, data: &'static [u8]) -> Entry {
 }
 
 fn put() -> Command {
-    Command { op: Op::Put { key: "k".into(), value: "v".into() }, condition: Condition::Always }
+    Command::new(Op::Put { key: "k".into(), value: "v".into() }, Condition::Always)
 }
 
 #[test]

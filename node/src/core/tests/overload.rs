@@ -40,7 +40,7 @@ fn a_shard_that_stands_still_closes_no_others_line() {
         let puts: Vec<_> = (0..4)
             .map(|_| {
                 let op = Op::Put { key: key.clone().into(), value: vec![7; 200 << 10].into() };
-                cluster.post_command(N1, Command { op, condition: Condition::Always }, FOREVER)
+                cluster.post_command(N1, Command::new(op, Condition::Always), FOREVER)
             })
             .collect();
         cluster.run(2);
@@ -133,7 +133,7 @@ fn a_follower_takes_in_no_more_than_its_disk_will_take() {
     cluster.running_mut(N3).hold(Lane::Persist);
     let op = Op::Put { key: "k".into(), value: vec![7; 1 << 20].into() };
     let mut payload = PayloadBuilder::new(1, 2 << 20);
-    payload.push(&Command { op, condition: Condition::Always });
+    payload.push(&Command::new(op, Condition::Always));
     let payload = payload.finish();
     let held = |cluster: &Cluster| {
         let log = &cluster.replica(N3, SHARD).unwrap().group.raw.raft.raft_log;

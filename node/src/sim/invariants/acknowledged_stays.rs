@@ -19,7 +19,7 @@ impl AcknowledgedStays {
     /// An entry was committed.
     pub(crate) fn committed(&mut self, shard: ShardId, at: LogPosition, commands: &[Command]) {
         for command in commands {
-            if let Op::Put { value, .. } = &command.op {
+            if let Op::Put { value, .. } = command.op() {
                 self.places.insert(value.clone(), (shard, at));
             }
         }

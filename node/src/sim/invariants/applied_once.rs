@@ -29,9 +29,9 @@ impl AppliedOnce {
     /// An entry was committed, and nobody knew of it before.
     pub(crate) fn committed(&mut self, shard: ShardId, at: LogPosition, commands: &[Command]) -> Holds {
         for command in commands {
-            let (Op::Put { key, .. } | Op::Delete { key }) = &command.op else { continue };
+            let (Op::Put { key, .. } | Op::Delete { key }) = command.op() else { continue };
             self.keys.entry((shard, at.index)).or_default().push(key.clone());
-            let Op::Put { value, .. } = &command.op else { continue };
+            let Op::Put { value, .. } = command.op() else { continue };
             let Some(ticket) = self.writers.get(value) else { continue };
             hold!(!self.refused.contains(ticket), "{ticket:?} was told that it was not applied, and is committed at {at:?}");
             if let Some(before) = self.places.insert(*ticket, at) {

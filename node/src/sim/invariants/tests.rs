@@ -47,7 +47,7 @@ fn put(value: &'static str) -> Bytes {
 
 fn command(value: &'static str) -> Command {
     let op = flotilla_router::Op::Put { key: "k".into(), value: value.into() };
-    Command { op, condition: flotilla_router::Condition::Always }
+    Command::new(op, flotilla_router::Condition::Always)
 }
 
 /// Three founders of the same shards, on disks of their own.

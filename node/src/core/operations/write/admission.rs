@@ -27,7 +27,7 @@ impl Write {
         if !group.leads() {
             return Err(Refusal::NotLeader { shard, leader: group.leader_node() });
         }
-        if !command.touches(&group.descriptor().range) {
+        if !command.is_within(&group.descriptor().range) {
             return Err(Refusal::WrongShard { shard, descriptors: vec![(&**group.descriptor()).into()] });
         }
         let (budgets, most) = (&*ctx.budgets, ctx.config.raft.max_waiting_bytes);
@@ -48,7 +48,7 @@ impl Write {
             return Err(Refusal::Overloaded { what: FULL_LINE.into(), limit });
         }
         // Deletions make room, but each takes a little before: the last of it is for those that make most.
-        let room = match command.op {
+        let room = match command.op() {
             Op::Put { .. } if ctx.liveness.lacks_room_for(group.descriptor()) => Err((0, 0)),
             Op::Put { .. } => {
                 let in_line = budgets.waiting_bytes + budgets.uncommitted_bytes + budgets.unapplied_bytes;

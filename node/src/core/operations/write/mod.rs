@@ -122,7 +122,7 @@ impl Write {
     fn take_puts(&mut self) -> (Vec<Ticket>, u64) {
         let (mut tickets, mut bytes) = (Vec::new(), 0);
         self.waiting.retain(|waiting| {
-            let is_put = matches!(waiting.command.op, Op::Put { .. });
+            let is_put = matches!(waiting.command.op(), Op::Put { .. });
             if is_put {
                 tickets.push(waiting.ticket);
                 bytes += waiting.command.encoded_bytes() as u64;
