@@ -14,7 +14,8 @@
 //! | demoting | yes | no | learner |
 //!
 //! A descriptor is joint where any replica is incoming, outgoing or demoting. In all others the two
-//! sets are the same.
+//! sets are the same. How one descriptor leads to the next is told in
+//! [`membership`](crate::membership).
 
 use crate::codec::{DecodeError, Put, Reader};
 use crate::ids::{NodeId, ReplicaId, ShardId};
