@@ -295,7 +295,8 @@ impl World {
                 let manifest = self.staged.remove(&staged).expect("what is installed was staged");
                 assert_eq!(manifest.descriptor.id, shard, "a snapshot of another shard is installed");
                 let folder = self.folder(staged);
-                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state).expect("it was verified");
+                let clear = std::slice::from_ref(&manifest.descriptor.range);
+                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state, clear).expect("it was verified");
                 self.applier.installed(&manifest);
                 Event::SnapshotInstalled { shard, at: manifest.at, revision: manifest.revision }
             }

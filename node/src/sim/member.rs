@@ -216,7 +216,10 @@ impl Member {
                 let folder = self.staged_folder(staged);
                 let running = self.running.as_mut().expect("a job was taken from it");
                 let manifest = running.staged.remove(&staged).expect("what is installed was staged");
-                let installing = snapshot::begin_install(&self.engine, &manifest, &folder, replica, hard_state).map_err(ends)?;
+                // The core knows of no other keys that would have to go.
+                let clear = [manifest.descriptor.range.clone()];
+                let begun = snapshot::begin_install(&self.engine, &manifest, &folder, replica, hard_state, &clear);
+                let installing = begun.map_err(ends)?;
                 assert_eq!(manifest.descriptor.id, shard, "a snapshot of another shard is installed");
                 running
                     .jobs

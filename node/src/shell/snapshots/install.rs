@@ -9,6 +9,7 @@ use crate::core::SnapshotId;
 use crate::shell::applier;
 use crate::shell::queue::Queue;
 use flotilla_router::{ReplicaId, ShardId};
+use flotilla_storage::snapshot::begin_install;
 use flotilla_storage::{HardState, StorageError, fatal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,7 +49,9 @@ impl Snapshots {
             let folder = fatal::or_abort(this.put_aside(&folder));
             // Two at a time would need twice the room.
             let alone = this.installing.lock().expect("nothing panics with it held");
-            let begun = flotilla_storage::snapshot::begin_install(&*this.engine, &manifest, &folder, replica, hard_state);
+            // The core knows of no other keys that would have to go.
+            let clear = [manifest.descriptor.range.clone()];
+            let begun = begin_install(&*this.engine, &manifest, &folder, replica, hard_state, &clear);
             let Some(mut installing) = this.unless_stopping(begun) else { return };
             let installed = to_the_end(|| installing.step(&*this.engine), || this.wait_for_room(shard));
             let Some(()) = this.unless_stopping(installed) else { return };
