@@ -266,7 +266,7 @@ impl Node {
     /// Entries were applied.
     pub(super) fn applied(&mut self, applied: Vec<Applied>) {
         self.applying = false;
-        for Applied { shard, at, results, descriptor } in applied {
+        for Applied { shard, at, results, descriptor, .. } in applied {
             let Some(replica) = self.registry.get_mut(shard) else { continue };
             assert!(at.index > replica.applied.index && at.index <= replica.handed_out, "applied what was not handed out");
             replica.applied = at;
