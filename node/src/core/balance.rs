@@ -10,7 +10,7 @@
 use super::event::Beat;
 use super::replica::Replica;
 use super::{Node, Peer};
-use flotilla_router::{NodeId, ReplicaId, Role, ShardId};
+use flotilla_router::{NodeId, ReplicaId, ShardId};
 use raft::ProgressState;
 use std::collections::BTreeMap;
 
@@ -124,7 +124,7 @@ impl Node {
             if given.len() == wanted {
                 break;
             }
-            let fit = replica.descriptor.voters().filter_map(|v| Some((*room.get(&v.node).filter(|room| **room > 0)?, v)));
+            let fit = replica.descriptor.voters_now().filter_map(|v| Some((*room.get(&v.node).filter(|room| **room > 0)?, v)));
             let fit = fit.filter_map(|(room, v)| Some((room, v.node, can_take_over(replica, v.id)?)));
             // To whom lacks most.
             if let Some((_, node, to)) = fit.max_by_key(|(room, node, _)| (*room, std::cmp::Reverse(*node))) {
@@ -143,7 +143,7 @@ impl Node {
             .filter(|r| r.leads() && r.elections.transfer.is_none())
             .filter_map(|r| {
                 let stays = |node: NodeId| self.is_alive(node) && !self.peers[&node].beat.draining;
-                let voters = r.descriptor.voters().filter(|v| v.id != r.id && stays(v.node));
+                let voters = r.descriptor.voters_now().filter(|v| v.id != r.id && stays(v.node));
                 let best = voters.filter_map(|v| Some((r.raw.raft.prs().get(v.id.0)?.matched, v.id))).max()?;
                 Some((r.shard, best.1))
             })
@@ -155,10 +155,9 @@ impl Node {
 
     /// Whether going down need wait no longer: nothing is led here that anybody alive could take.
     pub(super) fn nothing_left_to_hand_over(&self) -> bool {
-        self.registry
-            .iter()
-            .filter(|r| r.leads())
-            .all(|r| !r.descriptor.voters().any(|v| v.id != r.id && self.is_alive(v.node) && !self.peers[&v.node].beat.draining))
+        self.registry.iter().filter(|r| r.leads()).all(|r| {
+            !r.descriptor.voters_now().any(|v| v.id != r.id && self.is_alive(v.node) && !self.peers[&v.node].beat.draining)
+        })
     }
 }
 
@@ -174,6 +173,6 @@ fn can_take_over(replica: &Replica, to: ReplicaId) -> Option<ReplicaId> {
     let follows = progress.state == ProgressState::Replicate
         && progress.recent_active
         && progress.matched + 64 > raft.raft_log.last_index();
-    let votes = replica.descriptor.replica(to)?.role == Role::Voter;
+    let votes = replica.descriptor.replica(to)?.role.votes_now();
     (follows && votes && replica.elections.transfer.is_none() && !raft.has_pending_conf()).then_some(to)
 }

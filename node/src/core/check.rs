@@ -4,6 +4,7 @@
 //! this replica forgot what it had promised (a heartbeat that commits beyond the log, an entry that contradicts a committed one)
 //! sets the shard aside, never the process.
 
+use super::conf_change::check_entry;
 use super::config::CoreConfig;
 use super::elections;
 use super::replica::Replica;
@@ -208,7 +209,7 @@ fn check_append(replica: &Replica, envelope: &Envelope, context: &Context<'_>) -
         return Verdict::Drop;
     }
     // Once committed they would set the shard aside, or end the process, on every node.
-    let spoilt = message.entries.iter().find_map(|entry| super::conf_change::check_entry(entry, &replica.descriptor).err());
+    let spoilt = message.entries.iter().find_map(|entry| check_entry(entry).err());
     spoilt.map_or(Verdict::Step, Verdict::Refuse)
 }
 

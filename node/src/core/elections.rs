@@ -98,7 +98,7 @@ impl Elections {
             return false;
         }
         if replica.elections.is_new && raft.term == INITIAL.term && raft.leader_id == 0 {
-            let meant_to_lead = replica.descriptor.voters().next().is_some_and(|first| first.id == replica.id);
+            let meant_to_lead = replica.descriptor.voters_now().next().is_some_and(|first| first.id == replica.id);
             if !meant_to_lead && context.ticks < FIRST_ELECTION_GRACE_TICKS {
                 return false;
             }
@@ -226,8 +226,12 @@ impl Node {
         } else {
             match replica.descriptor.on_node(to) {
                 None => Refusal::Invalid { why: format!("node {to} holds no replica of shard {shard}; see its replicas") },
-                Some(target) if target.role != Role::Voter => {
+                Some(target) if target.role == Role::Learner => {
                     Refusal::Invalid { why: format!("node {to} holds a learner of shard {shard}; only a voter can lead") }
+                }
+                Some(target) if !target.role.votes_now() => {
+                    let why = format!("node {to} gives up its vote in shard {shard}; name another");
+                    Refusal::Invalid { why }
                 }
                 Some(target) if target.id == replica.id => {
                     self.outbox.effects.push(done(Ok(replica.descriptor.clone())));

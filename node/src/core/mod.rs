@@ -18,7 +18,7 @@
 //! [`reads`], [`freshness`], [`elections`], [`snapshots`], [`compaction`], [`flow`]; [`fetches`] is what is no longer in memory; [`admission`] says which writes are taken in, [`under_way`] how many are; [`ready`]
 //! is the order in which a `Ready` is handled; [`outbox`] is
 //! what leaves at the end of a pass; [`inbox`] is what peers send, and [`check`] what stands between them and `step`; [`registry`] alone creates and destroys
-//! replicas; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
+//! replicas; [`membership`] says what a descriptor is to raft-rs; [`balance`] spreads leadership; [`wire`] is the encoding between nodes.
 //!
 //! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence committed. A
 //! proposal that was lost is called *not applied* only when what was committed at or below its index rules it out. Nothing that a
@@ -43,6 +43,7 @@ mod flow;
 mod freshness;
 mod inbox;
 mod log;
+mod membership;
 mod outbox;
 mod proposals;
 mod quarantine;

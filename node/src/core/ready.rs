@@ -21,10 +21,11 @@ use super::conf_change::conf_change;
 use super::effect::Effect;
 use super::elections;
 use super::log::{entry_bytes, to_stored};
+use super::membership;
 use super::outbox::Outbox;
 use super::replica::Replica;
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Refusal, ReplicaId, ShardId};
+use flotilla_router::{Refusal, ReplicaId, ShardId, Unfit};
 use flotilla_storage::{Applied, ApplyEntry, ApplyWork, HardState, LogPosition, LogWrite};
 use raft::eraftpb::{ConfChangeV2, Entry, Message, MessageType};
 use std::collections::VecDeque;
@@ -266,7 +267,7 @@ impl Node {
     /// Entries were applied.
     pub(super) fn applied(&mut self, applied: Vec<Applied>) {
         self.applying = false;
-        for Applied { shard, at, results, descriptor, .. } in applied {
+        for Applied { shard, at, results, conf_changes, descriptor } in applied {
             let Some(replica) = self.registry.get_mut(shard) else { continue };
             assert!(at.index > replica.applied.index && at.index <= replica.handed_out, "applied what was not handed out");
             replica.applied = at;
@@ -277,14 +278,7 @@ impl Node {
                 replica.descriptor = std::sync::Arc::new(descriptor);
                 self.outbox.effects.push(Effect::PublishDescriptor { descriptor: replica.descriptor.clone() });
             }
-            while replica.ready.conf_changes.front().is_some_and(|(index, _)| *index <= at.index) {
-                let (_, change) = replica.ready.conf_changes.pop_front().expect("looked at just now");
-                // raft-rs refuses a change that does not fit the membership; every replica sees the same refusal.
-                if let Ok(conf_state) = replica.raw.apply_conf_change(&change) {
-                    replica.raw.mut_store().set_conf_state(conf_state);
-                }
-                elections::step_down_without_a_vote(replica);
-            }
+            let parted = change_members(replica, at.index, &conf_changes);
             replica.raw.advance_apply_to(at.index);
             for (ticket, result) in replica.proposals.settle(results) {
                 self.outbox.effects.push(Effect::Reply { ticket, shard, result: Ok(result) });
@@ -292,8 +286,37 @@ impl Node {
             self.note_applied(shard);
             self.truncate_log(shard);
             self.touch(shard);
+            if let Err(why) = parted {
+                self.quarantine(shard, why);
+            }
         }
     }
+}
+
+/// Whether a conf change was taken, by its index; if not, why.
+type Outcome = (u64, Result<(), Unfit>);
+
+/// Has raft-rs make the conf changes up to `index` that apply has taken, and no other: of one that
+/// was refused it need not hear, since one that is applied is pending no more, whatever came of it.
+/// An error says how raft-rs and the descriptor have parted.
+fn change_members(replica: &mut Replica, index: u64, outcomes: &[Outcome]) -> Result<(), String> {
+    let mut came_to = None;
+    while let Some((at, change)) = replica.ready.conf_changes.pop_front_if(|(at, _)| *at <= index) {
+        if !outcomes.iter().any(|(of, outcome)| *of == at && outcome.is_ok()) {
+            continue;
+        }
+        let refused = |error| format!("conf change {at} was taken, and raft refuses it: {error}");
+        let conf_state = replica.raw.apply_conf_change(&change).map_err(refused)?;
+        replica.raw.mut_store().set_conf_state(conf_state.clone());
+        elections::step_down_without_a_vote(replica);
+        came_to = Some(conf_state);
+    }
+    let Some(conf_state) = came_to else { return Ok(()) };
+    if membership::agrees(&conf_state, &replica.descriptor) {
+        return Ok(());
+    }
+    let members = &replica.descriptor.replicas;
+    Err(format!("its members are {members:?}, and raft has come to {conf_state:?}"))
 }
 
 /// Puts entries and the newest hard state into the write that the pass shares.

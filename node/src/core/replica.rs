@@ -11,9 +11,8 @@ use super::proposals::Proposals;
 use super::reads::Reads;
 use super::ready::ReadyQueue;
 use super::snapshots::Snapshots;
-use flotilla_router::{Descriptor, NodeId, ReplicaId, Role, ShardId};
+use flotilla_router::{Descriptor, NodeId, ReplicaId, ShardId};
 use flotilla_storage::LogPosition;
-use raft::eraftpb::ConfState;
 use raft::{RawNode, StateRole};
 use std::sync::Arc;
 
@@ -96,13 +95,4 @@ impl Replica {
         tickets.extend(self.reads.take_all().into_iter().map(|ticket| (ticket, false)));
         tickets
     }
-}
-
-/// The membership as raft-rs writes it.
-pub(super) fn conf_state(descriptor: &Descriptor) -> ConfState {
-    let ids = |role| descriptor.replicas.iter().filter(|r| r.role == role).map(|r| r.id.0).collect::<Vec<_>>();
-    let mut conf_state = ConfState::default();
-    conf_state.set_voters(ids(Role::Voter));
-    conf_state.set_learners(ids(Role::Learner));
-    conf_state
 }

@@ -19,7 +19,7 @@ use super::Node;
 use super::check::{is_absurd, is_absurd_index};
 use super::effect::Effect;
 use super::event::{Delivery, SnapshotId};
-use super::replica::conf_state;
+use super::membership::conf_state;
 use super::wire::Envelope;
 use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
 use flotilla_storage::{LogPosition, NUMBER_MAX, SnapshotManifest};

@@ -1,0 +1,333 @@
+//! One truth of membership: what the descriptor becomes, raft-rs becomes, whatever is proposed.
+//!
+//! Random histories ask the router's function and a real `RawNode` the same; then whole cores do.
+
+use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
+use crate::core::membership::{agrees, conf_state, to_raft};
+use crate::dice::Dice;
+use bytes::Bytes;
+use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition, Unfit};
+use flotilla_router::{Descriptor, Epoch, KeyRange, NodeId, Replica, ReplicaId, Role, ShardId};
+use raft::RawNode;
+use raft::eraftpb::{ConfChangeV2, ConfState};
+use raft::storage::MemStorage;
+use std::collections::BTreeMap;
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const N3: NodeId = NodeId(3);
+
+/// How many histories are lived through, and the changes of each.
+const HISTORIES: u64 = 100_000;
+const CHANGES: u64 = 8;
+/// Replica ids and nodes are drawn from 1 up to this.
+const IDS: u64 = 7;
+
+/// A member of a group with this configuration.
+fn member_of(conf_state: ConfState) -> RawNode<MemStorage> {
+    let config = raft::Config { id: 1, ..raft::Config::default() };
+    let storage = MemStorage::new_with_conf_state(conf_state);
+    RawNode::new(&config, storage, &slog::Logger::root(slog::Discard, slog::o!())).unwrap()
+}
+
+/// What raft-rs says its configuration is.
+fn conf_state_of<S: raft::Storage>(raw: &RawNode<S>) -> ConfState {
+    raw.raft.prs().conf().to_conf_state()
+}
+
+/// A group of one to five, at least one of them a voter.
+fn some_group(dice: &mut Dice) -> Descriptor {
+    let count = dice.within(1..=5);
+    let replica = |id| {
+        let role = if id == 1 || dice.percent(65) { Role::Voter } else { Role::Learner };
+        Replica { id: ReplicaId(id), node: NodeId(id), role }
+    };
+    let replicas = (1..=count).map(replica).collect();
+    let epoch = Epoch { membership: dice.within(1..=9), range: dice.within(1..=9) };
+    Descriptor { id: ShardId(7), range: KeyRange::all(), epoch, replicas }
+}
+
+/// Anything that somebody might propose, more often than not what fits.
+fn some_change(descriptor: &Descriptor, dice: &mut Dice) -> Change {
+    let leaves = dice.percent(if descriptor.is_joint() { 60 } else { 6 });
+    let transition = match dice.below(2) {
+        _ if leaves => Transition::LeaveJoint,
+        0 => Transition::Simple,
+        _ => Transition::EnterJoint,
+    };
+    let count = match transition {
+        Transition::Simple if dice.percent(90) => 1,
+        Transition::LeaveJoint if dice.percent(90) => 0,
+        _ => dice.below(5),
+    };
+    let member = |dice: &mut Dice| {
+        let id = dice.within(1..=IDS);
+        let node = if dice.percent(95) { id } else { dice.within(1..=IDS) };
+        let kind = dice.pick(&[ChangeKind::Voter, ChangeKind::Learner, ChangeKind::Remove]);
+        MemberChange { kind, replica: ReplicaId(id), node: NodeId(node) }
+    };
+    let members = (0..count).map(|_| member(dice)).collect();
+    let mut expected = descriptor.epoch;
+    match dice.below(30) {
+        0 => expected.membership -= 1,
+        1 => expected.range += 1,
+        _ => {}
+    }
+    Change { operation: OperationId(dice.next()), expected, transition, members }
+}
+
+/// What a refusal is called, and whether raft-rs, too, must refuse. Where it need not, the rules
+/// here are stricter than its own; the reason stands beside each.
+fn reason(why: &Unfit) -> (&'static str, bool) {
+    match why {
+        Unfit::Joint => ("joint", true),
+        Unfit::NotJoint => ("not joint", true),
+        Unfit::NoVoter => ("no voter", true),
+        // raft-rs knows no epochs.
+        Unfit::Stale { .. } => ("stale", false),
+        // It knows no nodes.
+        Unfit::OtherNode { .. } => ("on another node", false),
+        Unfit::NodeTaken { .. } => ("node taken", false),
+        // It carries out one word after the other, so the last one counts.
+        Unfit::Twice { .. } => ("twice", false),
+        // It passes over what changes nothing.
+        Unfit::NoChange(_) => ("no change", false),
+        Unfit::NotThere(_) => ("not there", false),
+        // It enters with two equal sets, or takes nothing at all for the step out.
+        Unfit::JointForNothing => ("joint for nothing", false),
+        Unfit::Empty => ("empty", false),
+        // It takes one for a simple change, more for the implicit way into a joint group.
+        Unfit::LeavesWithMembers => ("leaves with members", false),
+        Unfit::NotSimple(_) => ("not simple", false),
+        Unfit::Bare | Unfit::LastEpoch | Unfit::Zero | Unfit::TooMany(_) => {
+            panic!("no change that is drawn here is refused for this: {why}")
+        }
+    }
+}
+
+#[test]
+fn raft_takes_what_is_taken_here_and_comes_to_the_same() {
+    let mut counts = BTreeMap::<(&str, &str), u64>::new();
+    for seed in 0..HISTORIES {
+        let mut dice = Dice::new(seed);
+        let mut descriptor = some_group(&mut dice);
+        let mut raw = member_of(conf_state(&descriptor));
+        for _ in 0..dice.within(1..=CHANGES) {
+            let change = some_change(&descriptor, &mut dice);
+            let shown = || format!("seed {seed}: {:?} and {change:?}", descriptor.replicas);
+            let encoded = Change::decode(change.encode());
+            assert_eq!(encoded.as_ref(), Ok(&change));
+            let class = match change.applied_to(&descriptor) {
+                Ok(changed) => {
+                    let came_to = raw.apply_conf_change(&to_raft(&change));
+                    let came_to = came_to.unwrap_or_else(|error| panic!("{}: {error}", shown()));
+                    let expected = conf_state(&changed);
+                    assert!(agrees(&came_to, &changed), "{}: {came_to:?}, {expected:?}", shown());
+                    assert!(agrees(&conf_state_of(&raw), &changed), "{}", shown());
+                    assert_eq!(changed.is_joint(), !came_to.get_voters_outgoing().is_empty());
+                    assert!(changed.is_sound(), "{}", shown());
+                    assert_eq!(changed.epoch.membership, descriptor.epoch.membership + 1);
+                    descriptor = changed;
+                    match change.transition {
+                        Transition::Simple => ("taken", "simple"),
+                        Transition::EnterJoint => ("taken", "enter joint"),
+                        Transition::LeaveJoint => ("taken", "leave joint"),
+                    }
+                }
+                Err(why) => {
+                    // raft-rs is not asked at all then. What it would say, another one tells, which
+                    // was made from the descriptor as after a restart.
+                    let mut other = member_of(conf_state(&descriptor));
+                    assert!(agrees(&conf_state_of(&other), &descriptor), "{}", shown());
+                    let takes = other.apply_conf_change(&to_raft(&change)).is_ok();
+                    let (name, both) = reason(&why);
+                    assert!(!(takes && both), "{}: raft takes it, here it is {why}", shown());
+                    (name, if takes { "raft takes it" } else { "raft refuses it" })
+                }
+            };
+            *counts.entry(class).or_default() += 1;
+        }
+    }
+    let taken = ["simple", "enter joint", "leave joint"].map(|how| ("taken", how));
+    let both = ["joint", "not joint", "no voter"].map(|why| (why, "raft refuses it"));
+    let stricter = [
+        "stale",
+        "on another node",
+        "node taken",
+        "twice",
+        "no change",
+        "not there",
+        "joint for nothing",
+        "empty",
+        "leaves with members",
+        "not simple",
+    ];
+    let stricter = stricter.map(|why| (why, "raft takes it"));
+    for class in taken.into_iter().chain(both).chain(stricter) {
+        let count = counts.get(&class).copied().unwrap_or_default();
+        assert!(count >= 500, "{class:?} came up {count} times: {counts:#?}");
+    }
+}
+
+impl Cluster {
+    /// What a node's core takes the shard to be.
+    fn descriptor(&self, node: NodeId) -> Descriptor {
+        (*self.replica(node, SHARD).unwrap().descriptor).clone()
+    }
+
+    /// Has the shard's leader propose what nobody can ask for yet, and everybody apply it.
+    fn propose(&mut self, leader: NodeId, context: Bytes, data: ConfChangeV2) {
+        let replica = self.running_mut(leader).core.registry.get_mut(SHARD).unwrap();
+        assert!(!replica.raw.raft.has_pending_conf(), "raft-rs would make it an empty entry");
+        replica.raw.propose_conf_change(context.to_vec(), data).unwrap();
+        let put = self.post_put(leader, "k", "v", FOREVER);
+        self.settle();
+        self.run(20);
+        assert!(matches!(self.answer(put), Some(Answer::Written(_))), "{:?}", self.answer(put));
+    }
+
+    /// Checks that on these nodes core, raft-rs and disk take the shard to be this.
+    fn check_members(&self, nodes: &[NodeId], expected: &Descriptor) {
+        for node in nodes {
+            let replica = self.replica(*node, SHARD).unwrap();
+            assert_eq!(replica.quarantined, None, "node {node}");
+            assert_eq!(*replica.descriptor, *expected, "node {node}");
+            let conf_state = conf_state_of(&replica.raw);
+            assert!(agrees(&conf_state, expected), "node {node}: {conf_state:?}");
+            let stored = raft::Storage::initial_state(replica.raw.store()).unwrap().conf_state;
+            assert!(agrees(&stored, expected), "node {node}: {stored:?}");
+            assert_eq!(self.member(*node).on_disk(SHARD).descriptor, *expected, "node {node}");
+        }
+    }
+}
+
+fn change(expected: Epoch, transition: Transition, members: &[(ChangeKind, NodeId)]) -> Change {
+    let member = |&(kind, node): &(ChangeKind, NodeId)| {
+        let replica = ReplicaId(SHARD.0 * 10 + node.0);
+        MemberChange { kind, replica, node }
+    };
+    let members = members.iter().map(member).collect();
+    Change { operation: OperationId(3), expected, transition, members }
+}
+
+#[test]
+fn a_joint_group_lives_through_restarts_and_is_left() {
+    let mut cluster = Cluster::led();
+    let all = [N1, N2, N3];
+    let founded = cluster.descriptor(N1);
+    // A voter becomes a learner, in one step.
+    let demote = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    let mut expected = demote.applied_to(&founded).unwrap();
+    cluster.propose(N1, demote.encode(), to_raft(&demote));
+    cluster.check_members(&all, &expected);
+    // It becomes a voter again, while another becomes a learner.
+    let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
+    let enter = change(expected.epoch, Transition::EnterJoint, &swap);
+    expected = enter.applied_to(&expected).unwrap();
+    cluster.propose(N1, enter.encode(), to_raft(&enter));
+    assert!(expected.is_joint());
+    cluster.check_members(&all, &expected);
+    // Everybody goes down in the middle of it, and finds both sets of voters again.
+    for node in all {
+        cluster.crash(node, 0);
+        cluster.start(node);
+    }
+    cluster.run(60);
+    cluster.check_members(&all, &expected);
+    let leader = cluster.leader(SHARD).expect("both sets have a quorum");
+    // The step out has no data, only a context.
+    let leave = Change::leave(OperationId(3), expected.epoch);
+    expected = leave.applied_to(&expected).unwrap();
+    assert!(to_raft(&leave) == ConfChangeV2::default());
+    cluster.propose(leader, leave.encode(), to_raft(&leave));
+    cluster.check_members(&all, &expected);
+    let roles: Vec<_> = expected.replicas.iter().map(|replica| replica.role).collect();
+    assert_eq!(roles, [Role::Voter, Role::Learner, Role::Voter]);
+}
+
+/// A joint group needs a quorum of both sets: of the old one, node 2 is gone, and node 1 is half.
+#[test]
+fn a_joint_group_commits_nothing_without_both_quorums() {
+    let mut cluster = Cluster::led();
+    let founded = cluster.descriptor(N1);
+    let first = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    cluster.propose(N1, first.encode(), to_raft(&first));
+    let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
+    let enter = change(cluster.descriptor(N1).epoch, Transition::EnterJoint, &swap);
+    cluster.propose(N1, enter.encode(), to_raft(&enter));
+    let age = |cluster: &mut Cluster| {
+        let now = cluster.member(N1).now;
+        cluster.running_mut(N1).core.registry.get_mut(SHARD).unwrap().age(now)
+    };
+    let before = age(&mut cluster).expect("it leads");
+    cluster.partition(&[N1, N3], &[N2]);
+    let put = cluster.post_put(N1, "k", "w", FOREVER);
+    cluster.tick(N1, 4);
+    cluster.settle();
+    assert_eq!(cluster.answer(put), None, "the new voters decided alone");
+    // What it shows grows older: the new voters alone don't vouch for it either.
+    let after = age(&mut cluster).expect("it was fresh once");
+    assert!(after >= before + 3 * super::cluster::TICK, "{before:?}, and then {after:?}");
+    cluster.network.heal();
+    cluster.run(60);
+    assert!(cluster.answer(put).is_some());
+}
+
+/// raft-rs must not hear of a change that was refused, and takes the next one all the same.
+#[test]
+fn a_change_that_does_not_fit_is_passed_over_by_all() {
+    let mut cluster = Cluster::led();
+    let all = [N1, N2, N3];
+    let founded = cluster.descriptor(N1);
+    let stale = Epoch { membership: founded.epoch.membership + 1, ..founded.epoch };
+    let remove = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Remove, N3)]);
+    // raft-rs would take all of these.
+    let late = remove(stale);
+    cluster.propose(N1, late.encode(), to_raft(&late));
+    cluster.check_members(&all, &founded);
+    cluster.propose(N1, Bytes::new(), to_raft(&remove(founded.epoch)));
+    cluster.check_members(&all, &founded);
+    let twice = [(ChangeKind::Remove, N2), (ChangeKind::Learner, N2)];
+    let twice = change(founded.epoch, Transition::EnterJoint, &twice);
+    cluster.propose(N1, twice.encode(), to_raft(&twice));
+    cluster.check_members(&all, &founded);
+    let fits = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    cluster.propose(N1, fits.encode(), to_raft(&fits));
+    cluster.check_members(&all, &fits.applied_to(&founded).unwrap());
+    for node in all {
+        cluster.crash(node, 0);
+        cluster.start(node);
+    }
+    cluster.run(60);
+    cluster.check_members(&all, &fits.applied_to(&founded).unwrap());
+}
+
+/// The guard keeps such an entry out of followers' logs. Where it is in one all the same, the shard
+/// is set aside rather than led by other voters than those that its descriptor names.
+#[test]
+fn a_shard_whose_members_and_raft_part_is_set_aside() {
+    let add = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Learner, N2)]);
+    let other = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Voter, N3)]);
+    let leave = |epoch| Change::leave(OperationId(1), epoch);
+    let other: fn(Epoch) -> Change = other;
+    for (data, why) in [(other, "raft has come to"), (leave, "raft refuses it")] {
+        let mut cluster = Cluster::new(1, 1, config());
+        cluster.run(20);
+        let epoch = cluster.descriptor(N1).epoch;
+        let (context, data) = (add(epoch).encode(), to_raft(&data(epoch)));
+        let replica = cluster.running_mut(N1).core.registry.get_mut(SHARD).unwrap();
+        if data == ConfChangeV2::default() {
+            // raft-rs itself does not propose to leave what is not joint.
+            let mut entry = raft::eraftpb::Entry { context, ..Default::default() };
+            entry.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+            assert!(replica.raw.raft.append_entry(&mut [entry]));
+        } else {
+            replica.raw.propose_conf_change(context.to_vec(), data).unwrap();
+        }
+        cluster.post_put(N1, "k", "v", FOREVER);
+        cluster.run(20);
+        let quarantined = cluster.replica(N1, SHARD).unwrap().quarantined.clone();
+        let quarantined = quarantined.expect("it goes on with two memberships");
+        assert!(quarantined.contains(why), "{quarantined}");
+    }
+}
