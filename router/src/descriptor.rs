@@ -142,11 +142,6 @@ impl Descriptor {
         self.replicas.iter().any(|r| r.role.is_joint())
     }
 
-    /// The replicas that vote; use [`Self::voters_now`] or [`Self::voters_before`].
-    pub fn voters(&self) -> impl Iterator<Item = Replica> + '_ {
-        self.voters_now()
-    }
-
     /// The replicas that vote once the change that is under way is complete; outside of one, all
     /// that vote.
     pub fn voters_now(&self) -> impl Iterator<Item = Replica> + '_ {
