@@ -3,13 +3,16 @@
 //! Random histories ask the router's function and a real `RawNode` the same; then whole cores do.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
+use crate::core::Event;
+use crate::core::conf_change::check_entry;
 use crate::core::membership::{agrees, conf_state, to_raft};
 use crate::dice::Dice;
 use bytes::Bytes;
 use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition, Unfit};
 use flotilla_router::{Descriptor, Epoch, KeyRange, NodeId, Replica, ReplicaId, Role, ShardId};
+use protobuf::Message as _;
 use raft::RawNode;
-use raft::eraftpb::{ConfChangeV2, ConfState};
+use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, ConfState, Entry, EntryType, MessageType};
 use raft::storage::MemStorage;
 use std::collections::BTreeMap;
 
@@ -273,6 +276,51 @@ fn a_joint_group_commits_nothing_without_both_quorums() {
     assert!(cluster.answer(put).is_some());
 }
 
+/// What a leader may append: data and context say the same, or there is no context at all.
+#[test]
+fn an_entry_whose_data_and_context_differ_is_not_let_into_the_log() {
+    let mut cluster = Cluster::led();
+    let epoch = cluster.descriptor(N1).epoch;
+    let simple = |node| change(epoch, Transition::Simple, &[(ChangeKind::Remove, node)]);
+    let swap = [(ChangeKind::Learner, N2), (ChangeKind::Remove, N3)];
+    let enter = change(epoch, Transition::EnterJoint, &swap);
+    let leave = Change::leave(OperationId(1), epoch);
+    let mut implicit = to_raft(&enter);
+    implicit.set_transition(ConfChangeTransition::Implicit);
+    let (none, descriptor) = (Bytes::new(), cluster.descriptor(N1).encode());
+    let unread = Some("a membership change whose context can't be read");
+    let differ = Some("a membership change whose data and context differ");
+    for (context, data, refused) in [
+        (simple(N2).encode(), to_raft(&simple(N2)), None),
+        (enter.encode(), to_raft(&enter), None),
+        // Neither fits here, which is not for the guard to say.
+        (leave.encode(), to_raft(&leave), None),
+        (none, to_raft(&simple(N2)), None),
+        (Bytes::from_static(&[0xff]), to_raft(&simple(N2)), unread),
+        (descriptor, to_raft(&simple(N2)), unread),
+        (simple(N2).encode(), to_raft(&simple(N3)), differ),
+        (simple(N2).encode(), to_raft(&leave), differ),
+        (leave.encode(), to_raft(&simple(N2)), differ),
+        (enter.encode(), implicit, differ),
+    ] {
+        let shown = format!("{data:?} as {context:?}");
+        let mut entry = Entry { index: 3, term: 2, context, ..Entry::default() };
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.data = data.write_to_bytes().unwrap().into();
+        assert_eq!(check_entry(&entry).err(), refused, "{shown}");
+        let envelope = cluster.forge(N1, N2, |m| {
+            m.set_msg_type(MessageType::MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![entry].into());
+        });
+        let before = cluster.running_mut(N2).core.counters().messages_refused;
+        cluster.post(N2, Event::Message { from: N1, envelope });
+        cluster.pass(N2);
+        let after = cluster.running_mut(N2).core.counters().messages_refused;
+        assert_eq!(after - before, u64::from(refused.is_some()), "{shown}");
+    }
+}
+
 /// raft-rs must not hear of a change that was refused, and takes the next one all the same.
 #[test]
 fn a_change_that_does_not_fit_is_passed_over_by_all() {
@@ -318,8 +366,8 @@ fn a_shard_whose_members_and_raft_part_is_set_aside() {
         let replica = cluster.running_mut(N1).core.registry.get_mut(SHARD).unwrap();
         if data == ConfChangeV2::default() {
             // raft-rs itself does not propose to leave what is not joint.
-            let mut entry = raft::eraftpb::Entry { context, ..Default::default() };
-            entry.set_entry_type(raft::eraftpb::EntryType::EntryConfChangeV2);
+            let mut entry = Entry { context, ..Entry::default() };
+            entry.set_entry_type(EntryType::EntryConfChangeV2);
             assert!(replica.raw.raft.append_entry(&mut [entry]));
         } else {
             replica.raw.propose_conf_change(context.to_vec(), data).unwrap();

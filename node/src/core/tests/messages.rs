@@ -143,14 +143,21 @@ fn bad_messages_are_refused_and_counted() {
     ];
     for (name, spoil) in table {
         let mut cluster = Cluster::led();
-        let envelope = cluster.forge(N2, N1, |m| {
-            m.set_msg_type(MsgHeartbeat);
-            spoil(m);
-        });
-        let before = cluster.running_mut(N1).core.counters().messages_refused;
-        cluster.post(N1, Event::Message { from: N2, envelope });
-        cluster.pass(N1);
-        assert_eq!(cluster.running_mut(N1).core.counters().messages_refused, before + 1, "{name} was not refused");
+        let forge = |from, to| {
+            cluster.forge(from, to, |m| {
+                m.set_msg_type(MsgHeartbeat);
+                spoil(m);
+            })
+        };
+        // Appends come from the leader: of anybody else they are refused, whatever is in them.
+        let is_append = forge(N2, N1).message.get_msg_type() == MsgAppend;
+        let (from, to) = if is_append { (N1, N2) } else { (N2, N1) };
+        let envelope = forge(from, to);
+        let before = cluster.running_mut(to).core.counters().messages_refused;
+        cluster.post(to, Event::Message { from, envelope });
+        cluster.pass(to);
+        let after = cluster.running_mut(to).core.counters().messages_refused;
+        assert_eq!(after, before + 1, "{name} was not refused");
         assert_eq!(cluster.leader(SHARD), Some(N1), "{name} changed something");
     }
 }
