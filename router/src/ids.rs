@@ -43,6 +43,11 @@ id! {
     Incarnation
 }
 id! {
+    /// One operation that somebody ordered. What it does to a shard carries its id, so that whoever
+    /// ordered it knows it again.
+    OperationId
+}
+id! {
     /// What a key's ETag shows. Grows with each write of that key and never goes back. 0 stands for "no such key".
     Revision
 }

@@ -5,6 +5,7 @@
 //! - [`ids`]: a newtype for every id, so that a shard is never mistaken for a node.
 //! - [`range`]: half-open key ranges, and the boundaries that a new cluster starts with.
 //! - [`descriptor`]: what a shard is: id, range, epoch, replicas.
+//! - [`membership`]: how a change of its members leads from one descriptor to the next.
 //! - [`command`]: what a log entry carries, byte by byte.
 //! - [`call`]: what is asked of a node and what it answers; the same whether the question came by HTTP or from another node.
 //! - [`refusal`]: every way a node says no, each with its outcome and its cure.
@@ -21,6 +22,7 @@ pub mod command;
 pub mod cure;
 pub mod descriptor;
 pub mod ids;
+pub mod membership;
 pub mod mutation;
 pub mod range;
 pub mod refusal;
@@ -32,7 +34,8 @@ pub use call::{Answer, Consistency, HeldView, Item, Reply, Request, Scan, ScanPa
 pub use codec::DecodeError;
 pub use command::{Command, Condition, Op};
 pub use descriptor::{Descriptor, Epoch, Replica, Role};
-pub use ids::{ClusterId, Incarnation, NodeId, ReplicaId, Revision, ShardId};
+pub use ids::{ClusterId, Incarnation, NodeId, OperationId, ReplicaId, Revision, ShardId};
+pub use membership::{Change, ChangeKind, MemberChange, Transition, Unfit};
 pub use range::KeyRange;
 pub use refusal::{Outcome, Refusal};
 pub use routes::Routes;

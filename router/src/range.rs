@@ -1,4 +1,8 @@
-//! Half-open key ranges `[start, end)`, and the boundaries that a new cluster starts with.
+//! Half-open key ranges `[start, end)`, lists of them, and the boundaries that a new cluster starts
+//! with.
+//!
+//! A list is *plain* when its ranges are in order, none is empty, and none touches the next: then
+//! equal sets of keys are equal lists. [`union`] and [`without`] give plain lists of any.
 //!
 //! Keys are compared as unsigned bytes. The empty key stands below every key; an absent end stands above every key.
 
@@ -59,6 +63,11 @@ impl KeyRange {
         Self { start, end }
     }
 
+    /// Whether every key of the range lies in one of `ranges`.
+    pub fn is_within(&self, ranges: &[Self]) -> bool {
+        without([self.clone()], ranges).is_empty()
+    }
+
     /// Appends the encoding: start, then the end if there is one.
     pub fn encode(&self, out: &mut BytesMut) {
         out.put_bytes_prefixed(&self.start);
@@ -82,6 +91,57 @@ impl fmt::Debug for KeyRange {
             None => write!(f, "∞)"),
         }
     }
+}
+
+/// The keys that lie in any of the ranges, as a plain list.
+pub fn union(ranges: impl IntoIterator<Item = KeyRange>) -> Vec<KeyRange> {
+    let mut ranges: Vec<_> = ranges.into_iter().filter(|range| !range.is_empty()).collect();
+    ranges.sort_by(|a, b| a.start.cmp(&b.start));
+    let mut plain: Vec<KeyRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match plain.last_mut() {
+            Some(last) if last.end.as_ref().is_none_or(|end| range.start <= *end) => {
+                // An absent end lies above all others, and not, as `Option` orders it, below.
+                last.end = match (last.end.take(), range.end) {
+                    (Some(a), Some(b)) => Some(a.max(b)),
+                    _ => None,
+                };
+            }
+            _ => plain.push(range),
+        }
+    }
+    plain
+}
+
+/// The keys that lie in any of `ranges` and in none of `others`, as a plain list.
+pub fn without(ranges: impl IntoIterator<Item = KeyRange>, others: &[KeyRange]) -> Vec<KeyRange> {
+    let others = union(others.iter().cloned());
+    let mut left = Vec::new();
+    for range in union(ranges) {
+        let mut rest = Some(range);
+        // In order: what lies in front of each is left, what lies behind it is looked at further.
+        for other in &others {
+            let Some(range) = rest.take() else { break };
+            if !range.overlaps(other) {
+                rest = Some(range);
+                continue;
+            }
+            left.push(KeyRange::new(range.start, Some(other.start.clone())));
+            rest = other.end.clone().map(|end| KeyRange::new(end, range.end));
+        }
+        left.extend(rest);
+    }
+    left.retain(|range| !range.is_empty());
+    left
+}
+
+/// What an install of a snapshot has to clear of a shard that was `old` here, if it was here at
+/// all, and becomes `new`: every key that was or will be the shard's, but for those that live
+/// replicas of other shards own. They own what a split took from it while this replica was behind.
+///
+/// The meta shard's keys are in a space of their own, so it and the others never take from another.
+pub fn to_clear(old: Option<&KeyRange>, new: &KeyRange, others: &[KeyRange]) -> Vec<KeyRange> {
+    without(old.into_iter().chain([new]).cloned(), others)
 }
 
 /// The smallest key above every key with this prefix; `None` where there is none (the prefix is all `0xff`).
@@ -177,6 +237,78 @@ mod tests {
         let used: std::collections::BTreeSet<_> =
             ('0'..='9').chain('a'..='z').chain('A'..='Z').map(|c| hit(&format!("{c}x"))).collect();
         assert!(used.len() >= 7, "only {used:?} are hit by letters and digits: {ranges:?}");
+    }
+
+    /// Ranges, each written as start and end with two dots between them.
+    fn ranges(text: &'static str) -> Vec<KeyRange> {
+        let range = |word: &'static str| {
+            let (start, end) = word.split_once("..").unwrap();
+            KeyRange::new(start, (!end.is_empty()).then(|| end.into()))
+        };
+        text.split_whitespace().map(range).collect()
+    }
+
+    #[test]
+    fn what_an_install_clears_was_or_will_be_the_shards_and_is_nobody_elses() {
+        // The old range, the new one, those of others, and what is cleared.
+        for (old, new, others, cleared) in [
+            ("", "b..m", "", "b..m"),
+            ("b..m", "b..m", "a..b m..", "b..m"),
+            // It was split; the back is nobody's here, or lives here already.
+            ("b..z", "b..m", "", "b..z"),
+            ("b..z", "b..m", "m..z", "b..m"),
+            ("..", "b..m", "p..q", "..p q.."),
+            // It took in its neighbour.
+            ("b..m", "b..", "", "b.."),
+            // It has moved away altogether.
+            ("a..c", "x..", "d..e", "a..c x.."),
+            ("a..c", "x..", "a..c", "x.."),
+        ] {
+            let shown = format!("{old} to {new} beside {others}");
+            let to_clear = to_clear(ranges(old).first(), &ranges(new)[0], &ranges(others));
+            assert_eq!(to_clear, ranges(cleared), "{shown}");
+        }
+    }
+
+    /// The keys that the model knows: each byte, and each followed by a zero, so that the ends of
+    /// ranges fall between keys, too.
+    fn keys() -> impl Iterator<Item = Vec<u8>> {
+        (b'a'..=b'j').flat_map(|byte| [vec![byte], vec![byte, 0]]).chain([vec![]])
+    }
+
+    fn some_range() -> impl Strategy<Value = KeyRange> {
+        let bound = || prop::sample::select(keys().collect::<Vec<_>>());
+        let bounds = (bound(), prop::option::weighted(0.8, bound()));
+        bounds.prop_map(|(start, end)| KeyRange::new(start, end.map(Bytes::from)))
+    }
+
+    fn is_plain(ranges: &[KeyRange]) -> bool {
+        let apart = |a: &KeyRange, b: &KeyRange| a.end.as_ref().is_some_and(|end| *end < b.start);
+        let all_apart = ranges.windows(2).all(|pair| apart(&pair[0], &pair[1]));
+        all_apart && ranges.iter().all(|range| !range.is_empty())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        /// Against a model that asks of every single key.
+        #[test]
+        fn lists_of_ranges_hold_the_keys_that_they_should(
+            ranges in prop::collection::vec(some_range(), 0..5),
+            others in prop::collection::vec(some_range(), 0..5),
+            one in some_range(),
+        ) {
+            let (both, left) = (union(ranges.clone()), without(ranges.clone(), &others));
+            prop_assert!(is_plain(&both) && is_plain(&left), "{:?} {:?}", both, left);
+            let lies_in = |ranges: &[KeyRange], key: &[u8]| ranges.iter().any(|r| r.contains(key));
+            for key in keys() {
+                prop_assert_eq!(lies_in(&both, &key), lies_in(&ranges, &key), "{:?}", key);
+                let expected = lies_in(&ranges, &key) && !lies_in(&others, &key);
+                prop_assert_eq!(lies_in(&left, &key), expected, "{:?}", key);
+            }
+            let within = keys().all(|key| !one.contains(&key) || lies_in(&ranges, &key));
+            prop_assert_eq!(one.is_within(&ranges), within);
+        }
     }
 
     proptest! {

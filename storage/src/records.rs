@@ -21,7 +21,8 @@ use bytes::{BufMut, Bytes};
 use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{ClusterId, DecodeError, Descriptor, Incarnation, NodeId, ReplicaId, Revision};
 
-/// The format byte of every record that this release writes.
+/// The format byte of every record that this release writes, but for the install marker
+/// ([`snapshot`](crate::snapshot)).
 pub const FORMAT: u8 = 1;
 /// Bytes of a data record in front of the value.
 pub const DATA_HEADER_BYTES: usize = 17;
@@ -82,9 +83,14 @@ fn checksum(key: &[u8], rest: &[u8]) -> u32 {
 
 /// Replaces `out` by a sealed record under `key`, whose body `fill` appends.
 pub fn seal(out: &mut Vec<u8>, key: &[u8], fill: impl FnOnce(&mut Vec<u8>)) {
+    seal_as(out, key, FORMAT, fill);
+}
+
+/// [`seal`] for a record whose format has changed since the others'.
+pub fn seal_as(out: &mut Vec<u8>, key: &[u8], format: u8, fill: impl FnOnce(&mut Vec<u8>)) {
     out.clear();
     out.put_u32(0);
-    out.put_u8(FORMAT);
+    out.put_u8(format);
     fill(out);
     let sum = checksum(key, &out[4..]);
     out[..4].copy_from_slice(&sum.to_be_bytes());
@@ -92,6 +98,14 @@ pub fn seal(out: &mut Vec<u8>, key: &[u8], fill: impl FnOnce(&mut Vec<u8>)) {
 
 /// Checks a sealed record under `key`, and shows its body.
 pub fn unseal<'a>(what: &'static str, key: &[u8], record: &'a [u8]) -> Result<&'a [u8], DecodeError> {
+    let (format, body) = unseal_any(what, key, record)?;
+    check_format(what, format)?;
+    Ok(body)
+}
+
+/// [`unseal`] for a record that may be in one of several formats: the format, which the caller has
+/// to look at, and the body.
+pub fn unseal_any<'a>(what: &'static str, key: &[u8], record: &'a [u8]) -> Result<(u8, &'a [u8]), DecodeError> {
     let Some((sum, rest)) = record.split_first_chunk::<4>().filter(|(_, rest)| !rest.is_empty()) else {
         return Err(DecodeError::new(what, format!("{} bytes are too few for a record", record.len())));
     };
@@ -99,8 +113,7 @@ pub fn unseal<'a>(what: &'static str, key: &[u8], record: &'a [u8]) -> Result<&'
     if stored != computed {
         return Err(DecodeError::new(what, format!("checksum {stored:08x} is stored, {computed:08x} computed")));
     }
-    check_format(what, rest[0])?;
-    Ok(&rest[1..])
+    Ok((rest[0], &rest[1..]))
 }
 
 fn check_format(what: &'static str, format: u8) -> Result<(), DecodeError> {

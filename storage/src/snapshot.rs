@@ -6,11 +6,19 @@
 //! **Install**, each step durable before the next begins:
 //!
 //! 1. *verify*: every file is there, with its length and checksum. Nothing was changed so far.
-//! 2. *mark*: the install marker says what is being installed, from where. From here on the shard's records mean nothing.
-//! 3. *clear*: the shard's data and its log are deleted, and the space of the data given back.
+//! 2. *mark*: the install marker says what is being installed, from where, and what is cleared
+//!    before. From here on the shard's records mean nothing.
+//! 3. *clear*: the data in the ranges to clear and the shard's log are deleted, and the space of
+//!    the data given back.
 //! 4. *ingest*: the files' records are taken in. The files themselves stay.
 //! 5. *finish*: one batch with applied state, truncated position, hard state, descriptor and replica, which removes the marker.
 //! 6. *tidy*: the files are removed.
+//!
+//! **What is cleared** the caller says: the keys that the snapshot brings, and those that the shard
+//! owned here until now, which may be others if it was split or merged meanwhile; but no key that a
+//! replica of another shard owns here ([`to_clear`](flotilla_router::range::to_clear)). Nothing
+//! outside of these ranges is touched. What others own here changes, so the marker holds the ranges
+//! themselves: a restart clears what was to be cleared when the install began.
 //!
 //! A restart that finds the marker begins again at step 3: each step may be done twice. If the files are gone while the marker
 //! stands, the shard can't be completed, and [`recover`](crate::recover()) says so. The caller keeps the applier away from the
@@ -23,9 +31,9 @@ use crate::failpoint::FailPoint;
 use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, SnapshotManifest};
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_router::codec::{Put, Reader};
-use flotilla_router::{DecodeError, ReplicaId, ShardId};
+use flotilla_router::{DecodeError, KeyRange, ReplicaId, ShardId, range};
 use std::path::{Path, PathBuf};
 
 /// A file of a snapshot ends at about this size: small enough to be sent and taken in piece by piece.
@@ -78,17 +86,19 @@ pub fn verify_foreign<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder
     engine.check_span(folder, &manifest.files, &start, &end).map_err(|e| StorageError::snapshot(shard.id, e))
 }
 
-/// Replaces the shard by a verified snapshot, as `replica`. The hard state is stored with it; its term and commit are raised to
-/// the snapshot's where they lie below. An error before the marker was written is a [`StorageError::Snapshot`] and changed
-/// nothing; any other is fatal.
+/// Replaces the shard by a verified snapshot, as `replica`, and clears the ranges of `clear`, in
+/// which all keys of the snapshot must lie. The hard state is stored with it; its term and commit
+/// are raised to the snapshot's where they lie below. An error before the marker was written is a
+/// [`StorageError::Snapshot`] and changed nothing; any other is fatal.
 pub fn install<E: Engine>(
     engine: &E,
     manifest: &SnapshotManifest,
     folder: &Path,
     replica: ReplicaId,
     hard_state: HardState,
+    clear: &[KeyRange],
 ) -> Result<(), StorageError> {
-    let mut installing = begin_install(engine, manifest, folder, replica, hard_state)?;
+    let mut installing = begin_install(engine, manifest, folder, replica, hard_state, clear)?;
     while installing.step(engine)? {}
     Ok(())
 }
@@ -100,9 +110,10 @@ pub fn begin_install<E: Engine>(
     folder: &Path,
     replica: ReplicaId,
     hard_state: HardState,
+    clear: &[KeyRange],
 ) -> Result<Installing, StorageError> {
     verify(engine, manifest, folder)?;
-    let install = Install::new(manifest.clone(), folder.to_owned(), replica, hard_state)?;
+    let install = Install::new(manifest.clone(), folder.to_owned(), replica, hard_state, clear)?;
     FailPoint::InstallVerified.pass()?;
     Ok(Installing { install, next: 0 })
 }
@@ -149,6 +160,11 @@ pub(crate) fn complete_installs<E: Engine>(engine: &E) -> Result<(), StorageErro
     Ok(())
 }
 
+/// The format of the marker.
+const MARKER_FORMAT: u8 = 2;
+/// The one before, which had no ranges to clear: the snapshot's own was.
+const MARKER_FORMAT_BEFORE: u8 = 1;
+
 /// An install under way: what its marker says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Install {
@@ -156,6 +172,8 @@ struct Install {
     folder: PathBuf,
     replica: ReplicaId,
     hard_state: HardState,
+    /// In order, and apart from each other.
+    clear: Vec<KeyRange>,
 }
 
 impl Install {
@@ -164,16 +182,25 @@ impl Install {
         folder: PathBuf,
         replica: ReplicaId,
         mut hard_state: HardState,
+        clear: &[KeyRange],
     ) -> Result<Self, StorageError> {
+        let shard = manifest.descriptor.id;
         if folder.to_str().is_none() {
-            return Err(StorageError::snapshot(manifest.descriptor.id, "the path of its folder is not UTF-8"));
+            return Err(StorageError::snapshot(shard, "the path of its folder is not UTF-8"));
+        }
+        // What was left of the old keys there would be taken for the snapshot's.
+        if !manifest.descriptor.range.is_within(clear) {
+            let keys = &manifest.descriptor.range;
+            let why = format!("its keys {keys:?} would not all be cleared before: {clear:?}");
+            return Err(StorageError::snapshot(shard, why));
         }
         if hard_state.term < manifest.at.term {
             hard_state = HardState { term: manifest.at.term, vote: 0, ..hard_state };
         }
         // The log below the snapshot is gone and the one above does not exist.
         hard_state.commit = manifest.at.index;
-        Ok(Self { manifest, folder, replica, hard_state })
+        let clear = range::union(clear.iter().cloned());
+        Ok(Self { manifest, folder, replica, hard_state, clear })
     }
 
     fn shard(&self) -> ShardId {
@@ -183,14 +210,18 @@ impl Install {
     /// Step 2.
     fn mark<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
         let key = keys::state(self.shard(), StateTag::Install);
+        let mut ranges = BytesMut::new();
+        ranges.put_u32(self.clear.len() as u32);
+        self.clear.iter().for_each(|range| range.encode(&mut ranges));
         let (mut batch, mut record) = (engine.batch(), Vec::new());
-        records::seal(&mut record, &key, |out| {
+        records::seal_as(&mut record, &key, MARKER_FORMAT, |out| {
             out.put_bytes_prefixed(&self.manifest.encode());
             // Below the data directory, which may be moved.
             let folder = self.folder.strip_prefix(engine.home()).unwrap_or(&self.folder);
             out.put_bytes_prefixed(folder.to_string_lossy().as_bytes());
             out.put_u64(self.replica.0);
             records::put_hard_state(out, self.hard_state);
+            out.put_slice(&ranges);
         });
         batch.put(Family::State, &key, &record);
         engine.write(batch, true)
@@ -216,12 +247,15 @@ impl Install {
     /// Step 3.
     fn clear<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
         let shard = self.shard();
-        let (start, end) = keys::data_range(shard.is_meta(), &self.manifest.descriptor.range);
         let mut batch = engine.batch();
-        batch.delete_range(Family::Data, &start, &end);
+        let of_data = |range| keys::data_range(shard.is_meta(), range);
+        let ranges: Vec<_> = self.clear.iter().map(of_data).collect();
+        for (start, end) in &ranges {
+            batch.delete_range(Family::Data, start, end);
+        }
         batch.delete_range(Family::Log, &keys::log_entry(shard, 0), &keys::log_end(shard));
         engine.write(batch, true)?;
-        engine.vacate(&start, &end)
+        ranges.iter().try_for_each(|(start, end)| engine.vacate(start, end))
     }
 
     /// Step 4.
@@ -269,15 +303,35 @@ impl Install {
     }
 
     fn decode(key: &[u8], record: &[u8]) -> Result<Self, DecodeError> {
-        let body = records::unseal("install marker", key, record)?;
-        let mut reader = Reader::new("install marker", Bytes::copy_from_slice(body));
+        const WHAT: &str = "install marker";
+        let (format, body) = records::unseal_any(WHAT, key, record)?;
+        if ![MARKER_FORMAT_BEFORE, MARKER_FORMAT].contains(&format) {
+            let (old, new) = (MARKER_FORMAT_BEFORE, MARKER_FORMAT);
+            let why = format!("format {format}; this binary reads {old} and {new}");
+            return Err(DecodeError::new(WHAT, why));
+        }
+        let mut reader = Reader::new(WHAT, Bytes::copy_from_slice(body));
         let manifest = SnapshotManifest::decode(reader.bytes()?)?;
         let folder = PathBuf::from(reader.string()?);
         let replica = ReplicaId(reader.u64()?);
         let hard_state = records::read_hard_state(&mut reader)?;
+        let clear = match format {
+            MARKER_FORMAT_BEFORE => vec![manifest.descriptor.range.clone()],
+            _ => read_ranges(&mut reader)?,
+        };
+        if !manifest.descriptor.range.is_within(&clear) {
+            return Err(reader.error("keys of the shard lie outside of what is to be cleared"));
+        }
         reader.end()?;
-        Ok(Self { manifest, folder, replica, hard_state })
+        Ok(Self { manifest, folder, replica, hard_state, clear })
     }
+}
+
+/// The ranges that a marker holds.
+fn read_ranges(reader: &mut Reader) -> Result<Vec<KeyRange>, DecodeError> {
+    // Two lengths or one, and whether there is an end.
+    let count = reader.count(5)?;
+    (0..count).map(|_| KeyRange::decode(reader)).collect()
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! [apply](crate::apply) and to [snapshots](crate::snapshot), and brings the results back as events.
 
 use bytes::Bytes;
-use flotilla_router::{Command, Descriptor, ReplicaId, Revision, ShardId};
+use flotilla_router::{Command, Descriptor, ReplicaId, Revision, ShardId, Unfit};
 
 /// A place in a shard's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,7 +30,7 @@ pub enum EntryKind {
     Normal,
     /// A membership change of one replica.
     ConfChange,
-    /// A membership change by joint consensus, or, with empty data, the step out of it.
+    /// A membership change, by joint consensus or not, or, with empty data, the step out of it.
     ConfChangeV2,
 }
 
@@ -43,7 +43,8 @@ pub struct LogEntry {
     pub kind: EntryKind,
     /// A [payload](flotilla_router::command::Payload), or a raft conf change in protobuf.
     pub data: Bytes,
-    /// For a conf change the descriptor that it leads to, encoded; otherwise empty.
+    /// For a conf change the [`Change`](flotilla_router::Change) that it is, encoded; otherwise
+    /// empty.
     pub context: Bytes,
 }
 
@@ -142,6 +143,11 @@ pub struct Applied {
     pub at: LogPosition,
     /// For each entry that wanted them, in order: its index, and a result per command.
     pub results: Vec<(u64, Vec<WriteResult>)>,
+    /// For each conf change, in order: its index, and whether it was taken; if not, why.
+    ///
+    /// raft-rs must hear of those that were taken, and of no other: then its configuration is what
+    /// `descriptor` says.
+    pub conf_changes: Vec<(u64, Result<(), Unfit>)>,
     /// The descriptor, if it changed.
     pub descriptor: Option<Descriptor>,
 }

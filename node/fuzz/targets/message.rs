@@ -22,7 +22,7 @@ use flotilla_node::core::config::{LogConfig, RaftConfig, ReadsConfig};
 use flotilla_node::core::report::ShardReport;
 use flotilla_node::core::wire::{self, Item};
 use flotilla_node::core::{
-    Ask, Beat, CoreConfig, Delivery, Done, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time,
+    Ask, Beat, Built, CoreConfig, Delivery, Done, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time,
 };
 use flotilla_router::{Command, Condition, Consistency, Incarnation, KeyRange, NodeId, Op, ReplicaId, Revision, ShardId};
 use flotilla_storage::{
@@ -72,7 +72,7 @@ pub(crate) fn run(data: &[u8]) {
 enum Job {
     Persist { write: u64, batch: LogBatch },
     Apply { work: Vec<ApplyWork> },
-    Install { shard: ShardId, replica: ReplicaId, staged: SnapshotId, hard_state: HardState },
+    Install { shard: ShardId, replica: ReplicaId, staged: SnapshotId, hard_state: HardState, clear: Vec<KeyRange> },
     Build { shard: ShardId, snapshot: SnapshotId },
     Fetch { fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64 },
 }
@@ -228,8 +228,8 @@ impl World {
                     self.lanes[PERSIST].push_back(Job::Persist { write, batch });
                 }
                 Effect::Apply { work } => self.lanes[APPLY].push_back(Job::Apply { work }),
-                Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
-                    self.lanes[APPLY].push_back(Job::Install { shard, replica, staged, hard_state });
+                Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _, clear } => {
+                    self.lanes[APPLY].push_back(Job::Install { shard, replica, staged, hard_state, clear });
                 }
                 Effect::BuildSnapshot { shard, snapshot } => self.lanes[OTHERS].push_back(Job::Build { shard, snapshot }),
                 Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
@@ -297,18 +297,18 @@ impl World {
                     return;
                 }
             },
-            Job::Install { shard, replica, staged, hard_state } => {
+            Job::Install { shard, replica, staged, hard_state, clear } => {
                 let manifest = self.staged.remove(&staged).expect("what is installed was staged");
                 assert_eq!(manifest.descriptor.id, shard, "a snapshot of another shard is installed");
                 let folder = self.folder(staged);
-                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state).expect("it was verified");
+                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state, &clear).expect("it was verified");
                 self.applier.installed(&manifest);
                 Event::SnapshotInstalled { shard, at: manifest.at, revision: manifest.revision }
             }
             Job::Build { shard, snapshot: id } => {
                 let folder = PathBuf::from(format!("built-{}", id.0));
                 let built = snapshot::build(&self.engine, &self.engine.view(), shard, &folder).expect("the shard is here");
-                Event::SnapshotBuilt { shard, snapshot: id, at: Some(built.at) }
+                Event::SnapshotBuilt { shard, snapshot: id, built: Some(Built { at: built.at, descriptor: built.descriptor }) }
             }
             Job::Fetch { fetch, shard, low, high, bytes_max } => {
                 let entries = log::entries(&self.engine, shard, low, high, bytes_max).expect("what was written can be read");

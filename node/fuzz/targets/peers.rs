@@ -6,12 +6,14 @@ use bytes::Bytes;
 use flotilla_node::core::wire::Stamp;
 use flotilla_node::core::{Envelope, Time, Timing};
 use flotilla_router::command::PayloadBuilder;
+use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition};
 use flotilla_router::{
     Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, NodeId, Op, Replica, ReplicaId, Revision, Role, ShardId,
 };
 use protobuf::{Message as _, ProtobufEnum as _};
 use raft::eraftpb::{
-    ConfChange, ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType,
+    ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message,
+    MessageType,
 };
 
 /// This node.
@@ -88,7 +90,7 @@ fn entry(index: u64, term: u64, s: &mut Script<'_>) -> Entry {
             let mut change = ConfChange { node_id: s.number(22), ..ConfChange::default() };
             change.set_change_type(change_type(s));
             entry.data = change.write_to_bytes().expect("memory does not fail").into();
-            entry.context = context(s);
+            entry.context = change_of_members(s).map_or(Bytes::new(), |change| change.encode());
         }
         3 => {
             entry.set_entry_type(EntryType::EntryConfChangeV2);
@@ -97,9 +99,15 @@ fn entry(index: u64, term: u64, s: &mut Script<'_>) -> Entry {
                 single.set_change_type(change_type(s));
                 single
             });
-            let change = ConfChangeV2 { changes: changes.collect::<Vec<_>>().into(), ..ConfChangeV2::default() };
-            entry.data = change.write_to_bytes().expect("memory does not fail").into();
-            entry.context = context(s);
+            let mut data = ConfChangeV2 { changes: changes.collect::<Vec<_>>().into(), ..ConfChangeV2::default() };
+            if let Some(change) = change_of_members(s) {
+                entry.context = change.encode();
+                // Mostly the two say the same; what differs is not let into the log.
+                if !index.is_multiple_of(4) {
+                    data = to_raft(&change);
+                }
+            }
+            entry.data = data.write_to_bytes().expect("memory does not fail").into();
         }
         4 => entry.data = payload(b"c", &[7; 70 << 10]),
         5 => {
@@ -117,14 +125,46 @@ fn change_type(s: &mut Script<'_>) -> ConfChangeType {
     s.pick(&[ConfChangeType::AddNode, ConfChangeType::RemoveNode, ConfChangeType::AddLearnerNode])
 }
 
-/// What a membership change leads to.
-fn context(s: &mut Script<'_>) -> Bytes {
+/// A membership change, to what somebody would like the shard to be.
+fn change_of_members(s: &mut Script<'_>) -> Option<Change> {
     if s.u8() & 1 == 0 {
-        return Bytes::new();
+        return None;
     }
-    let mut descriptor = shards()[1].clone();
-    spoil(&mut descriptor, s);
-    descriptor.encode()
+    let is = shards()[1].clone();
+    let mut wanted = is.clone();
+    spoil(&mut wanted, s);
+    let member = |kind, r: &Replica| MemberChange { kind, replica: r.id, node: r.node };
+    let gone = is.replicas.iter().filter(|r| wanted.replica(r.id).is_none());
+    let mut members: Vec<_> = gone.map(|r| member(ChangeKind::Remove, r)).collect();
+    for replica in wanted.replicas.iter().filter(|r| !is.replicas.contains(r)) {
+        let votes = replica.role.votes_now();
+        members.push(member(if votes { ChangeKind::Voter } else { ChangeKind::Learner }, replica));
+    }
+    let transition = match members.len() {
+        0 => Transition::LeaveJoint,
+        1 => Transition::Simple,
+        _ => Transition::EnterJoint,
+    };
+    Some(Change { operation: OperationId(1), expected: wanted.epoch, transition, members })
+}
+
+/// The same as raft-rs says it.
+fn to_raft(change: &Change) -> ConfChangeV2 {
+    let single = |member: &MemberChange| {
+        let mut single = ConfChangeSingle { node_id: member.replica.0, ..ConfChangeSingle::default() };
+        single.set_change_type(match member.kind {
+            ChangeKind::Voter => ConfChangeType::AddNode,
+            ChangeKind::Learner => ConfChangeType::AddLearnerNode,
+            ChangeKind::Remove => ConfChangeType::RemoveNode,
+        });
+        single
+    };
+    let mut data = ConfChangeV2::default();
+    data.set_changes(change.members.iter().map(single).collect::<Vec<_>>().into());
+    if change.transition == Transition::EnterJoint {
+        data.set_transition(ConfChangeTransition::Explicit);
+    }
+    data
 }
 
 fn payload(key: &'static [u8], value: &[u8]) -> Bytes {
@@ -149,7 +189,7 @@ pub(crate) fn spoil(descriptor: &mut Descriptor, s: &mut Script<'_>) {
             descriptor.replicas.push(Replica {
                 id: ReplicaId(id),
                 node: NodeId(node),
-                role: s.pick(&[Role::Voter, Role::Learner]),
+                role: s.pick(&[Role::Voter, Role::Learner, Role::Incoming, Role::Outgoing, Role::Demoting]),
             });
         }
     }
@@ -168,10 +208,17 @@ pub(crate) fn one_key(descriptor: &Descriptor) -> Bytes {
 
 /// Its members, as raft-rs says it.
 pub(crate) fn conf_state(descriptor: &Descriptor) -> ConfState {
-    let ids = |role| descriptor.replicas.iter().filter(|r| r.role == role).map(|r| r.id.0).collect::<Vec<_>>();
+    let ids = |who: fn(Role) -> bool| {
+        let members = descriptor.replicas.iter().filter(|replica| who(replica.role));
+        members.map(|replica| replica.id.0).collect::<Vec<_>>()
+    };
     let mut conf_state = ConfState::default();
-    conf_state.set_voters(ids(Role::Voter));
-    conf_state.set_learners(ids(Role::Learner));
+    conf_state.set_voters(ids(Role::votes_now));
+    conf_state.set_learners(ids(|role| role == Role::Learner));
+    if descriptor.is_joint() {
+        conf_state.set_voters_outgoing(ids(Role::votes_before));
+        conf_state.set_learners_next(ids(|role| role == Role::Demoting));
+    }
     conf_state
 }
 

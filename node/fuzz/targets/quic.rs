@@ -190,6 +190,10 @@ fn payload(data: Bytes) {
 
 fn descriptor(bytes: Bytes) {
     let Ok(descriptor) = Descriptor::decode(bytes.clone()) else { return };
-    assert_eq!(descriptor.encode(), bytes, "a descriptor is written otherwise than it was read");
-    let _ = (descriptor.voters().count(), descriptor.on_node(NodeId(1)), descriptor.range.is_empty());
+    // What an older format wrote is written in the new one.
+    let encoded = descriptor.encode();
+    let same = encoded[0] != bytes[0] || encoded == bytes;
+    assert!(same, "a descriptor is written otherwise than it was read");
+    assert_eq!(Descriptor::decode(encoded).as_ref(), Ok(&descriptor));
+    let _ = (descriptor.voters_now().count(), descriptor.on_node(NodeId(1)), descriptor.range.is_empty());
 }

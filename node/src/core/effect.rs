@@ -4,7 +4,7 @@ use super::event::{SnapshotId, Ticket};
 use super::report::ShardReport;
 use super::wire::{Beat, Envelope};
 use flotilla_router::call::Staleness;
-use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
+use flotilla_router::{Descriptor, KeyRange, NodeId, Refusal, ReplicaId, ShardId};
 use flotilla_storage::{ApplyWork, HardState, LogBatch, LogPosition, WriteResult};
 use std::sync::Arc;
 
@@ -90,6 +90,8 @@ pub enum Effect {
         hard_state: HardState,
         /// Where in the log it stands.
         at: LogPosition,
+        /// What is to be cleared before, disjoint and in order: all that the shard has here or will have.
+        clear: Vec<KeyRange>,
     },
     /// The staged snapshot was not wanted after all.
     DiscardStaged {

@@ -2,7 +2,7 @@
 
 use super::time::Time;
 use super::wire::{Beat, Envelope};
-use flotilla_router::{Command, Consistency, Incarnation, NodeId, ReplicaId, Revision, ShardId};
+use flotilla_router::{Command, Consistency, Descriptor, Incarnation, NodeId, ReplicaId, Revision, ShardId};
 use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
 
 /// Stands for somebody who waits for an answer. The shell draws it, the core hands it back exactly once.
@@ -123,8 +123,8 @@ pub enum Event {
         shard: ShardId,
         /// Which build.
         snapshot: SnapshotId,
-        /// Where in the log it stands; `None` when it failed.
-        at: Option<LogPosition>,
+        /// What became of it; `None` when it failed.
+        built: Option<Built>,
     },
     /// A snapshot stream has ended, well or not. Comes for every `SendSnapshot`, always.
     SnapshotSent {
@@ -176,6 +176,15 @@ pub enum Event {
     },
     /// The process is about to end: hand all leadership over.
     Drain,
+}
+
+/// A snapshot that was built.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// Where in the log it stands.
+    pub at: LogPosition,
+    /// What the shard was there: it may have changed since.
+    pub descriptor: Descriptor,
 }
 
 /// Names a snapshot that the shell keeps on disk.

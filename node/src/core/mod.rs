@@ -69,7 +69,7 @@ mod time;
 pub use config::{CoreConfig, Identity, LogConfig, RaftConfig, ReadMode, ReadsConfig};
 pub use counters::Counters;
 pub use effect::{Done, Effect};
-pub use event::{Ask, Delivery, Event, SnapshotId, Ticket};
+pub use event::{Ask, Built, Delivery, Event, SnapshotId, Ticket};
 pub use time::Time;
 pub use wire::{Beat, Envelope, Timing};
 
@@ -157,8 +157,8 @@ impl Node {
             Event::EntriesFetched { fetch, shard, entries } => {
                 self.with(shard, |replica, ctx| replica.entries_fetched(fetch, entries, ctx));
             }
-            Event::SnapshotBuilt { shard, snapshot, at } => {
-                if self.with(shard, |replica, ctx| replica.snapshot_built(snapshot, at, ctx)).is_none() {
+            Event::SnapshotBuilt { shard, snapshot, built } => {
+                if self.with(shard, |replica, ctx| replica.snapshot_built(snapshot, built, ctx)).is_none() {
                     self.pass.effects.push(Effect::DropSnapshot { snapshot });
                 }
             }
@@ -310,9 +310,9 @@ impl Node {
     /// A snapshot from a peer lies verified on disk.
     fn snapshot_staged(&mut self, (from, staged): (NodeId, SnapshotId), envelope: Envelope, manifest: &SnapshotManifest) {
         let shard = envelope.shard;
-        let is_taken = self.replicas.is_taken(shard, &manifest.descriptor.range);
+        let claim = self.replicas.claim(shard, &manifest.descriptor.range);
         let act = |replica: &mut Replica, ctx: &mut Context<'_>| {
-            replica.snapshot_staged((from, staged), envelope, manifest, is_taken, ctx);
+            replica.snapshot_staged((from, staged), envelope, manifest, claim, ctx);
         };
         if self.with(shard, act).is_none() {
             self.pass.effects.push(Effect::DiscardStaged { staged });

@@ -6,8 +6,10 @@
 //! **Invariant.** The ranges of live replicas on a node are disjoint.
 
 use super::config::CoreConfig;
+use super::operations::snapshot_in::Claim;
 use super::replica::{Replica, Tally};
 use bytes::Bytes;
+use flotilla_router::range::to_clear;
 use flotilla_router::{Descriptor, KeyRange, ShardId};
 use flotilla_storage::Recovered;
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,14 +117,21 @@ impl Replicas {
         replica.group.set_descriptor(descriptor);
     }
 
-    /// Whether a replica of another shard owns a key of `range`, or is about to, by a snapshot that was accepted.
-    pub(crate) fn is_taken(&self, shard: ShardId, range: &KeyRange) -> bool {
+    /// Judges the range that a shard will have once a snapshot is installed: against what replicas of other shards own, and
+    /// what they are about to own by snapshots that were accepted. Until it is installed, it is reserved in the same way,
+    /// and so is what the shard has now: nobody comes to own what will be cleared.
+    pub(crate) fn claim(&self, shard: ShardId, range: &KeyRange) -> Claim {
+        let old = self.replicas.get(&shard).map(|replica| &replica.group.descriptor().range);
         if shard.is_meta() {
-            return false;
+            return Claim::Free(to_clear(old, range, &[]));
         }
-        let others = self.replicas.values().filter(|r| r.group.shard != shard && !r.group.shard.is_meta());
-        let mut incoming = others.filter_map(Replica::incoming_descriptor);
-        self.overlapping(shard, range).is_some() || incoming.any(|descriptor| descriptor.range.overlaps(range))
+        let others = || self.replicas.values().filter(|r| r.group.shard != shard && !r.group.shard.is_meta());
+        let mut incoming = others().filter_map(Replica::incoming_descriptor);
+        if self.overlapping(shard, range).is_some() || incoming.any(|descriptor| descriptor.range.overlaps(range)) {
+            return Claim::Taken;
+        }
+        let owned: Vec<_> = others().map(|r| r.group.descriptor().range.clone()).collect();
+        Claim::Free(to_clear(old, range, &owned))
     }
 
     /// A live replica of another shard that owns a key of `range`. The meta shard's keys are in a space of their own.

@@ -215,9 +215,9 @@ impl Driver {
             Effect::SendSnapshot { to, replica, snapshot, envelope } => {
                 self.hands.snapshots.send(&self.hands.transport, to, replica, snapshot, &envelope);
             }
-            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
+            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _, clear } => {
                 self.hands.views.give_up(Some(shard));
-                self.hands.snapshots.install(shard, replica, staged, hard_state, self.hands.applier.clone());
+                self.hands.snapshots.install((shard, replica), staged, hard_state, clear, self.hands.applier.clone());
             }
             Effect::DiscardStaged { staged } => self.hands.snapshots.discard(staged),
             Effect::PublishLeader { shard, leader } => self.hands.routes.follow(shard, leader),

@@ -15,7 +15,7 @@ mod install;
 use super::mailbox::{Mail, Mailbox};
 use super::space::Space;
 use super::{Engine, View};
-use crate::core::{Delivery, Envelope, Event, SnapshotId, wire};
+use crate::core::{Built, Delivery, Envelope, Event, SnapshotId, wire};
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_ops::Metrics;
 use flotilla_router::codec::{Put, Reader};
@@ -128,12 +128,12 @@ impl Snapshots {
         let this = self.clone();
         self.runtime.spawn_blocking(move || {
             let built = flotilla_storage::snapshot::build(&*this.engine, &view, shard, &this.out(snapshot));
-            let at = match built {
+            let built = match built {
                 Ok(manifest) => {
-                    let at = manifest.at;
+                    let built = Built { at: manifest.at, descriptor: manifest.descriptor.clone() };
                     this.metrics.snapshots_built.inc();
                     this.built.lock().expect("nothing panics with it held").insert(snapshot, Arc::new(manifest));
-                    Some(at)
+                    Some(built)
                 }
                 Err(error) => {
                     if let Some(unsaid) = this.complaints[BUILD].pass(Instant::now()) {
@@ -145,7 +145,7 @@ impl Snapshots {
                     None
                 }
             };
-            this.mailbox.report(Event::SnapshotBuilt { shard, snapshot, at });
+            this.mailbox.report(Event::SnapshotBuilt { shard, snapshot, built });
         });
     }
 
@@ -220,7 +220,7 @@ impl Snapshots {
         let is_kept = self.built.lock().expect("nothing panics with it held").contains_key(&snapshot);
         if let (Ok(Err(error)), true) = (verified, is_kept) {
             tracing::warn!(%shard, %error, "the files of a snapshot were spoiled on this node's disk; it is built anew");
-            self.mailbox.report(Event::SnapshotBuilt { shard, snapshot, at: None });
+            self.mailbox.report(Event::SnapshotBuilt { shard, snapshot, built: None });
         }
     }
 

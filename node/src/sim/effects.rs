@@ -43,9 +43,9 @@ impl World {
                 push(self, Lane::Persist, Job::Persist { write, batch });
             }
             Effect::Apply { work } => push(self, Lane::Apply, Job::Apply { work }),
-            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
+            Effect::InstallSnapshot { shard: _, replica, staged, hard_state, at: _, clear } => {
                 self.meet("installed snapshots");
-                push(self, Lane::Install, Job::Install { shard, replica, staged, hard_state });
+                push(self, Lane::Install, Job::Install { replica, staged, hard_state, clear });
             }
             Effect::BuildSnapshot { shard, snapshot } => push(self, Lane::Build, Job::Build { shard, snapshot }),
             Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {

@@ -4,8 +4,8 @@
 //! can hold: so it sees what leaves before an fsync, and what only after. A crash forgets jobs, events and unsynced writes.
 
 use crate::core::wire::Envelope;
-use crate::core::{CoreConfig, Event, Identity, Node, SnapshotId};
-use flotilla_router::{Descriptor, Incarnation, NodeId, ReplicaId, ShardId};
+use crate::core::{Built, CoreConfig, Event, Identity, Node, SnapshotId};
+use flotilla_router::{Descriptor, Incarnation, KeyRange, NodeId, ReplicaId, ShardId};
 use flotilla_storage::snapshot::{self, Installing};
 use flotilla_storage::{
     Applier, ApplyWork, Family, HardState, LogBatch, MemoryEngine, Read as _, Recovered, SnapshotManifest, append, bootstrap,
@@ -41,7 +41,7 @@ pub(crate) enum Job {
     /// Apply entries, unsynced.
     Apply { work: Vec<ApplyWork> },
     /// Install a staged snapshot.
-    Install { shard: ShardId, replica: ReplicaId, staged: SnapshotId, hard_state: HardState },
+    Install { replica: ReplicaId, staged: SnapshotId, hard_state: HardState, clear: Vec<KeyRange> },
     /// Go on with an installation.
     GoOn { manifest: Box<SnapshotManifest>, installing: Box<Installing> },
     /// Build a snapshot.
@@ -212,12 +212,12 @@ impl Member {
                 let applied = running.applier.apply(&self.engine, work).map_err(ends)?;
                 Event::Applied { applied }
             }
-            Job::Install { shard, replica, staged, hard_state } => {
+            Job::Install { replica, staged, hard_state, clear } => {
                 let folder = self.staged_folder(staged);
                 let running = self.running.as_mut().expect("a job was taken from it");
                 let manifest = running.staged.remove(&staged).expect("what is installed was staged");
-                let installing = snapshot::begin_install(&self.engine, &manifest, &folder, replica, hard_state).map_err(ends)?;
-                assert_eq!(manifest.descriptor.id, shard, "a snapshot of another shard is installed");
+                let begun = snapshot::begin_install(&self.engine, &manifest, &folder, replica, hard_state, &clear);
+                let installing = begun.map_err(ends)?;
                 running
                     .jobs
                     .entry(lane)
@@ -238,9 +238,9 @@ impl Member {
                 use flotilla_storage::Engine as _;
                 let folder = Self::built_folder(id);
                 let manifest = snapshot::build(&self.engine, &self.engine.view(), shard, &folder).map_err(ends)?;
-                let at = Some(manifest.at);
+                let built = Some(Built { at: manifest.at, descriptor: manifest.descriptor.clone() });
                 self.running_mut().built.insert(id, manifest);
-                Event::SnapshotBuilt { shard, snapshot: id, at }
+                Event::SnapshotBuilt { shard, snapshot: id, built }
             }
             Job::Fetch { fetch, shard, low, high, bytes_max } => {
                 // Every entry must be there, unless the log was truncated since the core asked.
@@ -300,7 +300,7 @@ impl Running {
     pub(crate) fn fail_build(&mut self) -> bool {
         let job = self.jobs.get_mut(&Lane::Build).and_then(VecDeque::pop_front);
         let Some(Job::Build { shard, snapshot }) = job else { return false };
-        self.mailbox.push_back(Event::SnapshotBuilt { shard, snapshot, at: None });
+        self.mailbox.push_back(Event::SnapshotBuilt { shard, snapshot, built: None });
         true
     }
 

@@ -69,20 +69,20 @@ impl Applier {
         let applied = self.apply(engine, works)?;
         let batch_bytes_max = self.batch_bytes_max;
         let aside = |work: ApplyWork| {
-            let index = work.entries.first().map_or(0, |first| first.entry.at.index);
-            let why = || "this node has no replica of the shard".into();
             let ranges = (0..work.entries.len()).flat_map(|i| self.deleted_ranges(&work, i));
             let file_bytes = ranges.map(|(start, end)| engine.data_file_bytes(&start, &end)).sum();
-            let state = self.shards.remove(&work.shard);
-            let state = state.ok_or_else(|| StorageError::Apply { shard: work.shard, index, why: why() })?;
-            Ok(Aside { state, work, batch_bytes_max, file_bytes })
+            // As in `apply`: work for a shard that is not here is dropped.
+            let state = self.shards.remove(&work.shard)?;
+            self.away.insert(work.shard);
+            Some(Aside { state, work, batch_bytes_max, file_bytes })
         };
-        let asides = long.into_iter().map(aside).collect::<Result<_, StorageError>>()?;
-        Ok((applied, asides))
+        Ok((applied, long.into_iter().filter_map(aside).collect()))
     }
 
     /// A shard comes back; what became of its entries.
     pub fn take_back(&mut self, returned: Returned) -> Applied {
+        let was_away = self.away.remove(&returned.applied.shard);
+        assert!(was_away, "shard {} comes back, and was not taken aside", returned.applied.shard);
         self.shards.insert(returned.applied.shard, returned.state);
         returned.applied
     }

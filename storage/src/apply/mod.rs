@@ -10,6 +10,10 @@
 //!   exactly once. An entry at or below the applied position is refused, and one beyond the next as well.
 //! - The outcome depends on the entries and on the shard's data alone: no clock, no randomness, no hash order.
 //! - The kind of an entry is looked at before its data: the step out of joint consensus is a conf change without data.
+//! - A conf change is judged by what its context says, and by the descriptor: one function of the
+//!   router tells what it leads to ([`Change::applied_to`]). One that does not fit changes nothing,
+//!   and neither does one without a context, which Flotilla never proposes. Every replica sees the
+//!   same refusal, and raft-rs never hears of such a change.
 //! - A payload proposed at another range epoch, or a command outside of the range, writes nothing and answers
 //!   [`WriteResult::WrongShard`].
 //! - Every write that takes effect consumes a revision, deletions too: a key that is deleted and written again goes on above.
@@ -35,9 +39,9 @@ pub use aside::{Aside, Returned};
 use commands::Commands;
 use flotilla_router::command::Payload;
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Descriptor, ShardId};
+use flotilla_router::{Change, Descriptor, ShardId, Unfit};
 use overlay::Overlay;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -47,6 +51,8 @@ const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Applies committed entries, in index order per shard.
 pub struct Applier {
     shards: BTreeMap<ShardId, ShardState>,
+    /// Shards that were taken aside and have not come back.
+    away: BTreeSet<ShardId>,
     /// Set by the first error: what was staged then is lost, so nothing may follow.
     failed: bool,
     batch_bytes_max: usize,
@@ -77,7 +83,8 @@ struct Staged<E: Engine> {
 impl Applier {
     /// An applier of the replicas that were found at start.
     pub fn new<E: Engine>(engine: &E, replicas: &[Recovered]) -> Result<Self, StorageError> {
-        let mut applier = Self { shards: BTreeMap::new(), failed: false, batch_bytes_max: BATCH_BYTES_MAX };
+        let (shards, away) = (BTreeMap::new(), BTreeSet::new());
+        let mut applier = Self { shards, away, failed: false, batch_bytes_max: BATCH_BYTES_MAX };
         for replica in replicas {
             let shard = replica.descriptor.id;
             let applied = crate::read::applied_record(engine, shard)?;
@@ -108,6 +115,9 @@ impl Applier {
 
     /// Applies the entries of a pass, and says what became of them: one [`Applied`] per work, in order. The batch is written
     /// when this returns, but not synced.
+    ///
+    /// Work for a shard that has no replica here is dropped, without an [`Applied`]: a replica may
+    /// be removed while its entries are on their way.
     pub fn apply<E: Engine>(&mut self, engine: &E, works: Vec<ApplyWork>) -> Result<Vec<Applied>, StorageError> {
         assert!(!self.failed, "apply goes on after an error: entries would be skipped");
         let outcome = self.apply_all(engine, works);
@@ -120,10 +130,8 @@ impl Applier {
         let mut all = Vec::with_capacity(works.len());
         for work in works {
             let shard = work.shard;
-            let Some(state) = self.shards.get_mut(&shard) else {
-                let index = work.entries.first().map_or(0, |first| first.entry.at.index);
-                return Err(StorageError::Apply { shard, index, why: "this node has no replica of the shard".into() });
-            };
+            assert!(!self.away.contains(&shard), "work for shard {shard}, which was taken aside");
+            let Some(state) = self.shards.get_mut(&shard) else { continue };
             all.push(state.apply(engine, &mut staged, work, self.batch_bytes_max)?);
         }
         staged.write(engine)?;
@@ -141,8 +149,7 @@ impl ShardState {
         batch_bytes_max: usize,
     ) -> Result<Applied, StorageError> {
         let shard = work.shard;
-        let mut results = Vec::new();
-        let mut changed = None;
+        let (mut results, mut conf_changes) = (Vec::new(), Vec::new());
         for (i, apply) in work.entries.iter().enumerate() {
             let entry = &apply.entry;
             self.check_next(shard, entry.at)?;
@@ -151,10 +158,11 @@ impl ShardState {
                 EntryKind::Normal if entry.data.is_empty() => {}
                 EntryKind::Normal => self.apply_commands(engine, staged, entry, &mut answers)?,
                 EntryKind::ConfChange | EntryKind::ConfChangeV2 => {
-                    if let Some(descriptor) = self.change_membership(shard, entry)? {
-                        staged.put_descriptor(&descriptor);
-                        changed = Some(descriptor);
+                    let outcome = self.change_membership(entry)?;
+                    if outcome.is_ok() {
+                        staged.put_descriptor(&self.descriptor);
                     }
+                    conf_changes.push((entry.at.index, outcome));
                 }
             }
             self.applied.at = entry.at;
@@ -171,7 +179,9 @@ impl ShardState {
                 staged.write(engine)?;
             }
         }
-        Ok(Applied { shard, at: self.applied.at, results, descriptor: changed })
+        let changed = conf_changes.iter().any(|(_, outcome)| outcome.is_ok());
+        let descriptor = changed.then(|| self.descriptor.clone());
+        Ok(Applied { shard, at: self.applied.at, results, conf_changes, descriptor })
     }
 
     /// Refuses an entry that is not the next one.
@@ -227,26 +237,15 @@ impl ShardState {
         Ok(())
     }
 
-    /// Applies a membership change: the descriptor that it leads to, if it carries one.
-    fn change_membership(&mut self, shard: ShardId, entry: &LogEntry) -> Result<Option<Descriptor>, StorageError> {
+    /// Makes a membership change, if it fits; whether it does, and if not, why.
+    fn change_membership(&mut self, entry: &LogEntry) -> Result<Result<(), Unfit>, StorageError> {
         if entry.context.is_empty() {
-            return Ok(None);
+            return Ok(Err(Unfit::Bare));
         }
-        let descriptor = Descriptor::decode(entry.context.clone()).map_err(|e| StorageError::entry(shard, entry.at.index, e))?;
-        if descriptor.id != shard
-            || descriptor.range != self.descriptor.range
-            || descriptor.epoch.range != self.descriptor.epoch.range
-        {
-            let why = "a membership change that would change the shard's id or range".into();
-            return Err(StorageError::Apply { shard, index: entry.at.index, why });
-        }
-        if !descriptor.is_sound() {
-            // Stored, it would keep every replica from ever starting again.
-            let why = "a membership change to a group in which nobody votes, or somebody is there twice".into();
-            return Err(StorageError::Apply { shard, index: entry.at.index, why });
-        }
-        self.descriptor = descriptor.clone();
-        Ok(Some(descriptor))
+        let shard = self.descriptor.id;
+        let corrupt = |error| StorageError::entry(shard, entry.at.index, error);
+        let change = Change::decode(entry.context.clone()).map_err(corrupt)?;
+        Ok(change.applied_to(&self.descriptor).map(|changed| self.descriptor = changed))
     }
 }
 

@@ -9,7 +9,8 @@ use crate::recover::recover;
 use crate::testing::{SHARD, append_committed, delete, delete_range, descriptor, found, normal, payload, put, put_payload, work};
 use crate::work::{HardState, LogBatch, LogWrite};
 use bytes::Bytes;
-use flotilla_router::{Command, Condition, Revision};
+use flotilla_router::{ChangeKind, MemberChange, NodeId, OperationId, ReplicaId, Role, Transition};
+use flotilla_router::{Command, Condition, Epoch, Revision};
 
 fn started() -> (MemoryEngine, Applier) {
     let engine = MemoryEngine::new();
@@ -163,22 +164,114 @@ fn another_range_epoch_and_keys_outside_write_nothing() {
     assert_eq!(read::applied(&engine, SHARD).unwrap().index, 3, "an entry that writes nothing is applied all the same");
 }
 
-#[test]
-fn empty_entries_and_the_step_out_of_joint_consensus_are_told_apart() {
-    let (engine, mut applier) = started();
-    let mut changed = descriptor(7, "b", Some("y"));
-    changed.epoch.membership = 2;
-    let mut leave = normal(3, 2, Bytes::new());
-    (leave.kind, leave.context) = (EntryKind::ConfChangeV2, changed.encode());
-    let mut bare = normal(4, 2, "a conf change in protobuf".into());
-    bare.kind = EntryKind::ConfChange;
-    let applied = applier.apply(&engine, vec![work(SHARD, [normal(2, 2, Bytes::new()), leave, bare])]).unwrap();
-    assert_eq!(applied[0].descriptor, Some(changed.clone()));
-    assert_eq!(applied[0].results, [(2, vec![]), (3, vec![]), (4, vec![])]);
-    assert_eq!(applier.descriptor(SHARD), Some(&changed));
+/// The shard's epoch is 1.1 at first; this one was made for a later membership.
+fn change(membership: u64, transition: Transition, members: &[(ChangeKind, u64)]) -> Change {
+    let member = |&(kind, replica)| {
+        let (replica, node) = (ReplicaId(replica), NodeId(replica - 70));
+        MemberChange { kind, replica, node }
+    };
+    let members = members.iter().map(member).collect();
+    let expected = Epoch { membership, range: 1 };
+    Change { operation: OperationId(5), expected, transition, members }
+}
+
+/// The entry that a change is proposed as. Only raft-rs reads its data.
+fn conf_change(index: u64, data: &'static str, change: &Change) -> LogEntry {
+    let mut entry = normal(index, 2, data.into());
+    (entry.kind, entry.context) = (EntryKind::ConfChangeV2, change.encode());
+    entry
+}
+
+fn stored_descriptor(engine: &MemoryEngine) -> Descriptor {
     let key = keys::state(SHARD, StateTag::Descriptor);
     let stored = engine.get(Family::State, &key).unwrap().unwrap();
-    assert_eq!(records::decode_descriptor(&key, &stored), Ok(changed));
+    records::decode_descriptor(&key, &stored).unwrap()
+}
+
+#[test]
+fn a_membership_change_that_fits_is_stored_and_told() {
+    let (engine, mut applier) = started();
+    let swap = [(ChangeKind::Voter, 72), (ChangeKind::Learner, 71)];
+    let enter = change(1, Transition::EnterJoint, &swap);
+    let leave = Change::leave(OperationId(5), Epoch { membership: 2, range: 1 });
+    let role = |replica: &flotilla_router::Replica| (replica.id.0, replica.node.0, replica.role);
+    let roles = |shard: &Descriptor| shard.replicas.iter().map(role).collect::<Vec<_>>();
+    let entries = [normal(2, 2, Bytes::new()), conf_change(3, "in protobuf", &enter)];
+    let applied = applier.apply(&engine, vec![work(SHARD, entries)]).unwrap();
+    let joint = applied[0].descriptor.clone().unwrap();
+    assert_eq!(roles(&joint), [(71, 1, Role::Demoting), (72, 2, Role::Incoming)]);
+    assert_eq!(joint.epoch, Epoch { membership: 2, range: 1 });
+    assert_eq!(applied[0].conf_changes, [(3, Ok(()))]);
+    assert_eq!(applied[0].results, [(2, vec![]), (3, vec![])]);
+    assert_eq!((applier.descriptor(SHARD), &stored_descriptor(&engine)), (Some(&joint), &joint));
+    // A restart finds it as it is, and goes on. The step out has no data, and is a change all the
+    // same.
+    let mut applier = Applier::new(&engine, &recover_applied(&engine, 3)).unwrap();
+    let applied = applier.apply(&engine, vec![work(SHARD, [conf_change(4, "", &leave)])]).unwrap();
+    let left = applied[0].descriptor.clone().unwrap();
+    assert_eq!(roles(&left), [(71, 1, Role::Learner), (72, 2, Role::Voter)]);
+    assert_eq!(applied[0].conf_changes, [(4, Ok(()))]);
+    assert_eq!((applier.descriptor(SHARD), &stored_descriptor(&engine)), (Some(&left), &left));
+}
+
+/// What recovery finds, once the log holds what was applied.
+fn recover_applied(engine: &MemoryEngine, last: u64) -> Vec<Recovered> {
+    let entries = (2..=last).map(|index| normal(index, 2, Bytes::new())).collect();
+    append_committed(engine, SHARD, entries);
+    recover(engine).unwrap()
+}
+
+/// Every replica refuses the same, so none must end for it.
+#[test]
+fn a_membership_change_that_does_not_fit_changes_nothing_and_is_no_error() {
+    let simple = |members: &[_]| change(1, Transition::Simple, members);
+    let nobody = simple(&[(ChangeKind::Remove, 71)]);
+    let learner = [(ChangeKind::Learner, 72)];
+    let stale = change(2, Transition::Simple, &learner);
+    let mut other_range = simple(&learner);
+    other_range.expected.range = 2;
+    let current = Epoch { membership: 1, range: 1 };
+    let not_current = |change: &Change| Unfit::Stale { expected: change.expected, current };
+    let not_joint = Change::leave(OperationId(5), current);
+    let mut bare = normal(2, 2, "a conf change in protobuf".into());
+    bare.kind = EntryKind::ConfChange;
+    let mut empty = normal(2, 2, Bytes::new());
+    empty.kind = EntryKind::ConfChangeV2;
+    for (entry, why) in [
+        (conf_change(2, "data", &nobody), Unfit::NoVoter),
+        (conf_change(2, "data", &stale), not_current(&stale)),
+        (conf_change(2, "data", &other_range), not_current(&other_range)),
+        (conf_change(2, "", &not_joint), Unfit::NotJoint),
+        (bare, Unfit::Bare),
+        (empty, Unfit::Bare),
+    ] {
+        let (engine, mut applier) = started();
+        let before = stored_descriptor(&engine);
+        let good = conf_change(3, "data", &simple(&learner));
+        let applied = applier.apply(&engine, vec![work(SHARD, [entry])]).unwrap();
+        assert_eq!(applied[0].conf_changes, [(2, Err(why))]);
+        assert_eq!(applied[0].descriptor, None);
+        assert_eq!(applier.descriptor(SHARD), Some(&before));
+        assert_eq!(stored_descriptor(&engine), before);
+        assert_eq!(read::applied(&engine, SHARD).unwrap().index, 2);
+        // It stands in nobody's way.
+        let applied = applier.apply(&engine, vec![work(SHARD, [good])]).unwrap();
+        assert_eq!(applied[0].conf_changes, [(3, Ok(()))]);
+    }
+}
+
+/// Two of one epoch in one work: the first is taken, the second was made for another shard.
+#[test]
+fn of_two_membership_changes_made_for_one_epoch_one_is_taken() {
+    let (engine, mut applier) = started();
+    let add = |replica| change(1, Transition::Simple, &[(ChangeKind::Learner, replica)]);
+    let entries = [conf_change(2, "", &add(72)), conf_change(3, "", &add(73))];
+    let applied = applier.apply(&engine, vec![work(SHARD, entries)]).unwrap();
+    let [(2, Ok(())), (3, Err(Unfit::Stale { .. }))] = applied[0].conf_changes[..] else {
+        panic!("{applied:?}");
+    };
+    let ids: Vec<_> = stored_descriptor(&engine).replicas.iter().map(|r| r.id.0).collect();
+    assert_eq!(ids, [71, 72]);
 }
 
 #[test]
@@ -205,19 +298,31 @@ fn nothing_is_applied_twice_or_left_out() {
         assert!(error.contains(&format!("shard 7, apply of log index {index}")) && error.contains(why), "{error}");
         assert_eq!(value(&engine, "k"), Some((1, "1".into())));
     }
+}
+
+/// A replica may be removed while its entries are on their way: the others of the pass are applied.
+#[test]
+fn work_for_a_shard_that_is_not_here_is_dropped() {
+    let gone = || work(ShardId(99), [normal(2, 2, put_payload(1, &[("k", "gone")]))]);
+    let here = |index| work(SHARD, [normal(index, 2, put_payload(1, &[("k", "here")]))]);
     let (engine, mut applier) = started();
-    let error = applier.apply(&engine, vec![work(ShardId(99), [normal(2, 2, Bytes::new())])]).unwrap_err();
-    assert!(error.to_string().contains("no replica"), "{error}");
+    let applied = applier.apply(&engine, vec![gone(), here(2), gone()]).unwrap();
+    assert_eq!(applied.iter().map(|applied| applied.shard).collect::<Vec<_>>(), [SHARD]);
+    let (applied, asides) = applier.apply_short(&engine, vec![gone(), here(3)]).unwrap();
+    assert_eq!((applied.len(), asides.len()), (1, 0));
+    assert_eq!(value(&engine, "k"), Some((2, "here".into())));
+    assert!(engine.get(Family::Data, &keys::applied(ShardId(99))).unwrap().is_none());
 }
 
 #[test]
 fn a_malformed_payload_names_shard_and_index() {
     let good = put_payload(1, &[("k", "v")]);
     let mut context = normal(2, 2, Bytes::new());
-    (context.kind, context.context) = (EntryKind::ConfChangeV2, "no descriptor".into());
-    let mut foreign = context.clone();
-    foreign.context = descriptor(8, "y", None).encode();
-    for bad in [normal(2, 2, "?".into()), normal(2, 2, good.slice(..good.len() - 3)), context, foreign] {
+    (context.kind, context.context) = (EntryKind::ConfChangeV2, "no change".into());
+    let mut before = context.clone();
+    before.context = descriptor(7, "b", Some("y")).encode();
+    let cut_off = normal(2, 2, good.slice(..good.len() - 3));
+    for bad in [normal(2, 2, "?".into()), cut_off, context, before] {
         let (engine, mut applier) = started();
         let error = applier.apply(&engine, vec![work(SHARD, [bad])]).unwrap_err().to_string();
         assert!(error.contains("shard 7") && error.contains("log index 2"), "{error}");
@@ -246,26 +351,11 @@ fn a_snapshot_resets_its_shard() {
     assert_eq!(applied[0].results[0].1, [written(71)]);
 }
 
-/// Stored, such a descriptor would keep every replica of the shard from starting again.
-#[test]
-fn a_membership_change_to_no_group_is_refused() {
-    let (engine, mut applier) = started();
-    let mut nobody = descriptor(7, "b", Some("y"));
-    nobody.replicas.iter_mut().for_each(|replica| replica.role = flotilla_router::Role::Learner);
-    let mut entry = normal(2, 2, Bytes::new());
-    (entry.kind, entry.context) = (EntryKind::ConfChangeV2, nobody.encode());
-    let error = applier.apply(&engine, vec![work(SHARD, [entry])]).unwrap_err().to_string();
-    assert!(error.contains("nobody votes"), "{error}");
-}
-
 /// The entries of the crash tests: each leaves a trace in data, revision and (some) descriptor that must fit the applied index.
 fn traced(index: u64) -> LogEntry {
     if index.is_multiple_of(5) {
-        let mut changed = descriptor(7, "b", Some("y"));
-        changed.epoch.membership = index;
-        let mut entry = normal(index, 2, Bytes::new());
-        (entry.kind, entry.context) = (EntryKind::ConfChangeV2, changed.encode());
-        return entry;
+        let learner = [(ChangeKind::Learner, 71 + index)];
+        return conf_change(index, "", &change(index / 5, Transition::Simple, &learner));
     }
     let (index_key, text) = (format!("k{index}"), index.to_string());
     normal(index, 2, payload(1, &[when(Condition::Absent, put(&index_key, "v")), put("last", &text)]))
@@ -282,10 +372,10 @@ fn check_agreement(engine: &MemoryEngine) -> u64 {
     for i in 2..40 {
         assert_eq!(value(engine, &format!("k{i}")).is_some(), writes.contains(&i), "k{i} at applied index {index}");
     }
-    let key = keys::state(SHARD, StateTag::Descriptor);
-    let stored = records::decode_descriptor(&key, &engine.get(Family::State, &key).unwrap().unwrap()).unwrap();
-    let membership = if index < 5 { 1 } else { index / 5 * 5 };
-    assert_eq!(stored.epoch.membership, membership, "descriptor and applied index {index} were separated");
+    let (stored, changes) = (stored_descriptor(engine), index / 5);
+    for found in [stored.epoch.membership, stored.replicas.len() as u64] {
+        assert_eq!(found, changes + 1, "descriptor and applied index {index} were separated");
+    }
     index
 }
 

@@ -14,6 +14,9 @@ use std::path::Path;
 on_both_engines!(
     a_snapshot_makes_an_equal_shard,
     a_restart_after_every_step_completes_the_install,
+    what_was_the_shards_is_cleared_and_nothing_else_whatever_happens_in_between,
+    a_marker_of_the_format_before_clears_what_the_snapshot_brings,
+    an_install_that_would_leave_old_keys_changes_nothing,
     a_damaged_snapshot_changes_nothing,
     files_that_hold_anything_else_are_refused,
     an_install_without_its_files_is_named,
@@ -53,6 +56,8 @@ struct Scene<E: TestEngine> {
     manifest: SnapshotManifest,
     /// Where the files lie at the target.
     folder: PathBuf,
+    /// What is cleared there.
+    clear: Vec<KeyRange>,
     dir: tempfile::TempDir,
 }
 
@@ -65,11 +70,42 @@ impl<E: TestEngine> Scene<E> {
         let manifest = build_with(&source, &source.view(), SHARD, &from, 1000).unwrap();
         assert!(manifest.files.len() > 1, "{manifest:?}");
         manifest.files.iter().for_each(|file| source.ship(&from, &file.name, &target, &folder));
-        Self { source, target, manifest, folder, dir }
+        let clear = vec![manifest.descriptor.range.clone()];
+        Self { source, target, manifest, folder, clear, dir }
     }
 
     fn install(&self) -> Install {
-        Install::new(self.manifest.clone(), self.folder.clone(), ReplicaId(99), hard_state()).unwrap()
+        let (manifest, folder) = (self.manifest.clone(), self.folder.clone());
+        Install::new(manifest, folder, ReplicaId(99), hard_state(), &self.clear).unwrap()
+    }
+
+    fn install_whole(&self) -> Result<(), StorageError> {
+        let Self { target, manifest, folder, clear, .. } = self;
+        install(target, manifest, folder, ReplicaId(99), hard_state(), clear)
+    }
+
+    /// Makes the snapshot one of after a split: `m` and above are the shard's no more, and of these
+    /// `p` up to `q` are another's already. At the target there is one key in each of these parts.
+    fn after_a_split() -> Self {
+        let mut scene = Self::new();
+        let old = scene.manifest.descriptor.range.clone();
+        scene.manifest.descriptor = descriptor(7, "b", Some("m"));
+        let others = [KeyRange::new("p", Some("q".into()))];
+        scene.clear = range::to_clear(Some(&old), &scene.manifest.descriptor.range, &others);
+        let (mut batch, mut record) = (scene.target.batch(), Vec::new());
+        records::encode_data(&mut record, flotilla_router::Revision(1), b"old");
+        for key in ["a", "c", "n", "p", "q", "x"] {
+            batch.put(Family::Data, &keys::data(false, key.as_bytes()), &record);
+        }
+        scene.target.write(batch, true).unwrap();
+        scene
+    }
+
+    /// Which of these keys the target has, in the order in which they are given.
+    fn has(&self, keys: &str) -> String {
+        let look = |key: &str| read::get(&self.target, false, key.as_bytes()).unwrap();
+        let is_there = |key: &&str| look(key).is_some();
+        keys.split(' ').filter(is_there).collect::<Vec<_>>().join(" ")
     }
 
     fn restart(&mut self) {
@@ -111,7 +147,7 @@ fn a_snapshot_makes_an_equal_shard<E: TestEngine>() {
     assert_eq!((scene.manifest.at, scene.manifest.revision.0), (AT, 250));
     assert_eq!(SnapshotManifest::decode(scene.manifest.encode()), Ok(scene.manifest.clone()));
     let mut applier = Applier::new(&scene.target, &recover(&scene.target).unwrap()).unwrap();
-    install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap();
+    scene.install_whole().unwrap();
     scene.check_installed("at once");
     assert!(verify(&scene.target, &scene.manifest, &scene.folder).is_err(), "the staged files are still there");
     // Both go on to the same state.
@@ -145,6 +181,70 @@ fn a_restart_after_every_step_completes_the_install<E: TestEngine>() {
     }
 }
 
+/// A replica that missed a split: the keys that went to the other half go here, too, unless the
+/// other half lives here already. A crash at any place clears the same.
+fn what_was_the_shards_is_cleared_and_nothing_else_whatever_happens_in_between<E: TestEngine>() {
+    const KEYS: &str = "a c n p q x z";
+    for done in 0..=STEPS.len() {
+        let mut scene = Scene::<E>::after_a_split();
+        let install = scene.install();
+        STEPS[..done].iter().for_each(|step| install.take(*step, &scene.target).unwrap());
+        scene.restart();
+        recover(&scene.target).unwrap();
+        let left = if done == 0 { KEYS } else { "a p z" };
+        assert_eq!(scene.has(KEYS), left, "after {done} steps");
+        if done > 0 {
+            scene.check_installed(&format!("after {done} steps"));
+        }
+    }
+}
+
+/// What lies on disks since before.
+fn a_marker_of_the_format_before_clears_what_the_snapshot_brings<E: TestEngine>() {
+    let mut scene = Scene::<E>::after_a_split();
+    let (key, mut record) = (keys::state(SHARD, StateTag::Install), Vec::new());
+    let hard_state = HardState { commit: AT.index, ..hard_state() };
+    let marker = |format: u8, record: &mut Vec<u8>| {
+        records::seal_as(record, &key, format, |out| {
+            out.put_bytes_prefixed(&scene.manifest.encode());
+            out.put_bytes_prefixed(scene.folder.to_str().unwrap().as_bytes());
+            out.put_u64(99);
+            records::put_hard_state(out, hard_state);
+        });
+    };
+    // In the new format the ranges are missing.
+    for (format, why) in [(2, "needs 4 more bytes"), (3, "format 3; this binary reads 1 and 2")] {
+        marker(format, &mut record);
+        let error = Install::decode(&key, &record).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    marker(1, &mut record);
+    let mut batch = scene.target.batch();
+    batch.put(Family::State, &key, &record);
+    scene.target.write(batch, true).unwrap();
+    scene.restart();
+    scene.check_installed("from a marker of the format before");
+    assert_eq!(scene.has("a c n p q x z"), "a n p q x z");
+}
+
+/// What was left of the old keys would be taken for the snapshot's.
+fn an_install_that_would_leave_old_keys_changes_nothing<E: TestEngine>() {
+    let range = |start: &'static str, end: &'static str| KeyRange::new(start, Some(end.into()));
+    let mut scene = Scene::<E>::new();
+    for clear in [vec![], vec![range("b", "x")], vec![range("b", "k"), range("l", "z")]] {
+        scene.clear = clear;
+        let error = scene.install_whole().unwrap_err();
+        assert!(matches!(error, StorageError::Snapshot { shard: SHARD, .. }), "{error}");
+        assert!(error.to_string().contains("would not all be cleared"), "{error}");
+        scene.restart();
+        scene.check_untouched();
+    }
+    // In pieces, out of order, and more than enough is enough.
+    scene.clear = vec![range("k", "y"), range("b", "l"), range("0", "1")];
+    scene.install_whole().unwrap();
+    scene.check_installed("from pieces");
+}
+
 #[cfg(feature = "rocksdb")]
 #[test]
 fn an_install_goes_on_where_the_data_directory_was_moved() {
@@ -168,14 +268,14 @@ fn a_damaged_snapshot_changes_nothing<E: TestEngine>() {
     for change in changes {
         let mut scene = Scene::<E>::new();
         scene.target.tamper(&scene.folder, &scene.manifest.files[1].name, change);
-        let error = install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap_err();
+        let error = scene.install_whole().unwrap_err();
         assert!(matches!(error, StorageError::Snapshot { shard: SHARD, .. }), "{error}");
         scene.restart();
         scene.check_untouched();
     }
     let mut scene = Scene::<E>::new();
     scene.manifest.files[0].name = "../built/000000.sst".into();
-    let error = install(&scene.target, &scene.manifest, &scene.folder, ReplicaId(99), hard_state()).unwrap_err();
+    let error = scene.install_whole().unwrap_err();
     assert!(error.to_string().contains("file name"), "{error}");
     scene.check_untouched();
 }
@@ -217,7 +317,8 @@ fn an_empty_shard_travels_too<E: TestEngine>() {
     let manifest = build(&source, &source.view(), SHARD, &dir.path().join("built")).unwrap();
     assert_eq!((manifest.files.len(), manifest.at), (0, crate::work::INITIAL));
     let target = filled::<E>(&dir.path().join("target"), AT, "old");
-    install(&target, &manifest, &dir.path().join("staged"), ReplicaId(99), HardState::default()).unwrap();
+    let (staged, clear) = (dir.path().join("staged"), [manifest.descriptor.range.clone()]);
+    install(&target, &manifest, &staged, ReplicaId(99), HardState::default(), &clear).unwrap();
     let hash = read::hash(&target, &manifest.descriptor).unwrap();
     assert_eq!((hash, hash.keys), (read::hash(&source, &manifest.descriptor).unwrap(), 0));
     let missing = build(&source, &source.view(), ShardId(99), &dir.path().join("built")).unwrap_err().to_string();
@@ -237,6 +338,7 @@ fn what_is_applied_later_is_not_in_the_snapshot<E: TestEngine>() {
         .files
         .iter()
         .for_each(|file| source.ship(&dir.path().join("built"), &file.name, &target, &dir.path().join("staged")));
-    install(&target, &manifest, &dir.path().join("staged"), ReplicaId(99), hard_state()).unwrap();
+    let (staged, clear) = (dir.path().join("staged"), [manifest.descriptor.range.clone()]);
+    install(&target, &manifest, &staged, ReplicaId(99), hard_state(), &clear).unwrap();
     assert_eq!(read::hash(&target, &manifest.descriptor).unwrap(), before);
 }

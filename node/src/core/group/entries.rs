@@ -3,9 +3,10 @@
 //! Read twice: before an entry from a peer gets into the log, since what can't be read would quarantine the shard on every
 //! node, or end the process, once it is committed, and again after each start; and when it is applied.
 
+use super::membership;
 use crate::core::wire;
+use flotilla_router::DecodeError;
 use flotilla_router::command::Payload;
-use flotilla_router::{DecodeError, Descriptor};
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType};
 
@@ -33,31 +34,18 @@ pub(crate) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, String>
     }
 }
 
-/// Whether an entry can be applied to a shard; if not, why.
-pub(crate) fn check_entry(entry: &Entry, shard: &Descriptor) -> Result<(), &'static str> {
-    if conf_change(entry).is_err() {
+/// Whether an entry can be applied; if not, why.
+pub(crate) fn check_entry(entry: &Entry) -> Result<(), &'static str> {
+    let Ok(change) = conf_change(entry) else {
         return Err("a membership change that can't be read");
-    }
-    if entry.get_entry_type() == EntryType::EntryNormal {
+    };
+    let Some(change) = change else {
         let commands = |mut payload: Payload| -> Result<(), DecodeError> { payload.try_for_each(|command| command.map(drop)) };
         let read = match entry.data.is_empty() {
             true => Ok(()),
             false => Payload::decode(entry.data.clone()).and_then(commands),
         };
         return read.map_err(|_| "an entry whose commands can't be read");
-    }
-    if entry.context.is_empty() {
-        return Ok(());
-    }
-    match Descriptor::decode(entry.context.clone()) {
-        Ok(changed)
-            if changed.id == shard.id
-                && changed.is_sound()
-                && changed.range == shard.range
-                && changed.epoch.range == shard.epoch.range =>
-        {
-            Ok(())
-        }
-        _ => Err("a membership change to a descriptor that can't be this shard's"),
-    }
+    };
+    membership::check_context(entry, &change)
 }

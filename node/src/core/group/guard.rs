@@ -4,13 +4,13 @@
 //! that this replica forgot what it had promised (a heartbeat that commits beyond the log, an entry that contradicts a
 //! committed one) quarantines the shard, and never ends the process.
 
-use super::Group;
 use super::entries::check_entry;
 use super::log::entry_bytes;
+use super::{Group, Sender};
 use crate::core::context::Context;
 use crate::core::wire::Envelope;
+use flotilla_router::NodeId;
 use flotilla_router::cure::NO_WAY_BACK;
-use flotilla_router::{NodeId, ReplicaId};
 use flotilla_storage::NUMBER_MAX;
 use raft::StateRole;
 use raft::eraftpb::MessageType::{self, *};
@@ -59,7 +59,8 @@ pub(crate) fn check(group: &Group, from: NodeId, envelope: &Envelope, ctx: &Cont
         return Drop;
     }
     // raft-rs trusts `from`: without this, one node could vote for all.
-    if group.descriptor().replica(ReplicaId(message.from)).is_none_or(|r| r.node != from) {
+    let sender = group.sender(from, envelope);
+    if sender == Sender::Stranger {
         return Refuse("its sender is not that node's replica");
     }
     if message.to != group.id.0 {
@@ -106,7 +107,7 @@ pub(crate) fn check(group: &Group, from: NodeId, envelope: &Envelope, ctx: &Cont
     if leaders && message.term == raft.term && ![0, message.from].contains(&raft.leader_id) {
         return Refuse("a leader's message of somebody who does not lead");
     }
-    match kind {
+    let verdict = match kind {
         MsgAppend => check_append(group, envelope, ctx),
         // Snapshots come by their own stream, with what they announce.
         MsgSnapshot => Refuse("a snapshot outside its stream"),
@@ -133,6 +134,11 @@ pub(crate) fn check(group: &Group, from: NodeId, envelope: &Envelope, ctx: &Cont
         MsgTimeoutNow | MsgRequestPreVoteResponse if group.would_win_too_early() => Drop,
         MsgRequestVote | MsgRequestPreVote if group.stands_by_its_leader(message, ctx.config, ctx.ticks) => Drop,
         _ => Step,
+    };
+    match verdict {
+        // Nobody here vouches for it; whoever is known will show the same, if it is true.
+        Verdict::Quarantine(_) if sender == Sender::Newcomer => Drop,
+        verdict => verdict,
     }
 }
 
@@ -185,7 +191,7 @@ fn check_append(group: &Group, envelope: &Envelope, ctx: &Context<'_>) -> Verdic
         return Verdict::Drop;
     }
     // Once committed they would set the shard aside, or end the process, on every node.
-    let spoilt = message.entries.iter().find_map(|entry| check_entry(entry, group.descriptor()).err());
+    let spoilt = message.entries.iter().find_map(|entry| check_entry(entry).err());
     spoilt.map_or(Verdict::Step, Verdict::Refuse)
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod entries;
 pub(crate) mod guard;
 pub(crate) mod log;
+pub(crate) mod membership;
 pub(crate) mod outgoing;
 mod queue;
 pub(crate) mod ready;
@@ -15,12 +16,15 @@ pub(crate) mod timeouts;
 
 use super::config::CoreConfig;
 use super::liveness::Liveness;
-use flotilla_router::{Descriptor, NodeId, ReplicaId, Role, ShardId};
+use super::wire::Envelope;
+use flotilla_router::{Descriptor, NodeId, ReplicaId, ShardId};
 use flotilla_storage::{LogPosition, Recovered};
 use log::LogView;
+use membership::conf_state;
 use queue::ReadyQueue;
-use raft::eraftpb::{ConfState, Message};
+use raft::eraftpb::Message;
 use raft::{RawNode, StateRole};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One member of one shard's group.
@@ -50,7 +54,23 @@ pub(crate) struct Group {
     pub(crate) transferred_in_term: u64,
     /// Why the replica was quarantined, if it was.
     pub(crate) quarantined: Option<String>,
+    /// Members that this replica's descriptor does not know yet, and where each was heard from.
+    newcomers: BTreeMap<ReplicaId, NodeId>,
 }
+
+/// Who speaks, as far as this replica's descriptor and the envelope's epoch tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sender {
+    /// A replica of the group, on its node.
+    Member,
+    /// A replica that the descriptor does not know, of a group that changed its members since: this one was away.
+    Newcomer,
+    /// A replica of another node, or of none that the group has or will have.
+    Stranger,
+}
+
+/// A group changes few members at a time.
+const NEWCOMERS_MAX: usize = 8;
 
 impl Group {
     /// The group as it was found on disk.
@@ -72,6 +92,7 @@ impl Group {
             heard_leader_at: 0,
             transferred_in_term: 0,
             quarantined: None,
+            newcomers: BTreeMap::new(),
             descriptor: Arc::new(recovered.descriptor),
         };
         group.set_timeout(config);
@@ -86,6 +107,32 @@ impl Group {
     /// The shard is what this descriptor says, from now on. For `replicas.rs` alone, which judges it against all others.
     pub(crate) fn set_descriptor(&mut self, descriptor: Arc<Descriptor>) {
         self.descriptor = descriptor;
+        self.newcomers.clear();
+    }
+
+    /// Who says `envelope`, which came from a node by its certificate. The certificate proves the node, and no more: a known
+    /// replica speaks from its own node alone. A replica that is not known here may have been added while this one was away
+    /// (thesis §4.1: a leader that is not in a server's configuration is heard), which its epoch shows; at the same epoch
+    /// both know the same members.
+    pub(crate) fn sender(&self, node: NodeId, envelope: &Envelope) -> Sender {
+        match self.descriptor.replica(ReplicaId(envelope.message.from)) {
+            Some(member) if member.node == node => Sender::Member,
+            None if envelope.epoch.membership > self.descriptor.epoch.membership => Sender::Newcomer,
+            _ => Sender::Stranger,
+        }
+    }
+
+    /// A newcomer was heard, and is answered there.
+    pub(crate) fn note_newcomer(&mut self, replica: ReplicaId, node: NodeId) {
+        if self.newcomers.len() < NEWCOMERS_MAX {
+            self.newcomers.insert(replica, node);
+        }
+    }
+
+    /// The node of a member, be it one that the descriptor does not know yet.
+    pub(crate) fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        let known = self.descriptor.replica(replica).map(|member| member.node);
+        known.or_else(|| self.newcomers.get(&replica).copied())
     }
 
     /// Whether this replica leads, as far as it knows.
@@ -98,7 +145,7 @@ impl Group {
         if self.quarantined.is_some() {
             return None;
         }
-        self.descriptor.replica(ReplicaId(self.raw.raft.leader_id)).map(|r| r.node)
+        self.node_of(ReplicaId(self.raw.raft.leader_id))
     }
 
     /// Gives a message to raft-rs. An error is its way to say that a response came from nobody it knows, or that nothing
@@ -140,13 +187,4 @@ impl Group {
             self.raw.mut_store().evict(index);
         }
     }
-}
-
-/// The membership as raft-rs writes it.
-pub(crate) fn conf_state(descriptor: &Descriptor) -> ConfState {
-    let ids = |role| descriptor.replicas.iter().filter(|r| r.role == role).map(|r| r.id.0).collect::<Vec<_>>();
-    let mut conf_state = ConfState::default();
-    conf_state.set_voters(ids(Role::Voter));
-    conf_state.set_learners(ids(Role::Learner));
-    conf_state
 }

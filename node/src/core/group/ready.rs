@@ -21,12 +21,17 @@
 use super::Group;
 use super::entries::conf_change;
 use super::log::{entry_bytes, to_stored};
+use super::membership;
 use super::queue::Waiting;
 use crate::core::context::Context;
+use flotilla_router::Unfit;
 use flotilla_router::mutation::Mutation;
 use flotilla_storage::{ApplyEntry, HardState, LogPosition};
 use raft::ReadState;
 use raft::eraftpb::{Entry, Message, MessageType};
+
+/// Whether a conf change was taken, by its index; if not, why.
+type Outcome = (u64, Result<(), Unfit>);
 
 /// What a Ready held, for those whom it concerns.
 #[derive(Default)]
@@ -165,21 +170,44 @@ impl Group {
         self.ready.unpersisted_bytes -= bytes;
     }
 
-    /// Entries up to `at` were applied.
-    pub(crate) fn note_applied(&mut self, at: LogPosition, ctx: &mut Context<'_>) {
+    /// Entries up to `at` were applied, and with them these conf changes; the descriptor is what they came to. An error says
+    /// how raft-rs and the descriptor have parted.
+    pub(crate) fn note_applied(
+        &mut self,
+        at: LogPosition,
+        conf_changes: &[Outcome],
+        ctx: &mut Context<'_>,
+    ) -> Result<(), String> {
         assert!(at.index > self.applied.index && at.index <= self.scheduled, "applied what was not scheduled");
         self.applied = at;
         let bytes = self.ready.note_applied(at.index);
         ctx.budgets.unapplied_bytes -= bytes;
         ctx.budgets.room.applied(bytes);
-        while let Some((_, change)) = self.ready.conf_changes.pop_front_if(|(index, _)| *index <= at.index) {
-            // raft-rs refuses a change that does not fit the membership; every replica sees the same refusal.
-            if let Ok(conf_state) = self.raw.apply_conf_change(&change) {
-                self.raw.mut_store().set_conf_state(conf_state);
-            }
-            self.step_down_without_a_vote();
-        }
+        let changed = self.change_members(at.index, conf_changes);
         self.raw.advance_apply_to(at.index);
+        changed
+    }
+
+    /// Has raft-rs make the conf changes up to `index` that apply has taken, and no other: of one that was refused it need
+    /// not hear, since one that is applied is pending no more, whatever came of it.
+    fn change_members(&mut self, index: u64, outcomes: &[Outcome]) -> Result<(), String> {
+        let mut came_to = None;
+        while let Some((at, change)) = self.ready.conf_changes.pop_front_if(|(at, _)| *at <= index) {
+            if !outcomes.iter().any(|(of, outcome)| *of == at && outcome.is_ok()) {
+                continue;
+            }
+            let refused = |error| format!("conf change {at} was taken, and raft refuses it: {error}");
+            let conf_state = self.raw.apply_conf_change(&change).map_err(refused)?;
+            self.raw.mut_store().set_conf_state(conf_state.clone());
+            self.step_down_without_a_vote();
+            came_to = Some(conf_state);
+        }
+        let Some(conf_state) = came_to else { return Ok(()) };
+        if membership::agrees(&conf_state, self.descriptor()) {
+            return Ok(());
+        }
+        let members = &self.descriptor().replicas;
+        Err(format!("its members are {members:?}, and raft has come to {conf_state:?}"))
     }
 
     /// A snapshot that stands at `at` has become this replica's state.

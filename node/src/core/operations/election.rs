@@ -78,7 +78,7 @@ impl Election {
             return false;
         }
         if self.is_new && raft.term == INITIAL.term && raft.leader_id == 0 {
-            let meant_to_lead = group.descriptor().voters().next().is_some_and(|first| first.id == group.id);
+            let meant_to_lead = group.descriptor().voters_now().next().is_some_and(|first| first.id == group.id);
             if !meant_to_lead && ctx.ticks < FIRST_ELECTION_GRACE_TICKS {
                 return false;
             }

@@ -107,10 +107,8 @@ impl Freshness {
             _ if id == group.id || Some(id) == reader => Some(now),
             heard => heard.and_then(|heard| heard.answered),
         };
-        let mut times: Vec<_> = group.descriptor().voters().map(|voter| at(voter.id)).collect();
-        times.sort();
-        // With n voters, n / 2 + 1 of them have answered what was sent at or after the one at this place.
-        times.get(times.len().checked_sub(times.len() / 2 + 1)?).copied().flatten()
+        // A quorum of every set of voters has answered what was sent then, or later.
+        group.descriptor().agreed(|voter| at(voter.id)).flatten()
     }
 
     /// What a message of this replica says of clocks, when it leaves at `now`.

@@ -13,11 +13,12 @@ use crate::core::context::Context;
 use crate::core::effect::Effect;
 use crate::core::event::SnapshotId;
 use crate::core::group::guard::{is_absurd, is_absurd_index};
-use crate::core::group::{Group, conf_state};
+use crate::core::group::membership::conf_state;
+use crate::core::group::{Group, Sender};
 use crate::core::wire::Envelope;
-use flotilla_router::{Descriptor, NodeId, ReplicaId};
+use flotilla_router::{Descriptor, KeyRange, NodeId, ReplicaId};
 use flotilla_storage::{LogPosition, NUMBER_MAX, SnapshotManifest};
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::MessageType;
 use std::sync::Arc;
 
 /// A snapshot from the leader, if one was accepted.
@@ -26,11 +27,22 @@ pub(crate) struct SnapshotIn {
     incoming: Option<Incoming>,
 }
 
+/// What all replicas of the node together say to the range of a snapshot.
+pub(crate) enum Claim {
+    /// Another one owns a key of it, or is about to.
+    Taken,
+    /// Nobody does. Before it is installed, these ranges are cleared: what the shard has here and will have, less what others
+    /// own.
+    Free(Vec<KeyRange>),
+}
+
 struct Incoming {
     staged: SnapshotId,
     at: LogPosition,
     /// What the shard is at that index.
     descriptor: Arc<Descriptor>,
+    /// What is cleared before it is installed.
+    clear: Vec<KeyRange>,
     /// The Ready that it completes, once it is being installed.
     ready: Option<u64>,
 }
@@ -42,27 +54,28 @@ impl SnapshotIn {
     }
 
     /// A snapshot from a peer lies verified on disk: judges it, and lets raft-rs say whether it wants it; where not, the
-    /// shell is told to discard it. `is_taken`: another replica of the node owns, or is about to own, a key of its range.
+    /// shell is told to discard it.
     pub(crate) fn staged(
         &mut self,
         (from, staged): (NodeId, SnapshotId),
         envelope: Envelope,
         manifest: &SnapshotManifest,
-        is_taken: bool,
+        claim: Claim,
         group: &mut Group,
         ctx: &mut Context<'_>,
     ) {
-        let honest = is_honest(from, &envelope.message, manifest, group);
+        let honest = is_honest(from, &envelope, manifest, group);
         ctx.counters.messages_refused += u64::from(!honest);
-        if !honest || is_taken || group.quarantined.is_some() || group.installing {
-            return ctx.pass.effects.push(Effect::DiscardStaged { staged });
-        }
+        let clear = match claim {
+            Claim::Free(clear) if honest && group.quarantined.is_none() && !group.installing => clear,
+            _ => return ctx.pass.effects.push(Effect::DiscardStaged { staged }),
+        };
         ctx.pass.touch(group.shard);
         let _ = group.step(envelope.message, ctx.config);
         if group.raw.snap().is_some_and(|s| s.get_metadata().index == manifest.at.index) {
             group.installing = true;
             let descriptor = Arc::new(manifest.descriptor.clone());
-            self.incoming = Some(Incoming { staged, at: manifest.at, descriptor, ready: None });
+            self.incoming = Some(Incoming { staged, at: manifest.at, descriptor, clear, ready: None });
         } else {
             ctx.pass.effects.push(Effect::DiscardStaged { staged });
         }
@@ -82,6 +95,7 @@ impl SnapshotIn {
             staged: incoming.staged,
             hard_state: group.ready.hard_state(),
             at,
+            clear: std::mem::take(&mut incoming.clear),
         });
     }
 
@@ -95,14 +109,20 @@ impl SnapshotIn {
 
 /// Whether a snapshot is what an honest leader would send. An invalid conf state is fatal in raft-rs, so it is compared with
 /// the descriptor, which was decoded and checked.
-fn is_honest(from: NodeId, message: &Message, manifest: &SnapshotManifest, group: &Group) -> bool {
+fn is_honest(from: NodeId, envelope: &Envelope, manifest: &SnapshotManifest, group: &Group) -> bool {
+    let message = &envelope.message;
     let metadata = message.get_snapshot().get_metadata();
     let at = LogPosition { index: metadata.index, term: metadata.term };
     let raft = &group.raw.raft;
     message.get_msg_type() == MessageType::MsgSnapshot
         && message.to == group.id.0
         && message.term > 0
-        && group.descriptor().replica(ReplicaId(message.from)).is_some_and(|r| r.node == from)
+        // A leader that was added while this replica was away stands in what it sends.
+        && match group.sender(from, envelope) {
+            Sender::Member => true,
+            Sender::Newcomer => manifest.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from),
+            Sender::Stranger => false,
+        }
         && manifest.descriptor.id == group.shard
         && manifest.at == at
         && message.term <= NUMBER_MAX

@@ -17,10 +17,10 @@
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
 use crate::core::effect::Effect;
-use crate::core::event::{Delivery, SnapshotId};
-use crate::core::group::{Group, conf_state};
+use crate::core::event::{Built, Delivery, SnapshotId};
+use crate::core::group::Group;
+use crate::core::group::membership::conf_state;
 use flotilla_router::ReplicaId;
-use flotilla_storage::LogPosition;
 use raft::SnapshotStatus;
 use raft::eraftpb::Snapshot;
 use std::collections::BTreeMap;
@@ -45,8 +45,8 @@ pub(crate) struct SnapshotOut {
 /// A snapshot for followers.
 struct Outgoing {
     id: SnapshotId,
-    /// Where it stands, once it is built.
-    at: Option<LogPosition>,
+    /// Where it stands, and what the shard was there, once it is built.
+    built: Option<Built>,
     /// What was applied when it was asked for: it will stand there or above. `None` once the log was cut above it, for
     /// having grown too long meanwhile.
     floor: Option<u64>,
@@ -56,7 +56,7 @@ struct Outgoing {
 impl SnapshotOut {
     /// The index above which the log must stay, for the sake of a snapshot on its way.
     pub(crate) fn pins(&self) -> Option<u64> {
-        self.outgoing.as_ref().and_then(|o| o.at.map_or(o.floor, |at| Some(at.index)))
+        self.outgoing.as_ref().and_then(|o| o.built.as_ref().map_or(o.floor, |built| Some(built.at.index)))
     }
 
     /// The log grew too long behind it: it pins it no more. One that is built is given up. It takes longer than the log may
@@ -66,7 +66,7 @@ impl SnapshotOut {
     pub(crate) fn unpin(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.floor = None;
-            if outgoing.at.is_some() {
+            if outgoing.built.is_some() {
                 self.drop_built(group, ctx);
             }
         }
@@ -82,8 +82,11 @@ impl SnapshotOut {
         }
         let offered = group.raw.store().offers_snapshot();
         match &self.outgoing {
-            // Under way, or there: raft-rs will see so when it asks again.
-            Some(outgoing) if outgoing.at.is_none() || offered => {
+            // Under way, or there, and for this follower, too: raft-rs will see so when it asks again. Whoever was added
+            // after it was built finds itself in none of its members, and can't use it.
+            Some(Outgoing { built, .. })
+                if built.as_ref().is_none_or(|built| offered && built.descriptor.replica(follower).is_some()) =>
+            {
                 return group.raw.mut_store().grant_snapshot(follower.0, true);
             }
             // On its way to another follower, which still reads its files. This one asks again.
@@ -93,21 +96,21 @@ impl SnapshotOut {
             None => {}
         }
         let id = ctx.ids.snapshot();
-        self.outgoing = Some(Outgoing { id, at: None, floor: Some(group.applied.index), idle_ticks: 0 });
+        self.outgoing = Some(Outgoing { id, built: None, floor: Some(group.applied.index), idle_ticks: 0 });
         group.raw.mut_store().offer_snapshot(None);
         group.raw.mut_store().grant_snapshot(follower.0, true);
         ctx.pass.effects.push(Effect::BuildSnapshot { shard, snapshot: id });
     }
 
     /// A snapshot is ready to be sent, or could not be built, or its files were spoiled; then raft-rs will ask again.
-    pub(crate) fn built(&mut self, snapshot: SnapshotId, at: Option<LogPosition>, group: &mut Group, ctx: &mut Context<'_>) {
-        if at.is_none() {
+    pub(crate) fn built(&mut self, snapshot: SnapshotId, built: Option<Built>, group: &mut Group, ctx: &mut Context<'_>) {
+        if built.is_none() {
             self.failed(ctx);
         }
         let wanted = self.outgoing.as_ref().is_some_and(|outgoing| outgoing.id == snapshot);
         // A follower goes on from it by log, which may have been cut above it.
-        let useful = at.filter(|at| wanted && at.index >= group.raw.store().truncated().index);
-        let Some(at) = useful else {
+        let useful = built.filter(|built| wanted && built.at.index >= group.raw.store().truncated().index);
+        let Some(built) = useful else {
             if wanted {
                 self.outgoing = None;
                 // It may have been offered, and spoiled since.
@@ -119,11 +122,12 @@ impl SnapshotOut {
         let mut offered = Snapshot::default();
         offered.set_data(snapshot.0.to_be_bytes().to_vec().into());
         let metadata = offered.mut_metadata();
-        metadata.index = at.index;
-        metadata.term = at.term;
-        metadata.set_conf_state(conf_state(group.descriptor()));
+        metadata.index = built.at.index;
+        metadata.term = built.at.term;
+        // Not the members of today: a change may have been applied meanwhile, and whoever gets it compares.
+        metadata.set_conf_state(conf_state(&built.descriptor));
         group.raw.mut_store().offer_snapshot(Some(offered));
-        self.outgoing = Some(Outgoing { id: snapshot, at: Some(at), floor: Some(at.index), idle_ticks: 0 });
+        self.outgoing = Some(Outgoing { id: snapshot, floor: Some(built.at.index), built: Some(built), idle_ticks: 0 });
     }
 
     /// A snapshot leaves for a follower.
@@ -185,10 +189,10 @@ impl Operation for SnapshotOut {
     fn on_tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let idle = self.sending.is_empty();
         let Some(outgoing) = &mut self.outgoing else { return };
-        if !idle || outgoing.at.is_none() {
+        if !idle || outgoing.built.is_none() {
             ctx.budgets.turns.seen(group.shard, ctx.ticks);
         }
-        if outgoing.at.is_none() {
+        if outgoing.built.is_none() {
             return;
         }
         outgoing.idle_ticks = if idle { outgoing.idle_ticks + 1 } else { 0 };

@@ -45,8 +45,11 @@ impl Transfer {
         let invalid = |why| Err(Err(Refusal::Invalid { why }));
         match group.descriptor().on_node(to) {
             None => invalid(format!("node {to} holds no replica of shard {shard}; see its replicas")),
-            Some(target) if target.role != Role::Voter => {
+            Some(target) if target.role == Role::Learner => {
                 invalid(format!("node {to} holds a learner of shard {shard}; only a voter can lead"))
+            }
+            Some(target) if !target.role.votes_now() => {
+                invalid(format!("node {to} gives up its vote in shard {shard}; name another"))
             }
             Some(target) if target.id == group.id => Err(Ok(group.descriptor().clone())),
             Some(_) if self.is_under_way() => {

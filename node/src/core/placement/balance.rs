@@ -14,7 +14,7 @@ use crate::core::liveness::Liveness;
 use crate::core::replica::Replica;
 use crate::core::replicas::Replicas;
 use crate::core::wire::Beat;
-use flotilla_router::{NodeId, ReplicaId, Role};
+use flotilla_router::{NodeId, ReplicaId};
 use raft::ProgressState;
 use std::collections::BTreeMap;
 
@@ -84,7 +84,8 @@ fn to_give(replicas: &Replicas, mine: usize, mut takers: BTreeMap<NodeId, usize>
         if given.len() == wanted {
             break;
         }
-        let fit = replica.group.descriptor().voters().filter_map(|v| Some((*room.get(&v.node).filter(|room| **room > 0)?, v)));
+        let fit =
+            replica.group.descriptor().voters_now().filter_map(|v| Some((*room.get(&v.node).filter(|room| **room > 0)?, v)));
         let fit = fit.filter_map(|(room, v)| Some((room, v.node, can_take_over(replica, v.id)?)));
         // To whom lacks most.
         if let Some((_, node, to)) = fit.max_by_key(|(room, node, _)| (*room, std::cmp::Reverse(*node))) {
@@ -102,6 +103,6 @@ fn can_take_over(replica: &Replica, to: ReplicaId) -> Option<ReplicaId> {
     let follows = progress.state == ProgressState::Replicate
         && progress.recent_active
         && progress.matched + 64 > raft.raft_log.last_index();
-    let votes = replica.group.descriptor().replica(to)?.role == Role::Voter;
+    let votes = replica.group.descriptor().replica(to)?.role.votes_now();
     (follows && votes && !replica.transfer.is_under_way() && !raft.has_pending_conf()).then_some(to)
 }

@@ -39,6 +39,6 @@ impl Drain {
 /// The other voters of a replica's group, on nodes that are alive and stay.
 fn takers(replica: &Replica, liveness: &Liveness) -> impl Iterator<Item = flotilla_router::ReplicaId> {
     let stays = |node: NodeId| liveness.beat_of(node).is_some_and(|beat| !beat.draining);
-    let voters = replica.group.descriptor().voters().filter(|v| v.id != replica.group.id);
+    let voters = replica.group.descriptor().voters_now().filter(|v| v.id != replica.group.id);
     voters.filter(move |v| stays(v.node)).map(|v| v.id)
 }

@@ -9,16 +9,16 @@ mod ready;
 use crate::core::config::CoreConfig;
 use crate::core::context::Context;
 use crate::core::effect::{Done, Effect};
-use crate::core::event::{Ask, Delivery, SnapshotId, Ticket};
-use crate::core::group::Group;
+use crate::core::event::{Ask, Built, Delivery, SnapshotId, Ticket};
 use crate::core::group::guard::{self, Verdict};
+use crate::core::group::{Group, Sender};
 use crate::core::operations::election::Election;
 use crate::core::operations::fetch::Fetch;
 use crate::core::operations::flow::Flow;
 use crate::core::operations::freshness::Freshness;
 use crate::core::operations::lease::Lease;
 use crate::core::operations::read::Read;
-use crate::core::operations::snapshot_in::SnapshotIn;
+use crate::core::operations::snapshot_in::{Claim, SnapshotIn};
 use crate::core::operations::snapshot_out::SnapshotOut;
 use crate::core::operations::transfer::Transfer;
 use crate::core::operations::truncation::Truncation;
@@ -43,7 +43,7 @@ pub(crate) struct Replica {
     /// Until when it may answer reads alone.
     lease: Lease,
     /// How old what it shows may be.
-    freshness: Freshness,
+    pub(crate) freshness: Freshness,
     /// Elections.
     pub(crate) election: Election,
     /// The hand-over of leadership.
@@ -123,6 +123,9 @@ impl Replica {
     pub(crate) fn message(&mut self, from: NodeId, envelope: Envelope, ctx: &mut Context<'_>) {
         match guard::check(&self.group, from, &envelope, ctx) {
             Verdict::Step => {
+                if self.group.sender(from, &envelope) == Sender::Newcomer {
+                    self.group.note_newcomer(ReplicaId(envelope.message.from), from);
+                }
                 self.freshness.note_heard(&envelope, &mut self.group, ctx);
                 // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do
                 // about it.
@@ -210,12 +213,15 @@ impl Replica {
 
     /// Entries were applied. What the shard is now was set before.
     pub(crate) fn applied(&mut self, applied: Applied, ctx: &mut Context<'_>) {
-        self.group.note_applied(applied.at, ctx);
+        let parted = self.group.note_applied(applied.at, &applied.conf_changes, ctx);
         let mut changes = Changes { results: applied.results };
         let (group, operations) = self.operations();
         operations.into_iter().for_each(|operation| operation.on_applied(group, ctx, &mut changes));
         self.cut_log(ctx);
         ctx.pass.touch(self.group.shard);
+        if let Err(why) = parted {
+            self.quarantine(why, ctx);
+        }
     }
 
     /// Entries have come from disk.
@@ -224,8 +230,8 @@ impl Replica {
     }
 
     /// A snapshot for followers is there, or could not be built.
-    pub(crate) fn snapshot_built(&mut self, snapshot: SnapshotId, at: Option<LogPosition>, ctx: &mut Context<'_>) {
-        self.snapshot_out.built(snapshot, at, &mut self.group, ctx);
+    pub(crate) fn snapshot_built(&mut self, snapshot: SnapshotId, built: Option<Built>, ctx: &mut Context<'_>) {
+        self.snapshot_out.built(snapshot, built, &mut self.group, ctx);
     }
 
     /// A snapshot stream to a follower has ended.
@@ -239,10 +245,10 @@ impl Replica {
         (from, staged): (NodeId, SnapshotId),
         envelope: Envelope,
         manifest: &SnapshotManifest,
-        is_taken: bool,
+        claim: Claim,
         ctx: &mut Context<'_>,
     ) {
-        self.snapshot_in.staged((from, staged), envelope, manifest, is_taken, &mut self.group, ctx);
+        self.snapshot_in.staged((from, staged), envelope, manifest, claim, &mut self.group, ctx);
     }
 
     /// What the shard will be once the snapshot that was accepted is installed.

@@ -55,24 +55,25 @@ impl Replica {
 
     /// Sends a message of the group: with the frame of its node, or, a snapshot's announcement, with the snapshot.
     fn send(&mut self, mut message: Message, ctx: &mut Context<'_>) {
-        let Some(to) = self.group.descriptor().replica(ReplicaId(message.to)) else { return };
+        let to = ReplicaId(message.to);
+        let Some(node) = self.group.node_of(to) else { return };
         if message.get_msg_type() == MessageType::MsgAppend {
             if !self.group.put_in_place(&mut message) {
                 return;
             }
-            self.flow.sent(to.id, &message, &self.group, ctx.now);
+            self.flow.sent(to, &message, &self.group, ctx.now);
         }
         while let Some(first) = cut(&mut message, ctx.config.raft.max_size_per_msg_bytes) {
             let envelope = self.envelope(first, ctx);
-            ctx.pass.send(to.node, envelope);
+            ctx.pass.send(node, envelope);
         }
         let envelope = self.envelope(message, ctx);
         if envelope.message.get_msg_type() == MessageType::MsgSnapshot {
             let snapshot = announced_snapshot(&envelope.message);
-            self.snapshot_out.sending(to.id, snapshot);
-            ctx.pass.effects.push(Effect::SendSnapshot { to: to.node, replica: to.id, snapshot, envelope });
+            self.snapshot_out.sending(to, snapshot);
+            ctx.pass.effects.push(Effect::SendSnapshot { to: node, replica: to, snapshot, envelope });
         } else {
-            ctx.pass.send(to.node, envelope);
+            ctx.pass.send(node, envelope);
         }
     }
 

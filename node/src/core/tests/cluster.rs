@@ -499,8 +499,8 @@ impl Cluster {
             Effect::Apply { work } => {
                 self.running_mut(id).push(Lane::Apply, Job::Apply { work });
             }
-            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _ } => {
-                self.running_mut(id).push(Lane::Install, Job::Install { shard, replica, staged, hard_state });
+            Effect::InstallSnapshot { shard: _, replica, staged, hard_state, at: _, clear } => {
+                self.running_mut(id).push(Lane::Install, Job::Install { replica, staged, hard_state, clear });
             }
             Effect::BuildSnapshot { shard, snapshot } => {
                 self.running_mut(id).push(Lane::Build, Job::Build { shard, snapshot });

@@ -2,12 +2,13 @@
 //! what is in it, ends the process.
 
 use super::cluster::{Answer, Cluster, SHARD, config};
-use crate::core::group::conf_state;
+use crate::core::group::membership::conf_state;
 use crate::core::wire::{self, Envelope, Timing};
 use crate::core::{Ask, Effect, Event, Identity, Node, Ticket, Time};
 use crate::sim::member::{Lane, Member, Worked};
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
+use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, ReplicaId, Transition};
 use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, KeyRange, NodeId, Op, ShardId};
 use flotilla_storage::{Applied, Applier, LogPosition, MemoryEngine, SnapshotManifest, recover};
 use proptest::prelude::*;
@@ -36,7 +37,7 @@ fn put() -> Command {
 fn bad_messages_are_refused_and_counted() {
     use MessageType::*;
     type Spoil = fn(&mut Message);
-    let table: [(&str, Spoil); 32] = [
+    let table: [(&str, Spoil); 34] = [
         ("another node's replica", |m| m.from = 23),
         ("nobody's replica", |m| m.from = 99),
         ("the receiver's own", |m| m.from = 21),
@@ -93,11 +94,32 @@ fn bad_messages_are_refused_and_counted() {
             let payload = payload.finish();
             m.set_entries(vec![Entry { data: payload.slice(..payload.len() - 1), ..entry(3, 2) }].into());
         }),
-        ("a membership change to what is no descriptor", |m| {
+        ("a membership change whose context is none", |m| {
             m.set_msg_type(MsgAppend);
             (m.index, m.log_term) = (2, 2);
             let change = conf_change(EntryType::EntryConfChangeV2, &[]);
             m.set_entries(vec![Entry { context: Bytes::from_static(&[0xff]), ..change }].into());
+        }),
+        ("a step out of a joint group whose data is something else", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            let leave = Change::leave(OperationId(1), Epoch { membership: 1, range: 1 });
+            // A voter is removed, says raft's own part of it.
+            let change = conf_change(EntryType::EntryConfChangeV2, &[0x12, 4, 0x08, 1, 0x10, 22]);
+            m.set_entries(vec![Entry { context: leave.encode(), ..change }].into());
+        }),
+        ("a membership change with another one for its data", |m| {
+            m.set_msg_type(MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            let (kind, replica, node) = (ChangeKind::Remove, ReplicaId(23), NodeId(3));
+            let change = Change {
+                operation: OperationId(1),
+                expected: Epoch { membership: 1, range: 1 },
+                transition: Transition::Simple,
+                members: vec![MemberChange { kind, replica, node }],
+            };
+            let data = conf_change(EntryType::EntryConfChange, &[0x10, 1, 0x18, 22]);
+            m.set_entries(vec![Entry { context: change.encode(), ..data }].into());
         }),
         ("a gap between entries", |m| {
             m.set_msg_type(MsgAppend);
@@ -121,14 +143,21 @@ fn bad_messages_are_refused_and_counted() {
     ];
     for (name, spoil) in table {
         let mut cluster = Cluster::led();
-        let envelope = cluster.forge(N2, N1, |m| {
-            m.set_msg_type(MsgHeartbeat);
-            spoil(m);
-        });
-        let before = cluster.running_mut(N1).core.counters().messages_refused;
-        cluster.post(N1, Event::Message { from: N2, envelope });
-        cluster.pass(N1);
-        assert_eq!(cluster.running_mut(N1).core.counters().messages_refused, before + 1, "{name} was not refused");
+        let forge = |from, to| {
+            cluster.forge(from, to, |m| {
+                m.set_msg_type(MsgHeartbeat);
+                spoil(m);
+            })
+        };
+        // Appends come from the leader: of anybody else they are refused, whatever is in them.
+        let is_append = forge(N2, N1).message.get_msg_type() == MsgAppend;
+        let (from, to) = if is_append { (N1, N2) } else { (N2, N1) };
+        let envelope = forge(from, to);
+        let before = cluster.running_mut(to).core.counters().messages_refused;
+        cluster.post(to, Event::Message { from, envelope });
+        cluster.pass(to);
+        let after = cluster.running_mut(to).core.counters().messages_refused;
+        assert_eq!(after, before + 1, "{name} was not refused");
         assert_eq!(cluster.leader(SHARD), Some(N1), "{name} changed something");
     }
 }

@@ -7,6 +7,7 @@
 //! - [`messages`]: what a peer may not send, as a table and as a property.
 //! - [`ages`], [`promises`], [`far_quorum`]: what stale, lease and linearizable reads rest on.
 //! - [`determinism`]: the same events give the same effects.
+//! - [`membership`]: raft-rs and the descriptor never part, in random histories and whole cores.
 //! - [`balance`]: leadership spread anew, counted.
 
 mod ages;
@@ -16,6 +17,7 @@ mod cluster;
 mod determinism;
 mod far_quorum;
 mod golden;
+mod membership;
 mod messages;
 mod network;
 mod overload;

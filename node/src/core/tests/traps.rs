@@ -2,12 +2,13 @@
 //! `RawNode`, so that we notice when a new raft-rs closes it; then the core is shown to avoid it.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
-use crate::core::group::entries;
+use crate::core::group::{entries, membership};
 use crate::core::wire::{self, Item};
 use crate::core::{CoreConfig, Event};
 use crate::sim::member::{Lane, Member};
 use crate::sim::network::Packet;
 use bytes::{BufMut, Bytes};
+use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition};
 use flotilla_router::{Consistency, NodeId, ReplicaId};
 use flotilla_storage::{Read as _, keys, records};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType, Snapshot};
@@ -455,15 +456,14 @@ fn trap_14_a_removed_leader_goes_on() {
 
     // And if its removal was in the log when it was elected, it leads until that is applied, and no longer. The core has no event that
     // changes a membership yet.
-    let mut removed = cluster.shards[0].clone();
-    let id = removed.on_node(N3).unwrap().id;
-    removed.replicas.retain(|replica| replica.id != id);
-    removed.epoch.membership += 1;
-    let mut single = ConfChangeSingle { node_id: id.0, ..ConfChangeSingle::default() };
-    single.set_change_type(ConfChangeType::RemoveNode);
-    let change = ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() };
+    let shard = &cluster.shards[0];
+    let replica = shard.on_node(N3).unwrap().id;
+    let (operation, expected) = (OperationId(1), shard.epoch);
+    let members = vec![MemberChange { kind: ChangeKind::Remove, replica, node: N3 }];
+    let removal = Change { operation, expected, transition: Transition::Simple, members };
+    let (context, change) = (removal.encode().to_vec(), membership::to_raft(&removal));
     let core = &mut cluster.running_mut(N3).core;
-    core.replicas.get_mut(SHARD).unwrap().group.raw.propose_conf_change(removed.encode().to_vec(), change).unwrap();
+    core.replicas.get_mut(SHARD).unwrap().group.raw.propose_conf_change(context, change).unwrap();
     let put = cluster.post_put(N3, "k", "v", FOREVER);
     cluster.settle();
     assert!(!cluster.replica(N3, SHARD).unwrap().group.leads(), "it leads without a vote");
@@ -486,7 +486,7 @@ fn trap_15_inflight_buffers_are_freed_when_idle() {
 /// A snapshot is only as good as its membership; see trap 4.
 #[test]
 fn trap_04_a_forged_snapshot_is_refused() {
-    use crate::core::group::conf_state;
+    use crate::core::group::membership::conf_state;
     let mut cluster = Cluster::led();
     let honest = cluster.shards[0].clone();
     let spoil: [fn(&mut flotilla_router::Descriptor); 3] = [

@@ -140,8 +140,8 @@ impl flotilla_ops::Admin for Admin {
         if !self.nodes.contains_key(&to) {
             return Err(Refusal::NotFound { what: format!("node {to}; GET /v1/admin/nodes lists them") });
         }
-        if !descriptor.voters().any(|v| v.node == to) {
-            let voters: Vec<_> = descriptor.voters().map(|v| v.node.to_string()).collect();
+        if !descriptor.voters_now().any(|v| v.node == to) {
+            let voters: Vec<_> = descriptor.voters_now().map(|v| v.node.to_string()).collect();
             let why = format!("node {to} holds no voter of shard {shard}; nodes {} do", voters.join(", "));
             return Err(Refusal::Conflict { why });
         }
@@ -174,8 +174,7 @@ impl Admin {
     }
 
     fn quorum(&self, descriptor: &Descriptor) -> Quorum {
-        let voters = descriptor.voters().count();
-        let up = descriptor.voters().filter(|v| self.state_of(v.node) == NodeState::Up).count();
+        let (voters, up) = descriptor.weakest_set(|v| self.state_of(v.node) == NodeState::Up);
         Quorum { voters, needed: voters / 2 + 1, up }
     }
 

@@ -8,7 +8,8 @@ use super::{INSTALL, Snapshots, Staged};
 use crate::core::SnapshotId;
 use crate::shell::applier;
 use crate::shell::queue::Queue;
-use flotilla_router::{ReplicaId, ShardId};
+use flotilla_router::{KeyRange, ReplicaId, ShardId};
+use flotilla_storage::snapshot::begin_install;
 use flotilla_storage::{HardState, StorageError, fatal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,13 +32,14 @@ impl Snapshots {
         Ok(folder)
     }
 
-    /// Makes a staged snapshot the shard's state, and has the applier take note of it.
+    /// Makes a staged snapshot the shard's state, in place of what lies in the ranges to clear, and has the applier take note
+    /// of it.
     pub fn install(
         self: &Arc<Self>,
-        shard: ShardId,
-        replica: ReplicaId,
+        (shard, replica): (ShardId, ReplicaId),
         staged: SnapshotId,
         hard_state: HardState,
+        clear: Vec<KeyRange>,
         applier: Arc<Queue<applier::Work>>,
     ) {
         let Some(held) = self.take_staged(staged) else { return };
@@ -48,7 +50,7 @@ impl Snapshots {
             let folder = fatal::or_abort(this.put_aside(&folder));
             // Two at a time would need twice the room.
             let alone = this.installing.lock().expect("nothing panics with it held");
-            let begun = flotilla_storage::snapshot::begin_install(&*this.engine, &manifest, &folder, replica, hard_state);
+            let begun = begin_install(&*this.engine, &manifest, &folder, replica, hard_state, &clear);
             let Some(mut installing) = this.unless_stopping(begun) else { return };
             let installed = to_the_end(|| installing.step(&*this.engine), || this.wait_for_room(shard));
             let Some(()) = this.unless_stopping(installed) else { return };

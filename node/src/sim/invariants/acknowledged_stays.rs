@@ -1,9 +1,10 @@
 //! Every acknowledged write is there. At the moment of the acknowledgement its entry must survive a crash of all nodes at once on a
-//! quorum of the shard's voters (this is what an fsync is for); at the end the key must be at its revision, or above.
+//! quorum of the shard's voters, in a joint group of both sets (this is what an fsync is for); at
+//! the end the key must be at its revision, or above.
 
 use super::{Holds, hold};
 use bytes::Bytes;
-use flotilla_router::{Command, Descriptor, NodeId, Op, ShardId};
+use flotilla_router::{Command, Descriptor, NodeId, Op, Replica, ShardId};
 use flotilla_storage::{LogPosition, MemoryEngine, log, read};
 use std::collections::BTreeMap;
 
@@ -36,13 +37,9 @@ impl AcknowledgedStays {
             return Err("a write is acknowledged that no node was told to apply".into());
         };
         let descriptor = &descriptors[&shard];
-        let voters: Vec<_> = descriptor.voters().collect();
-        let durable = voters.iter().filter(|voter| survives(&disks[&voter.node], shard, at)).count();
-        hold!(
-            durable > voters.len() / 2,
-            "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of {} voters",
-            voters.len()
-        );
+        let survives = |voter: Replica| survives(&disks[&voter.node], shard, at);
+        let (voters, durable) = descriptor.weakest_set(survives);
+        hold!(durable > voters / 2, "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of {voters}");
         let last = self.acknowledged.entry(shard).or_default();
         *last = at.max(*last);
         Ok((shard, at))
@@ -51,7 +48,7 @@ impl AcknowledgedStays {
     /// Everything is healed.
     pub(crate) fn end(&self, descriptors: &BTreeMap<ShardId, Descriptor>, disks: &BTreeMap<NodeId, MemoryEngine>) -> Holds {
         for (shard, at) in &self.acknowledged {
-            for voter in descriptors[shard].voters() {
+            for voter in descriptors[shard].voters_now() {
                 let node = voter.node;
                 let applied = read::applied(&disks[&node], *shard).map_err(|error| error.to_string())?;
                 hold!(applied >= *at, "shard {shard}: node {node} is at {applied:?} at the end; {at:?} was acknowledged");

@@ -1,0 +1,483 @@
+//! One truth of membership: what the descriptor becomes, raft-rs becomes, whatever is proposed.
+//!
+//! Random histories ask the router's function and a real `RawNode` the same; then whole cores do.
+
+use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
+use crate::core::group::entries::check_entry;
+use crate::core::group::membership::{agrees, conf_state, to_raft};
+use crate::core::{Envelope, Event, Timing};
+use crate::dice::Dice;
+use crate::sim::member::Lane;
+use bytes::Bytes;
+use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition, Unfit};
+use flotilla_router::{Descriptor, Epoch, KeyRange, NodeId, Replica, ReplicaId, Role, ShardId};
+use protobuf::Message as _;
+use raft::RawNode;
+use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
+use raft::storage::MemStorage;
+use std::collections::BTreeMap;
+
+const N1: NodeId = NodeId(1);
+const N2: NodeId = NodeId(2);
+const N3: NodeId = NodeId(3);
+
+/// How many histories are lived through, and the changes of each.
+const HISTORIES: u64 = 100_000;
+const CHANGES: u64 = 8;
+/// Replica ids and nodes are drawn from 1 up to this.
+const IDS: u64 = 7;
+
+/// A member of a group with this configuration.
+fn member_of(conf_state: ConfState) -> RawNode<MemStorage> {
+    let config = raft::Config { id: 1, ..raft::Config::default() };
+    let storage = MemStorage::new_with_conf_state(conf_state);
+    RawNode::new(&config, storage, &slog::Logger::root(slog::Discard, slog::o!())).unwrap()
+}
+
+/// What raft-rs says its configuration is.
+fn conf_state_of<S: raft::Storage>(raw: &RawNode<S>) -> ConfState {
+    raw.raft.prs().conf().to_conf_state()
+}
+
+/// A group of one to five, at least one of them a voter.
+fn some_group(dice: &mut Dice) -> Descriptor {
+    let count = dice.within(1..=5);
+    let replica = |id| {
+        let role = if id == 1 || dice.percent(65) { Role::Voter } else { Role::Learner };
+        Replica { id: ReplicaId(id), node: NodeId(id), role }
+    };
+    let replicas = (1..=count).map(replica).collect();
+    let epoch = Epoch { membership: dice.within(1..=9), range: dice.within(1..=9) };
+    Descriptor { id: ShardId(7), range: KeyRange::all(), epoch, replicas }
+}
+
+/// Anything that somebody might propose, more often than not what fits.
+fn some_change(descriptor: &Descriptor, dice: &mut Dice) -> Change {
+    let leaves = dice.percent(if descriptor.is_joint() { 60 } else { 6 });
+    let transition = match dice.below(2) {
+        _ if leaves => Transition::LeaveJoint,
+        0 => Transition::Simple,
+        _ => Transition::EnterJoint,
+    };
+    let count = match transition {
+        Transition::Simple if dice.percent(90) => 1,
+        Transition::LeaveJoint if dice.percent(90) => 0,
+        _ => dice.below(5),
+    };
+    let member = |dice: &mut Dice| {
+        let id = dice.within(1..=IDS);
+        let node = if dice.percent(95) { id } else { dice.within(1..=IDS) };
+        let kind = dice.pick(&[ChangeKind::Voter, ChangeKind::Learner, ChangeKind::Remove]);
+        MemberChange { kind, replica: ReplicaId(id), node: NodeId(node) }
+    };
+    let members = (0..count).map(|_| member(dice)).collect();
+    let mut expected = descriptor.epoch;
+    match dice.below(30) {
+        0 => expected.membership -= 1,
+        1 => expected.range += 1,
+        _ => {}
+    }
+    Change { operation: OperationId(dice.next()), expected, transition, members }
+}
+
+/// What a refusal is called, and whether raft-rs, too, must refuse. Where it need not, the rules
+/// here are stricter than its own; the reason stands beside each.
+fn reason(why: &Unfit) -> (&'static str, bool) {
+    match why {
+        Unfit::Joint => ("joint", true),
+        Unfit::NotJoint => ("not joint", true),
+        Unfit::NoVoter => ("no voter", true),
+        // raft-rs knows no epochs.
+        Unfit::Stale { .. } => ("stale", false),
+        // It knows no nodes.
+        Unfit::OtherNode { .. } => ("on another node", false),
+        Unfit::NodeTaken { .. } => ("node taken", false),
+        // It carries out one word after the other, so the last one counts.
+        Unfit::Twice { .. } => ("twice", false),
+        // It passes over what changes nothing.
+        Unfit::NoChange(_) => ("no change", false),
+        Unfit::NotThere(_) => ("not there", false),
+        // It enters with two equal sets, or takes nothing at all for the step out.
+        Unfit::JointForNothing => ("joint for nothing", false),
+        Unfit::Empty => ("empty", false),
+        // It takes one for a simple change, more for the implicit way into a joint group.
+        Unfit::LeavesWithMembers => ("leaves with members", false),
+        Unfit::NotSimple(_) => ("not simple", false),
+        Unfit::Bare | Unfit::LastEpoch | Unfit::Zero | Unfit::TooMany(_) => {
+            panic!("no change that is drawn here is refused for this: {why}")
+        }
+    }
+}
+
+#[test]
+fn raft_takes_what_is_taken_here_and_comes_to_the_same() {
+    let mut counts = BTreeMap::<(&str, &str), u64>::new();
+    for seed in 0..HISTORIES {
+        let mut dice = Dice::new(seed);
+        let mut descriptor = some_group(&mut dice);
+        let mut raw = member_of(conf_state(&descriptor));
+        for _ in 0..dice.within(1..=CHANGES) {
+            let change = some_change(&descriptor, &mut dice);
+            let shown = || format!("seed {seed}: {:?} and {change:?}", descriptor.replicas);
+            let encoded = Change::decode(change.encode());
+            assert_eq!(encoded.as_ref(), Ok(&change));
+            let class = match change.applied_to(&descriptor) {
+                Ok(changed) => {
+                    let came_to = raw.apply_conf_change(&to_raft(&change));
+                    let came_to = came_to.unwrap_or_else(|error| panic!("{}: {error}", shown()));
+                    let expected = conf_state(&changed);
+                    assert!(agrees(&came_to, &changed), "{}: {came_to:?}, {expected:?}", shown());
+                    assert!(agrees(&conf_state_of(&raw), &changed), "{}", shown());
+                    assert_eq!(changed.is_joint(), !came_to.get_voters_outgoing().is_empty());
+                    assert!(changed.is_sound(), "{}", shown());
+                    assert_eq!(changed.epoch.membership, descriptor.epoch.membership + 1);
+                    descriptor = changed;
+                    match change.transition {
+                        Transition::Simple => ("taken", "simple"),
+                        Transition::EnterJoint => ("taken", "enter joint"),
+                        Transition::LeaveJoint => ("taken", "leave joint"),
+                    }
+                }
+                Err(why) => {
+                    // raft-rs is not asked at all then. What it would say, another one tells, which
+                    // was made from the descriptor as after a restart.
+                    let mut other = member_of(conf_state(&descriptor));
+                    assert!(agrees(&conf_state_of(&other), &descriptor), "{}", shown());
+                    let takes = other.apply_conf_change(&to_raft(&change)).is_ok();
+                    let (name, both) = reason(&why);
+                    assert!(!(takes && both), "{}: raft takes it, here it is {why}", shown());
+                    (name, if takes { "raft takes it" } else { "raft refuses it" })
+                }
+            };
+            *counts.entry(class).or_default() += 1;
+        }
+    }
+    let taken = ["simple", "enter joint", "leave joint"].map(|how| ("taken", how));
+    let both = ["joint", "not joint", "no voter"].map(|why| (why, "raft refuses it"));
+    let stricter = [
+        "stale",
+        "on another node",
+        "node taken",
+        "twice",
+        "no change",
+        "not there",
+        "joint for nothing",
+        "empty",
+        "leaves with members",
+        "not simple",
+    ];
+    let stricter = stricter.map(|why| (why, "raft takes it"));
+    for class in taken.into_iter().chain(both).chain(stricter) {
+        let count = counts.get(&class).copied().unwrap_or_default();
+        assert!(count >= 500, "{class:?} came up {count} times: {counts:#?}");
+    }
+}
+
+impl Cluster {
+    /// What a node's core takes the shard to be.
+    fn descriptor(&self, node: NodeId) -> Descriptor {
+        (**self.replica(node, SHARD).unwrap().group.descriptor()).clone()
+    }
+
+    /// Has the shard's leader propose what nobody can ask for yet, and everybody apply it.
+    fn propose(&mut self, leader: NodeId, context: Bytes, data: ConfChangeV2) {
+        let replica = self.running_mut(leader).core.replicas.get_mut(SHARD).unwrap();
+        assert!(!replica.group.raw.raft.has_pending_conf(), "raft-rs would make it an empty entry");
+        replica.group.raw.propose_conf_change(context.to_vec(), data).unwrap();
+        let put = self.post_put(leader, "k", "v", FOREVER);
+        self.settle();
+        self.run(20);
+        assert!(matches!(self.answer(put), Some(Answer::Written(_))), "{:?}", self.answer(put));
+    }
+
+    /// Checks that on these nodes core, raft-rs and disk take the shard to be this.
+    fn check_members(&self, nodes: &[NodeId], expected: &Descriptor) {
+        for node in nodes {
+            let replica = self.replica(*node, SHARD).unwrap();
+            assert_eq!(replica.group.quarantined, None, "node {node}");
+            assert_eq!(**replica.group.descriptor(), *expected, "node {node}");
+            let conf_state = conf_state_of(&replica.group.raw);
+            assert!(agrees(&conf_state, expected), "node {node}: {conf_state:?}");
+            let stored = raft::Storage::initial_state(replica.group.raw.store()).unwrap().conf_state;
+            assert!(agrees(&stored, expected), "node {node}: {stored:?}");
+            assert_eq!(self.member(*node).on_disk(SHARD).descriptor, *expected, "node {node}");
+        }
+    }
+}
+
+fn change(expected: Epoch, transition: Transition, members: &[(ChangeKind, NodeId)]) -> Change {
+    let member = |&(kind, node): &(ChangeKind, NodeId)| {
+        let replica = ReplicaId(SHARD.0 * 10 + node.0);
+        MemberChange { kind, replica, node }
+    };
+    let members = members.iter().map(member).collect();
+    Change { operation: OperationId(3), expected, transition, members }
+}
+
+#[test]
+fn a_joint_group_lives_through_restarts_and_is_left() {
+    let mut cluster = Cluster::led();
+    let all = [N1, N2, N3];
+    let founded = cluster.descriptor(N1);
+    // A voter becomes a learner, in one step.
+    let demote = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    let mut expected = demote.applied_to(&founded).unwrap();
+    cluster.propose(N1, demote.encode(), to_raft(&demote));
+    cluster.check_members(&all, &expected);
+    // It becomes a voter again, while another becomes a learner.
+    let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
+    let enter = change(expected.epoch, Transition::EnterJoint, &swap);
+    expected = enter.applied_to(&expected).unwrap();
+    cluster.propose(N1, enter.encode(), to_raft(&enter));
+    assert!(expected.is_joint());
+    cluster.check_members(&all, &expected);
+    // Everybody goes down in the middle of it, and finds both sets of voters again.
+    for node in all {
+        cluster.crash(node, 0);
+        cluster.start(node);
+    }
+    cluster.run(60);
+    cluster.check_members(&all, &expected);
+    let leader = cluster.leader(SHARD).expect("both sets have a quorum");
+    // The step out has no data, only a context.
+    let leave = Change::leave(OperationId(3), expected.epoch);
+    expected = leave.applied_to(&expected).unwrap();
+    assert!(to_raft(&leave) == ConfChangeV2::default());
+    cluster.propose(leader, leave.encode(), to_raft(&leave));
+    cluster.check_members(&all, &expected);
+    let roles: Vec<_> = expected.replicas.iter().map(|replica| replica.role).collect();
+    assert_eq!(roles, [Role::Voter, Role::Learner, Role::Voter]);
+}
+
+/// A joint group needs a quorum of both sets: of the old one, node 2 is gone, and node 1 is half.
+#[test]
+fn a_joint_group_commits_nothing_without_both_quorums() {
+    let mut cluster = Cluster::led();
+    let founded = cluster.descriptor(N1);
+    let first = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    cluster.propose(N1, first.encode(), to_raft(&first));
+    let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
+    let enter = change(cluster.descriptor(N1).epoch, Transition::EnterJoint, &swap);
+    cluster.propose(N1, enter.encode(), to_raft(&enter));
+    let age = |cluster: &mut Cluster| {
+        let now = cluster.member(N1).now;
+        let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
+        replica.freshness.age(&replica.group, now)
+    };
+    let before = age(&mut cluster).expect("it leads");
+    cluster.partition(&[N1, N3], &[N2]);
+    let put = cluster.post_put(N1, "k", "w", FOREVER);
+    cluster.tick(N1, 4);
+    cluster.settle();
+    assert_eq!(cluster.answer(put), None, "the new voters decided alone");
+    // What it shows grows older: the new voters alone don't vouch for it either.
+    let after = age(&mut cluster).expect("it was fresh once");
+    assert!(after >= before + 3 * super::cluster::TICK, "{before:?}, and then {after:?}");
+    cluster.network.heal();
+    cluster.run(60);
+    assert!(cluster.answer(put).is_some());
+}
+
+/// What a leader may append: data and context say the same, or there is no context at all.
+#[test]
+fn an_entry_whose_data_and_context_differ_is_not_let_into_the_log() {
+    let mut cluster = Cluster::led();
+    let epoch = cluster.descriptor(N1).epoch;
+    let simple = |node| change(epoch, Transition::Simple, &[(ChangeKind::Remove, node)]);
+    let swap = [(ChangeKind::Learner, N2), (ChangeKind::Remove, N3)];
+    let enter = change(epoch, Transition::EnterJoint, &swap);
+    let leave = Change::leave(OperationId(1), epoch);
+    let mut implicit = to_raft(&enter);
+    implicit.set_transition(ConfChangeTransition::Implicit);
+    let (none, descriptor) = (Bytes::new(), cluster.descriptor(N1).encode());
+    let unread = Some("a membership change whose context can't be read");
+    let differ = Some("a membership change whose data and context differ");
+    for (context, data, refused) in [
+        (simple(N2).encode(), to_raft(&simple(N2)), None),
+        (enter.encode(), to_raft(&enter), None),
+        // Neither fits here, which is not for the guard to say.
+        (leave.encode(), to_raft(&leave), None),
+        (none, to_raft(&simple(N2)), None),
+        (Bytes::from_static(&[0xff]), to_raft(&simple(N2)), unread),
+        (descriptor, to_raft(&simple(N2)), unread),
+        (simple(N2).encode(), to_raft(&simple(N3)), differ),
+        (simple(N2).encode(), to_raft(&leave), differ),
+        (leave.encode(), to_raft(&simple(N2)), differ),
+        (enter.encode(), implicit, differ),
+    ] {
+        let shown = format!("{data:?} as {context:?}");
+        let mut entry = Entry { index: 3, term: 2, context, ..Entry::default() };
+        entry.set_entry_type(EntryType::EntryConfChangeV2);
+        entry.data = data.write_to_bytes().unwrap().into();
+        assert_eq!(check_entry(&entry).err(), refused, "{shown}");
+        let envelope = cluster.forge(N1, N2, |m| {
+            m.set_msg_type(MessageType::MsgAppend);
+            (m.index, m.log_term) = (2, 2);
+            m.set_entries(vec![entry].into());
+        });
+        let before = cluster.running_mut(N2).core.counters().messages_refused;
+        cluster.post(N2, Event::Message { from: N1, envelope });
+        cluster.pass(N2);
+        let after = cluster.running_mut(N2).core.counters().messages_refused;
+        assert_eq!(after - before, u64::from(refused.is_some()), "{shown}");
+    }
+}
+
+/// raft-rs must not hear of a change that was refused, and takes the next one all the same.
+#[test]
+fn a_change_that_does_not_fit_is_passed_over_by_all() {
+    let mut cluster = Cluster::led();
+    let all = [N1, N2, N3];
+    let founded = cluster.descriptor(N1);
+    let stale = Epoch { membership: founded.epoch.membership + 1, ..founded.epoch };
+    let remove = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Remove, N3)]);
+    // raft-rs would take all of these.
+    let late = remove(stale);
+    cluster.propose(N1, late.encode(), to_raft(&late));
+    cluster.check_members(&all, &founded);
+    cluster.propose(N1, Bytes::new(), to_raft(&remove(founded.epoch)));
+    cluster.check_members(&all, &founded);
+    let twice = [(ChangeKind::Remove, N2), (ChangeKind::Learner, N2)];
+    let twice = change(founded.epoch, Transition::EnterJoint, &twice);
+    cluster.propose(N1, twice.encode(), to_raft(&twice));
+    cluster.check_members(&all, &founded);
+    let fits = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    cluster.propose(N1, fits.encode(), to_raft(&fits));
+    cluster.check_members(&all, &fits.applied_to(&founded).unwrap());
+    for node in all {
+        cluster.crash(node, 0);
+        cluster.start(node);
+    }
+    cluster.run(60);
+    cluster.check_members(&all, &fits.applied_to(&founded).unwrap());
+}
+
+/// The guard keeps such an entry out of followers' logs. Where it is in one all the same, the shard
+/// is set aside rather than led by other voters than those that its descriptor names.
+#[test]
+fn a_shard_whose_members_and_raft_part_is_set_aside() {
+    let add = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Learner, N2)]);
+    let other = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Voter, N3)]);
+    let leave = |epoch| Change::leave(OperationId(1), epoch);
+    let other: fn(Epoch) -> Change = other;
+    for (data, why) in [(other, "raft has come to"), (leave, "raft refuses it")] {
+        let mut cluster = Cluster::new(1, 1, config());
+        cluster.run(20);
+        let epoch = cluster.descriptor(N1).epoch;
+        let (context, data) = (add(epoch).encode(), to_raft(&data(epoch)));
+        let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
+        if data == ConfChangeV2::default() {
+            // raft-rs itself does not propose to leave what is not joint.
+            let mut entry = Entry { context, ..Entry::default() };
+            entry.set_entry_type(EntryType::EntryConfChangeV2);
+            assert!(replica.group.raw.raft.append_entry(&mut [entry]));
+        } else {
+            replica.group.raw.propose_conf_change(context.to_vec(), data).unwrap();
+        }
+        cluster.post_put(N1, "k", "v", FOREVER);
+        cluster.run(20);
+        let quarantined = cluster.replica(N1, SHARD).unwrap().group.quarantined.clone();
+        let quarantined = quarantined.expect("it goes on with two memberships");
+        assert!(quarantined.contains(why), "{quarantined}");
+    }
+}
+
+/// A heartbeat of a leader in the next term, from a replica on a node, at an epoch so many changes ahead.
+fn heartbeat(cluster: &Cluster, from: ReplicaId, epochs_ahead: u64) -> Envelope {
+    let group = &cluster.replica(N3, SHARD).unwrap().group;
+    let term = group.raw.raft.term + 1;
+    let mut message = Message { from: from.0, to: group.id.0, term, ..Message::default() };
+    message.set_msg_type(MessageType::MsgHeartbeat);
+    let mut epoch = group.descriptor().epoch;
+    epoch.membership += epochs_ahead;
+    Envelope { shard: SHARD, epoch, committed: 0, timing: Timing::default(), message }
+}
+
+/// Thesis §4.1: a server that was away must hear a leader that its configuration does not know, or it never catches up.
+#[test]
+fn a_leader_that_was_added_while_a_replica_was_away_is_heard_and_answered() {
+    let mut cluster = Cluster::led();
+    cluster.partition(&[N3], &[N1]);
+    cluster.network.hold((N3, N2));
+    let newcomer = ReplicaId(99);
+    let envelope = heartbeat(&cluster, newcomer, 2);
+    cluster.post(N3, Event::Message { from: N2, envelope });
+    cluster.pass(N3);
+    let group = &cluster.replica(N3, SHARD).unwrap().group;
+    assert_eq!((group.raw.raft.leader_id, group.leader_node()), (99, Some(N2)));
+    assert!(cluster.network.first_frame((N3, N2)).is_some(), "it is not answered");
+}
+
+#[test]
+fn a_replica_is_who_its_node_and_its_epoch_say_it_is_and_nobody_else() {
+    let mut cluster = Cluster::led();
+    cluster.partition(&[N3], &[N1, N2]);
+    let known = cluster.descriptor(N3).on_node(N1).unwrap().id;
+    let refused = |cluster: &mut Cluster| cluster.running_mut(N3).core.counters().messages_refused;
+    for (what, from, replica, epochs_ahead) in [
+        ("nobody, at an epoch at which both know all", N2, ReplicaId(99), 0),
+        ("a member of another node", N2, known, 0),
+        ("the same, which may have moved: ids never do", N2, known, 5),
+    ] {
+        let (before, envelope) = (refused(&mut cluster), heartbeat(&cluster, replica, epochs_ahead));
+        let leader = cluster.replica(N3, SHARD).unwrap().group.raw.raft.leader_id;
+        cluster.post(N3, Event::Message { from, envelope });
+        cluster.pass(N3);
+        assert_eq!(refused(&mut cluster), before + 1, "{what} was heard");
+        assert_eq!(cluster.replica(N3, SHARD).unwrap().group.raw.raft.leader_id, leader, "{what}");
+    }
+}
+
+/// What a member says may show that this disk lost something; what a newcomer says shows nothing.
+#[test]
+fn a_newcomer_quarantines_nobody() {
+    let mut cluster = Cluster::led();
+    for (replica, node, quarantines) in [(ReplicaId(99), N2, false), (cluster.descriptor(N3).on_node(N1).unwrap().id, N1, true)] {
+        let mut envelope = heartbeat(&cluster, replica, 2);
+        envelope.message.commit = 1000;
+        envelope.committed = 1000;
+        cluster.post(N3, Event::Message { from: node, envelope });
+        cluster.pass(N3);
+        assert_eq!(cluster.replica(N3, SHARD).unwrap().group.quarantined.is_some(), quarantines, "replica {replica}");
+    }
+}
+
+/// What a snapshot holds is what the shard was when it was pinned. Whoever gets it compares its members with what its files
+/// say, so the members of a later moment would have it refused, and sent again, for ever.
+#[test]
+fn a_change_that_is_applied_while_a_snapshot_is_built_does_not_spoil_it() {
+    let mut config = config();
+    config.log.bytes_per_shard_max = 1 << 16;
+    let mut cluster = Cluster::led_with(config);
+    cluster.crash(N3, 0);
+    cluster.running_mut(N1).hold(Lane::Build);
+    for n in 0..40 {
+        cluster.put(N1, "k", &format!("{n}{}", "x".repeat(8 << 10)));
+    }
+    // It is taken for dead, and its log is cut away.
+    cluster.run(20);
+    cluster.start(N3);
+    for _ in 0..200 {
+        if cluster.running_mut(N1).waiting(Lane::Build) > 0 {
+            break;
+        }
+        cluster.run(1);
+    }
+    // The build is done; before anybody hears of it the shard's members change.
+    assert!(cluster.work(N1, Lane::Build), "no snapshot is asked for");
+    let built = cluster.running_mut(N1).mailbox.pop_back().expect("the build is reported");
+    assert!(matches!(built, Event::SnapshotBuilt { .. }), "{built:?}");
+    let founded = cluster.descriptor(N1);
+    let demote = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N2)]);
+    let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
+    replica.group.raw.propose_conf_change(demote.encode().to_vec(), to_raft(&demote)).unwrap();
+    cluster.put(N1, "k", "v");
+    let expected = demote.applied_to(&founded).unwrap();
+    assert_eq!(cluster.descriptor(N1), expected);
+    cluster.post(N1, built);
+    cluster.running_mut(N1).release(Lane::Build);
+    cluster.settle();
+    cluster.run(100);
+    cluster.check_members(&[N1, N2, N3], &expected);
+    assert_eq!(cluster.running_mut(N3).core.counters().messages_refused, 0, "the snapshot was refused");
+}
