@@ -136,7 +136,7 @@ metrics! {
     gauge apply_lag_entries: IntGauge = "flotilla_apply_lag_entries", "Committed entries not yet applied, over all replicas here.";
     gauge leaders: IntGauge = "flotilla_leaders", "Shards that this node leads.";
     gauge replicas: IntGauge = "flotilla_replicas", "Replicas that this node holds.";
-    gauge shards_set_aside: IntGauge = "flotilla_shards_set_aside", "Replicas here that were set aside; others answer for them.";
+    gauge shards_quarantined: IntGauge = "flotilla_shards_quarantined", "Replicas here that were quarantined; others answer for them.";
     gauge shards_without_leader: IntGauge = "flotilla_shards_without_leader", "Replicas here whose shard has no leader that they know of.";
     counter elections: IntCounter = "flotilla_elections_total", "Elections that replicas here began (pre-votes not counted).";
     counter elections_won: IntCounter = "flotilla_elections_won_total", "Elections that replicas here won.";

@@ -118,7 +118,7 @@ pub enum Refusal {
     /// Retryable, from where the stream came to: the view of the shard that it showed was given up.
     #[error(
         "the view of shard {shard} that this stream showed was given up, since it was old, long unused or one of too many, or the \
-         replica was set aside; go on at the cursor, which shows the rest as it is now"
+         replica was quarantined; go on at the cursor, which shows the rest as it is now"
     )]
     ViewGivenUp {
         /// The shard.

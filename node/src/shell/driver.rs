@@ -32,8 +32,8 @@ pub struct LoopState {
     pub last_pass_ms: AtomicU64,
     /// Set when the process is going down.
     pub draining: std::sync::atomic::AtomicBool,
-    /// Shards whose replica here was set aside: others are asked about them.
-    pub set_aside: std::sync::Mutex<BTreeSet<ShardId>>,
+    /// Shards whose replica here was quarantined: others are asked about them.
+    pub quarantined: std::sync::Mutex<BTreeSet<ShardId>>,
     /// How many shards are led here, as of the last tick.
     pub leaders: AtomicU64,
     /// How many committed entries are not yet applied here, over all shards, as of the last tick.
@@ -233,8 +233,8 @@ impl Driver {
             }),
             Effect::Quarantined { shard, why } => {
                 self.hands.views.give_up(Some(shard));
-                tracing::error!(%shard, why, "shard set aside on this node; its other replicas go on, and requests go to them");
-                self.hands.state.set_aside.lock().expect("nothing panics while it holds them").insert(shard);
+                tracing::error!(%shard, why, "shard quarantined on this node; its other replicas go on, and requests go to them");
+                self.hands.state.quarantined.lock().expect("nothing panics while it holds them").insert(shard);
             }
         }
     }

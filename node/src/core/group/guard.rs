@@ -190,7 +190,7 @@ fn check_append(group: &Group, envelope: &Envelope, ctx: &Context<'_>) -> Verdic
         // Bounds memory when apply can't keep up. The leader sends it again.
         return Verdict::Drop;
     }
-    // Once committed they would set the shard aside, or end the process, on every node.
+    // Once committed they would quarantine the shard, or end the process, on every node.
     let spoilt = message.entries.iter().find_map(|entry| check_entry(entry).err());
     spoilt.map_or(Verdict::Step, Verdict::Refuse)
 }
