@@ -39,7 +39,7 @@ pub enum StateTag {
 pub enum NodeTag {
     /// Cluster, node and incarnation.
     Identity = 1,
-    /// The node's shards were founded.
+    /// The node's shards were bootstrapped.
     Founded = 2,
     /// A descriptor of the cluster, one record per shard.
     Route = 3,

@@ -38,7 +38,7 @@ use std::sync::LazyLock;
 const STEPS_MAX: usize = 96;
 /// Messages that left and wait for an answer; older ones are lost.
 const SENT_MAX: usize = 32;
-/// A node that was just founded.
+/// A node that was just bootstrapped.
 struct Founded {
     disk: Template,
     /// What it finds when it starts.
@@ -50,7 +50,7 @@ static FOUNDED: LazyLock<[Founded; 2]> = LazyLock::new(|| {
     [0, 1].map(|first| {
         let engine = MemoryEngine::new();
         bootstrap(&engine, &shards()[first..], ME, &[]).expect("memory does not fail");
-        let found = recover(&engine).expect("it was just founded");
+        let found = recover(&engine).expect("it was just bootstrapped");
         Founded { disk: Template::of(&engine), found }
     })
 });

@@ -21,7 +21,7 @@ pub(crate) const ME: NodeId = NodeId(1);
 /// The shards of this node, and one that it does not have.
 pub(crate) const SHARDS: [ShardId; 4] = [ShardId(2), ShardId(3), ShardId::META, ShardId(9)];
 
-/// What the node was founded with.
+/// What the node was bootstrapped with.
 pub(crate) fn shards() -> [Descriptor; 3] {
     let shard = |id: u64, start: &'static str, end: Option<&'static str>, learner: bool| Descriptor {
         id: ShardId(id),

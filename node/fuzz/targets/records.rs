@@ -22,8 +22,8 @@ use flotilla_storage::keys::{self, NodeTag, StateTag};
 use flotilla_storage::records::{self, AppliedRecord};
 use flotilla_storage::{
     Applier, ApplyEntry, ApplyWork, Engine, EntryKind, Family, HardState, LogBatch, LogEntry, LogPosition, LogWrite,
-    MemoryEngine, Read, Recovered, SnapshotFile, SnapshotManifest, WriteBatch, append, bootstrap, founding, is_bootstrapped,
-    known_directories, log, read, recover, remember_directory, routes, save_routes, snapshot, tombstones,
+    MemoryEngine, Read, Recovered, SnapshotFile, SnapshotManifest, WriteBatch, append, bootstrap, bootstrap_mark,
+    is_bootstrapped, known_directories, log, read, recover, remember_directory, routes, save_routes, snapshot, tombstones,
 };
 use std::path::Path;
 use std::sync::LazyLock;
@@ -89,8 +89,8 @@ fn found() -> MemoryEngine {
     let hard_state = Some(HardState { term: 3, vote: 21, commit: 5 });
     let write = LogWrite { shard: ShardId(2), entries, hard_state, ..LogWrite::default() };
     append(&engine, &LogBatch { writes: vec![write], sync: true }).expect("memory does not fail");
-    let found = recover(&engine).expect("what was just founded is in order");
-    let mut applier = Applier::new(&engine, &found).expect("what was just founded is in order");
+    let found = recover(&engine).expect("what was just bootstrapped is in order");
+    let mut applier = Applier::new(&engine, &found).expect("what was just bootstrapped is in order");
     applier.apply(&engine, vec![work]).expect("honest entries");
     remember_directory(&engine, NodeId(2), 77).expect("memory does not fail");
     engine
@@ -355,7 +355,7 @@ fn canonical(key: &[u8], record: &Bytes) {
 
 /// Everything that reads without changing anything.
 fn look(engine: &MemoryEngine) {
-    let _ = (tombstones(engine), founding(engine), is_bootstrapped(engine), known_directories(engine));
+    let _ = (tombstones(engine), bootstrap_mark(engine), is_bootstrapped(engine), known_directories(engine));
     if let Ok(routes) = routes(engine) {
         let _ = save_routes(engine, &routes);
     }

@@ -1,7 +1,7 @@
-//! What a new cluster starts with: the meta shard and the first shards, the same on every founder.
+//! What a new cluster starts with: the meta shard and the first shards, the same on every first node.
 //!
-//! Nothing is negotiated. Each founder works out all shards from the same configuration, and keeps those that it has a replica
-//! of. Shard *i* is led, at first, by founder *i*, so that leadership is spread from the beginning.
+//! Nothing is negotiated. Each first node works out all shards from the same configuration, and keeps those that it has a replica
+//! of. Shard *i* is led, at first, by first node *i*, so that leadership is spread from the beginning.
 
 use super::config::Config;
 use bytes::Bytes;
@@ -12,10 +12,10 @@ use flotilla_router::{Descriptor, Epoch, KeyRange, NodeId, Replica, ReplicaId, R
 pub fn descriptors(config: &Config) -> Vec<Descriptor> {
     let mut nodes: Vec<NodeId> = config.peers.iter().map(|p| p.id).collect();
     nodes.sort();
-    let replicas = config.founding.replicas.min(nodes.len());
-    let ranges = std::iter::once(KeyRange::all()).chain(initial_ranges(config.founding.shards));
+    let replicas = config.bootstrap.replicas.min(nodes.len());
+    let ranges = std::iter::once(KeyRange::all()).chain(initial_ranges(config.bootstrap.shards));
     let mut next_replica = 1;
-    let mut shards = Vec::with_capacity(config.founding.shards + 1);
+    let mut shards = Vec::with_capacity(config.bootstrap.shards + 1);
     for (i, range) in ranges.enumerate() {
         let members = (0..replicas).map(|offset| {
             let id = ReplicaId(next_replica + offset as u64);
@@ -57,10 +57,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn founders_agree_ids_are_unique_and_first_leaders_are_spread() {
+    fn first_nodes_agree_ids_are_unique_and_first_leaders_are_spread() {
         let mut config = Config::sample();
         config.peers = [3, 1, 2, 5, 4].map(|id| PeerConfig { id: NodeId(id), quic: format!("h{id}:1"), http: None }).to_vec();
-        config.founding.shards = 10;
+        config.bootstrap.shards = 10;
         let shards = descriptors(&config);
         assert_eq!(shards.len(), 11);
         let replicas: Vec<_> = shards.iter().flat_map(|s| &s.replicas).collect();

@@ -60,9 +60,10 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Every node of the cluster, this one included.
     pub peers: Vec<PeerConfig>,
-    /// What a new cluster starts with. The same on every founder; ignored once the data folder is in use.
+    /// What a new cluster starts with. The same on each of its first nodes; ignored once the data folder is in use. It was
+    /// called `founding` once, and files that say so are read.
     #[serde(default)]
-    pub founding: FoundingConfig,
+    pub bootstrap: BootstrapConfig,
     /// Elections, replication, and what may be in flight.
     #[serde(default)]
     pub raft: RaftConfig,
@@ -119,17 +120,17 @@ pub struct PeerConfig {
     pub http: Option<String>,
 }
 
-/// The `[founding]` table.
+/// The `[bootstrap]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct FoundingConfig {
+pub struct BootstrapConfig {
     /// How many shards the key space is cut into.
     pub shards: usize,
     /// On how many nodes each is kept: at most as many as there are, which is also the default where there are fewer than 3.
     pub replicas: usize,
 }
 
-impl Default for FoundingConfig {
+impl Default for BootstrapConfig {
     fn default() -> Self {
         Self { shards: 8, replicas: 3 }
     }
@@ -316,7 +317,7 @@ impl Config {
             shutdown_grace: default_grace(),
             tls: TlsConfig { ca: "ca.pem".into(), cert: "node.pem".into(), key: "node.key".into() },
             peers: (1..=3).map(peer).collect(),
-            founding: FoundingConfig::default(),
+            bootstrap: BootstrapConfig::default(),
             raft: RaftConfig::default(),
             reads: ReadsConfig::default(),
             log: LogConfig::default(),

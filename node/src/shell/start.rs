@@ -17,7 +17,7 @@ use super::service::Service;
 use super::snapshots::Snapshots;
 use super::space::Space;
 use super::views::Views;
-use super::{applier, files, founding, logger, writer};
+use super::{applier, bootstrap, files, logger, writer};
 use crate::core::{Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Limits, Metrics, Server, Serves};
@@ -67,10 +67,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let opened = flotilla_storage::open(&config.data, identity, &rocks).map_err(with_cure)?;
     let (engine, incarnation) = (Arc::new(opened.engine), opened.incarnation);
     if !flotilla_storage::is_bootstrapped(&*engine).map_err(with_cure)? {
-        let shards = founding::descriptors(config);
-        let contents = founding::meta_contents(config, &shards);
+        let shards = bootstrap::descriptors(config);
+        let contents = bootstrap::meta_contents(config, &shards);
         flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents).map_err(with_cure)?;
-        tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was founded");
+        tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was bootstrapped");
     }
     let recovered = flotilla_storage::recover(&*engine).map_err(with_cure).context("recover replicas")?;
     let routes = Arc::new(Routes::default());
@@ -118,12 +118,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         runtime,
     });
-    let founding = flotilla_storage::founding(&*engine).map_err(with_cure)?.context("the data directory was founded just now")?;
+    let bootstrap =
+        flotilla_storage::bootstrap_mark(&*engine).map_err(with_cure)?.context("the data directory was bootstrapped just now")?;
     let identity = flotilla_transport::Identity {
         cluster: config.cluster,
         node: config.node,
         incarnation,
-        founding,
+        bootstrap,
         directory: opened.directory,
         leases: config.core().lease_terms().map(|(tick_ms, election_ticks, drift_max_percent)| LeaseTerms {
             tick_ms,

@@ -129,8 +129,8 @@ fn every_number_and_every_duration_has_a_least_and_a_greatest_value() {
 fn what_can_not_be_meant_is_refused_with_its_key() {
     type Edit = fn(&mut toml::Table);
     let cases: [(&str, &str, Edit); 24] = [
-        ("founding.replicas is 7", "peers are 3", |t| set(t, "founding.replicas", 7)),
-        ("founding.replicas is 0", "", |t| set(t, "founding.replicas", 0)),
+        ("bootstrap.replicas is 7", "peers are 3", |t| set(t, "bootstrap.replicas", 7)),
+        ("bootstrap.replicas is 0", "", |t| set(t, "bootstrap.replicas", 0)),
         ("peers[1].quic", "for node 1", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "127.0.0.1:7101")),
         ("peers[1].http", "for node 1", |t| set(t["peers"][1].as_table_mut().unwrap(), "http", "127.0.0.1:7001")),
         ("peers[1].id", "an id of its own", |t| set(t["peers"][1].as_table_mut().unwrap(), "id", 1)),
@@ -177,10 +177,17 @@ fn what_can_be_meant_is_taken() {
     for (nodes, replicas) in [(1, 1), (2, 2), (3, 3)] {
         let file = File::edited(|t| {
             t["peers"].as_array_mut().unwrap().truncate(nodes);
-            t.remove("founding");
+            t.remove("bootstrap");
         });
-        assert_eq!(file.load(&[]).unwrap().founding, FoundingConfig { shards: 8, replicas });
+        assert_eq!(file.load(&[]).unwrap().bootstrap, BootstrapConfig { shards: 8, replicas });
     }
+    // As it was called once.
+    let file = File::edited(|t| {
+        let mut table = t.remove("bootstrap").unwrap();
+        set(table.as_table_mut().unwrap(), "shards", 77);
+        t.insert("founding".into(), table);
+    });
+    assert_eq!(file.load(&[]).unwrap().bootstrap.shards, 77);
     // As editors on other systems write it.
     let file = File::new();
     let text = std::fs::read_to_string(file.path()).unwrap();
