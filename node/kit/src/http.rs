@@ -29,13 +29,23 @@ impl Answer {
 
     /// The body as JSON.
     pub fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The revision that the ETag shows, where there is one.
+    pub fn etag(&self) -> Option<u64> {
+        self.header("etag").map(|etag| etag.trim_matches('"').parse().unwrap())
     }
 
     /// The revision that the ETag shows.
     pub fn revision(&self) -> u64 {
-        let etag = self.header("etag").unwrap_or_else(|| panic!("no ETag in {} {:?}", self.status, self.headers));
-        etag.trim_matches('"').parse().unwrap()
+        self.etag().unwrap_or_else(|| panic!("no ETag in {} {:?}", self.status, self.headers))
+    }
+
+    /// Itself, where its status is 200.
+    pub fn ok(self) -> Option<Self> {
+        (self.status == 200).then_some(self)
     }
 
     /// Panics unless the status is the one that is wanted.
@@ -63,7 +73,8 @@ enum Nodes {
 }
 
 impl Client {
-    /// A client of the nodes whose first serves HTTP on this port. Nothing is ever sent a second time.
+    /// A client of the nodes whose first serves HTTP on this port. Nothing is ever sent a second
+    /// time.
     pub fn new(http: u16, timeout: Duration) -> Self {
         Self::of(Nodes::From(http), timeout)
     }
@@ -74,8 +85,18 @@ impl Client {
     }
 
     fn of(nodes: Nodes, timeout: Duration) -> Self {
-        let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(timeout)).proxy(None);
-        Self { agent: config.max_idle_connections_per_host(32).max_idle_connections(128).build().into(), nodes }
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(timeout))
+            .proxy(None);
+        Self {
+            agent: config
+                .max_idle_connections_per_host(32)
+                .max_idle_connections(128)
+                .build()
+                .into(),
+            nodes,
+        }
     }
 
     /// The same nodes, with connections of its own and another patience.
@@ -110,8 +131,16 @@ impl Client {
     }
 
     /// Sends a request that must be answered.
-    pub fn ask(&self, node: u64, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&[u8]>) -> Answer {
-        self.send(node, method, path, headers, body).unwrap_or_else(|error| panic!("{method} {path} of node {node}: {error}"))
+    pub fn ask(
+        &self,
+        node: u64,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&[u8]>,
+    ) -> Answer {
+        self.send(node, method, path, headers, body)
+            .unwrap_or_else(|error| panic!("{method} {path} of node {node}: {error}"))
     }
 
     /// `GET`.
@@ -128,4 +157,16 @@ impl Client {
     pub fn put(&self, node: u64, key: &str, value: &[u8]) -> u64 {
         self.ask(node, "PUT", &format!("/v1/kv/{key}"), &[], Some(value)).expect(204).revision()
     }
+
+    /// The value of a metric without labels; `None` where the node does not answer.
+    pub fn metric(&self, node: u64, name: &str) -> Option<f64> {
+        let text = self.send(node, "GET", "/metrics", &[], None).ok()?.text();
+        text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+    }
+}
+
+/// Whether nothing was sent, because nobody listens.
+pub(crate) fn is_not_connected(error: &ureq::Error) -> bool {
+    matches!(error, ureq::Error::Io(error) if error.kind() == std::io::ErrorKind::ConnectionRefused)
+        || matches!(error, ureq::Error::ConnectionFailed)
 }

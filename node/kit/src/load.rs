@@ -1,47 +1,29 @@
-//! Load from several threads, with a ledger of what was acknowledged, against which every answer is checked.
+//! Threads that write to registers and read them, and what became of their requests.
 //!
-//! A key is written by one thread at a time, each value once: the number of the attempt. That makes linearizability checkable on
-//! the spot, by revisions, which only grow:
-//!
-//! - Nobody may read a revision below the highest that was acknowledged or read **before the read began** ([`Key::floor`]).
-//! - The acknowledged revision holds the acknowledged value; a higher one holds a value whose outcome is open, and nothing else:
-//!   a write that was refused as `not_applied` must never be seen.
-//!
-//! A write that was not answered, or with an unknown outcome, stays open for ever: it may take effect at any time, or never.
+//! A plain load puts, and reads what it has put through another node than the one that took it;
+//! each register is written about as often as any other. A mixed one does without the reads, and
+//! has conditions and deletions; half of it goes to few registers, for the sake of conditions that
+//! fail and outcomes that overlap, and half round all, so that what was acknowledged stays to be
+//! found.
 
-use super::Cluster;
 use super::http::{Answer, Client};
-use std::collections::BTreeSet;
-use std::sync::Mutex;
+use super::process::RaiseOnDrop;
+use super::register::{LARGE_BYTES, Register, lock};
+use super::{PATIENCE, Registers, Rng};
+use flotilla_router::{Condition, Revision};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A key, and what is known of it.
-pub struct Key {
-    /// Its shard.
-    pub shard: u64,
-    path: String,
-    /// The highest revision that was acknowledged or read.
-    floor: AtomicU64,
-    written: Mutex<Written>,
-}
-
-#[derive(Default)]
-struct Written {
-    /// The number of the last attempt.
-    attempts: u64,
-    /// Revision and value of the last write that is known to have been applied.
-    acked: (u64, u64),
-    /// Values whose outcome is open.
-    open: BTreeSet<u64>,
-}
+/// How long a mixed load waits for one answer; then the outcome is unknown.
+const MIXED_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What became of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum Outcome {
     /// Acknowledged, or read.
     Done,
-    /// Refused with `not_applied`.
+    /// Refused, and certainly not applied.
     Refused,
     /// Answered with an unknown outcome.
     Unknown,
@@ -49,36 +31,45 @@ pub enum Fate {
     Broken,
 }
 
-impl Fate {
-    /// Every fate, in the order in which they are counted.
+impl Outcome {
+    /// Every outcome, in the order in which they are counted.
     pub const ALL: [Self; 4] = [Self::Done, Self::Refused, Self::Unknown, Self::Broken];
 }
 
 /// What a test counts, per node that was asked.
 #[derive(Default)]
 pub struct Counts {
-    fates: [[AtomicU64; 4]; 8],
+    outcomes: [[AtomicU64; 4]; 8],
     slowest_micros: AtomicU64,
     refusals: Mutex<Vec<String>>,
 }
 
 impl Counts {
-    /// Counts a request.
-    pub fn count(&self, node: u64, fate: Fate, took: Duration) {
-        self.fates[node as usize][fate as usize].fetch_add(1, Ordering::Relaxed);
-        if fate == Fate::Done {
-            self.slowest_micros.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+    /// Makes a request and counts it.
+    pub fn count(&self, node: u64, request: impl FnOnce() -> (Outcome, Option<Answer>)) -> Outcome {
+        let begun = Instant::now();
+        let (outcome, answer) = request();
+        self.outcomes[node as usize][outcome as usize].fetch_add(1, Ordering::Relaxed);
+        if outcome == Outcome::Done {
+            self.slowest_micros.fetch_max(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
         }
+        if let (Outcome::Refused | Outcome::Unknown, Some(answer)) = (outcome, answer) {
+            let mut refusals = lock(&self.refusals);
+            if refusals.len() < 20 {
+                refusals.push(format!("node {node}: {}", answer.text()));
+            }
+        }
+        outcome
     }
 
-    /// How many requests to a node had this fate.
-    pub fn of(&self, node: u64, fate: Fate) -> u64 {
-        self.fates[node as usize][fate as usize].load(Ordering::Relaxed)
+    /// How many requests to a node had this outcome.
+    pub fn of(&self, node: u64, outcome: Outcome) -> u64 {
+        self.outcomes[node as usize][outcome as usize].load(Ordering::Relaxed)
     }
 
-    /// How many requests had this fate.
-    pub fn all(&self, fate: Fate) -> u64 {
-        (0..8).map(|node| self.of(node, fate)).sum()
+    /// How many requests had this outcome.
+    pub fn all(&self, outcome: Outcome) -> u64 {
+        (0..8).map(|node| self.of(node, outcome)).sum()
     }
 
     /// The slowest request that was done.
@@ -88,136 +79,22 @@ impl Counts {
 
     /// Some of the refusals, as they were worded.
     pub fn refusals(&self) -> Vec<String> {
-        self.refusals.lock().unwrap().clone()
+        lock(&self.refusals).clone()
     }
 }
 
 impl std::fmt::Display for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let [done, refused, unknown, broken] = Fate::ALL.map(|fate| self.all(fate));
-        write!(f, "{done} done, {refused} refused, {unknown} unknown, {broken} broken, slowest {:?}", self.slowest())
+        let [done, refused, unknown, broken] = Outcome::ALL.map(|outcome| self.all(outcome));
+        write!(
+            f,
+            "{done} done, {refused} refused, {unknown} unknown, {broken} broken, slowest {:?}",
+            self.slowest()
+        )
     }
 }
 
-impl Key {
-    /// Writes the next value. The lock keeps other writers of the key out, readers not.
-    pub fn write(&self, client: &Client, node: u64, padding: usize) -> (Fate, Option<Answer>) {
-        let mut written = self.written.lock().unwrap();
-        written.attempts += 1;
-        let value = written.attempts;
-        let body = format!("{value} {}", "x".repeat(padding));
-        match client.send(node, "PUT", &self.path, &[], Some(body.as_bytes())) {
-            Ok(answer) if answer.status == 204 => {
-                let revision = answer.revision();
-                // Somebody may have read it already, or a later value whose outcome is open.
-                self.floor.fetch_max(revision, Ordering::SeqCst);
-                assert!(revision > written.acked.0, "{}: revision {revision} after {:?}", self.path, written.acked);
-                written.acked = (revision, value);
-                (Fate::Done, Some(answer))
-            }
-            Ok(answer) if answer.json()["outcome"] == "not_applied" => (Fate::Refused, Some(answer)),
-            Ok(answer) => {
-                assert_eq!(answer.json()["outcome"], "unknown", "{}", answer.text());
-                written.open.insert(value);
-                (Fate::Unknown, Some(answer))
-            }
-            Err(_) => {
-                written.open.insert(value);
-                (Fate::Broken, None)
-            }
-        }
-    }
-
-    /// Reads while others may write: never older than what was known before.
-    pub fn read(&self, client: &Client, node: u64, query: &str) -> Fate {
-        self.look(client, node, query).unwrap_or_else(|wrong| panic!("{wrong}"))
-    }
-
-    /// The same, with what is wrong as an error.
-    pub fn look(&self, client: &Client, node: u64, query: &str) -> Result<Fate, String> {
-        let floor = self.floor.load(Ordering::SeqCst);
-        let Ok(answer) = client.send(node, "GET", &format!("{}{query}", self.path), &[], None) else { return Ok(Fate::Broken) };
-        match answer.status {
-            200 => {
-                let revision = answer.revision();
-                if revision < floor {
-                    return Err(format!(
-                        "stale read of {} through node {node} (answered by {:?}): revision {revision}, {floor} was known before",
-                        self.path,
-                        answer.header("flotilla-node")
-                    ));
-                }
-                self.floor.fetch_max(revision, Ordering::SeqCst);
-                Ok(Fate::Done)
-            }
-            404 if floor == 0 => Ok(Fate::Done),
-            404 => Err(format!("{} is lost: read through node {node}, revision {floor} was known", self.path)),
-            429.. => Ok(Fate::Refused),
-            other => Err(format!("{other}: {}", answer.text())),
-        }
-    }
-
-    /// Reads while nobody writes: the value, too, must be the one that was acknowledged, or an open one on top of it.
-    pub fn check(&self, client: &Client, node: u64) {
-        let mut written = self.written.lock().unwrap();
-        let answer = client.get(node, &self.path);
-        if answer.status == 404 {
-            assert_eq!(written.acked.0, 0, "{} is lost, seen through node {node}", self.path);
-            return;
-        }
-        let answer = answer.expect(200);
-        let revision = answer.revision();
-        let value: u64 = answer.text().split(' ').next().unwrap().parse().unwrap();
-        let floor = self.floor.fetch_max(revision, Ordering::SeqCst);
-        assert!(revision >= floor, "{}: revision {revision} through node {node}, {floor} was known", self.path);
-        if revision == written.acked.0 {
-            assert_eq!(value, written.acked.1, "{} at revision {revision}, through node {node}", self.path);
-        } else {
-            let was_open = written.open.remove(&value);
-            assert!(was_open, "{}: value {value} at revision {revision} through node {node} is none that may be", self.path);
-            written.acked = (revision, value);
-        }
-    }
-}
-
-/// Keys in every shard.
-pub struct Ledger {
-    /// The keys.
-    pub keys: Vec<Key>,
-}
-
-impl Ledger {
-    /// `per_shard` keys in every shard; nothing is written yet.
-    pub fn new(cluster: &Cluster, name: &str, per_shard: usize) -> Self {
-        let mut keys = Vec::new();
-        for (shard, path) in cluster.shard_paths(1, name) {
-            keys.extend((0..per_shard).map(|i| Key {
-                shard,
-                path: format!("/v1/kv/{path}{i}"),
-                floor: AtomicU64::new(0),
-                written: Mutex::default(),
-            }));
-        }
-        Self { keys }
-    }
-
-    /// Checks all keys through each of these nodes; nobody may be writing. How many are known to be there.
-    pub fn check(&self, client: &Client, nodes: &[u64]) -> usize {
-        for node in nodes {
-            for key in &self.keys {
-                key.check(client, *node);
-            }
-        }
-        self.keys.iter().filter(|key| key.written.lock().unwrap().acked.0 > 0).count()
-    }
-
-    /// How many writes were acknowledged at least, by the values that were reached.
-    pub fn attempts(&self) -> u64 {
-        self.keys.iter().map(|key| key.written.lock().unwrap().attempts).sum()
-    }
-}
-
-/// Which nodes the load asks; changed while it runs.
+/// Which nodes a load asks; changed while it runs.
 pub struct Targets(AtomicU64);
 
 impl Targets {
@@ -234,108 +111,190 @@ impl Targets {
     }
 
     /// One of them, another for each `n`.
-    fn pick(&self, n: u64) -> u64 {
+    fn pick(&self, n: usize) -> u64 {
         let mask = self.0.load(Ordering::SeqCst);
         let nodes: Vec<u64> = (0..64).filter(|node| mask & 1 << node != 0).collect();
-        nodes[n as usize % nodes.len()]
+        nodes[n % nodes.len()]
     }
 }
 
-/// Runs `body` while threads write and read; reads go through another node than the write before, where there is one.
-pub fn under_load<R>(
-    cluster: &Cluster,
-    ledger: &Ledger,
-    targets: &Targets,
+/// What a load does.
+#[derive(Clone, Copy)]
+pub struct Load {
     threads: usize,
-    body: impl FnOnce() -> R,
-) -> (R, Counts) {
-    under_load_of(&cluster.client, ledger, targets, threads, 100, "", body)
+    /// The query of reads.
+    query: &'static str,
+    /// Whether there are conditions, deletions and much-used registers, and no reads.
+    mixed: bool,
+    bytes: usize,
+    pause: Duration,
+    seed: u64,
 }
 
-/// The same, with the client to use, the size of values and the query of reads.
-pub fn under_load_of<R>(
-    client: &Client,
-    ledger: &Ledger,
-    targets: &Targets,
-    threads: usize,
-    padding: usize,
-    query: &str,
-    body: impl FnOnce() -> R,
-) -> (R, Counts) {
-    /// Ends the threads also when the body panics.
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::SeqCst);
-        }
+impl Load {
+    /// Puts and reads, as fast as it goes.
+    pub fn plain(threads: usize) -> Self {
+        Self { threads, query: "", mixed: false, bytes: 100, pause: Duration::ZERO, seed: 0 }
     }
-    let (stop, counts) = (AtomicBool::new(false), Counts::default());
-    let result = std::thread::scope(|scope| {
-        let _stop = Stop(&stop);
-        for thread in 0..threads {
-            let (client, stop, counts) = (client.clone(), &stop, &counts);
-            scope.spawn(move || {
-                // An odd step over the keys that are this thread's to write, so that neighbours in time differ in shard.
-                let mine: Vec<&Key> = ledger.keys.iter().skip(thread).step_by(threads).collect();
-                let mut n = thread as u64;
-                while !stop.load(Ordering::SeqCst) {
-                    n += 1;
-                    let timed = |node: u64, request: &dyn Fn(u64) -> (Fate, Option<Answer>)| {
-                        let begun = Instant::now();
-                        let (fate, answer) = request(node);
-                        counts.count(node, fate, begun.elapsed());
-                        if let (Fate::Refused | Fate::Unknown, Some(answer)) = (fate, answer) {
-                            let mut refusals = counts.refusals.lock().unwrap();
-                            if refusals.len() < 20 {
-                                refusals.push(format!("node {node}: {}", answer.text()));
-                            }
-                        }
-                        fate
-                    };
-                    let key = mine[(n as usize * 7) % mine.len()];
-                    let fate = timed(targets.pick(n), &|node| key.write(&client, node, padding));
-                    let other = &ledger.keys[(n as usize * 13 + thread) % ledger.keys.len()];
-                    for key in [key, other] {
-                        timed(targets.pick(n + 1), &|node| (key.read(&client, node, query), None));
-                    }
-                    if fate == Fate::Broken {
-                        // A refused connection fails in no time; no need to spin.
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
-                }
-            });
-        }
-        body()
-    });
-    (result, counts)
+
+    /// The same with a query for the reads, such as `?consistency=lease`.
+    pub fn reading(self, query: &'static str) -> Self {
+        Self { query, ..self }
+    }
+
+    /// Puts and deletions, some with conditions, drawn from a seed; each thread rests after each.
+    pub fn mixed(threads: usize, pause: Duration, seed: u64) -> Self {
+        Self { threads, query: "", mixed: true, bytes: 64, pause, seed }
+    }
 }
 
-/// Writes to every shard through these nodes until each has taken one: for each, how long after `since` that was.
-///
-/// `shards` are from [`Cluster::shard_paths`], asked for before anything was done to the cluster. A thread per shard, each with a
-/// patience of 0.3 s per try, which shows when the shard is there again.
-pub fn until_writes(client: &Client, shards: &[(u64, String)], nodes: &[u64], since: Instant) -> Vec<Duration> {
-    let client = client.patience(Duration::from_millis(300));
-    std::thread::scope(|scope| {
-        let probes: Vec<_> = shards
-            .iter()
-            .enumerate()
-            .map(|(i, (_, path))| {
-                let client = &client;
-                scope.spawn(move || {
-                    for n in i.. {
-                        let node = nodes[n % nodes.len()];
-                        let tried = client.send(node, "PUT", &format!("/v1/kv/{path}p"), &[], Some(b"probe"));
-                        if tried.is_ok_and(|answer| answer.status == 204) {
-                            break;
-                        }
-                        assert!(since.elapsed() < crate::PATIENCE, "no write to {path} succeeds");
-                        std::thread::sleep(Duration::from_millis(10));
-                    }
-                    since.elapsed()
+/// What a mixed load wants of a register next: whether it is a put, and on what condition. Of ten,
+/// five are plain puts, two conditional, and three deletions, one of them conditional. There is no
+/// deletion on the condition that nothing is there.
+fn draw(rng: &mut Rng, register: &Register) -> (bool, Condition) {
+    let known = register.revision().map(|revision| Condition::At(Revision(revision)));
+    match rng.below(10) {
+        0..2 => (true, known.unwrap_or(Condition::Absent)),
+        2 => (false, known.unwrap_or(Condition::Always)),
+        3..5 => (false, Condition::Always),
+        _ => (true, Condition::Always),
+    }
+}
+
+impl Registers {
+    /// Runs `body` under a load through these nodes.
+    pub fn under_load<R>(
+        &self,
+        client: &Client,
+        targets: &Targets,
+        load: Load,
+        body: impl FnOnce() -> R,
+    ) -> (R, Counts) {
+        let (stop, counts) = (AtomicBool::new(false), Counts::default());
+        let result = std::thread::scope(|scope| {
+            let _stop = RaiseOnDrop(&stop);
+            for thread in 0..load.threads {
+                let client =
+                    if load.mixed { client.patience(MIXED_PATIENCE) } else { client.clone() };
+                let (stop, counts) = (&stop, &counts);
+                scope.spawn(move || self.run(&client, targets, load, thread, counts, stop));
+            }
+            body()
+        });
+        (result, counts)
+    }
+
+    fn run(
+        &self,
+        client: &Client,
+        targets: &Targets,
+        load: Load,
+        thread: usize,
+        counts: &Counts,
+        stop: &AtomicBool,
+    ) {
+        let mut rng = Rng::new(load.seed.wrapping_mul(1000) + thread as u64);
+        let few = (self.small as u64 / 10).max(1);
+        let start = thread * self.small / load.threads;
+        for n in 1.. {
+            if stop.load(Ordering::SeqCst) {
+                return;
+            }
+            if self.resting.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
+            }
+            let is_hot = load.mixed && rng.below(2) == 0;
+            let register =
+                &self.all[if is_hot { rng.below(few) as usize } else { (start + n) % self.small }];
+            let (put, condition) =
+                if load.mixed { draw(&mut rng, register) } else { (true, Condition::Always) };
+            let node = targets.pick(if load.mixed { rng.below(1 << 32) as usize } else { n });
+            let outcome = {
+                let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+                let Ok(_turn) = register.turn.try_lock() else { continue };
+                counts.count(node, || {
+                    register.write(client, node, put.then_some(load.bytes), condition)
                 })
-            })
-            .collect();
+            };
+            self.note_written(register);
+            if !load.mixed {
+                let other = &self.all[(n * 13 + thread) % self.small];
+                let node = targets.pick(n + 1);
+                for register in [register, other] {
+                    counts.count(node, || register.read(client, node, load.query));
+                }
+            }
+            // A refused connection fails in no time; no need to spin.
+            let is_vain =
+                if load.mixed { outcome != Outcome::Done } else { outcome == Outcome::Broken };
+            std::thread::sleep(load.pause.max(Duration::from_millis(if is_vain { 5 } else { 0 })));
+        }
+    }
+
+    /// Large values into these shards, through these nodes, until each has taken so many bytes.
+    /// `false` where that took too long.
+    pub fn fill(
+        &self,
+        client: &Client,
+        nodes: &[u64],
+        shards: &[u64],
+        bytes: usize,
+        rng: &mut Rng,
+    ) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        let client = client.patience(MIXED_PATIENCE);
+        for shard in shards {
+            let (mut taken, registers) = (0, self.large(*shard));
+            while taken < bytes {
+                let register = &self.all[rng.pick(&registers)];
+                let gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+                let (outcome, _) = register.put(&client, rng.pick(nodes), LARGE_BYTES);
+                drop(gate);
+                self.note_written(register);
+                if Instant::now() > deadline {
+                    return false;
+                }
+                match outcome {
+                    Outcome::Done => taken += LARGE_BYTES,
+                    _ => std::thread::sleep(Duration::from_millis(20)),
+                }
+            }
+        }
+        true
+    }
+}
+
+/// Writes to every shard through these nodes until each has taken one: for each, how long after
+/// `since` that was.
+///
+/// `shards` are from [`Fleet::shard_paths`](super::Fleet::shard_paths), asked for before anything
+/// was done to the cluster. A thread per shard, each with a patience of 0.3 s per try, which shows
+/// when the shard is there again.
+pub fn until_writes(
+    client: &Client,
+    shards: &[(u64, String)],
+    nodes: &[u64],
+    since: Instant,
+) -> Vec<Duration> {
+    let client = client.patience(Duration::from_millis(300));
+    let until_write = |i: usize, path: &str| {
+        for node in nodes.iter().cycle().skip(i) {
+            let tried = client.send(*node, "PUT", &format!("/v1/kv/{path}p"), &[], Some(b"probe"));
+            if tried.is_ok_and(|answer| answer.status == 204) {
+                break;
+            }
+            assert!(since.elapsed() < PATIENCE, "no write to {path} succeeds");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        since.elapsed()
+    };
+    std::thread::scope(|scope| {
+        let probe = |(i, (_, path)): (usize, &(u64, String))| {
+            let (path, until_write) = (path.clone(), &until_write);
+            scope.spawn(move || until_write(i, &path))
+        };
+        let probes: Vec<_> = shards.iter().enumerate().map(probe).collect();
         probes.into_iter().map(|probe| probe.join().unwrap()).collect()
     })
 }

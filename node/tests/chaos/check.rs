@@ -1,6 +1,6 @@
 //! `flotilla check` as a child process: the load while faults rage, and the verdict on its history.
 
-use super::fleet::Fleet;
+use super::harness::Harness;
 use flotilla_kit::{finish, flotilla};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -27,13 +27,13 @@ pub(crate) struct Verdict {
 
 impl Check {
     /// Starts it against these nodes.
-    pub(crate) fn start(fleet: &Fleet, duration: Duration, clients: u64, seed: u64, history: &Path) -> Self {
+    pub(crate) fn start(harness: &Harness, duration: Duration, clients: u64, seed: u64, history: &Path) -> Self {
         let duration = Duration::from_secs(duration.as_secs());
-        let endpoints: Vec<String> = fleet.http.iter().map(|address| format!("http://{address}")).collect();
+        let endpoints: Vec<String> = harness.http.iter().map(|address| format!("http://{address}")).collect();
         let mut command = flotilla();
         command.args(["check", "--endpoint", &endpoints.join(","), "--duration", &format!("{}s", duration.as_secs())]);
         command.args(["--clients", &clients.to_string(), "--seed", &seed.to_string(), "--timeout", "5s", "--json"]);
-        command.args(["--consistency", if fleet.plan.lease { "lease" } else { "linearizable" }, "--history"]);
+        command.args(["--consistency", if harness.plan.lease { "lease" } else { "linearizable" }, "--history"]);
         let errors = std::fs::File::create(history.with_extension("err")).unwrap();
         let output = std::fs::File::create(history.with_extension("json")).unwrap();
         let child = command.arg(history).stdout(Stdio::from(output)).stderr(Stdio::from(errors)).spawn().unwrap();

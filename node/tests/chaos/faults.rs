@@ -3,13 +3,13 @@
 //! What a fault was to do is checked: a cut must have lost datagrams, a full disk must have refused puts, a node without its data
 //! must have been turned away. A chaos test whose faults do nothing would find nothing.
 //!
-//! The state of the [`World`](super::world::World) turns worse before a fault begins, and better only after it was healed, so that no
+//! The state of [`Health`](super::health::Health) turns worse before a fault begins, and better only after it was healed, so that no
 //! silence counts as the cluster's that the test made itself.
 
-use super::disk;
-use super::fleet::Fleet;
+use super::harness::{Harness, RESERVE_BYTES};
+use super::health::State;
 use super::schedule::{Fault, Kind, Links, Round};
-use super::world::State;
+use flotilla_kit::disk::copy;
 use flotilla_kit::until;
 use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 /// What is left free for a node whose disk is to fall below its reserve.
-const LOW_BYTES: u64 = disk::RESERVE_BYTES * 2 / 3;
+const LOW_BYTES: u64 = RESERVE_BYTES * 2 / 3;
 
 /// How often a node whose disk is full is pressed, 160 long deletes each time: several times what its log has in reserve.
 const PRESSES_MAX: usize = 60;
@@ -41,7 +41,7 @@ pub(crate) struct Done {
     pub(crate) slowest_recovery: Duration,
 }
 
-impl Fleet {
+impl Harness {
     /// One round. `watch` is called again and again while time passes, and panics when something is wrong.
     pub(crate) fn play(&mut self, round: &Round, done: &mut Done, watch: &mut dyn FnMut(&mut Self)) {
         self.pass(round.pause_millis, watch);
@@ -54,7 +54,7 @@ impl Fleet {
             return;
         }
         let text = round.to_string();
-        self.world.change(|state| state.faults = text);
+        self.health.change(|state| state.faults = text);
         let before = self.lost_so_far();
 
         for fault in &faults {
@@ -71,17 +71,16 @@ impl Fleet {
         let is_cut = faults.len() == 1 && !faults[0].cuts(nodes).is_empty();
         assert!(lost > 0 || !is_cut || round.hold_millis < 1000, "a cut took no datagram: {round}");
         let begun = Instant::now();
-        self.world.change(|state| state.bad_links.clear());
+        self.health.change(|state| state.bad_links.clear());
         for fault in &faults {
             self.heal(fault, done);
         }
-        let all = self.cluster.all();
-        for node in &all {
-            self.wait_ready(*node);
+        for node in self.fleet.all() {
+            self.fleet.wait_ready(&[node]);
             watch(self);
         }
         done.slowest_recovery = done.slowest_recovery.max(begun.elapsed());
-        self.world.change(|state| *state = State { faults: format!("after {round}"), ..State::default() });
+        self.health.change(|state| *state = State { faults: format!("after {round}"), ..State::default() });
     }
 
     /// Whether the system lets us.
@@ -93,7 +92,7 @@ impl Fleet {
     pub(crate) fn pass(&mut self, millis: u64, watch: &mut dyn FnMut(&mut Self)) {
         let end = Instant::now() + Duration::from_millis(millis);
         loop {
-            self.check_running();
+            self.fleet.check_running();
             watch(self);
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -111,25 +110,24 @@ impl Fleet {
     fn begin(&mut self, fault: &Fault, done: &mut Done) {
         match fault {
             Fault::Kill { nodes, .. } => {
-                self.world.change(|state| state.down.extend(nodes));
-                self.kill_all(nodes);
+                self.health.change(|state| state.down.extend(nodes));
+                self.fleet.kill(nodes);
             }
             Fault::Stop { node } => {
-                self.world.change(|state| state.down.extend([*node]));
-                self.cluster.signal(*node, Signal::STOP);
+                self.health.change(|state| state.down.extend([*node]));
+                self.fleet.signal(*node, Signal::STOP);
             }
             Fault::Restart { node } => {
-                self.world.change(|state| state.down.extend([*node]));
-                self.running.remove(node);
-                let took = self.cluster.stop(*node);
+                self.health.change(|state| state.down.extend([*node]));
+                let took = self.fleet.stop(*node);
                 assert!(took < Duration::from_secs(15), "node {node} took {took:?} to stop, 10 s are its grace");
-                self.spawn(*node);
+                self.fleet.spawn(*node);
             }
             Fault::Cut { .. } | Fault::OneWay { .. } | Fault::Ring => self.cut(fault),
             Fault::Loss { links, permille } => self.lose(*links, *permille),
             Fault::Delay { links, millis } => {
                 for (from, to) in links.pairs(self.plan.nodes) {
-                    self.world.change(|state| state.spoil(from, to, 0, *millis));
+                    self.health.change(|state| state.spoil(from, to, 0, *millis));
                     self.proxy.edit(from, to, |rules| rules.delay_millis = *millis);
                 }
             }
@@ -141,7 +139,7 @@ impl Fleet {
             Fault::Reorder { links, permille } => {
                 for (from, to) in links.pairs(self.plan.nodes) {
                     // To QUIC, what was overtaken by much is lost.
-                    self.world.change(|state| state.spoil(from, to, *permille, 0));
+                    self.health.change(|state| state.spoil(from, to, *permille, 0));
                     self.proxy.edit(from, to, |rules| rules.reorder_permille = *permille);
                 }
             }
@@ -155,7 +153,7 @@ impl Fleet {
 
     fn cut(&self, fault: &Fault) {
         for (from, to) in fault.cuts(self.plan.nodes) {
-            self.world.change(|state| state.bad_links.extend([(from, to)]));
+            self.health.change(|state| state.bad_links.extend([(from, to)]));
             match (&self.spaces, fault) {
                 // As if its cable were pulled: what it sends is refused at home, what others send is lost on the way.
                 (Some(spaces), Fault::Cut { node }) if *node == from => spaces.refuse(from, to),
@@ -167,7 +165,7 @@ impl Fleet {
 
     fn lose(&self, links: Links, permille: u64) {
         for (from, to) in links.pairs(self.plan.nodes) {
-            self.world.change(|state| state.spoil(from, to, permille, 0));
+            self.health.change(|state| state.spoil(from, to, permille, 0));
             match &self.spaces {
                 Some(spaces) => spaces.lose(from, to, permille),
                 None => self.proxy.edit(from, to, |rules| rules.loss_permille = permille),
@@ -178,15 +176,15 @@ impl Fleet {
     fn heal(&mut self, fault: &Fault, done: &mut Done) {
         match fault {
             Fault::Kill { nodes, again_millis } => {
-                nodes.iter().for_each(|node| self.spawn(*node));
+                nodes.iter().for_each(|node| self.fleet.spawn(*node));
                 if let Some(millis) = again_millis {
                     std::thread::sleep(Duration::from_millis(*millis));
-                    self.check_running();
-                    self.kill_all(nodes);
-                    nodes.iter().for_each(|node| self.spawn(*node));
+                    self.fleet.check_running();
+                    self.fleet.kill(nodes);
+                    nodes.iter().for_each(|node| self.fleet.spawn(*node));
                 }
             }
-            Fault::Stop { node } => self.cluster.signal(*node, Signal::CONT),
+            Fault::Stop { node } => self.fleet.signal(*node, Signal::CONT),
             Fault::DiskLow | Fault::DiskFull => self.empty_disk(done),
             Fault::Wipe { node } => self.restore(*node),
             _ => {}
@@ -196,17 +194,17 @@ impl Fleet {
     /// Fills the small disk up to what is to be left. Puts to the shards of its node are refused then, with 507, and by nobody taken.
     fn fill_disk(&mut self, leave_bytes: u64, done: &mut Done) {
         let (node, disk) = self.disk.as_ref().expect("was asked for before");
-        let (node, shards) = (*node, self.cluster.shard_paths(*node, "full"));
-        self.world.change(|state| state.full.extend([node]));
+        let (node, shards) = (*node, self.fleet.shard_paths(*node, "full"));
+        self.health.change(|state| state.full.extend([node]));
         // It may end from now on.
-        self.running.remove(&node);
+        self.fleet.may_end.insert(node);
         disk.fill(leave_bytes);
         let (shard, path) = shards.iter().find(|(shard, _)| self.replicas[shard].contains(&node)).expect("it has replicas");
-        let client = self.cluster.client.patience(Duration::from_secs(2));
-        let via = self.cluster.others(node)[0];
+        let client = self.fleet.client.patience(Duration::from_secs(2));
+        let via = self.fleet.others(node)[0];
         let begun = Instant::now();
         // Below the reserve it has to go on, so it has to refuse. Full, it may have ended, and the others may take puts.
-        while leave_bytes > 0 || !self.cluster.exited(node) {
+        while leave_bytes > 0 || self.fleet.is_running(node) {
             let put = client.send(via, "PUT", &format!("/v1/kv/{path}x"), &[], Some(b"while it is full"));
             if put.is_ok_and(|answer| answer.status == 507) {
                 done.disk_refusals += 1;
@@ -226,12 +224,12 @@ impl Fleet {
 
     /// Deletes, which are taken, until a node whose disk is full has used up what its log had in reserve, and ends.
     fn press(&mut self, node: u64, path: &str) {
-        let client = self.cluster.client.patience(Duration::from_secs(1));
-        let via = self.cluster.others(node)[0];
+        let client = self.fleet.client.patience(Duration::from_secs(1));
+        let via = self.fleet.others(node)[0];
         let long = format!("/v1/kv/{path}{}", "x".repeat(3000));
         for _ in 0..PRESSES_MAX {
-            if self.cluster.exited(node) {
-                return println!("  node {node} ended, its disk is full: {}", self.cluster.log_tail(node, 1));
+            if !self.fleet.is_running(node) {
+                return println!("  node {node} ended, its disk is full: {}", self.fleet.log_tail(node, 1));
             }
             std::thread::scope(|scope| {
                 let press = || (0..20).for_each(|_| drop(client.send(via, "DELETE", &long, &[], None)));
@@ -247,45 +245,45 @@ impl Fleet {
         let (node, disk) = self.disk.as_ref().expect("was asked for before");
         let node = *node;
         disk.empty();
-        let client = self.cluster.client.patience(Duration::from_secs(1));
+        let client = self.fleet.client.patience(Duration::from_secs(1));
         let has_room = || {
             let state = client.send(node, "GET", "/readyz", &[], None);
             state.is_ok_and(|answer| answer.status == 200).then_some(())
         };
         let begun = Instant::now();
-        while has_room().is_none() && !self.cluster.exited(node) && begun.elapsed() < Duration::from_secs(10) {
+        while has_room().is_none() && self.fleet.is_running(node) && begun.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        if self.cluster.exited(node) {
+        if !self.fleet.is_running(node) {
             done.disk_deaths += 1;
-            let said = self.cluster.log_tail(node, 1);
+            let said = self.fleet.log_tail(node, 1);
             assert!(said.contains("the process ends") || said.contains("flotilla: "), "it ended without a word: {said}");
-            self.spawn(node);
+            self.fleet.spawn(node);
         }
-        self.running.insert(node);
+        self.fleet.may_end.remove(&node);
     }
 
     /// Takes a node's data away and starts it empty under its old id: the others must turn it away, and go on.
     fn wipe(&mut self, node: u64, done: &mut Done) {
-        self.world.change(|state| state.down.extend([node]));
-        self.kill_all(&[node]);
-        let (data, saved) = (self.data(node), self.folder().join("saved"));
-        disk::copy(&data, &saved).unwrap();
+        self.health.change(|state| state.down.extend([node]));
+        self.fleet.kill(&[node]);
+        let (data, saved) = (self.data(node), self.fleet.scratch().join("saved"));
+        copy(&data, &saved).unwrap();
         fs::remove_dir_all(&data).unwrap();
-        disk::copy(&self.cluster.home(node).join("blank"), &data).unwrap();
-        let others = self.cluster.others(node);
-        let logs: Vec<usize> = others.iter().map(|other| self.log_from(*other, 0).len()).collect();
-        self.spawn(node);
+        copy(&self.fleet.home(node).join("blank"), &data).unwrap();
+        let others = self.fleet.others(node);
+        let logs: Vec<usize> = others.iter().map(|other| self.fleet.said(*other).len()).collect();
+        self.fleet.spawn(node);
         let all: BTreeSet<u64> = others.iter().copied().collect();
         until("everybody turns away the node without its data", Duration::from_secs(20), || {
             let turned_away = others.iter().zip(&logs).filter(|(other, from)| {
-                let complaints = self.log_from(**other, **from);
+                let complaints = self.fleet.said_since(**other, **from);
                 complaints.lines().any(|line| line.contains("another data directory") && line.contains(&format!("node {node}")))
             });
             (turned_away.map(|(other, _)| *other).collect::<BTreeSet<_>>() == all).then_some(())
         });
-        let client = self.cluster.client.patience(Duration::from_secs(1));
-        let (_, path) = &self.cluster.shard_paths(others[0], "wiped")[0];
+        let client = self.fleet.client.patience(Duration::from_secs(1));
+        let (_, path) = &self.fleet.shard_paths(others[0], "wiped")[0];
         for (method, path) in [("GET", "/readyz".to_owned()), ("PUT", format!("/v1/kv/{path}x"))] {
             let body = (method == "PUT").then_some(&b"by nobody"[..]);
             let answer = client.send(node, method, &path, &[], body);
@@ -297,11 +295,11 @@ impl Fleet {
 
     /// Gives a node its data back.
     fn restore(&mut self, node: u64) {
-        self.kill_all(&[node]);
-        let (data, saved) = (self.data(node), self.folder().join("saved"));
+        self.fleet.kill(&[node]);
+        let (data, saved) = (self.data(node), self.fleet.scratch().join("saved"));
         fs::remove_dir_all(&data).unwrap();
-        disk::copy(&saved, &data).unwrap();
+        copy(&saved, &data).unwrap();
         fs::remove_dir_all(&saved).unwrap();
-        self.spawn(node);
+        self.fleet.spawn(node);
     }
 }

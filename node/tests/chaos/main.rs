@@ -2,8 +2,8 @@
 //! was linearizable all the same.
 //!
 //! ```text
-//!   schedule   what happens, drawn from a seed              fleet     the cluster: configurations, proxy, namespaces, disk
-//!   faults     how it is done, and undone                   world     what is healthy now; probes that must get through
+//!   schedule   what happens, drawn from a seed              harness   the cluster: configurations, proxy, namespaces, disk
+//!   faults     how it is done, and undone                   health    what is healthy now; probes that must get through
 //!   check      `flotilla check` as a child: load, verdict   report    the table at the end
 //! ```
 //!
@@ -22,25 +22,25 @@
 #![cfg(feature = "shell")]
 
 mod check;
-mod disk;
 mod faults;
-mod fleet;
+mod harness;
+mod health;
 mod namespace;
 mod proxy;
 mod report;
 mod schedule;
-mod world;
 
 use check::{Check, Verdict};
 use faults::Done;
-use fleet::{Fleet, Mode, Plan};
-use flotilla_kit::load::{Ledger, until_writes};
+use flotilla_kit::disk::copy;
+use flotilla_kit::{Registers, until, until_writes};
+use harness::{Harness, Mode, Plan};
+use health::Probes;
 use report::Report;
 use schedule::{Fault, Kind, Links, Round, Schedule};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use world::Probes;
 
 /// How long the long run asks for, such as `90s`, `10m` or `1h`.
 const ASKED: &str = "FLOTILLA_CHAOS";
@@ -69,33 +69,34 @@ struct Run {
 
 impl Run {
     /// Starts the probes.
-    fn new(fleet: &Fleet) -> Self {
-        let ledger = Ledger::new(&fleet.cluster, "probe", 1);
-        let probes = Probes::start(&fleet.cluster.client, ledger, &fleet.replicas, &fleet.cluster.all(), &fleet.world);
+    fn new(harness: &Harness) -> Self {
+        let Harness { fleet, replicas, health, .. } = harness;
+        let registers = Registers::new(fleet, "probe", 1);
+        let probes = Probes::start(&fleet.client, registers, replicas, &fleet.all(), health);
         let (check, rounds, done, verdicts) = Default::default();
         Self { probes, check, begun: Instant::now(), rounds, done, verdicts }
     }
 
     /// Starts a check that lasts so long.
-    fn start_check(&mut self, fleet: &Fleet, duration: Duration) {
+    fn start_check(&mut self, harness: &Harness, duration: Duration) {
         let number = self.verdicts.len() as u64;
-        let history = fleet.folder().join(format!("history-{number}.ndjson"));
-        self.check = Some(Check::start(fleet, duration, CLIENTS, fleet.plan.seed + number, &history));
+        let history = harness.fleet.scratch().join(format!("history-{number}.ndjson"));
+        self.check = Some(Check::start(harness, duration, CLIENTS, harness.plan.seed + number, &history));
     }
 
     /// Waits in peace until the check's time is up, and for its verdict.
-    fn end_check(&mut self, fleet: &mut Fleet) {
+    fn end_check(&mut self, harness: &mut Harness) {
         let check = self.check.take().expect("was started");
-        fleet.pass(check.left().as_millis() as u64, &mut |fleet| watch(fleet, &self.probes, None));
+        harness.pass(check.left().as_millis() as u64, &mut |harness| watch(harness, &self.probes, None));
         let history = check.history.clone();
         self.verdicts.push(check.verdict());
         // A clean history is of no more use, and hours of them fill a disk.
         let _ = std::fs::remove_file(history);
     }
 
-    fn play(&mut self, fleet: &mut Fleet, round: &Round) {
+    fn play(&mut self, harness: &mut Harness, round: &Round) {
         self.rounds += 1;
-        let [ok, ..] = Report::fates(&self.probes.counts);
+        let [ok, ..] = Report::outcomes(&self.probes.counts);
         let silence = self.probes.silences().0.lasted;
         let seconds = self.begun.elapsed().as_secs();
         println!(
@@ -106,42 +107,39 @@ impl Run {
             self.rounds
         );
         let Self { probes, check, done, .. } = self;
-        fleet.play(round, done, &mut |fleet| watch(fleet, probes, check.as_mut()));
+        harness.play(round, done, &mut |harness| watch(harness, probes, check.as_mut()));
     }
 
     /// All is healed: whether all is well, and what it comes to.
-    fn finish(mut self, fleet: &mut Fleet) -> Report {
+    fn finish(mut self, harness: &mut Harness) -> Report {
         let lasted = self.begun.elapsed();
-        let all = fleet.cluster.all();
-        let shards = fleet.cluster.shard_paths(1, "healed");
-        let pauses = until_writes(&fleet.cluster.client, &shards, &all, Instant::now());
+        let all = harness.fleet.all();
+        let shards = harness.fleet.shard_paths(1, "healed");
+        let pauses = until_writes(&harness.fleet.client, &shards, &all, Instant::now());
         assert!(
             pauses.iter().all(|pause| *pause < Duration::from_secs(20)),
             "a healed cluster is slow to take writes: {pauses:?}"
         );
         self.probes.stop();
-        watch(fleet, &self.probes, None);
-        let keys = self.probes.ledger.check(&fleet.cluster.client, &all);
-        assert!(keys == self.probes.ledger.keys.len(), "the probes of some shards never got through: {keys} did");
+        watch(harness, &self.probes, None);
+        let fleet = &mut harness.fleet;
+        let keys = self.probes.registers.check(&fleet.client, &all);
+        assert!(keys == self.probes.registers.all.len(), "the probes of some shards never got through: {keys} did");
         let equal = fleet.wait_equal(Duration::from_secs(60));
         fleet.check_running();
-        let logs: Vec<(u64, String)> = all.iter().map(|node| (*node, fleet.log_from(*node, 0))).collect();
-        for (node, log) in &logs {
-            let panic = log.lines().find(|line| line.contains("panicked"));
-            assert!(panic.is_none(), "node {node} panicked: {panic:?}");
-        }
-        let installed = |log: &str| log.lines().filter(|line| line.contains("snapshot installed")).count() as u64;
+        fleet.assert_no_panic();
+        let installed = |node: &u64| fleet.said(*node).matches("snapshot installed").count() as u64;
         let (silence, silence_per_shard) = self.probes.silences();
         Report {
-            plan: fleet.plan.clone(),
+            plan: harness.plan.clone(),
             lasted,
             rounds: self.rounds,
             done: self.done,
             verdicts: self.verdicts,
-            probes: Report::fates(&self.probes.counts),
+            probes: Report::outcomes(&self.probes.counts),
             silence,
             silence_per_shard,
-            snapshots: logs.iter().map(|(_, log)| installed(log)).sum(),
+            snapshots: all.iter().map(installed).sum(),
             equal,
             keys,
         }
@@ -149,12 +147,12 @@ impl Run {
 }
 
 /// Panics as soon as something is known to be wrong.
-fn watch(fleet: &mut Fleet, probes: &Probes, check: Option<&mut Check>) {
+fn watch(harness: &mut Harness, probes: &Probes, check: Option<&mut Check>) {
     if let Some(violation) = probes.violation() {
         panic!("{violation}");
     }
     if check.is_some_and(Check::ended_early) {
-        panic!("flotilla check ended before its time; what it says is in {}", fleet.folder().display());
+        panic!("flotilla check ended before its time; what it says is in {}", harness.fleet.scratch().display());
     }
 }
 
@@ -212,18 +210,18 @@ fn short(mode: Mode, lease: bool, rounds: &[Round]) {
         return println!("left out: {ASKED} asks for the long run alone");
     }
     let _repeat = Repeat("cargo test --release --workspace --test chaos -- --nocapture short".into());
-    let mut fleet = Fleet::new(Plan { seed: 1, nodes: 3, shards: 8, mode, lease });
-    let mut run = Run::new(&fleet);
+    let mut harness = Harness::new(Plan { seed: 1, nodes: 3, shards: 8, mode, lease });
+    let mut run = Run::new(&harness);
     let planned: u64 = rounds.iter().map(|round| round.pause_millis + round.hold_millis + 1_000).sum();
-    run.start_check(&fleet, Duration::from_millis(planned));
+    run.start_check(&harness, Duration::from_millis(planned));
     for (n, round) in rounds.iter().enumerate() {
         if run.check.as_ref().is_some_and(|check| check.left().is_zero()) {
             println!("a slow machine: round {} and those after it are not seen by the check", n + 1);
         }
-        run.play(&mut fleet, round);
+        run.play(&mut harness, round);
     }
-    run.end_check(&mut fleet);
-    let report = run.finish(&mut fleet);
+    run.end_check(&mut harness);
+    let report = run.finish(&mut harness);
     println!("{}", report.table());
 }
 
@@ -244,27 +242,27 @@ fn a_cluster_that_forgets_is_found_out() {
     if std::env::var_os(ASKED).is_some() {
         return println!("left out: {ASKED} asks for the long run alone");
     }
-    let mut fleet = Fleet::new(Plan { seed: 2, nodes: 3, shards: 4, mode: Mode::Proxy, lease: false });
-    let mut run = Run::new(&fleet);
-    run.start_check(&fleet, Duration::from_secs(8));
+    let mut harness = Harness::new(Plan { seed: 2, nodes: 3, shards: 4, mode: Mode::Proxy, lease: false });
+    let mut run = Run::new(&harness);
+    run.start_check(&harness, Duration::from_secs(8));
     let check = run.check.take().expect("was started");
     std::thread::sleep(Duration::from_millis(700));
-    let past = |fleet: &Fleet, node: u64| fleet.folder().join(format!("past-of-{node}"));
-    fleet.kill_all(&[1, 2]);
+    let past = |harness: &Harness, node: u64| harness.fleet.scratch().join(format!("past-of-{node}"));
+    harness.fleet.kill(&[1, 2]);
     for node in [1, 2] {
-        disk::copy(&fleet.data(node), &past(&fleet, node)).unwrap();
+        copy(&harness.data(node), &past(&harness, node)).unwrap();
     }
-    fleet.start_all(&[1, 2]);
+    harness.fleet.start_all(&[1, 2]);
     std::thread::sleep(Duration::from_millis(1_500));
     // The third one would remember.
-    fleet.kill_all(&[1, 2, 3]);
+    harness.fleet.kill(&[1, 2, 3]);
     for node in [1, 2] {
-        std::fs::remove_dir_all(fleet.data(node)).unwrap();
-        disk::copy(&past(&fleet, node), &fleet.data(node)).unwrap();
+        std::fs::remove_dir_all(harness.data(node)).unwrap();
+        copy(&past(&harness, node), &harness.data(node)).unwrap();
     }
-    fleet.start_all(&[1, 2]);
+    harness.fleet.start_all(&[1, 2]);
     let begun = Instant::now();
-    let seen = flotilla_kit::until("the probes notice", Duration::from_secs(20), || run.probes.violation());
+    let seen = until("the probes notice", Duration::from_secs(20), || run.probes.violation());
     println!("the probes noticed after {:?}: {seen}", begun.elapsed());
     let (code, said, complained) = check.outcome();
     println!("flotilla check ended with {code:?}: {said}{complained}");
@@ -291,14 +289,14 @@ fn for_as_long_as_asked() {
     ));
     let duration = duration(&asked);
     // Every second seed has leases on: the harder case, where time is part of the argument.
-    let mut fleet = Fleet::new(Plan { seed, nodes: 5, shards: 16, mode, lease: seed % 2 == 1 });
-    let mut run = Run::new(&fleet);
+    let mut harness = Harness::new(Plan { seed, nodes: 5, shards: 16, mode, lease: seed % 2 == 1 });
+    let mut run = Run::new(&harness);
     let mut schedule = Schedule::new(seed, 5);
     let mut next = schedule.next().expect("it has no end");
     let mut played = Vec::new();
     while run.begun.elapsed() < duration {
         let left = duration.saturating_sub(run.begun.elapsed());
-        run.start_check(&fleet, left.clamp(CHECK_LASTS_MIN, CHECK_LASTS_MAX));
+        run.start_check(&harness, left.clamp(CHECK_LASTS_MIN, CHECK_LASTS_MAX));
         loop {
             let needed = Duration::from_millis(next.pause_millis + next.hold_millis) + ROUND_MARGIN;
             if needed > run.check.as_ref().expect("was started").left() {
@@ -306,13 +304,13 @@ fn for_as_long_as_asked() {
             }
             played.push(next.to_string());
             let text = played.join("\n");
-            std::fs::write(fleet.folder().join("schedule.txt"), text).unwrap();
-            run.play(&mut fleet, &next);
+            std::fs::write(harness.fleet.scratch().join("schedule.txt"), text).unwrap();
+            run.play(&mut harness, &next);
             next = schedule.next().expect("it has no end");
         }
-        run.end_check(&mut fleet);
+        run.end_check(&mut harness);
     }
-    let report = run.finish(&mut fleet);
+    let report = run.finish(&mut harness);
     println!("{}", report.table());
     let files = report.write(Path::new(env!("CARGO_TARGET_TMPDIR")));
     println!("the same in {}", files.map(|file| file.display().to_string()).join(" and "));

@@ -12,7 +12,7 @@
 //! Nothing else is needed for it, no privileges and no kernel modules (netem is not in every kernel). One thread per socket, one
 //! for what is late. What is held back is bounded by [`HELD_BYTES_MAX`]; beyond, it is lost, as in a full switch.
 
-use flotilla_node::dice::Dice;
+use flotilla_kit::Rng;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::net::{SocketAddr, UdpSocket};
@@ -47,11 +47,10 @@ pub(crate) struct Rules {
 
 impl Rules {
     /// When this datagram is to be sent on, after now: never, once, or twice.
-    fn judge(&self, dice: &mut Dice) -> Vec<Duration> {
-        // Always as many rolls, so that what becomes of a datagram does not depend on what other rules do to those before.
-        let [lost, doubled, held] =
-            [self.loss_permille, self.duplicate_permille, self.reorder_permille].map(|p| dice.permille(p));
-        let [hold, echo] = [(); 2].map(|()| Duration::from_millis(dice.within(1..=SHUFFLE_MILLIS_MAX)));
+    fn judge(&self, rng: &mut Rng) -> Vec<Duration> {
+        // Always as many draws, so that what becomes of a datagram does not depend on what other rules do to those before.
+        let [lost, doubled, held] = [self.loss_permille, self.duplicate_permille, self.reorder_permille].map(|p| rng.permille(p));
+        let [hold, echo] = [(); 2].map(|()| Duration::from_millis(rng.within(1..=SHUFFLE_MILLIS_MAX)));
         if self.is_cut || lost {
             return Vec::new();
         }
@@ -80,7 +79,7 @@ pub(crate) struct Tally {
 /// One direction between two nodes.
 #[derive(Default)]
 struct Link {
-    rules: Mutex<(Rules, Option<Dice>)>,
+    rules: Mutex<(Rules, Option<Rng>)>,
     came: AtomicU64,
     lost: AtomicU64,
     late: AtomicU64,
@@ -175,7 +174,7 @@ impl Proxy {
 
     fn link(&mut self, seed: u64, from: u64, to: u64) -> Arc<Link> {
         let link = self.links.entry((from, to)).or_default().clone();
-        link.rules.lock().unwrap().1.get_or_insert_with(|| Dice::new(seed ^ from << 32 ^ to << 48));
+        link.rules.lock().unwrap().1.get_or_insert_with(|| Rng::new(seed ^ from << 32 ^ to << 48));
         link
     }
 
@@ -250,9 +249,9 @@ fn pass(shared: &Shared, link: &Link, bytes: &[u8], out: &Arc<UdpSocket>, to: So
     link.came.fetch_add(1, Ordering::Relaxed);
     let sends = {
         let mut rules = link.rules.lock().unwrap();
-        let (rules, dice) = &mut *rules;
-        // What nothing is done to costs no dice.
-        if *rules == Rules::default() { vec![Duration::ZERO] } else { rules.judge(dice.as_mut().expect("set at the start")) }
+        let (rules, rng) = &mut *rules;
+        // What nothing is done to costs no draw.
+        if *rules == Rules::default() { vec![Duration::ZERO] } else { rules.judge(rng.as_mut().expect("set at the start")) }
     };
     link.lost.fetch_add(u64::from(sends.is_empty()), Ordering::Relaxed);
     link.doubled.fetch_add(u64::from(sends.len() > 1), Ordering::Relaxed);
@@ -387,14 +386,14 @@ mod tests {
     #[test]
     fn loss_is_about_as_much_as_was_asked_for_and_the_same_for_the_same_seed() {
         let rules = Rules { loss_permille: 200, ..Rules::default() };
-        let fates = |seed| {
-            let mut dice = Dice::new(seed);
-            (0..20_000).map(|_| rules.judge(&mut dice).is_empty()).collect::<Vec<_>>()
+        let drawn = |seed| {
+            let mut rng = Rng::new(seed);
+            (0..20_000).map(|_| rules.judge(&mut rng).is_empty()).collect::<Vec<_>>()
         };
-        let lost = fates(7).iter().filter(|lost| **lost).count();
+        let lost = drawn(7).iter().filter(|lost| **lost).count();
         assert!((3_800..=4_200).contains(&lost), "{lost} of 20000 lost, 4000 wanted");
-        assert_eq!(fates(7), fates(7));
-        assert_ne!(fates(7), fates(8));
+        assert_eq!(drawn(7), drawn(7));
+        assert_ne!(drawn(7), drawn(8));
         // And on the wire.
         let pair = Pair::new();
         pair.proxy.edit(1, 2, |r| *r = rules);

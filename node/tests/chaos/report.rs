@@ -2,10 +2,10 @@
 
 use super::check::Verdict;
 use super::faults::Done;
-use super::fleet::Plan;
+use super::harness::Plan;
+use super::health::Silence;
 use super::schedule::Kind;
-use super::world::Silence;
-use flotilla_kit::load::{Counts, Fate};
+use flotilla_kit::{Counts, Outcome};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -39,9 +39,9 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// How many requests of the probes had each fate.
-    pub(crate) fn fates(counts: &Counts) -> [u64; 4] {
-        Fate::ALL.map(|fate| counts.all(fate))
+    /// How many requests of the probes had each outcome.
+    pub(crate) fn outcomes(counts: &Counts) -> [u64; 4] {
+        Outcome::ALL.map(|outcome| counts.all(outcome))
     }
 
     /// The sum of a figure over all checks; the path leads to it in their JSON.

@@ -5,22 +5,22 @@
 //! share a round only where they can be told apart: never two about the same process, never two rules of the same sort, and
 //! disks always alone.
 
-use flotilla_node::dice::Dice;
+use flotilla_kit::Rng;
 use std::fmt;
 use std::ops::RangeInclusive;
 
 /// A number whose order of magnitude is as even as the number itself: short times are as worth trying as long ones.
-fn skewed(dice: &mut Dice, range: RangeInclusive<u64>) -> u64 {
+fn skewed(rng: &mut Rng, range: RangeInclusive<u64>) -> u64 {
     let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
-    let share = (dice.next() >> 11) as f64 / (1u64 << 53) as f64;
+    let share = (rng.next() >> 11) as f64 / (1u64 << 53) as f64;
     ((low + share * (high - low)).exp() as u64).clamp(*range.start(), *range.end())
 }
 
 /// Some of the nodes, in order.
-fn some(dice: &mut Dice, nodes: u64, count: u64) -> Vec<u64> {
+fn some(rng: &mut Rng, nodes: u64, count: u64) -> Vec<u64> {
     let mut all: Vec<u64> = (1..=nodes).collect();
     while all.len() as u64 > count {
-        all.remove(dice.next() as usize % all.len());
+        all.remove(rng.next() as usize % all.len());
     }
     all
 }
@@ -324,7 +324,7 @@ impl fmt::Display for Round {
 
 /// Draws rounds without end.
 pub(crate) struct Schedule {
-    dice: Dice,
+    rng: Rng,
     nodes: u64,
 }
 
@@ -332,53 +332,53 @@ impl Iterator for Schedule {
     type Item = Round;
 
     fn next(&mut self) -> Option<Round> {
-        let dice = &mut self.dice;
-        let pause_millis = skewed(dice, 300..=6_000);
-        let mut faults = vec![draw(dice, self.nodes)];
-        let second = draw(dice, self.nodes);
-        if dice.permille(500) && second.goes_with(&faults[0]) {
+        let rng = &mut self.rng;
+        let pause_millis = skewed(rng, 300..=6_000);
+        let mut faults = vec![draw(rng, self.nodes)];
+        let second = draw(rng, self.nodes);
+        if rng.permille(500) && second.goes_with(&faults[0]) {
             faults.push(second);
         }
-        Some(Round { pause_millis, faults, hold_millis: skewed(dice, 100..=30_000) })
+        Some(Round { pause_millis, faults, hold_millis: skewed(rng, 100..=30_000) })
     }
 }
 
 impl Schedule {
     /// The rounds of this seed for so many nodes.
     pub(crate) fn new(seed: u64, nodes: u64) -> Self {
-        Self { dice: Dice::new(seed), nodes }
+        Self { rng: Rng::new(seed), nodes }
     }
 }
 
-fn draw(dice: &mut Dice, nodes: u64) -> Fault {
-    let node = dice.within(1..=nodes);
-    let other = (node + dice.within(1..=nodes - 1) - 1) % nodes + 1;
-    let links = match dice.within(1..=4) {
+fn draw(rng: &mut Rng, nodes: u64) -> Fault {
+    let node = rng.within(1..=nodes);
+    let other = (node + rng.within(1..=nodes - 1) - 1) % nodes + 1;
+    let links = match rng.within(1..=4) {
         1 => Links::One(node, other),
         2 => Links::Of(node),
         _ => Links::All,
     };
     // The last two cost the most time.
-    match dice.within(1..=30) {
+    match rng.within(1..=30) {
         1..=3 => Fault::Kill { nodes: vec![node], again_millis: None },
         4..=5 => Fault::Kill {
             nodes: {
-                let count = dice.within(2..=nodes - 1);
-                some(dice, nodes, count)
+                let count = rng.within(2..=nodes - 1);
+                some(rng, nodes, count)
             },
             again_millis: None,
         },
         6 => Fault::Kill { nodes: (1..=nodes).collect(), again_millis: None },
-        7..=8 => Fault::Kill { nodes: vec![node], again_millis: Some(skewed(dice, 5..=1_500)) },
+        7..=8 => Fault::Kill { nodes: vec![node], again_millis: Some(skewed(rng, 5..=1_500)) },
         9..=12 => Fault::Stop { node },
         13..=14 => Fault::Restart { node },
         15..=16 => Fault::Cut { node },
         17..=18 => Fault::OneWay { from: node, to: other },
         19..=20 => Fault::Ring,
-        21..=22 => Fault::Loss { links, permille: dice.within(10..=300) },
-        23..=24 => Fault::Delay { links, millis: skewed(dice, 2..=300) },
-        25 => Fault::Duplicate { links, permille: dice.within(50..=500) },
-        26..=27 => Fault::Reorder { links, permille: dice.within(10..=300) },
+        21..=22 => Fault::Loss { links, permille: rng.within(10..=300) },
+        23..=24 => Fault::Delay { links, millis: skewed(rng, 2..=300) },
+        25 => Fault::Duplicate { links, permille: rng.within(50..=500) },
+        26..=27 => Fault::Reorder { links, permille: rng.within(10..=300) },
         28 => Fault::DiskLow,
         29 => Fault::DiskFull,
         _ => Fault::Wipe { node },

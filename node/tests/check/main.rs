@@ -3,7 +3,7 @@
 
 #![cfg(feature = "shell")]
 
-use flotilla_kit::{Cluster, THREE, flotilla, run};
+use flotilla_kit::{Fleet, THREE, flotilla, process, run};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Output;
@@ -16,7 +16,7 @@ fn check(args: &[&str], folder: &Path) -> (i32, String, String) {
 
 #[test]
 fn a_cluster_is_checked_and_its_history_checked_again() {
-    let cluster = Cluster::new(3, 8);
+    let cluster = Fleet::new(3, 8);
     let folder = tempfile::tempdir().unwrap();
     let endpoints: Vec<String> = THREE.map(|node| format!("http://127.0.0.1:{}", cluster.http(node))).collect();
     let endpoints = endpoints.join(",");
@@ -100,7 +100,7 @@ fn a_cluster_is_checked_and_its_history_checked_again() {
 #[test]
 fn what_can_not_begin_says_why() {
     let folder = tempfile::tempdir().unwrap();
-    let port = flotilla_kit::free_ports(1);
+    let port = process::free_ports(1);
     let nobody = format!("http://127.0.0.1:{port}");
     let (code, said, complaints) = check(&["--endpoint", &nobody, "--history", "none.ndjson"], folder.path());
     assert!(code == 3 && said.is_empty() && complaints.contains(&nobody), "{code}: {said}{complaints}");

@@ -1,6 +1,6 @@
 //! What can be wrong with the files of a node that is down: which kinds there are, and how each is damaged.
 
-use flotilla_node::dice::Dice;
+use flotilla_kit::Rng;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -121,18 +121,18 @@ pub(crate) enum Damage {
 
 impl Damage {
     /// The kinds of damage, at places that are drawn.
-    pub(crate) fn drawn(dice: &mut Dice) -> [Self; 5] {
-        let (flip, cut) = (dice.below(1000), 200 + dice.below(799));
+    pub(crate) fn drawn(rng: &mut Rng) -> [Self; 5] {
+        let (flip, cut) = (rng.below(1000), 200 + rng.below(799));
         // The head of a file is what its readers trust most.
-        [Self::Flip(flip), Self::Flip(dice.below(20)), Self::Cut(cut), Self::Empty, Self::Gone]
+        [Self::Flip(flip), Self::Flip(rng.below(20)), Self::Cut(cut), Self::Empty, Self::Gone]
     }
 
     /// Does it.
-    pub(crate) fn apply(self, path: &Path, dice: &mut Dice) {
+    pub(crate) fn apply(self, path: &Path, rng: &mut Rng) {
         let bytes = fs::metadata(path).unwrap().len();
         match self {
             Self::Flip(_) if bytes == 0 => {}
-            Self::Flip(permille) => flip(path, (bytes * permille / 1000).min(bytes - 1), 1 << dice.below(8)),
+            Self::Flip(permille) => flip(path, (bytes * permille / 1000).min(bytes - 1), 1 << rng.below(8)),
             Self::Cut(permille) => cut(path, bytes * permille / 1000),
             Self::Empty => cut(path, 0),
             Self::Gone => fs::remove_file(path).unwrap(),
@@ -161,23 +161,4 @@ pub(crate) fn flip(path: &Path, at: u64, mask: u8) {
 
 fn cut(path: &Path, bytes: u64) {
     fs::File::options().write(true).open(path).unwrap().set_len(bytes).unwrap();
-}
-
-/// Copies a folder and all below it.
-pub(crate) fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().flatten() {
-        let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if from.is_dir() {
-            copy(&from, &to);
-        } else {
-            fs::copy(from, to).unwrap();
-        }
-    }
-}
-
-/// Makes a folder what another is.
-pub(crate) fn restore(from: &Path, to: &Path) {
-    fs::remove_dir_all(to).unwrap();
-    copy(from, to);
 }

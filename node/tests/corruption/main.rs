@@ -15,20 +15,19 @@
 #![cfg(feature = "shell")]
 
 mod damage;
-mod ward;
+mod harness;
 
-use damage::{Damage, Kind, copy, flip, restore};
-use flotilla_kit::Cluster;
-use flotilla_kit::crash_fleet::{CUT_BYTES, Fleet};
-use flotilla_kit::crash_load::Book;
-use flotilla_node::dice::Dice;
+use damage::{Damage, Kind, flip};
+use flotilla_kit::disk::{copy, restore};
+use flotilla_kit::process::RaiseOnDrop;
+use flotilla_kit::{CUT_BYTES, Fleet, Load, Registers, Rng, Targets, asked, set, until};
+use harness::Harness;
 use rustix::process::Signal;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use ward::Ward;
 
 /// How often all kinds of files and damage are gone through; a few cases where it is not set.
 const ROUNDS: &str = "FLOTILLA_DAMAGE";
@@ -53,29 +52,24 @@ const ALWAYS: &[(Kind, Damage)] = &[
     (Kind::Wal, Damage::Cut(700)),
 ];
 
-fn asked(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text} is no number")))
-}
-
 #[test]
 fn a_damaged_minority_never_loses_silently() {
     let seed = asked(SEED).unwrap_or(1);
-    let mut dice = Dice::new(seed);
+    let mut rng = Rng::new(seed);
     let mut cases: VecDeque<(Kind, Damage)> = VecDeque::new();
     match asked(ROUNDS) {
         None => {
             cases.extend(ALWAYS);
             for _ in 0..3 {
-                let kind = dice.pick(&Kind::ALL);
-                cases.push_back((kind, dice.pick(&Damage::drawn(&mut dice.clone()))));
+                let kind = rng.pick(&Kind::ALL);
+                cases.push_back((kind, rng.pick(&Damage::drawn(&mut rng.clone()))));
             }
         }
         Some(rounds) => {
             for _ in 0..rounds {
                 cases.extend(ALWAYS);
                 for kind in Kind::ALL {
-                    cases.extend(Damage::drawn(&mut dice).map(|damage| (kind, damage)));
+                    cases.extend(Damage::drawn(&mut rng).map(|damage| (kind, damage)));
                 }
             }
         }
@@ -85,20 +79,21 @@ fn a_damaged_minority_never_loses_silently() {
     println!("| file | damage | what the node did |\n|---|---|---|");
     while !cases.is_empty() {
         fleets += 1;
-        let mut ward = Ward::new(seed + fleets);
-        let (client, book) = (ward.fleet.client().clone(), ward.book.clone());
-        book.under_load(&client, &[1, 2], 2, Duration::from_millis(3), seed, || {
+        let mut harness = Harness::new(seed + fleets);
+        let (client, registers) = (harness.fleet.client.clone(), harness.registers.clone());
+        let load = Load::mixed(2, Duration::from_millis(3), seed);
+        registers.under_load(&client, &Targets::new(&[1, 2]), load, || {
             while let Some((kind, damage)) = cases.pop_front() {
-                let (file, outcome, is_well) = ward.treat(kind, damage);
-                println!("| {file} | {damage} | {outcome} |");
-                *counts.entry(outcome.name()).or_default() += 1;
+                let (file, reaction, is_well) = harness.try_damage(kind, damage);
+                println!("| {file} | {damage} | {reaction} |");
+                *counts.entry(reaction.name()).or_default() += 1;
                 // It took part while its memory was wrong: what it is now, no copy of its folder can be.
                 if !is_well {
                     break;
                 }
             }
         });
-        ward.fleet.assert_no_panic();
+        harness.fleet.assert_no_panic();
     }
     println!("seed {seed}: {counts:?} with {fleets} clusters in {:.0?}", begun.elapsed());
     assert!(counts.contains_key("right") && counts.contains_key("refused"), "the damage was all alike: {counts:?}");
@@ -108,27 +103,26 @@ fn a_damaged_minority_never_loses_silently() {
 /// same.
 #[test]
 fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
-    let mut fleet = Fleet::prepare(4);
+    let mut fleet = Fleet::for_crashes(4);
     // Slow enough to be caught in the act.
-    fleet.cluster.edit_config(|config| {
-        config["transport"].as_table_mut().unwrap().insert("snapshot_bytes_per_second".into(), (8 << 20).into());
-    });
-    let nodes = fleet.cluster.all();
-    nodes.iter().for_each(|node| fleet.start(*node));
-    fleet.wait_ready(&nodes);
-    let book = Book::new(&fleet.cluster, &fleet.journal(), 20, 24);
-    let (client, mut dice) = (fleet.client().clone(), Dice::new(asked(SEED).unwrap_or(1)));
+    fleet.edit_config(|config| set(config, "transport", "snapshot_bytes_per_second", 8 << 20));
+    let nodes = fleet.all();
+    fleet.start_all(&nodes);
+    let registers = Registers::journaled(&fleet, 20, 24);
+    let (client, mut rng) = (fleet.client.clone(), Rng::new(asked(SEED).unwrap_or(1)));
     let had = fleet.last_indexes(3);
     let shards: Vec<u64> = had.keys().copied().collect();
     fleet.kill(&[3]);
-    book.fill(&client, &[1, 2], &shards, 2 * CUT_BYTES, &mut dice);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !fleet.is_behind(&shards, &[1, 2], &had, true) {
-        assert!(Instant::now() < deadline, "the logs are not cut");
-        book.fill(&client, &[1, 2], &shards, 32 << 10, &mut dice);
-    }
-    let (built, staged) =
-        ([1, 2].map(|node| fleet.cluster.home(node).join("data/snapshots/out")), fleet.cluster.home(3).join("data/snapshots/in"));
+    registers.fill(&client, &[1, 2], &shards, 2 * CUT_BYTES, &mut rng);
+    until("the logs are cut", Duration::from_secs(20), || {
+        let are_cut = fleet.cut_beyond(&shards, &[1, 2], &had) == shards;
+        if !are_cut {
+            registers.fill(&client, &[1, 2], &shards, 32 << 10, &mut rng);
+        }
+        are_cut.then_some(())
+    });
+    let built = [1, 2].map(|node| fleet.home(node).join("data/snapshots/out"));
+    let staged = fleet.home(3).join("data/snapshots/in");
     let stop = AtomicBool::new(false);
     let (spoiled_built, spoiled_staged) = std::thread::scope(|scope| {
         let spoiler = scope.spawn(|| {
@@ -153,28 +147,16 @@ fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
             }
             (at_sender, at_receiver)
         });
-        /// Ends the spoiler also when something panics.
-        struct Stop<'a>(&'a AtomicBool);
-        impl Drop for Stop<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::SeqCst);
-            }
-        }
-        let _stop = Stop(&stop);
-        fleet.start(3);
-        println!("ready after {:.2?}", fleet.wait_ready(&[3]));
-        println!("equal after another {:.2?}", fleet.cluster.wait_equal(Duration::from_secs(60)));
+        let _stop = RaiseOnDrop(&stop);
+        println!("ready after {:.2?}", fleet.start(3));
+        println!("equal after another {:.2?}", fleet.wait_equal(Duration::from_secs(60)));
         stop.store(true, Ordering::SeqCst);
         spoiler.join().unwrap()
     });
-    let said: String = nodes.iter().map(|node| fleet.said_since(*node, 0)).collect();
+    let said: String = nodes.iter().map(|node| fleet.said(*node)).collect();
     // A line in the log is held back where there was one just now; each is counted.
-    let failed = |node: &u64| {
-        let metrics = client.send(*node, "GET", "/metrics", &[], None).unwrap().text();
-        let line = metrics.lines().find_map(|line| line.strip_prefix("flotilla_snapshots_failed_total ")).map(str::to_owned);
-        line.map_or(0, |n| n.parse::<u64>().unwrap())
-    };
-    let refused: u64 = [1, 2].iter().map(failed).sum();
+    let failed = |node| client.metric(node, "flotilla_snapshots_failed_total").unwrap_or(0.0) as u64;
+    let refused: u64 = [1, 2].map(failed).iter().sum();
     let anew = said.matches("were spoiled on this node's disk; it is built anew").count();
     println!(
         "{spoiled_built} built and {spoiled_staged} staged files were spoiled, {refused} snapshots were refused, {anew} built anew"
@@ -182,7 +164,7 @@ fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
     assert!(spoiled_built > 0 && spoiled_staged > 0, "nothing was spoiled in time");
     assert!(refused >= 2 && said.contains("check snapshot file"), "nobody noticed");
     for node in &nodes {
-        book.check_all(&client, *node);
+        registers.check_all(&client, *node);
     }
     fleet.assert_no_panic();
 }
@@ -210,32 +192,26 @@ fn sizes(kind: Kind, home: &Path) -> Vec<(PathBuf, u64)> {
 /// missing and never another value.
 #[test]
 fn a_flipped_byte_is_never_a_silent_loss() {
-    let mut cluster = Cluster::new(1, 2);
+    let mut cluster = Fleet::new(1, 2);
     let keys: Vec<String> = (0..200).map(|i| format!("{}/flip{i}", (b'a' + i % 26) as char)).collect();
     let value = |key: &str| key.repeat(40).into_bytes();
     for key in &keys {
         cluster.client.put(1, key, &value(key));
     }
     // Killed, so that the log is what it was at the last fsync, and nothing was flushed on the way out.
-    cluster.kill(1);
+    cluster.kill(&[1]);
     cluster.stop_dev(Signal::INT);
+    cluster.may_end.insert(1);
     let data = cluster.home(1).join("data");
     let original = cluster.folder.join("original");
-    copy(&data, &original);
+    copy(&data, &original).unwrap();
 
-    let judge = |cluster: &mut Cluster, what: &str| {
+    let judge = |cluster: &mut Fleet, what: &str| {
         cluster.spawn(1);
-        let begun = Instant::now();
-        let refused = loop {
-            if cluster.exited(1) {
-                break true;
-            }
-            if cluster.client.send(1, "GET", "/readyz", &[], None).is_ok_and(|answer| answer.status == 200) {
-                break false;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(30), "{what}: neither ready nor gone");
-            std::thread::sleep(Duration::from_millis(20));
-        };
+        let refused = until(&format!("{what}: ready or gone"), Duration::from_secs(30), || {
+            let is_gone = !cluster.is_running(1);
+            (is_gone || cluster.is_ready(1)).then_some(is_gone)
+        });
         if refused {
             let tail = cluster.log_tail(1, 1);
             println!("{what}: refused: {tail}");
@@ -256,9 +232,7 @@ fn a_flipped_byte_is_never_a_silent_loss() {
                 }
             }
             println!("{what}: started; {right} keys right, {errors} said to be broken");
-            if !cluster.exited(1) {
-                cluster.kill(1);
-            }
+            cluster.kill(&[1]);
         }
         refused
     };
@@ -284,7 +258,7 @@ fn a_flipped_byte_is_never_a_silent_loss() {
     cluster.start(1);
     cluster.stop(1);
     fs::remove_dir_all(&original).unwrap();
-    copy(&data, &original);
+    copy(&data, &original).unwrap();
     let tables = sizes(Kind::Table, &cluster.home(1));
     println!("{} tables, {:?} bytes", tables.len(), tables.iter().map(|(_, size)| size).collect::<Vec<_>>());
     for (path, size) in &tables {

@@ -7,19 +7,19 @@
 //! cargo test --release --workspace --features flotilla-node/failpoints --test failpoints -- --nocapture
 //! ```
 //!
-//! Each point has a scene that leads there (`cluster/crash_theatre.rs`). A round arms one point on one node, lets the scene play until the
+//! Each point has a scenario that leads there (`harness.rs`). A round arms one point on one node, lets the scenario play until the
 //! node has ended there, by its own word and by SIGABRT, and starts it without: it must be ready, a sample of the journal right, and the
 //! replicas equal by hash. A point at which no node died fails the test. The table that is printed stands in `docs/crashes.md`.
 
 #![cfg(feature = "shell")]
 
 #[cfg(feature = "failpoints")]
-mod theatre;
+mod harness;
 
 /// Whoever runs a build in which the environment can end the process is to see it; and a release is no such build.
 #[test]
 fn the_version_says_whether_there_are_fail_points() {
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_flotilla")).arg("--version").output().unwrap();
+    let output = flotilla_kit::run(flotilla_kit::flotilla().arg("--version"));
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && said.starts_with("flotilla "), "{output:?}");
     assert_eq!(said.contains("failpoints"), cfg!(feature = "failpoints"), "{said}");
@@ -29,7 +29,7 @@ fn the_version_says_whether_there_are_fail_points() {
 #[cfg(feature = "failpoints")]
 #[test]
 fn a_fail_point_that_does_not_exist_is_refused() {
-    let cluster = flotilla_kit::Cluster::new(1, 1);
+    let cluster = flotilla_kit::Fleet::new(1, 1);
     for (armed, wanted) in
         [("no-such-point=return", "there is no fail point"), ("log-begun", "no action"), ("log-begun=dance", "dance")]
     {
@@ -44,9 +44,8 @@ fn a_fail_point_that_does_not_exist_is_refused() {
 mod rounds {
     //! The rounds: each point, deaths in a row, and disks that say no.
 
-    use crate::theatre::{End, Row, Scene, Theatre, VICTIM, armed, pass_of};
-    use flotilla_kit::crash_fleet::Fleet;
-    use flotilla_kit::until;
+    use crate::harness::{End, Harness, Row, Scenario, VICTIM, armed, pass_of};
+    use flotilla_kit::{Fleet, Load, Targets, until};
     use flotilla_storage::FailPoint;
     use rustix::process::Signal;
     use std::fs;
@@ -67,22 +66,24 @@ mod rounds {
     ];
 
     /// A restart that dies while it completes an install begins again the next time, until the marker is gone.
-    fn times_in_a_row(point: FailPoint, scene: Scene) -> u64 {
+    fn times_in_a_row(point: FailPoint, scenario: Scenario) -> u64 {
         let is_done = matches!(point, FailPoint::InstallFinished | FailPoint::ResumeEnded);
-        if scene == Scene::Resuming && !is_done { 3 } else { 1 }
+        if scenario == Scenario::Resuming && !is_done { 3 } else { 1 }
     }
 
     fn print(rows: &[Row]) {
-        println!("| fail point | scene | the node | at pass | times in a row | ready again after |\n|---|---|---|---|---|---|");
-        for Row { point, scene, end, pass, times, recovered_in } in rows {
-            let (scene, end) = (format!("{scene:?}").to_lowercase(), format!("{end:?}").to_lowercase());
-            println!("| {} | {scene} | {end} | {pass} | {times} | {:.2} s |", point.name(), recovered_in.as_secs_f64());
+        println!(
+            "| fail point | scenario | the node | at pass | times in a row | ready again after |\n|---|---|---|---|---|---|"
+        );
+        for Row { point, scenario, end, pass, times, recovered_in } in rows {
+            let (scenario, end) = (format!("{scenario:?}").to_lowercase(), format!("{end:?}").to_lowercase());
+            println!("| {} | {scenario} | {end} | {pass} | {times} | {:.2} s |", point.name(), recovered_in.as_secs_f64());
         }
     }
 
     /// The first starts of a cluster, each cut short; what is there then is a node that was founded, or one that was not.
     fn found(rows: &mut Vec<Row>) {
-        let mut fleet = Fleet::prepare(4);
+        let mut fleet = Fleet::for_crashes(4);
         let deaths = [
             FailPoint::OpenLocked,
             FailPoint::OpenCreated,
@@ -96,12 +97,12 @@ mod rounds {
         let deaths = deaths.map(|point| (point, End::Dies, 1 + u64::from(point == FailPoint::OpenCreated) * 2));
         let errors = [(FailPoint::FoundBegun, End::Refuses, 1), (FailPoint::DirectoryBegun, End::Aborts, 1)];
         for (point, end, times) in deaths.into_iter().chain(errors) {
-            let nodes = fleet.cluster.all();
+            let nodes = fleet.all();
             for node in &nodes {
-                fs::remove_dir_all(fleet.cluster.home(*node).join("data")).unwrap();
+                fs::remove_dir_all(fleet.home(*node).join("data")).unwrap();
             }
             fleet.arm(VICTIM, &armed(point, 0, end));
-            nodes.iter().for_each(|node| fleet.start(*node));
+            nodes.iter().for_each(|node| fleet.spawn(*node));
             let mut pass = 0;
             for life in 1..=times {
                 let status = fleet.wait_end(VICTIM, Duration::from_secs(20));
@@ -110,17 +111,17 @@ mod rounds {
                 if life == times {
                     fleet.arm(VICTIM, "");
                 }
-                fleet.start(VICTIM);
+                fleet.spawn(VICTIM);
             }
             let recovered_in = fleet.wait_ready(&[VICTIM]);
             fleet.wait_ready(&nodes);
-            fleet.client().put(VICTIM, "founded", point.name().as_bytes());
+            fleet.client.put(VICTIM, "founded", point.name().as_bytes());
             for node in &nodes {
-                assert_eq!(fleet.client().get(*node, "/v1/kv/founded").expect(200).text(), point.name());
+                assert_eq!(fleet.client.get(*node, "/v1/kv/founded").expect(200).text(), point.name());
             }
-            fleet.cluster.wait_equal(Duration::from_secs(20));
+            fleet.wait_equal(Duration::from_secs(20));
             fleet.kill(&nodes);
-            rows.push(Row { point, scene: Scene::Founding, end, pass, times, recovered_in });
+            rows.push(Row { point, scenario: Scenario::Founding, end, pass, times, recovered_in });
         }
     }
 
@@ -128,32 +129,33 @@ mod rounds {
     fn a_node_that_dies_anywhere_comes_back_and_nothing_is_lost() {
         let mut rows = Vec::new();
         found(&mut rows);
-        let mut theatre = Theatre::new();
-        let client = theatre.fleet.client().clone();
+        let mut harness = Harness::new();
+        let client = harness.fleet.client.clone();
         // One journal, one cluster, dozens of deaths: what one round spoils, a later one finds.
         let mut played = Vec::new();
-        let load_book = theatre.book.clone();
-        load_book.under_load(&client, &[1, 2, 3], 3, Duration::from_millis(2), 3, || {
+        let registers = harness.registers.clone();
+        let load = Load::mixed(3, Duration::from_millis(2), 3);
+        registers.under_load(&client, &Targets::new(&[1, 2, 3]), load, || {
             for (_, point) in FailPoint::ALL {
-                let (scene, _) = Scene::of(point);
-                if scene != Scene::Founding {
-                    played.push(theatre.round(point, scene, End::Dies, times_in_a_row(point, scene)));
+                let (scenario, _) = Scenario::of(point);
+                if scenario != Scenario::Founding {
+                    played.push(harness.round(point, scenario, End::Dies, times_in_a_row(point, scenario)));
                 }
             }
             // A restart that completes an install, and dies on the way.
             for point in [FailPoint::InstallCleared, FailPoint::InstallIngested, FailPoint::InstallFinished] {
-                played.push(theatre.round(point, Scene::Resuming, End::Dies, times_in_a_row(point, Scene::Resuming)));
+                played.push(harness.round(point, Scenario::Resuming, End::Dies, times_in_a_row(point, Scenario::Resuming)));
             }
             for (point, end) in ERRORS {
-                let (scene, _) = Scene::of(*point);
-                played.push(theatre.round(*point, scene, *end, 1));
+                let (scenario, _) = Scenario::of(*point);
+                played.push(harness.round(*point, scenario, *end, 1));
             }
-            build_fails_once(&mut theatre);
+            build_fails_once(&mut harness);
         });
         rows.append(&mut played);
         print(&rows);
-        let present: Vec<usize> = theatre.fleet.cluster.all().iter().map(|node| theatre.book.check_all(&client, *node)).collect();
-        println!("{} keys are there at the end; {:?}", present[0], theatre.book.judge_again());
+        let present: Vec<usize> = harness.fleet.all().iter().map(|node| registers.check_all(&client, *node)).collect();
+        println!("{} keys are there at the end; {:?}", present[0], registers.judge_file().unwrap());
         for (name, point) in FailPoint::ALL {
             assert!(rows.iter().any(|row| row.point == point && row.end == End::Dies), "nobody ever died at {name}");
         }
@@ -161,15 +163,15 @@ mod rounds {
 
     /// The files of a snapshot are the one thing that may be written again: nobody relies on them before they are complete, and what was
     /// begun is thrown away.
-    fn build_fails_once(theatre: &mut Theatre) {
-        theatre.play(Scene::Sending, &format!("{}=1*return(error)", FailPoint::BuildBegun.name()));
+    fn build_fails_once(harness: &mut Harness) {
+        harness.play(Scenario::Sending, &format!("{}=1*return(error)", FailPoint::BuildBegun.name()));
         until("the failure is told", Duration::from_secs(20), || {
-            theatre.fleet.said_in_last_life(VICTIM).contains("could not be built; it will be tried again").then_some(())
+            harness.fleet.said_in_last_life(VICTIM).contains("could not be built; it will be tried again").then_some(())
         });
-        theatre.fleet.wait_ready(&[1, 2, 3]);
-        theatre.book.at_rest(|| theatre.fleet.cluster.wait_equal(Duration::from_secs(30)));
-        let built = theatre.fleet.cluster.metric(VICTIM, "flotilla_snapshots_built_total");
-        let failed = theatre.fleet.cluster.metric(VICTIM, "flotilla_snapshots_failed_total");
+        harness.fleet.wait_ready(&[1, 2, 3]);
+        harness.registers.at_rest(|| harness.fleet.wait_equal(Duration::from_secs(30)));
+        let metric = |name| harness.fleet.client.metric(VICTIM, name).unwrap();
+        let (built, failed) = (metric("flotilla_snapshots_built_total"), metric("flotilla_snapshots_failed_total"));
         assert!(built >= 1.0 && failed >= 1.0, "{built} built, {failed} failed");
     }
 
@@ -177,22 +179,22 @@ mod rounds {
     /// of them. An install is completed by the next start.
     #[test]
     fn a_snapshot_under_way_holds_no_shutdown_up() {
-        let mut theatre = Theatre::new();
-        for (point, scene) in [
-            (FailPoint::BuildWritten, Scene::Sending),
-            (FailPoint::StageArrived, Scene::Receiving),
-            (FailPoint::InstallMarked, Scene::Receiving),
+        let mut harness = Harness::new();
+        for (point, scenario) in [
+            (FailPoint::BuildWritten, Scenario::Sending),
+            (FailPoint::StageArrived, Scenario::Receiving),
+            (FailPoint::InstallMarked, Scenario::Receiving),
             // It goes on while the node stops, and meets an engine that is being closed.
-            (FailPoint::InstallCleared, Scene::Receiving),
+            (FailPoint::InstallCleared, Scenario::Receiving),
         ] {
             let sleep = if point == FailPoint::InstallCleared { 1_500 } else { 120_000 };
-            theatre.play(scene, &format!("{}=sleep({sleep})", point.name()));
+            harness.play(scenario, &format!("{}=sleep({sleep})", point.name()));
             let folder = match point {
                 FailPoint::BuildWritten => "data/snapshots/out",
                 FailPoint::StageArrived => "data/snapshots/in",
                 _ => "data/snapshots/install",
             };
-            let folder = theatre.fleet.cluster.home(VICTIM).join(folder);
+            let folder = harness.fleet.home(VICTIM).join(folder);
             until("a snapshot is under way", Duration::from_secs(30), || {
                 let files =
                     fs::read_dir(&folder).ok()?.flatten().flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten());
@@ -200,20 +202,20 @@ mod rounds {
             });
             std::thread::sleep(Duration::from_secs(1));
             let begun = Instant::now();
-            theatre.fleet.signal(VICTIM, Signal::TERM);
+            harness.fleet.signal(VICTIM, Signal::TERM);
             // The grace is ten seconds.
-            let status = theatre.fleet.wait_end(VICTIM, Duration::from_secs(15));
-            let said = theatre.fleet.said_in_last_life(VICTIM);
+            let status = harness.fleet.wait_end(VICTIM, Duration::from_secs(15));
+            let said = harness.fleet.said_in_last_life(VICTIM);
             let status = status.unwrap_or_else(|| panic!("{}: it goes on for ever: {said}", point.name()));
             assert!(status.success(), "{}: {status}: {said}", point.name());
             println!("{}: ended after {:?}", point.name(), begun.elapsed());
-            println!("ready again after {:?}", theatre.come_back());
+            println!("ready again after {:?}", harness.come_back());
         }
     }
 
     /// The files of the snapshots that lie at the victim, to be installed.
     fn staged(fleet: &Fleet) -> Vec<PathBuf> {
-        let folders = fs::read_dir(fleet.cluster.home(VICTIM).join("data/snapshots/install")).unwrap().flatten();
+        let folders = fs::read_dir(fleet.home(VICTIM).join("data/snapshots/install")).unwrap().flatten();
         let files = folders.flat_map(|folder| fs::read_dir(folder.path()).unwrap().flatten()).map(|file| file.path());
         files.filter(|path| path.extension().is_some_and(|extension| extension == "sst")).collect()
     }
@@ -222,15 +224,16 @@ mod rounds {
     /// time it is started, and what is left of the shard is not taken for the shard. With the files as they were it completes it.
     #[test]
     fn an_install_that_can_not_be_completed_is_refused() {
-        let mut theatre = Theatre::new();
-        let client = theatre.fleet.client().clone();
-        let book = theatre.book.clone();
-        book.under_load(&client, &[1, 2], 2, Duration::from_millis(2), 4, || {
+        let mut harness = Harness::new();
+        let client = harness.fleet.client.clone();
+        let registers = harness.registers.clone();
+        let load = Load::mixed(2, Duration::from_millis(2), 4);
+        registers.under_load(&client, &Targets::new(&[1, 2]), load, || {
             for step in [FailPoint::InstallMarked, FailPoint::InstallCleared] {
-                theatre.play(Scene::Receiving, &armed(step, 0, End::Dies));
-                theatre.await_end(step, End::Dies);
-                theatre.fleet.arm(VICTIM, "");
-                let files = staged(&theatre.fleet);
+                harness.play(Scenario::Receiving, &armed(step, 0, End::Dies));
+                harness.await_end(step, End::Dies);
+                harness.fleet.arm(VICTIM, "");
+                let files = staged(&harness.fleet);
                 let file = files.first().expect("the marker says that there are files");
                 let sound = fs::read(file).unwrap();
                 let mut flipped = sound.clone();
@@ -243,10 +246,10 @@ mod rounds {
                         None => fs::remove_file(file).unwrap(),
                     }
                     for _ in 0..2 {
-                        theatre.fleet.start(VICTIM);
+                        harness.fleet.spawn(VICTIM);
                         let status =
-                            theatre.fleet.wait_end(VICTIM, Duration::from_secs(20)).expect("it starts, with half a shard");
-                        let said = theatre.fleet.said_in_last_life(VICTIM);
+                            harness.fleet.wait_end(VICTIM, Duration::from_secs(20)).expect("it starts, with half a shard");
+                        let said = harness.fleet.said_in_last_life(VICTIM);
                         let complaints: Vec<&str> = said.lines().filter(|line| line.starts_with("flotilla: ")).collect();
                         assert_eq!((status.code(), complaints.len()), (Some(1), 1), "{damage}: {said}");
                         assert!(complaints[0].contains("can't be completed"), "{}", complaints[0]);
@@ -254,7 +257,7 @@ mod rounds {
                     }
                 }
                 fs::write(file, &sound).unwrap();
-                println!("restored, ready again after {:.2?}", theatre.come_back());
+                println!("restored, ready again after {:.2?}", harness.come_back());
             }
         });
     }

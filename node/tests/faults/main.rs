@@ -3,12 +3,11 @@
 
 #![cfg(feature = "shell")]
 
-use flotilla_kit::load::{Fate, Ledger, Targets, under_load};
-use flotilla_kit::{Cluster, flotilla, run, until};
+use flotilla_kit::disk::SmallDisk;
+use flotilla_kit::{Fleet, Load, Outcome, PATIENCE, Registers, Targets, flotilla, run, until};
 use std::fs;
 use std::net::{TcpListener, UdpSocket};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -21,9 +20,9 @@ fn with(mut command: Command, flag: &str, value: impl AsRef<std::ffi::OsStr>) ->
 /// Every way in which a node can't be started. The cluster that it belongs to is there before and after.
 #[test]
 fn a_node_that_can_not_run_says_why_in_one_line() {
-    let mut cluster = Cluster::new(3, 2);
+    let mut cluster = Fleet::new(3, 2);
     cluster.client.put(1, "kept", b"through all of it");
-    let refused = |cluster: &Cluster, what: &str, command: Command, wanted: &[&str]| {
+    let refused = |cluster: &Fleet, what: &str, command: Command, wanted: &[&str]| {
         let begun = Instant::now();
         let complaint = cluster.refused(command);
         println!("{what} ({:?}): {complaint}", begun.elapsed());
@@ -49,7 +48,7 @@ fn a_node_that_can_not_run_says_why_in_one_line() {
 
     // From here on node 3 is down.
     cluster.stop(3);
-    let start = |cluster: &Cluster| cluster.start_command(3);
+    let start = |cluster: &Fleet| cluster.start_command(3);
     let command = with(start(&cluster), "--cluster", "00000000000000aa");
     refused(&cluster, "foreign cluster id", command, &["00000000000000aa"]);
     let command = with(start(&cluster), "--data", cluster.home(2).join("data"));
@@ -122,10 +121,11 @@ fn a_node_that_can_not_run_says_why_in_one_line() {
 /// A node of another cluster that calls, and anybody who throws bytes at the QUIC port.
 #[test]
 fn garbage_on_the_wire_ends_nothing() {
-    let cluster = Cluster::new(3, 2);
-    let ledger = Ledger::new(&cluster, "garbage", 2);
+    let cluster = Fleet::new(3, 2);
+    let registers = Registers::new(&cluster, "garbage", 2);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let (sent, counts) = under_load(&cluster, &ledger, &Targets::new(&[1, 2, 3]), 2, || {
+    let targets = Targets::new(&[1, 2, 3]);
+    let (sent, counts) = registers.under_load(&cluster.client, &targets, Load::plain(2), || {
         let (mut sent, mut seed) = (0, 0x9e37_79b9_7f4a_7c15u64);
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(2) {
@@ -159,41 +159,20 @@ fn garbage_on_the_wire_ends_nothing() {
         sent
     });
     println!("{sent} datagrams of garbage; meanwhile {counts}");
-    assert!(counts.all(Fate::Done) > 100, "hardly any load: {counts}");
-    assert_eq!(counts.all(Fate::Unknown) + counts.all(Fate::Broken), 0, "{:?}", counts.refusals());
+    assert!(counts.all(Outcome::Done) > 100, "hardly any load: {counts}");
+    assert_eq!(counts.all(Outcome::Unknown) + counts.all(Outcome::Broken), 0, "{:?}", counts.refusals());
     for node in cluster.all() {
         cluster.client.get(node, "/readyz").expect(200);
-        assert!(!cluster.log_tail(node, 1000).contains("panicked"), "node {node} panicked");
     }
-    ledger.check(&cluster.client, &[1, 2, 3]);
-}
-
-/// A small disk of its own, as long as it lives.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: &Path, size: &str) -> Option<Self> {
-        fs::create_dir_all(path).unwrap();
-        let output = run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(path));
-        output.status.success().then(|| Self(path.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("-l").arg(&self.0));
-    }
+    cluster.assert_no_panic();
+    registers.check(&cluster.client, &[1, 2, 3]);
 }
 
 /// A disk that fills up: puts are refused, deletes are taken, and with room again all is as before.
 #[test]
 fn a_full_disk_refuses_puts_and_takes_deletes() {
-    let temp = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&temp.path().join("disk"), "400m") else {
-        println!("skipped: a tmpfs can't be mounted here, which takes the superuser");
-        return;
-    };
-    let mut cluster = Cluster::prepare(3, 4, Some(&disk.0.join("dev")));
+    let Some(disk) = SmallDisk::of_test(400 << 20) else { return };
+    let mut cluster = Fleet::prepare(3, 4, Some(&disk.path().join("dev")));
     cluster.start_dev();
     let client = cluster.client.clone();
     let paths = cluster.shard_paths(1, "full");
@@ -202,15 +181,7 @@ fn a_full_disk_refuses_puts_and_takes_deletes() {
         client.put(1, &format!("{path}b"), b"before");
     }
     // Less is left than the reserve of 64 MiB, and more than the nodes need to go on.
-    let ballast = disk.0.join("ballast");
-    let free = free_bytes(&disk.0);
-    let file = fs::File::create(&ballast).unwrap();
-    let zeros = vec![0; 1 << 20];
-    for i in 0..(free >> 20).saturating_sub(32) {
-        file.write_all_at(&zeros, i << 20).unwrap();
-    }
-    // Held open, it would take its space also after it is removed.
-    drop(file);
+    disk.fill(32 << 20);
     let begun = Instant::now();
     let refused = until("puts are refused", Duration::from_secs(5), || {
         let answer = client.ask(1, "PUT", &format!("/v1/kv/{}a", paths[0].1), &[], Some(b"while it is full"));
@@ -234,7 +205,7 @@ fn a_full_disk_refuses_puts_and_takes_deletes() {
         client.get(3, &format!("/v1/kv/{path}b")).expect(404);
         client.get(3, &format!("/v1/kv/{path}a")).expect(200);
     }
-    fs::remove_file(&ballast).unwrap();
+    disk.empty();
     let begun = Instant::now();
     for node in cluster.all() {
         for (_, path) in &paths {
@@ -243,12 +214,10 @@ fn a_full_disk_refuses_puts_and_takes_deletes() {
                 (answer.status == 204).then_some(())
             });
         }
-        cluster.wait_ready(node);
+        cluster.wait_ready(&[node]);
     }
     println!("taken again {:?} after there was room", begun.elapsed());
     cluster.wait_equal(Duration::from_secs(20));
-    drop(cluster);
-    drop(disk);
 }
 
 /// Bytes that no compression makes smaller.
@@ -267,12 +236,8 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
 /// all is deleted there is room again, without a restart and though nothing is written that would flush a memtable.
 #[test]
 fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
-    let temp = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&temp.path().join("disk"), "400m") else {
-        println!("SKIPPED: a tmpfs can't be mounted here, which takes the superuser");
-        return;
-    };
-    let mut cluster = Cluster::prepare(3, 4, Some(&disk.0.join("dev")));
+    let Some(disk) = SmallDisk::of_test(400 << 20) else { return };
+    let mut cluster = Fleet::prepare(3, 4, Some(&disk.path().join("dev")));
     cluster.start_dev();
     let client = cluster.client.clone();
     let paths = cluster.shard_paths(1, "full");
@@ -294,7 +259,7 @@ fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
             let threads: Vec<_> = (0..6).map(|thread| scope.spawn(fill(thread))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        println!("round {round}: refused at {refused:?}, {} MiB free", free_bytes(&disk.0) >> 20);
+        println!("round {round}: refused at {refused:?}, {} MiB free", disk.free_bytes() >> 20);
         for node in cluster.all() {
             client.get(node, "/livez").expect(200);
         }
@@ -312,72 +277,58 @@ fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
             }
             assert!(!cluster.log_tail(node, 1000).contains("the process ends"), "node {node} ended");
         }
-        println!(
-            "round {round}: taken again {:?} after all was deleted, {} MiB free",
-            begun.elapsed(),
-            free_bytes(&disk.0) >> 20
-        );
+        println!("round {round}: taken again {:?} after all was deleted, {} MiB free", begun.elapsed(), disk.free_bytes() >> 20);
     }
     cluster.wait_equal(Duration::from_secs(20));
-    drop(cluster);
-    drop(disk);
 }
 
 /// A node that was killed on a disk which is full to the last starts on it, and takes deletes; where even the ballast is gone it says how
 /// much it needs.
 #[test]
 fn a_node_starts_on_a_disk_that_is_full_to_the_last() {
-    let temp = tempfile::tempdir().unwrap();
-    let Some(disk) = SmallDisk::mount(&temp.path().join("disk"), "200m") else {
-        println!("SKIPPED: a tmpfs can't be mounted here, which takes the superuser");
-        return;
-    };
-    let mut cluster = Cluster::prepare(1, 2, Some(&disk.0.join("dev")));
+    let Some(disk) = SmallDisk::of_test(200 << 20) else { return };
+    let mut cluster = Fleet::prepare(1, 2, Some(&disk.path().join("dev")));
     cluster.start_dev();
     for i in 0..6u64 {
         cluster.client.put(1, &format!("key{i}"), &noise(i, 512 << 10));
     }
-    let filler = disk.0.join("filler");
     let fill = || {
-        let mut file = fs::File::options().create(true).append(true).open(&filler).unwrap();
-        let chunk = vec![7; 64 << 10];
-        while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
-        println!("{} bytes free", free_bytes(&disk.0));
+        disk.fill(0);
+        println!("{} bytes free", disk.free_bytes());
     };
-    cluster.kill(1);
+    cluster.kill(&[1]);
     fill();
-    let took = cluster.start_lean(1);
-    println!("serves {took:?} after a start on a full disk");
+    let begun = Instant::now();
+    cluster.spawn(1);
+    // It has no room to be ready.
+    until("a read is answered", PATIENCE, || {
+        let answer = cluster.client.send(1, "GET", "/v1/kv/nothing-here", &[], None);
+        answer.is_ok_and(|answer| answer.status == 404).then_some(())
+    });
+    println!("serves {:?} after a start on a full disk", begun.elapsed());
     let client = cluster.client.clone();
     client.ask(1, "DELETE", "/v1/kv/key0", &[], None).expect(204);
     client.get(1, "/v1/kv/key0").expect(404);
     assert_eq!(client.get(1, "/v1/kv/key1").expect(200).body, noise(1, 512 << 10));
     let refused = client.ask(1, "PUT", "/v1/kv/key0", &[], Some(b"no room")).expect(507).json();
     assert_eq!(refused["code"], "disk_full");
-    cluster.kill(1);
+    cluster.kill(&[1]);
     fill();
     let complaint = cluster.refused(cluster.start_command(1));
     assert!(complaint.contains("needs 1048576 to start") && complaint.contains("larger one"), "{complaint}");
-    fs::remove_file(&filler).unwrap();
+    disk.empty();
     cluster.start(1);
     until("puts are taken again", Duration::from_secs(10), || {
         let answer = client.ask(1, "PUT", "/v1/kv/key0", &[], Some(b"room"));
         (answer.status == 204).then_some(())
     });
     client.get(1, "/v1/kv/key5").expect(200);
-    drop(cluster);
-    drop(disk);
-}
-
-fn free_bytes(folder: &Path) -> u64 {
-    let stat = rustix::fs::statvfs(folder).unwrap();
-    stat.f_bavail * stat.f_frsize
 }
 
 /// Said at once, before any node is started.
 #[test]
 fn dev_names_the_port_that_is_taken() {
-    let cluster = Cluster::prepare(3, 2, None);
+    let cluster = Fleet::prepare(3, 2, None);
     let _taken = TcpListener::bind(("127.0.0.1", cluster.http(2))).unwrap();
     let complaint = cluster.refused(cluster.dev_command());
     println!("{complaint}");
@@ -389,13 +340,13 @@ fn dev_names_the_port_that_is_taken() {
 /// its former self, not even with nodes that were started again since. With its old directory it is welcome.
 #[test]
 fn a_wiped_disk_does_not_pass_for_the_old_one() {
-    let mut cluster = Cluster::new(3, 4);
+    let mut cluster = Fleet::new(3, 4);
     cluster.client.put(1, "kept", b"by all three");
-    cluster.kill(3);
+    cluster.kill(&[3]);
     let (data, kept) = (cluster.home(3).join("data"), cluster.folder.join("kept"));
     fs::rename(&data, &kept).unwrap();
     // What the others know must be on their disks, too.
-    cluster.kill(2);
+    cluster.kill(&[2]);
     cluster.start(2);
     cluster.spawn(3);
     let complaint = until("a complaint about the directory", Duration::from_secs(10), || {
@@ -405,7 +356,7 @@ fn a_wiped_disk_does_not_pass_for_the_old_one() {
     let answer = cluster.client.send(3, "GET", "/readyz", &[], None);
     assert!(!answer.is_ok_and(|answer| answer.status == 200), "a node that forgot everything is ready");
     assert_eq!(cluster.client.get(1, "/v1/kv/kept").expect(200).body, b"by all three");
-    cluster.kill(3);
+    cluster.kill(&[3]);
     fs::remove_dir_all(&data).unwrap();
     fs::rename(&kept, &data).unwrap();
     cluster.start(3);
@@ -420,7 +371,7 @@ fn what_a_node_keeps_is_for_its_user_alone() {
         open.args(["-c", "umask 000; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
         open
     };
-    let cluster = Cluster::new(1, 2);
+    let cluster = Fleet::new(1, 2);
     cluster.client.put(1, "secret", b"secret");
     let mut stack = vec![cluster.home(1).join("data")];
     let certs = cluster.folder.join("certs");

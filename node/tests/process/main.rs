@@ -3,26 +3,25 @@
 
 #![cfg(feature = "shell")]
 
-use flotilla_kit::{Cluster, until};
+use flotilla_kit::{Fleet, PATIENCE, set, until};
 use rustix::process::Signal;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
 /// How many lines of a node's log hold `text`.
-fn lines(cluster: &Cluster, node: u64, text: &str) -> usize {
-    let log = std::fs::read_to_string(cluster.home(node).join("flotilla.log")).unwrap();
-    log.lines().filter(|line| line.contains(text)).count()
+fn lines(cluster: &Fleet, node: u64, text: &str) -> usize {
+    cluster.said(node).lines().filter(|line| line.contains(text)).count()
 }
 
 #[test]
 fn sighup_reads_the_certificates_again_and_ends_nothing() {
-    let cluster = Cluster::new(3, 2);
+    let cluster = Fleet::new(3, 2);
     let pid = cluster.pid(2);
     for signal in [Signal::USR1, Signal::USR2, Signal::HUP] {
         cluster.signal(2, signal);
     }
-    until("the certificates are read again", flotilla_kit::PATIENCE, || {
+    until("the certificates are read again", PATIENCE, || {
         (lines(&cluster, 2, "SIGHUP: the certificates were read again") == 1).then_some(())
     });
     // What can't be used changes nothing, and is said.
@@ -30,12 +29,12 @@ fn sighup_reads_the_certificates_again_and_ends_nothing() {
     let good = std::fs::read(&cert).unwrap();
     std::fs::copy(cluster.home(1).join("node.pem"), &cert).unwrap();
     cluster.signal(2, Signal::HUP);
-    until("the wrong certificate is refused", flotilla_kit::PATIENCE, || {
+    until("the wrong certificate is refused", PATIENCE, || {
         (lines(&cluster, 2, "SIGHUP: the certificates could not be read again") == 1).then_some(())
     });
     std::fs::write(&cert, good).unwrap();
     cluster.signal(2, Signal::HUP);
-    until("the certificates are read again", flotilla_kit::PATIENCE, || {
+    until("the certificates are read again", PATIENCE, || {
         (lines(&cluster, 2, "SIGHUP: the certificates were read again") == 2).then_some(())
     });
     cluster.client.put(2, "after", b"signals");
@@ -69,19 +68,14 @@ fn is_open(stream: &mut TcpStream) -> bool {
 fn idle_clients_leave_the_files_that_the_database_needs() {
     const FILES: u64 = 300;
     // Small memtables, so that a few writes need new files.
-    let mut cluster = Cluster::with_config(3, 2, |table| {
-        let storage = table["storage"].as_table_mut().unwrap();
-        storage.insert("data_memtable_bytes".into(), (1 << 20).into());
-        storage.insert("log_memtable_bytes".into(), (1 << 20).into());
+    let mut cluster = Fleet::founded(3, 2, |config| {
+        set(config, "storage", "data_memtable_bytes", 1 << 20);
+        set(config, "storage", "log_memtable_bytes", 1 << 20);
     });
-    cluster.stop_dev(Signal::INT);
     cluster.launchers.insert(1, vec!["prlimit".into(), format!("--nofile={FILES}:{FILES}").into()]);
     // As most systems have it: few, unless a process asks for more.
     cluster.launchers.insert(2, vec!["prlimit".into(), "--nofile=256:20000".into()]);
-    for node in cluster.all() {
-        cluster.spawn(node);
-    }
-    cluster.all().into_iter().for_each(|node| cluster.wait_ready(node));
+    cluster.start_all(&cluster.all());
     let allowed = |node| cluster.client.json(node, "/v1/limits")["connections_max"].as_u64().unwrap();
     assert!(allowed(2) > 1000, "{} connections, where 20,000 files may be asked for", allowed(2));
     let allowed = allowed(1);
@@ -95,14 +89,14 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
         cluster.client.put(2, &format!("k{i}"), &vec![b'v'; 1 << 20]);
     }
     drop(held);
-    until("its clients are served again", flotilla_kit::PATIENCE, || idle(port).map(drop));
+    until("its clients are served again", PATIENCE, || idle(port).map(drop));
     cluster.client.get(1, "/v1/kv/k39").expect(200);
     assert_eq!(lines(&cluster, 1, "lets this process open few files"), 1, "{}", cluster.log_tail(1, 20));
     assert!(lines(&cluster, 1, "HTTP connections") <= 2, "{}", cluster.log_tail(1, 20));
-    cluster.wait_equal(flotilla_kit::PATIENCE);
+    cluster.wait_equal(PATIENCE);
 
     // So few that it could not work is no way to start.
-    cluster.kill(1);
+    cluster.kill(&[1]);
     cluster.launchers.insert(1, vec!["prlimit".into(), "--nofile=100:100".into()]);
     let why = cluster.refused(cluster.start_command(1));
     assert!(why.contains("open 100 files") && why.contains("LimitNOFILE"), "{why}");
@@ -111,7 +105,7 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
 /// A replica that was set aside answers nothing, and knows of no election any more. Whoever asks its node must not notice.
 #[test]
 fn requests_about_a_shard_that_was_set_aside_are_handed_on() {
-    let mut cluster = Cluster::new(3, 1);
+    let mut cluster = Fleet::new(3, 1);
     let leader = cluster.leaders(1)[&2].unwrap();
     let node = cluster.others(leader)[0];
     let newest = {
@@ -122,22 +116,20 @@ fn requests_about_a_shard_that_was_set_aside_are_handed_on() {
     for i in 0..20 {
         cluster.client.put(leader, &format!("k{i}"), &[b'v'; 100]);
     }
-    cluster.wait_equal(flotilla_kit::PATIENCE);
-    cluster.kill(node);
+    cluster.wait_equal(PATIENCE);
+    cluster.kill(&[node]);
     // All that it had told the leader to be on its disk since.
     std::fs::File::options().write(true).open(&newest).unwrap().set_len(before).unwrap();
     cluster.spawn(node);
-    until("the shard is set aside", flotilla_kit::PATIENCE, || {
-        (lines(&cluster, node, "shard set aside on this node") > 0).then_some(())
-    });
+    until("the shard is set aside", PATIENCE, || (lines(&cluster, node, "shard set aside on this node") > 0).then_some(()));
     for i in 0..5 {
         cluster.client.put(node, &format!("after{i}"), b"through it");
         assert_eq!(cluster.client.get(node, &format!("/v1/kv/after{i}")).expect(200).text(), "through it");
         cluster.client.get(node, "/v1/kv/k19?consistency=stale").expect(200);
         cluster.client.get(node, "/v1/kv?prefix=after&limit=1").expect(200);
     }
-    cluster.wait_ready(node);
-    assert_eq!(cluster.metric(node, "flotilla_shards_set_aside"), 1.0);
+    cluster.wait_ready(&[node]);
+    assert_eq!(cluster.client.metric(node, "flotilla_shards_set_aside"), Some(1.0));
 }
 
 /// The resident memory of a process, in MiB.
@@ -151,17 +143,16 @@ fn resident(pid: u32) -> u64 {
 #[test]
 fn what_a_load_took_of_memory_comes_back() {
     const VALUES: u64 = 64;
-    let cluster = Cluster::with_config(3, 1, |table| {
-        let storage = table["storage"].as_table_mut().unwrap();
+    let cluster = Fleet::with_config(3, 1, |config| {
         // What stays in memory on purpose is to be little.
-        storage.insert("block_cache_bytes".into(), (8 << 20).into());
-        storage.insert("data_memtable_bytes".into(), (4 << 20).into());
-        storage.insert("log_memtable_bytes".into(), (4 << 20).into());
+        set(config, "storage", "block_cache_bytes", 8 << 20);
+        set(config, "storage", "data_memtable_bytes", 4 << 20);
+        set(config, "storage", "log_memtable_bytes", 4 << 20);
     });
     for i in 0..VALUES {
         cluster.client.put(1, &format!("big/{i:03}"), &vec![b'v'; 1 << 20]);
     }
-    cluster.wait_equal(flotilla_kit::PATIENCE);
+    cluster.wait_equal(PATIENCE);
     let pids: Vec<u32> = cluster.all().iter().map(|node| cluster.pid(*node)).collect();
     let of_all = || pids.iter().map(|pid| resident(*pid)).max().unwrap();
     let mut peak = 0;

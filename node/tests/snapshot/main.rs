@@ -3,7 +3,7 @@
 
 #![cfg(feature = "shell")]
 
-use flotilla_kit::{Cluster, until};
+use flotilla_kit::{Fleet, set, until};
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ const LOG_BYTES: i64 = 64 << 10;
 const VALUE_BYTES: usize = 32 << 10;
 
 /// Writes `count` values to every shard through some nodes, in batches, and some of them deleted again.
-fn write_much(cluster: &Cluster, nodes: &[u64], round: u8, count: usize) -> u64 {
+fn write_much(cluster: &Fleet, nodes: &[u64], round: u8, count: usize) -> u64 {
     let paths = cluster.shard_paths(nodes[0], "much");
     // Nothing that could be compressed, or there would not be much to send.
     let value = |i: usize| -> Vec<u8> {
@@ -47,15 +47,12 @@ fn write_much(cluster: &Cluster, nodes: &[u64], round: u8, count: usize) -> u64 
 ///
 /// A log is cut when something was applied, and a snapshot that was built is kept for some seconds for another follower, and the log
 /// behind it with it. So a little is written until then.
-fn until_cut(cluster: &Cluster, via: u64, had: &BTreeMap<u64, u64>) -> Duration {
+fn until_cut(cluster: &Fleet, via: u64, had: &BTreeMap<u64, u64>) -> Duration {
     let begun = Instant::now();
     let paths = cluster.shard_paths(via, "little");
+    let shards: Vec<u64> = had.keys().copied().collect();
     until("the logs are cut", Duration::from_secs(30), || {
-        let list = cluster.client.json(via, "/v1/admin/shards");
-        let cut = |shard: &serde_json::Value| {
-            shard["id"] == 1 || shard["log_first"].as_u64().is_some_and(|first| first > had[&shard["id"].as_u64().unwrap()] + 1)
-        };
-        let all = list["shards"].as_array().unwrap().iter().all(cut);
+        let all = cluster.cut_beyond(&shards, &[via], had) == shards;
         if !all {
             std::thread::sleep(Duration::from_millis(200));
             for (_, path) in &paths {
@@ -67,23 +64,18 @@ fn until_cut(cluster: &Cluster, via: u64, had: &BTreeMap<u64, u64>) -> Duration 
     begun.elapsed()
 }
 
-fn last_indexes(cluster: &Cluster, via: u64) -> BTreeMap<u64, u64> {
-    let list = cluster.client.json(via, "/v1/admin/shards");
-    list["shards"].as_array().unwrap().iter().map(|s| (s["id"].as_u64().unwrap(), s["last"].as_u64().unwrap())).collect()
-}
-
 #[test]
 fn a_follower_behind_the_log_comes_back_by_snapshot() {
-    let mut cluster = Cluster::with_config(3, 8, |config| {
-        config["log"].as_table_mut().unwrap().insert("bytes_per_shard_max".into(), LOG_BYTES.into());
+    let mut cluster = Fleet::with_config(3, 8, |config| {
+        set(config, "log", "bytes_per_shard_max", LOG_BYTES);
         // So slow that a snapshot takes a while, which is when it is to be killed.
-        config["transport"].as_table_mut().unwrap().insert("snapshot_bytes_per_second".into(), (12 << 20).into());
+        set(config, "transport", "snapshot_bytes_per_second", 12 << 20);
     });
     let away = 3;
     let others = cluster.others(away);
     write_much(&cluster, &[1, 2, 3], 0, 3);
     cluster.wait_equal(Duration::from_secs(20));
-    let mut had = last_indexes(&cluster, 1);
+    let mut had = cluster.last_indexes(1);
 
     println!("node {away} stopped after {:?}", cluster.stop(away));
     let begun = Instant::now();
@@ -92,13 +84,14 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
     println!("the logs were cut beyond what it had after {:?}", until_cut(&cluster, 1, &had));
     println!("ready after {:?}", cluster.start(away));
     println!("equal by hash after another {:?}", cluster.wait_equal(Duration::from_secs(60)));
-    let installed = cluster.metric(away, "flotilla_snapshots_installed_total");
-    println!("{installed} snapshots installed, {} failed", cluster.metric(away, "flotilla_snapshots_failed_total"));
+    let metric = |name| cluster.client.metric(away, name).unwrap();
+    let installed = metric("flotilla_snapshots_installed_total");
+    println!("{installed} snapshots installed, {} failed", metric("flotilla_snapshots_failed_total"));
     assert!(installed >= 8.0, "every shard was behind its log, and {installed} came by snapshot");
 
     // Killed in the middle of catching up, at different moments of it.
-    had = last_indexes(&cluster, 1);
-    cluster.kill(away);
+    had = cluster.last_indexes(1);
+    cluster.kill(&[away]);
     let bytes = write_much(&cluster, &others, 2, 40);
     println!("the logs were cut again beyond what it had after {:?}", until_cut(&cluster, 1, &had));
     let mut midway = 0;
@@ -113,13 +106,11 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
         }
         std::thread::sleep(Duration::from_millis(millis));
         let client = cluster.client.patience(Duration::from_millis(200));
-        let metrics = client.send(away, "GET", "/metrics", &[], None).map(|answer| answer.text()).unwrap_or_default();
-        let installed = metrics.lines().find_map(|line| line.strip_prefix("flotilla_snapshots_installed_total "));
-        let installed = installed.unwrap_or("an unknown number of").to_owned();
+        let installed = client.metric(away, "flotilla_snapshots_installed_total");
         let files = on_their_way();
-        cluster.kill(away);
+        cluster.kill(&[away]);
         midway += usize::from(files > 0);
-        println!("killed {millis} ms after the first snapshot began: {installed} were installed, {files} were on their way");
+        println!("killed {millis} ms after the first snapshot began: {installed:?} were installed, {files} were on their way");
     }
     assert!(midway >= 2, "only {midway} kills met a snapshot on its way, so they show nothing");
     println!("ready after {:?}", cluster.start(away));

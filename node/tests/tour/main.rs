@@ -2,7 +2,7 @@
 
 #![cfg(feature = "shell")]
 
-use flotilla_kit::{Cluster, THREE, flotilla, run, until};
+use flotilla_kit::{Fleet, THREE, flotilla, run, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,14 +17,14 @@ fn keys() -> Vec<String> {
     keys
 }
 
-fn get(cluster: &Cluster, node: u64, key: &str) -> (u16, Vec<u8>) {
+fn get(cluster: &Fleet, node: u64, key: &str) -> (u16, Vec<u8>) {
     let answer = cluster.client.get(node, &format!("/v1/kv/{key}"));
     (answer.status, answer.body)
 }
 
 #[test]
 fn a_cluster_from_one_command() {
-    let mut cluster = Cluster::prepare(3, 8, None);
+    let mut cluster = Fleet::prepare(3, 8, None);
     println!("ready after {:?}", cluster.start_dev());
     let said = cluster.dev_says("ready", Duration::ZERO);
     for node in THREE {
@@ -48,10 +48,10 @@ fn a_cluster_from_one_command() {
 }
 
 /// No node leads more than 4 of the 9 groups, none leads none.
-fn leaders_are_spread(cluster: &Cluster) {
+fn leaders_are_spread(cluster: &Fleet) {
     // Counted once per tick.
     let leads = until("each group has one leader", Duration::from_secs(2), || {
-        let leads: Vec<_> = THREE.map(|node| cluster.metric(node, "flotilla_leaders") as u64).collect();
+        let leads: Vec<_> = THREE.map(|node| cluster.client.metric(node, "flotilla_leaders").unwrap() as u64).collect();
         (leads.iter().sum::<u64>() == 9).then_some(leads)
     });
     assert!(leads.iter().all(|n| (1..=4).contains(n)), "leaders per node: {leads:?}");
@@ -61,7 +61,7 @@ fn leaders_are_spread(cluster: &Cluster) {
 }
 
 /// Put through one, get through another, list through the third: JSON pages and NDJSON, over all shards.
-fn any_node_takes_any_request(cluster: &Cluster) {
+fn any_node_takes_any_request(cluster: &Fleet) {
     let client = &cluster.client;
     let mut shards = BTreeSet::new();
     let keys = keys();
@@ -108,7 +108,7 @@ fn percent(key: &str) -> String {
     key.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-fn conditions(cluster: &Cluster) {
+fn conditions(cluster: &Fleet) {
     let client = &cluster.client;
     let path = "/v1/kv/condition";
     let ask = |node, method: &str, header: (&str, &str), body: Option<&[u8]>| client.ask(node, method, path, &[header], body);
@@ -137,7 +137,7 @@ fn conditions(cluster: &Cluster) {
 
 /// A stream whose reader pauses shows what was there when it began, through whichever node it comes: more than lies in the buffers on the
 /// way is still to be read when everything is written anew.
-fn streams(cluster: &Cluster) {
+fn streams(cluster: &Fleet) {
     const KEYS: usize = 30;
     let client = &cluster.client;
     for node in THREE {
@@ -163,7 +163,7 @@ fn streams(cluster: &Cluster) {
 }
 
 /// A follower answers from its own replica, and says how old that is.
-fn stale_reads(cluster: &Cluster) {
+fn stale_reads(cluster: &Fleet) {
     let client = &cluster.client;
     client.put(1, "stale", b"seen");
     let leader = client.json(1, "/v1/admin/explain/stale")["shard"]["leader"].as_u64().unwrap();
@@ -180,7 +180,7 @@ fn stale_reads(cluster: &Cluster) {
     assert_eq!(client.get(1, "/v1/kv/stale?consistency=lease").expect(200).text(), "seen");
 }
 
-fn batches(cluster: &Cluster) {
+fn batches(cluster: &Fleet) {
     let ops = json!({ "ops": [
         { "put": { "key": "0/batch", "value": "1" } },
         { "put": { "key": "z/batch", "value_b64": "/w==" } },
@@ -201,7 +201,7 @@ fn batches(cluster: &Cluster) {
     assert_eq!(get(cluster, 3, "0/batch"), (200, b"1".to_vec()));
 }
 
-fn admin(cluster: &Cluster) {
+fn admin(cluster: &Fleet) {
     let client = &cluster.client;
     for node in THREE {
         let shown = client.json(node, "/v1/admin/cluster");
@@ -259,7 +259,7 @@ fn admin(cluster: &Cluster) {
 }
 
 /// The families of the contract are there, and what this test did shows in them.
-fn health_and_metrics(cluster: &Cluster) {
+fn health_and_metrics(cluster: &Fleet) {
     for node in THREE {
         for path in ["/livez", "/readyz", "/readyz?verbose"] {
             cluster.client.get(node, path).expect(200);
@@ -320,7 +320,7 @@ fn health_and_metrics(cluster: &Cluster) {
 }
 
 /// The client commands against real nodes, with their exit codes.
-fn the_command_line(cluster: &Cluster) {
+fn the_command_line(cluster: &Fleet) {
     let run_at = |port: u16, args: &[&str]| {
         let mut command = flotilla();
         command.args(args).env("FLOTILLA_ENDPOINTS", format!("http://127.0.0.1:{port}"));
@@ -351,7 +351,7 @@ fn the_command_line(cluster: &Cluster) {
     assert_eq!(code, 3, "{complaint}");
 }
 
-fn ranges_are_deleted_over_shards(cluster: &Cluster) {
+fn ranges_are_deleted_over_shards(cluster: &Fleet) {
     let client = &cluster.client;
     let refused = client.ask(1, "DELETE", "/v1/kv", &[], None).expect(400);
     assert_eq!(refused.json()["code"], "range_missing");
@@ -370,7 +370,7 @@ fn ranges_are_deleted_over_shards(cluster: &Cluster) {
 }
 
 /// Ctrl-C and SIGTERM stop all of it; the same folder starts again with what was written.
-fn it_ends_and_starts_again(cluster: &mut Cluster) {
+fn it_ends_and_starts_again(cluster: &mut Fleet) {
     for signal in [Signal::INT, Signal::TERM] {
         cluster.client.put(1, "kept", format!("{signal:?}").as_bytes());
         let (status, took) = cluster.stop_dev(signal);

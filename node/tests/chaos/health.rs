@@ -1,13 +1,12 @@
 //! What the test knows of the cluster's health, and probes that measure it against what it must be able to do.
 //!
-//! [`World`] is what the faults make of the nodes and links. Where a majority of a shard's replicas runs, and every link between them
+//! [`Health`] is what the faults make of the nodes and links. Where a majority of a shard's replicas runs, and every link between them
 //! is clean, the shard must take writes, whatever else is wrong: [`Probes`] write and read one key per shard all the time, and
 //! note the longest time without a success **while such a majority was there**. That time holds the elections, the connections
 //! that have to be noticed as lost, the leaders that were killed. Beside it every answer is checked on the spot against what was
-//! acknowledged (see `load.rs`), which is a second opinion on what `flotilla check` judges.
+//! acknowledged (by the kit's registers), which is a second opinion on what `flotilla check` sees.
 
-use flotilla_kit::http::Client;
-use flotilla_kit::load::{Counts, Fate, Key, Ledger};
+use flotilla_kit::{Client, Counts, Outcome, Register, Registers};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -65,12 +64,12 @@ impl State {
 }
 
 /// The health of the cluster over time.
-pub(crate) struct World {
+pub(crate) struct Health {
     /// Each state with the moment since when it holds; the last is now's.
     history: Mutex<Vec<(Instant, State)>>,
 }
 
-impl World {
+impl Health {
     /// All is well.
     pub(crate) fn new() -> Self {
         Self { history: Mutex::new(vec![(Instant::now(), State::default())]) }
@@ -126,7 +125,7 @@ struct Seen {
 /// One prober per shard.
 pub(crate) struct Probes {
     /// What was acknowledged.
-    pub(crate) ledger: Arc<Ledger>,
+    pub(crate) registers: Arc<Registers>,
     /// What became of the requests.
     pub(crate) counts: Arc<Counts>,
     seen: Arc<Mutex<Seen>>,
@@ -138,31 +137,31 @@ impl Probes {
     /// Starts them. `replicas` says on which nodes each shard is.
     pub(crate) fn start(
         client: &Client,
-        ledger: Ledger,
+        registers: Registers,
         replicas: &BTreeMap<u64, Vec<u64>>,
         all: &[u64],
-        world: &Arc<World>,
+        health: &Arc<Health>,
     ) -> Self {
-        let (ledger, counts, seen) = (Arc::new(ledger), Arc::<Counts>::default(), Arc::<Mutex<Seen>>::default());
+        let (registers, counts, seen) = (Arc::new(registers), Arc::<Counts>::default(), Arc::<Mutex<Seen>>::default());
         let stop = Arc::<AtomicBool>::default();
         let begun = Instant::now();
-        let threads = (0..ledger.keys.len()).map(|i| {
-            let shard = ledger.keys[i].shard;
+        let threads = (0..registers.all.len()).map(|i| {
+            let shard = registers.all[i].shard;
             let prober = Prober {
                 clients: PATIENCE.map(|patience| client.patience(patience)),
                 replicas: replicas[&shard].clone(),
                 all: all.to_vec(),
-                world: world.clone(),
+                health: health.clone(),
                 counts: counts.clone(),
                 seen: seen.clone(),
                 stop: stop.clone(),
                 begun,
             };
-            let ledger = ledger.clone();
-            (shard, std::thread::spawn(move || prober.run(&ledger.keys[i])))
+            let registers = registers.clone();
+            (shard, std::thread::spawn(move || prober.run(&registers.all[i])))
         });
         let threads = threads.collect();
-        Self { ledger, counts, seen, stop, threads }
+        Self { registers, counts, seen, stop, threads }
     }
 
     /// What was found wrong, the first of it.
@@ -202,7 +201,7 @@ struct Prober {
     clients: [Client; PATIENCE.len()],
     replicas: Vec<u64>,
     all: Vec<u64>,
-    world: Arc<World>,
+    health: Arc<Health>,
     counts: Arc<Counts>,
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
@@ -210,33 +209,32 @@ struct Prober {
 }
 
 impl Prober {
-    fn run(self, key: &Key) {
+    fn run(self, register: &Register) {
         let mut spoke = Instant::now();
         let mut in_vain = 0;
-        for n in key.shard as usize.. {
+        for n in register.shard as usize.. {
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
-            let before = self.world.quorum(&self.replicas);
+            let before = self.health.quorum(&self.replicas);
             let nodes = before.map_or_else(|| self.all.clone(), |(nodes, _)| nodes);
             let (writer, reader) = (nodes[n % nodes.len()], nodes[(n + 1) % nodes.len()]);
             let client = &self.clients[in_vain.min(PATIENCE.len() - 1)];
-            let begun = Instant::now();
-            let (fate, _) = key.write(client, writer, PADDING_BYTES);
-            self.counts.count(writer, fate, begun.elapsed());
-            let is_done = fate == Fate::Done;
+            // Judged with each read, which takes the longer the more there is to be judged.
+            register.renew();
+            let outcome = self.counts.count(writer, || register.put(client, writer, PADDING_BYTES));
+            let is_done = outcome == Outcome::Done;
             in_vain = if is_done { 0 } else { in_vain + 1 };
             // A majority that was gone meanwhile, if only for a moment, excuses the silence until it came back.
-            match self.world.quorum(&self.replicas) {
-                Some((_, since)) => self.note(key.shard, spoke.max(since).elapsed(), is_done),
+            match self.health.quorum(&self.replicas) {
+                Some((_, since)) => self.note(register.shard, spoke.max(since).elapsed(), is_done),
                 None => spoke = Instant::now(),
             }
             if is_done {
                 spoke = Instant::now();
             }
-            let begun = Instant::now();
-            match key.look(client, reader, "") {
-                Ok(fate) => self.counts.count(reader, fate, begun.elapsed()),
+            match register.look(client, reader, "") {
+                Ok(outcome) => drop(self.counts.count(reader, || (outcome, None))),
                 Err(wrong) => self.seen.lock().unwrap().violations.push(wrong),
             }
             std::thread::sleep(Duration::from_millis(if is_done { 25 } else { 5 }));
@@ -248,10 +246,10 @@ impl Prober {
         let longest = seen.per_shard.entry(shard).or_default();
         *longest = lasted.max(*longest);
         if lasted > seen.worst.lasted {
-            seen.worst = Silence { lasted, shard, at: self.begun.elapsed(), faults: self.world.now().faults };
+            seen.worst = Silence { lasted, shard, at: self.begun.elapsed(), faults: self.health.now().faults };
         }
         if lasted > SILENCE_MAX && !is_over {
-            let faults = self.world.now().faults;
+            let faults = self.health.now().faults;
             seen.violations.push(format!("no write to shard {shard} for {lasted:?} while a majority was healthy ({faults})"));
         }
     }
@@ -279,13 +277,13 @@ mod tests {
 
     #[test]
     fn silence_counts_from_when_a_majority_is_there_again() {
-        let world = World::new();
-        let start = world.quorum(&[1, 2, 3]).unwrap().1;
-        world.change(|state| state.down.extend([1]));
-        assert_eq!(world.quorum(&[1, 2, 3]).unwrap().1, start, "two are left");
-        world.change(|state| state.down.extend([2]));
-        assert!(world.quorum(&[1, 2, 3]).is_none());
-        world.change(|state| state.down.clear());
-        assert!(world.quorum(&[1, 2, 3]).unwrap().1 > start);
+        let health = Health::new();
+        let start = health.quorum(&[1, 2, 3]).unwrap().1;
+        health.change(|state| state.down.extend([1]));
+        assert_eq!(health.quorum(&[1, 2, 3]).unwrap().1, start, "two are left");
+        health.change(|state| state.down.extend([2]));
+        assert!(health.quorum(&[1, 2, 3]).is_none());
+        health.change(|state| state.down.clear());
+        assert!(health.quorum(&[1, 2, 3]).unwrap().1 > start);
     }
 }

@@ -1,13 +1,13 @@
 //! How a node is brought to each fail point, and what is asked of it afterwards.
 //!
-//! A [`Scene`] is a situation in which a point is passed. [`Theatre::round`] arms a point on one node, plays the scene until the node has
-//! ended there, starts it again without, and checks: ready, the journal right, the replicas equal by hash. Everything happens under load.
+//! A [`Scenario`] is a situation in which a point is passed. [`Harness::round`] arms a point on one
+//! node, plays the scenario until the node has ended there, starts it again without, and checks:
+//! ready, the journal right, the replicas equal by hash. All happens under load.
 
-use flotilla_kit::crash_fleet::{CUT_BYTES, Fleet};
-use flotilla_kit::crash_load::Book;
-use flotilla_node::dice::Dice;
+use flotilla_kit::{CUT_BYTES, Fleet, Registers, Rng, until};
 use flotilla_storage::FailPoint;
 use rustix::process::Signal;
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const FOLLOWER: u64 = 2;
 
 /// What leads to a fail point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scene {
+pub(crate) enum Scenario {
     /// The very first start of a cluster.
     Founding,
     /// Any start.
@@ -41,8 +41,8 @@ pub(crate) enum Scene {
     Stopping,
 }
 
-impl Scene {
-    /// The scene of a point, and how often the point is passed before the node ends there.
+impl Scenario {
+    /// The scenario of a point, and how often the point is passed before the node ends there.
     pub(crate) fn of(point: FailPoint) -> (Self, u64) {
         use FailPoint::*;
         match point {
@@ -102,7 +102,7 @@ pub(crate) struct Row {
     /// Where the node ended.
     pub(crate) point: FailPoint,
     /// What led there.
-    pub(crate) scene: Scene,
+    pub(crate) scenario: Scenario,
     /// How it ended.
     pub(crate) end: End,
     /// The last time, at which pass of that life.
@@ -120,12 +120,12 @@ pub(crate) fn pass_of(words: &str) -> u64 {
 }
 
 /// A cluster, its journal, and the rounds so far.
-pub(crate) struct Theatre {
+pub(crate) struct Harness {
     /// The nodes.
     pub(crate) fleet: Fleet,
     /// What was acknowledged.
-    pub(crate) book: Arc<Book>,
-    dice: Dice,
+    pub(crate) registers: Arc<Registers>,
+    rng: Rng,
     /// Taken by turns: a snapshot that was just sent is kept for a while, and the log behind it.
     shards: Vec<u64>,
 }
@@ -136,108 +136,111 @@ pub(crate) fn armed(point: FailPoint, passes: u64, end: End) -> String {
     format!("{}={off}{}", point.name(), end.action())
 }
 
-impl Theatre {
+impl Harness {
     /// A new cluster under a new journal.
     pub(crate) fn new() -> Self {
-        let fleet = Fleet::new(8);
-        let book = Arc::new(Book::new(&fleet.cluster, &fleet.journal(), 20, 4));
+        let mut fleet = Fleet::for_crashes(8);
+        fleet.start_all(&fleet.all());
+        let registers = Arc::new(Registers::journaled(&fleet, 20, 4));
         let shards = fleet.last_indexes(1).into_keys().collect();
-        Self { fleet, book, dice: Dice::new(3), shards }
+        Self { fleet, registers, rng: Rng::new(3), shards }
     }
 
     /// A node ends at a point so many times in a row, and comes back.
-    pub(crate) fn round(&mut self, point: FailPoint, scene: Scene, end: End, times: u64) -> Row {
-        let passes = if Scene::of(point).0 == scene { Scene::of(point).1 } else { 0 };
-        self.play(scene, &armed(point, passes, end));
+    pub(crate) fn round(&mut self, point: FailPoint, scenario: Scenario, end: End, times: u64) -> Row {
+        let passes = if Scenario::of(point).0 == scenario { Scenario::of(point).1 } else { 0 };
+        self.play(scenario, &armed(point, passes, end));
         let mut words = self.await_end(point, end);
         for _ in 1..times {
-            self.fleet.start(VICTIM);
+            self.fleet.spawn(VICTIM);
             words = self.await_end(point, end);
         }
         let recovered_in = self.come_back();
-        Row { point, scene, end, pass: pass_of(&words), times, recovered_in }
+        Row { point, scenario, end, pass: pass_of(&words), times, recovered_in }
     }
 
-    /// Starts the node without anything armed, and checks that all is well. How long it took to be ready.
+    /// Starts the node without anything armed, and checks that all is well. How long it took to be
+    /// ready.
     pub(crate) fn come_back(&mut self) -> Duration {
         self.fleet.arm(VICTIM, "");
-        self.fleet.start(VICTIM);
-        let recovered_in = self.fleet.wait_ready(&[VICTIM]);
-        let nodes = self.fleet.cluster.all();
+        let recovered_in = self.fleet.start(VICTIM);
+        let nodes = self.fleet.all();
         self.fleet.wait_ready(&nodes);
-        let client = self.fleet.client().clone();
-        self.book.check_some(&client, &nodes, &mut self.dice, 20);
-        self.book.at_rest(|| self.fleet.cluster.wait_equal(Duration::from_secs(30)));
+        let client = self.fleet.client.clone();
+        self.registers.check_some(&client, &nodes, &mut self.rng, 20);
+        self.registers.at_rest(|| self.fleet.wait_equal(Duration::from_secs(30)));
         recovered_in
     }
 
     /// Leads to the point, which is armed with `armed`; the node has ended there, or is about to.
-    pub(crate) fn play(&mut self, scene: Scene, armed: &str) {
-        let client = self.fleet.client().clone();
-        match scene {
-            Scene::Founding => unreachable!("a cluster is founded once; that is another test's"),
-            Scene::Starting | Scene::Serving | Scene::Stopping => {
+    pub(crate) fn play(&mut self, scenario: Scenario, armed: &str) {
+        let client = self.fleet.client.clone();
+        match scenario {
+            Scenario::Founding => unreachable!("a cluster is founded once; that is another test's"),
+            Scenario::Starting | Scenario::Serving | Scenario::Stopping => {
                 self.fleet.kill(&[VICTIM]);
                 self.fleet.arm(VICTIM, armed);
-                self.fleet.start(VICTIM);
-                if scene == Scene::Serving {
-                    // Truncations are written when logs grow, and unsynced when nothing else is to be written with them.
-                    let deadline = Instant::now() + PATIENCE;
-                    while self.fleet.is_running(VICTIM) {
-                        assert!(Instant::now() < deadline, "{armed}: the node never came to that point");
+                self.fleet.spawn(VICTIM);
+                if scenario == Scenario::Serving {
+                    // Truncations are written when logs grow, and unsynced when nothing else is to
+                    // be written with them.
+                    until(&format!("the node comes to {armed}"), PATIENCE, || {
                         let shard = self.next_shard();
-                        self.book.fill(&client, &[1, 2], &[shard], 256 << 10, &mut self.dice);
-                    }
+                        self.registers.fill(&client, &[1, 2], &[shard], 256 << 10, &mut self.rng);
+                        self.fleet.ended(VICTIM)
+                    });
                 }
-                if scene == Scene::Stopping {
+                if scenario == Scenario::Stopping {
                     self.fleet.wait_ready(&[VICTIM]);
                     self.fleet.signal(VICTIM, Signal::TERM);
                 }
             }
-            Scene::Sending => {
-                // Leadership may move on at any moment, by the balance or by an election; then another node is asked for the snapshot.
+            Scenario::Sending => {
+                // Leadership may move on at any moment, by the balance or by an election; then
+                // another node is asked for the snapshot.
                 let asked = (0..SENDINGS).any(|_| self.lead_who_needs_a_snapshot(armed));
                 assert!(asked, "{armed}: nobody asked the node for a snapshot, {SENDINGS} times");
             }
-            Scene::Receiving => {
+            Scenario::Receiving => {
                 self.fall_behind();
                 self.fleet.arm(VICTIM, armed);
-                self.fleet.start(VICTIM);
+                self.fleet.spawn(VICTIM);
             }
-            Scene::Resuming => {
+            Scenario::Resuming => {
                 self.fall_behind();
                 self.fleet.arm(VICTIM, &format!("{}=return", FailPoint::InstallMarked.name()));
-                self.fleet.start(VICTIM);
+                self.fleet.spawn(VICTIM);
                 self.await_end(FailPoint::InstallMarked, End::Dies);
                 self.fleet.arm(VICTIM, armed);
-                self.fleet.start(VICTIM);
+                self.fleet.spawn(VICTIM);
             }
         }
     }
 
-    /// Has the victim, where that is armed, lead shards of which the follower needs a snapshot; whether it came to build one, or to its end.
+    /// Has the victim, where that is armed, lead shards of which the follower needs a snapshot;
+    /// whether it came to build one, or to its end.
     fn lead_who_needs_a_snapshot(&mut self, armed: &str) -> bool {
-        let client = self.fleet.client().clone();
+        let client = self.fleet.client.clone();
         let shard = self.next_shard();
         if self.fleet.is_running(VICTIM) {
             self.fleet.kill(&[VICTIM]);
         }
         self.fleet.arm(VICTIM, armed);
-        self.fleet.start(VICTIM);
+        self.fleet.spawn(VICTIM);
         self.fleet.wait_ready(&[VICTIM]);
         self.fleet.hand_over(shard, VICTIM);
         let had = self.fleet.last_indexes(FOLLOWER);
         self.fleet.kill(&[FOLLOWER]);
-        let leaders = self.fleet.cluster.leaders(VICTIM);
+        let leaders = self.fleet.leaders(VICTIM);
         let led: Vec<u64> = self.shards.iter().copied().filter(|s| leaders[s] == Some(VICTIM)).take(3).collect();
-        self.book.fill(&client, &[1, VICTIM], &led, CUT_BYTES, &mut self.dice);
+        self.registers.fill(&client, &[1, VICTIM], &led, CUT_BYTES, &mut self.rng);
         self.await_behind(&led, &[VICTIM], &had);
-        self.fleet.start(FOLLOWER);
+        self.fleet.spawn(FOLLOWER);
         let deadline = Instant::now() + PATIENCE / 2;
         while Instant::now() < deadline {
-            let files = self.fleet.cluster.home(VICTIM).join("data/snapshots/out");
+            let files = self.fleet.home(VICTIM).join("data/snapshots/out");
             let builds = std::fs::read_dir(files).is_ok_and(|mut folders| folders.next().is_some());
-            if !self.fleet.is_running(VICTIM) || builds || self.fleet.snapshots_begun(VICTIM) > 0.0 {
+            if !self.fleet.is_running(VICTIM) || builds || self.snapshots_begun() > 0.0 {
                 return true;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -256,20 +259,29 @@ impl Theatre {
     /// Kills the node, and has the others write until they can help it by a snapshot only.
     fn fall_behind(&mut self) {
         let shard = self.next_shard();
-        let (client, others) = (self.fleet.client().clone(), self.fleet.cluster.others(VICTIM));
+        let (client, others) = (self.fleet.client.clone(), self.fleet.others(VICTIM));
         let had = self.fleet.last_indexes(VICTIM);
         self.fleet.kill(&[VICTIM]);
-        self.book.fill(&client, &others, &[shard], CUT_BYTES, &mut self.dice);
+        self.registers.fill(&client, &others, &[shard], CUT_BYTES, &mut self.rng);
         self.await_behind(&[shard], &others, &had);
     }
 
-    fn await_behind(&mut self, shards: &[u64], nodes: &[u64], had: &std::collections::BTreeMap<u64, u64>) {
-        let client = self.fleet.client().clone();
-        let deadline = Instant::now() + PATIENCE;
-        while !self.fleet.is_behind(shards, nodes, had, true) {
-            assert!(Instant::now() < deadline, "the logs of shards {shards:?} are not cut");
-            self.book.fill(&client, nodes, shards, 64 << 10, &mut self.dice);
-        }
+    fn await_behind(&mut self, shards: &[u64], nodes: &[u64], had: &BTreeMap<u64, u64>) {
+        let client = self.fleet.client.clone();
+        until(&format!("the logs of shards {shards:?} are cut"), PATIENCE, || {
+            let are_cut = self.fleet.cut_beyond(shards, nodes, had) == shards;
+            if !are_cut {
+                self.registers.fill(&client, nodes, shards, 64 << 10, &mut self.rng);
+            }
+            are_cut.then_some(())
+        });
+    }
+
+    /// How many snapshots the node has built, or failed to build, in this life; none where it does
+    /// not answer.
+    fn snapshots_begun(&self) -> f64 {
+        let of = |name| self.fleet.client.metric(VICTIM, name).unwrap_or(0.0);
+        of("flotilla_snapshots_built_total") + of("flotilla_snapshots_failed_total")
     }
 
     fn next_shard(&mut self) -> u64 {

@@ -1,42 +1,52 @@
 //! Small disks that can be filled, and folders that can be put aside and brought back.
 //!
-//! A small disk is a tmpfs, which takes the superuser. It is unmounted when it is dropped; one whose process was killed is
-//! unmounted by the next run, which knows it by the process id in its path.
+//! A small disk is a tmpfs, which takes the superuser. It is unmounted when it is dropped; one
+//! whose process was killed is unmounted by the next test, which knows it by the process id in its
+//! path.
 
-use flotilla_kit::run;
+use super::fleet::FOLDER_PREFIX;
+use super::run;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the folder of a run is called; the process id follows.
-pub(crate) const FOLDER_PREFIX: &str = "flotilla-chaos-";
-/// How large a small disk is.
-pub(crate) const BYTES: u64 = 320 << 20;
-/// What its node is told to keep free on it.
-pub(crate) const RESERVE_BYTES: u64 = 96 << 20;
-
 /// A small disk of its own, as long as it lives.
-pub(crate) struct SmallDisk(PathBuf);
+pub struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounts it, or says why that can't be.
-    pub(crate) fn mount(path: &Path) -> Result<Self, String> {
+    pub fn mount(path: &Path, bytes: u64) -> Result<Self, String> {
         unmount_stale();
-        fs::create_dir_all(path).map_err(|error| error.to_string())?;
-        let mut command = Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &format!("size={BYTES}"), "flotilla-chaos"]).arg(path);
         if !rustix::process::geteuid().is_root() {
             return Err("mounting takes the superuser".into());
         }
+        fs::create_dir_all(path).map_err(|error| error.to_string())?;
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "flotilla-test"]).arg(path);
         let output = command.output().map_err(|error| format!("mount: {error}"))?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         output.status.success().then(|| Self(path.to_owned())).ok_or(said)
     }
 
-    /// Takes space until so much is left.
-    pub(crate) fn fill(&self, leave_bytes: u64) {
-        let ballast = fs::File::create(self.ballast()).unwrap();
+    /// One that is as long there as the test, for a fleet's folder; where there is none, says so.
+    pub fn of_test(bytes: u64) -> Option<Self> {
+        let prefix = format!("{FOLDER_PREFIX}{}-disk-", std::process::id());
+        let path = tempfile::Builder::new().prefix(&prefix).tempdir().unwrap().keep();
+        Self::mount(&path, bytes)
+            .map_err(|why| println!("SKIPPED: no small disk can be mounted: {why}"))
+            .ok()
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Takes space until no more than so much is left, which may be nothing.
+    pub fn fill(&self, leave_bytes: u64) {
+        let mut ballast =
+            fs::File::options().create(true).append(true).open(self.ballast()).unwrap();
         let chunk = vec![7; 1 << 20];
         loop {
             let free = self.free_bytes();
@@ -44,7 +54,7 @@ impl SmallDisk {
                 break;
             }
             let wanted = (free - leave_bytes).min(chunk.len() as u64) as usize;
-            match (&ballast).write(&chunk[..wanted]) {
+            match ballast.write(&chunk[..wanted]) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => break,
                 Err(error) => panic!("filling a disk: {error}"),
@@ -53,7 +63,7 @@ impl SmallDisk {
     }
 
     /// Gives the space back.
-    pub(crate) fn empty(&self) {
+    pub fn empty(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
 
@@ -62,7 +72,7 @@ impl SmallDisk {
     }
 
     /// What is free on it.
-    pub(crate) fn free_bytes(&self) -> u64 {
+    pub fn free_bytes(&self) -> u64 {
         let stat = rustix::fs::statvfs(&self.0).unwrap();
         stat.f_bavail * stat.f_frsize
     }
@@ -71,6 +81,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         let _ = run(Command::new("umount").arg("-l").arg(&self.0));
+        let _ = fs::remove_dir(&self.0);
     }
 }
 
@@ -78,15 +89,18 @@ impl Drop for SmallDisk {
 fn unmount_stale() {
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     for path in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-        let owner = path.split('/').find_map(|part| part.strip_prefix(FOLDER_PREFIX)?.split('-').next());
-        if owner.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists()) {
+        let owner =
+            path.split('/').find_map(|part| part.strip_prefix(FOLDER_PREFIX)?.split('-').next());
+        if owner
+            .is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
+        {
             let _ = run(Command::new("umount").arg("-l").arg(path));
         }
     }
 }
 
 /// Copies a folder with all that is in it.
-pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
@@ -98,4 +112,10 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes a folder what another is.
+pub fn restore(from: &Path, to: &Path) {
+    fs::remove_dir_all(to).unwrap();
+    copy(from, to).unwrap();
 }
