@@ -126,8 +126,10 @@ impl Fleet {
         // A link is enough: who builds makes a new file.
         fs::hard_link(binary(), &copy).or_else(|_| fs::copy(binary(), &copy).map(drop)).unwrap();
         let http = free_ports(nodes as u16);
+        let serving: Vec<_> =
+            (http..).map(|port| ([127, 0, 0, 1], port).into()).take(nodes as usize).collect();
         Self {
-            client: Client::new(http, Duration::from_secs(10)),
+            client: Client::new(serving, Duration::from_secs(10)),
             folder,
             nodes,
             launchers: BTreeMap::new(),

@@ -60,48 +60,21 @@ impl Answer {
 pub struct Client {
     agent: Agent,
     /// Where each node serves HTTP, the first first.
-    nodes: Nodes,
-}
-
-/// Where nodes serve HTTP.
-#[derive(Clone)]
-enum Nodes {
-    /// On this machine, on this port and those after it.
-    From(u16),
-    /// At these addresses.
-    At(Arc<[SocketAddr]>),
+    nodes: Arc<[SocketAddr]>,
 }
 
 impl Client {
-    /// A client of the nodes whose first serves HTTP on this port. Nothing is ever sent a second
-    /// time.
-    pub fn new(http: u16, timeout: Duration) -> Self {
-        Self::of(Nodes::From(http), timeout)
-    }
-
-    /// A client of the nodes at these addresses.
-    pub fn at(addresses: &[SocketAddr], timeout: Duration) -> Self {
-        Self::of(Nodes::At(addresses.into()), timeout)
-    }
-
-    fn of(nodes: Nodes, timeout: Duration) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_global(Some(timeout))
-            .proxy(None);
-        Self {
-            agent: config
-                .max_idle_connections_per_host(32)
-                .max_idle_connections(128)
-                .build()
-                .into(),
-            nodes,
-        }
+    /// A client of the nodes at these addresses. Nothing is ever sent a second time.
+    pub fn new(nodes: impl Into<Arc<[SocketAddr]>>, timeout: Duration) -> Self {
+        let config = Agent::config_builder().http_status_as_error(false);
+        let config = config.timeout_global(Some(timeout)).proxy(None);
+        let config = config.max_idle_connections_per_host(32).max_idle_connections(128);
+        Self { agent: config.build().into(), nodes: nodes.into() }
     }
 
     /// The same nodes, with connections of its own and another patience.
     pub fn patience(&self, timeout: Duration) -> Self {
-        Self::of(self.nodes.clone(), timeout)
+        Self::new(self.nodes.clone(), timeout)
     }
 
     /// Sends a request; an error is a connection that was refused or lost, or the timeout.
@@ -113,10 +86,7 @@ impl Client {
         headers: &[(&str, &str)],
         body: Option<&[u8]>,
     ) -> Result<Answer, ureq::Error> {
-        let address = match &self.nodes {
-            Nodes::From(port) => SocketAddr::from(([127, 0, 0, 1], port + node as u16 - 1)),
-            Nodes::At(addresses) => addresses[node as usize - 1],
-        };
+        let address = self.nodes[node as usize - 1];
         let mut request = Request::builder().method(method).uri(format!("http://{address}{path}"));
         for (name, value) in headers {
             request = request.header(*name, *value);

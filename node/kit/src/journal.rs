@@ -1,12 +1,14 @@
-//! The histories of a crash test, in a file that no crash of the cluster can touch.
+//! What is noted of all registers of a test together: which revisions each shard gave out, and, in
+//! crash tests, all that happened, in a file that no crash of the cluster can touch.
 //!
-//! Its form is that of `flotilla check --history`. A line is with the kernel before anybody acts on
-//! what it says, so the file can be judged also when the test is gone, by `flotilla check
+//! The file's form is that of `flotilla check --history`. A line is with the kernel before anybody
+//! acts on what it says, so the file can be judged also when the test is gone, by `flotilla check
 //! --verify`; at the end of a test it is judged by whoever knows nothing else ([`judge`]), with the
 //! one thing that the checker can't see, because it looks at one key at a time: that no shard gave
 //! out a revision twice.
 
 use super::admin::bytes_of;
+use super::process::lock;
 use flotilla_node::check::Operation;
 use flotilla_node::check::lines::{Header, Writer, verify};
 use serde_json::Value;
@@ -14,6 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 /// The file.
 pub(crate) struct Journal(Writer<BufWriter<File>>);
@@ -36,6 +41,63 @@ impl Journal {
     /// An operation came to an end.
     pub(crate) fn done(&mut self, id: u64, operation: &Operation) {
         self.0.done(id, operation).and_then(|()| self.0.flush()).unwrap();
+    }
+}
+
+/// What all registers of a test share.
+pub(crate) struct Record {
+    begun: Instant,
+    next_id: AtomicU64,
+    journal: Option<Mutex<Journal>>,
+    /// The revisions that each shard gave out: to which register, and to which attempt at it.
+    given: Mutex<BTreeMap<(u64, u64), (usize, u64)>>,
+    /// The first thing that was found wrong and that no history of a key shows.
+    wrong: Mutex<Option<String>>,
+}
+
+impl Record {
+    pub(crate) fn new(journal: Option<Journal>) -> Arc<Self> {
+        let (given, wrong) = Default::default();
+        let (begun, next_id, journal) =
+            (Instant::now(), AtomicU64::new(1), journal.map(Mutex::new));
+        Arc::new(Self { begun, next_id, journal, given, wrong })
+    }
+
+    /// Microseconds since all began.
+    pub(crate) fn now(&self) -> u64 {
+        self.begun.elapsed().as_micros() as u64
+    }
+
+    pub(crate) fn write(&self, line: impl FnOnce(&mut Journal)) {
+        if let Some(journal) = &self.journal {
+            line(&mut lock(journal));
+        }
+    }
+
+    pub(crate) fn note_wrong(&self, why: String) {
+        lock(&self.wrong).get_or_insert(why);
+    }
+
+    /// The id of the next operation.
+    pub(crate) fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Notes that a shard gave a revision to an attempt at a register.
+    pub(crate) fn give(&self, shard: u64, revision: u64, to: (usize, u64)) {
+        let before = lock(&self.given).insert((shard, revision), to);
+        if let Some(before) = before.filter(|before| *before != to) {
+            let twice = format!("attempt {} at register {}, and {}", before.1, before.0, to.1);
+            self.note_wrong(format!(
+                "revision {revision} of shard {shard} was given out twice: {twice} at {}",
+                to.0
+            ));
+        }
+    }
+
+    /// Whether nothing was found wrong that no history of a key shows.
+    pub(crate) fn is_well(&self) -> Result<(), String> {
+        lock(&self.wrong).clone().map_or(Ok(()), Err)
     }
 }
 

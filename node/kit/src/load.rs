@@ -7,8 +7,8 @@
 //! found.
 
 use super::http::{Answer, Client};
-use super::process::RaiseOnDrop;
-use super::register::{LARGE_BYTES, Register, lock};
+use super::process::{RaiseOnDrop, lock};
+use super::register::{LARGE_BYTES, Register};
 use super::{PATIENCE, Registers, Rng};
 use flotilla_router::{Condition, Revision};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

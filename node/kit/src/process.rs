@@ -1,4 +1,4 @@
-//! Child processes and what belongs to them: waiting, signals, ports.
+//! Child processes and threads, and what belongs to them: waiting, signals, locks, ports.
 
 use super::PATIENCE;
 use rustix::process::{Pid, Signal, kill_process};
@@ -6,6 +6,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Where the binary under test is. Cargo says it to integration tests; without cargo it lies above
@@ -110,6 +111,11 @@ pub fn free_ports(nodes: u16) -> u16 {
         }
     }
     panic!("no free ports between 20000 and 32000");
+}
+
+/// Locks what is sound at every moment. A thread that panicked has said why, and ends the test.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Raises a flag when it is dropped, so that threads that look at it end, also when something

@@ -17,24 +17,17 @@
 use super::Rng;
 use super::admin::escaped;
 use super::http::{Answer, Client, is_not_connected};
-use super::journal::Journal;
+use super::journal::Record;
 use super::load::Outcome;
+use super::process::lock;
 use flotilla_node::check::{Input, Operation, Output, Verdict, check_key};
 use flotilla_router::{Condition, Revision};
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
 
 /// A register is worn when it has so many operations; see [`Register::renew`].
 const OPERATIONS_MAX: usize = 300;
 /// The longest value.
 pub(crate) const LARGE_BYTES: usize = 32 << 10;
-
-/// Locks what is sound at every moment. A thread that panicked has said why, and ends the test.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// The value of an attempt at a register, which no other has. Printable, and nothing that could be
 /// compressed.
@@ -56,41 +49,6 @@ pub(crate) fn attempt_of(number: usize, seen: &[u8]) -> Result<u64, String> {
     is_whole
         .then_some(attempt)
         .ok_or_else(|| format!("a value that nobody ever wrote; it begins like attempt {attempt}"))
-}
-
-/// What all registers of a test share.
-pub(crate) struct Record {
-    begun: Instant,
-    next_id: AtomicU64,
-    journal: Option<Mutex<Journal>>,
-    /// The revisions that each shard gave out: to which register, and to which attempt at it.
-    given: Mutex<BTreeMap<(u64, u64), (usize, u64)>>,
-    /// The first thing that was found wrong and that no history shows.
-    wrong: Mutex<Option<String>>,
-}
-
-impl Record {
-    pub(crate) fn new(journal: Option<Journal>) -> Arc<Self> {
-        let (given, wrong) = Default::default();
-        let (begun, next_id, journal) =
-            (Instant::now(), AtomicU64::new(1), journal.map(Mutex::new));
-        Arc::new(Self { begun, next_id, journal, given, wrong })
-    }
-
-    /// Microseconds since all began.
-    pub(crate) fn now(&self) -> u64 {
-        self.begun.elapsed().as_micros() as u64
-    }
-
-    fn write(&self, line: impl FnOnce(&mut Journal)) {
-        if let Some(journal) = &self.journal {
-            line(&mut lock(journal));
-        }
-    }
-
-    fn note_wrong(&self, why: String) {
-        lock(&self.wrong).get_or_insert(why);
-    }
 }
 
 /// A key, and all that was asked of it.
@@ -147,8 +105,7 @@ impl Register {
 
     /// Notes that a write is about to be sent through a node; which of the operations it is.
     pub fn asked(&self, node: u64, input: Input) -> usize {
-        let (id, mut history) =
-            (self.record.next_id.fetch_add(1, Ordering::Relaxed), lock(&self.history));
+        let (id, mut history) = (self.record.next_id(), lock(&self.history));
         let (key, called) = (history.key.clone().into(), self.record.now());
         let operation =
             Operation { client: node, key, called, returned: None, input, output: Output::Unknown };
@@ -185,8 +142,7 @@ impl Register {
 
     /// Notes what a read through a node showed, between two moments; which of the operations it is.
     pub fn saw(&self, node: u64, called: u64, returned: u64, seen: Option<(u64, u64)>) -> usize {
-        let (id, mut history) =
-            (self.record.next_id.fetch_add(1, Ordering::Relaxed), lock(&self.history));
+        let (id, mut history) = (self.record.next_id(), lock(&self.history));
         let seen = seen.map(|(revision, attempt)| (Revision(revision), attempt.to_string().into()));
         let (key, output) = (history.key.clone().into(), Output::Read(seen));
         if let Output::Read(Some((revision, value))) = &output {
@@ -208,14 +164,8 @@ impl Register {
 
     /// Notes that the shard gave a revision to an attempt.
     fn give(&self, revision: u64, value: &[u8]) {
-        let to = (self.number, std::str::from_utf8(value).unwrap().parse().unwrap());
-        let before = lock(&self.record.given).insert((self.shard, revision), to);
-        if let Some((number, attempt)) = before.filter(|before| *before != to) {
-            let (shard, others) = (self.shard, format!("attempt {attempt} at register {number}"));
-            self.record.note_wrong(format!(
-                "revision {revision} of shard {shard} was given out twice, to {others} and to {to:?}"
-            ));
-        }
+        let attempt = std::str::from_utf8(value).unwrap().parse().unwrap();
+        self.record.give(self.shard, revision, (self.number, attempt));
     }
 
     /// Puts the next value, when nobody else writes.
@@ -347,7 +297,7 @@ impl Register {
         match check_key(&operations) {
             Verdict::Linearizable(_) => {
                 lock(&self.history).judged = noted;
-                lock(&self.record.wrong).clone().map_or(Ok(()), Err)
+                self.record.is_well()
             }
             verdict => Err(format!("shard {}: {verdict}", self.shard)),
         }

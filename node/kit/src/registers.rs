@@ -4,9 +4,10 @@
 
 use super::admin::bytes_of;
 use super::http::{Client, is_not_connected};
-use super::journal::{self, Journal, Totals};
+use super::journal::{self, Journal, Record, Totals};
 use super::load::Outcome;
-use super::register::{Record, Register, attempt_of, lock};
+use super::process::lock;
+use super::register::{Register, attempt_of};
 use super::{Fleet, PATIENCE, Rng, until};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;

@@ -8,7 +8,7 @@
 
 use super::harness::{Harness, RESERVE_BYTES};
 use super::health::State;
-use super::schedule::{Fault, Kind, Links, Round};
+use super::schedule::{Fault, Links, Round};
 use flotilla_kit::disk::copy;
 use flotilla_kit::until;
 use rustix::process::Signal;
@@ -26,9 +26,9 @@ const PRESSES_MAX: usize = 60;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Done {
     /// How many there were of each kind.
-    pub(crate) kinds: BTreeMap<Kind, u64>,
+    pub(crate) kinds: BTreeMap<&'static str, u64>,
     /// How many were left out, because there is no small disk.
-    pub(crate) skipped: BTreeMap<Kind, u64>,
+    pub(crate) skipped: BTreeMap<&'static str, u64>,
     /// Datagrams that cuts and loss took.
     pub(crate) datagrams_lost: u64,
     /// Puts that were refused with 507, as the test saw.
@@ -85,7 +85,7 @@ impl Harness {
 
     /// Whether the system lets us.
     fn can(&self, fault: &Fault) -> bool {
-        self.disk.is_some() || !fault.kind(self.plan.nodes).needs_disk()
+        self.disk.is_some() || !fault.needs_disk()
     }
 
     /// Lets time pass, with open eyes.

@@ -110,7 +110,7 @@ impl Harness {
         }
         let small = disk.as_ref().map(|(node, _)| *node);
         fleet.edit_config(|config| edit(config, &plan, &network, &proxy, small));
-        fleet.client = Client::at(&network.http, Duration::from_secs(10));
+        fleet.client = Client::new(&*network.http, Duration::from_secs(10));
         fleet.start_all(&fleet.all());
         let replicas = fleet.placement();
         Self { proxy, spaces, disk, fleet, health: Arc::new(Health::new()), http: network.http, replicas, plan }

@@ -4,7 +4,7 @@ use super::check::Verdict;
 use super::faults::Done;
 use super::harness::Plan;
 use super::health::Silence;
-use super::schedule::Kind;
+use super::schedule::KINDS;
 use flotilla_kit::{Counts, Outcome};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -51,7 +51,6 @@ impl Report {
 
     /// For programs.
     pub(crate) fn json(&self) -> Value {
-        let counted = |kinds: &BTreeMap<Kind, u64>| kinds.iter().map(|(kind, n)| (kind.name(), *n)).collect::<BTreeMap<_, _>>();
         let seconds = self.lasted.as_secs_f64();
         json!({
             "seed": self.plan.seed,
@@ -61,8 +60,8 @@ impl Report {
             "lease": self.plan.lease,
             "seconds": seconds,
             "rounds": self.rounds,
-            "faults": counted(&self.done.kinds),
-            "skipped": counted(&self.done.skipped),
+            "faults": self.done.kinds,
+            "skipped": self.done.skipped,
             "datagrams_lost": self.done.datagrams_lost,
             "disk_refusals": self.done.disk_refusals,
             "disk_deaths": self.done.disk_deaths,
@@ -95,9 +94,9 @@ impl Report {
         row("run", format!("seed {seed}, {nodes} nodes, {shards} shards, {} mode, {reads} reads", mode.name()));
         row("---", "---".into());
         row("lasted", format!("{:.0} s, {} rounds", self.lasted.as_secs_f64(), self.rounds));
-        for kind in Kind::ALL {
-            let skipped = self.done.skipped.get(&kind).map_or_else(String::new, |n| format!(" ({n} SKIPPED: no small disk)"));
-            row(kind.name(), format!("{}{skipped}", self.done.kinds.get(&kind).unwrap_or(&0)));
+        for kind in KINDS {
+            let skipped = self.done.skipped.get(kind).map_or_else(String::new, |n| format!(" ({n} SKIPPED: no small disk)"));
+            row(kind, format!("{}{skipped}", self.done.kinds.get(kind).unwrap_or(&0)));
         }
         row("datagrams lost to cuts and loss", self.done.datagrams_lost.to_string());
         row("nodes ended by a full disk", self.done.disk_deaths.to_string());

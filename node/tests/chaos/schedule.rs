@@ -25,91 +25,25 @@ fn some(rng: &mut Rng, nodes: u64, count: u64) -> Vec<u64> {
     all
 }
 
-/// What sort of fault it is; each is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    /// `kill -9` of one node.
-    KillOne,
-    /// `kill -9` of several at once, but not of all.
-    KillSeveral,
-    /// `kill -9` of all at once.
-    KillAll,
-    /// `kill -9`, and again while the node recovers.
-    KillAgain,
-    /// SIGSTOP, and SIGCONT later.
-    Stop,
-    /// SIGTERM and a start at once.
-    Restart,
-    /// All links of a node, both ways.
-    Cut,
-    /// One direction of one link.
-    OneWay,
-    /// Each node sees its neighbours alone.
-    Ring,
-    /// Datagrams are lost at random.
-    Loss,
-    /// Datagrams are late.
-    Delay,
-    /// Datagrams come twice.
-    Duplicate,
-    /// Datagrams overtake each other.
-    Reorder,
-    /// Less is free on a disk than its reserve.
-    DiskLow,
-    /// Nothing is free on a disk.
-    DiskFull,
-    /// A node comes back without its data.
-    Wipe,
-}
-
-impl Kind {
-    /// Every kind, in the order of tables.
-    pub(crate) const ALL: [Self; 16] = [
-        Self::KillOne,
-        Self::KillSeveral,
-        Self::KillAll,
-        Self::KillAgain,
-        Self::Stop,
-        Self::Restart,
-        Self::Cut,
-        Self::OneWay,
-        Self::Ring,
-        Self::Loss,
-        Self::Delay,
-        Self::Duplicate,
-        Self::Reorder,
-        Self::DiskLow,
-        Self::DiskFull,
-        Self::Wipe,
-    ];
-
-    /// How tables call it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::KillOne => "kill -9 of one node",
-            Self::KillSeveral => "kill -9 of several nodes",
-            Self::KillAll => "kill -9 of all nodes",
-            Self::KillAgain => "kill -9 again during recovery",
-            Self::Stop => "SIGSTOP",
-            Self::Restart => "restart under load",
-            Self::Cut => "node cut off",
-            Self::OneWay => "one-way cut",
-            Self::Ring => "ring partition",
-            Self::Loss => "loss",
-            Self::Delay => "delay",
-            Self::Duplicate => "duplication",
-            Self::Reorder => "reordering",
-            Self::DiskLow => "disk below its reserve",
-            Self::DiskFull => "disk full",
-            Self::Wipe => "disk wiped",
-        }
-    }
-
-    /// Whether it takes a small disk of its own.
-    pub(crate) fn needs_disk(self) -> bool {
-        matches!(self, Self::DiskLow | Self::DiskFull)
-    }
-}
+/// Every kind of fault, in the order of tables.
+pub(crate) const KINDS: [&str; 16] = [
+    "kill -9 of one node",
+    "kill -9 of several nodes",
+    "kill -9 of all nodes",
+    "kill -9 again during recovery",
+    "SIGSTOP",
+    "restart under load",
+    "node cut off",
+    "one-way cut",
+    "ring partition",
+    "loss",
+    "delay",
+    "duplication",
+    "reordering",
+    "disk below its reserve",
+    "disk full",
+    "disk wiped",
+];
 
 /// Which directed links a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,26 +153,31 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    /// What is counted.
-    pub(crate) fn kind(&self, nodes: u64) -> Kind {
+    /// Its kind, which is counted: one of [`KINDS`].
+    pub(crate) fn kind(&self, nodes: u64) -> &'static str {
         match self {
-            Self::Kill { again_millis: Some(_), .. } => Kind::KillAgain,
-            Self::Kill { nodes: victims, .. } if victims.len() as u64 == nodes => Kind::KillAll,
-            Self::Kill { nodes: victims, .. } if victims.len() > 1 => Kind::KillSeveral,
-            Self::Kill { .. } => Kind::KillOne,
-            Self::Stop { .. } => Kind::Stop,
-            Self::Restart { .. } => Kind::Restart,
-            Self::Cut { .. } => Kind::Cut,
-            Self::OneWay { .. } => Kind::OneWay,
-            Self::Ring => Kind::Ring,
-            Self::Loss { .. } => Kind::Loss,
-            Self::Delay { .. } => Kind::Delay,
-            Self::Duplicate { .. } => Kind::Duplicate,
-            Self::Reorder { .. } => Kind::Reorder,
-            Self::DiskLow => Kind::DiskLow,
-            Self::DiskFull => Kind::DiskFull,
-            Self::Wipe { .. } => Kind::Wipe,
+            Self::Kill { again_millis: Some(_), .. } => "kill -9 again during recovery",
+            Self::Kill { nodes: victims, .. } if victims.len() as u64 == nodes => "kill -9 of all nodes",
+            Self::Kill { nodes: victims, .. } if victims.len() > 1 => "kill -9 of several nodes",
+            Self::Kill { .. } => "kill -9 of one node",
+            Self::Stop { .. } => "SIGSTOP",
+            Self::Restart { .. } => "restart under load",
+            Self::Cut { .. } => "node cut off",
+            Self::OneWay { .. } => "one-way cut",
+            Self::Ring => "ring partition",
+            Self::Loss { .. } => "loss",
+            Self::Delay { .. } => "delay",
+            Self::Duplicate { .. } => "duplication",
+            Self::Reorder { .. } => "reordering",
+            Self::DiskLow => "disk below its reserve",
+            Self::DiskFull => "disk full",
+            Self::Wipe { .. } => "disk wiped",
         }
+    }
+
+    /// Whether it takes a small disk of its own.
+    pub(crate) fn needs_disk(&self) -> bool {
+        matches!(self, Self::DiskLow | Self::DiskFull)
     }
 
     /// The pairs that are cut: from, to. Loss is not a cut.
@@ -413,7 +352,7 @@ mod tests {
                     assert!(one.goes_with(two) && two.goes_with(one), "{round}");
                 }
             }
-            assert_eq!(kinds.len(), Kind::ALL.len(), "{kinds:?}");
+            assert_eq!(kinds.len(), KINDS.len(), "{kinds:?}");
             assert!(doubles > 200, "only {doubles} of 1000 rounds have two faults");
         }
     }
