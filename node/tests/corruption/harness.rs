@@ -11,7 +11,7 @@ use super::damage::{Damage, Kind};
 use flotilla_kit::disk::{copy, restore};
 use flotilla_kit::{Fleet, Registers, Rng, until};
 use std::fmt;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -119,7 +119,7 @@ impl Harness {
         }
         let _ = fs::remove_dir_all(&kept);
         copy(&home, &kept).unwrap();
-        let sound = fs::read(&file).unwrap();
+        let sound = (fs::read(&file).unwrap(), fs::metadata(&file).unwrap().permissions());
         damage.apply(&file, &mut self.rng);
         let before = self.registers.acknowledged();
         self.fleet.spawn(DAMAGED);
@@ -219,27 +219,32 @@ impl Harness {
     }
 
     /// Makes the node well again, where that is possible, and checks that it is.
-    fn heal(&mut self, kind: Kind, reaction: &Reaction, file: &Path, sound: &[u8], kept: &Path) -> bool {
+    fn heal(&mut self, kind: Kind, reaction: &Reaction, file: &Path, sound: &(Vec<u8>, Permissions), kept: &Path) -> bool {
         let home = self.fleet.home(DAMAGED);
+        // A key that others can read is refused.
+        let put_back = || {
+            fs::write(file, &sound.0).unwrap();
+            fs::set_permissions(file, sound.1.clone()).unwrap();
+        };
         match reaction {
             // It is, if it is also after another start.
             Reaction::Right => self.fleet.kill(&[DAMAGED]),
             Reaction::Refused(_) if kind.is_data() => restore(&kept.join("data"), &home.join("data")),
-            Reaction::Refused(_) => fs::write(file, sound).unwrap(),
+            Reaction::Refused(_) => put_back(),
             Reaction::Elsewhere => {
                 self.fleet.kill(&[DAMAGED]);
-                fs::write(file, sound).unwrap();
+                put_back();
             }
             Reaction::KeptOut(_) => {
                 self.fleet.kill(&[DAMAGED]);
                 restore(&kept.join("data"), &home.join("data"));
                 if !kind.is_data() {
-                    fs::write(file, sound).unwrap();
+                    put_back();
                 }
             }
             // A table never changes; it may have been read while it was broken, but nothing was
             // made of that.
-            Reaction::Ended(_) if kind == Kind::Table => fs::write(file, sound).unwrap(),
+            Reaction::Ended(_) if kind == Kind::Table => put_back(),
             Reaction::Ended(_) => return false,
             Reaction::SetAside(_) => {
                 self.fleet.kill(&[DAMAGED]);
