@@ -164,8 +164,10 @@ impl Harness {
         let complaint = |harness: &Self| {
             let said = harness.fleet.said_in_last_life(DAMAGED);
             assert!(!said.contains("panicked"), "{said}");
-            let lines: Vec<&str> =
-                said.lines().filter(|line| line.starts_with("flotilla: ") || line.contains("the process ends")).collect();
+            let lines: Vec<&str> = said
+                .lines()
+                .filter(|line| line.starts_with("flotilla: ") || line.contains("storage failed, the process ends"))
+                .collect();
             assert_eq!(lines.len(), 1, "one clear line is wanted: {said}");
             from_message(lines[0]).to_owned()
         };
