@@ -34,12 +34,17 @@ pub struct LoopState {
     pub draining: std::sync::atomic::AtomicBool,
     /// Shards whose replica here was quarantined: others are asked about them.
     pub quarantined: std::sync::Mutex<BTreeSet<ShardId>>,
-    /// How many shards are led here, as of the last tick.
-    pub leaders: AtomicU64,
-    /// How many committed entries are not yet applied here, over all shards, as of the last tick.
-    pub apply_lag: AtomicU64,
+    /// What the core counted, as of the last tick.
+    counters: std::sync::Mutex<Counters>,
     /// How busy each shard is.
     pub rates: std::sync::Mutex<Rates>,
+}
+
+impl LoopState {
+    /// What the core counted, as of the last tick: a look at every shard would hold all of them up.
+    pub fn counters(&self) -> Counters {
+        *self.counters.lock().expect("nothing panics while it holds them")
+    }
 }
 
 /// The loop's hands.
@@ -75,7 +80,6 @@ pub struct Driver {
     waiters: HashMap<Ticket, ReplyTo>,
     next_ticket: u64,
     drained: Vec<oneshot::Sender<()>>,
-    counted: Counters,
     requests: HashMap<ShardId, (u64, u64)>,
     /// The core's time in this pass.
     now: Time,
@@ -91,7 +95,6 @@ impl Driver {
             waiters: HashMap::new(),
             next_ticket: 1,
             drained: Vec::new(),
-            counted: Counters::default(),
             requests: HashMap::new(),
             now: Time::ZERO,
         }
@@ -252,25 +255,10 @@ impl Driver {
         });
     }
 
-    /// Once per tick: what the core counted, into the metrics.
+    /// Once per tick: what the core counted, for all to see.
     fn count(&mut self) {
-        let (now, before, metrics) = (self.core.counters(), self.counted, &self.hands.metrics);
-        metrics.proposals.inc_by(now.commands - before.commands);
-        metrics.entries.inc_by(now.proposals - before.proposals);
-        metrics.elections.inc_by(now.elections - before.elections);
-        metrics.elections_won.inc_by(now.elections_won - before.elections_won);
-        metrics.context_reads.inc_by(now.context_reads - before.context_reads);
-        metrics.lease_reads_refused.inc_by(now.lease_reads_refused - before.lease_reads_refused);
-        metrics.apply_lag_entries.set(now.apply_lag as i64);
-        metrics.read_contexts.inc_by(now.read_contexts - before.read_contexts);
-        metrics.malformed_messages.inc_by(now.messages_refused - before.messages_refused);
-        metrics.leaders.set(now.leaders as i64);
-        self.hands.state.leaders.store(now.leaders, Ordering::Relaxed);
-        self.hands.state.apply_lag.store(now.apply_lag, Ordering::Relaxed);
-        metrics.replicas.set(now.replicas as i64);
-        metrics.entry_cache_bytes.set(now.cache_bytes as i64);
-        metrics.mailbox_events.set(self.mailbox.waiting() as i64);
-        self.counted = now;
+        *self.hands.state.counters.lock().expect("nothing panics while it holds them") = self.core.counters();
+        self.hands.metrics.mailbox_events.set(self.mailbox.waiting() as i64);
         if !self.requests.is_empty() {
             let mut rates = self.hands.state.rates.lock().expect("nothing panics while it holds the rates");
             self.requests.drain().for_each(|(shard, (reads, writes))| rates.count(shard, reads, writes));

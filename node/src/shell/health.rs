@@ -12,7 +12,7 @@ use flotilla_transport::Transport;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 /// A loop that has not turned for so long is stuck.
@@ -40,14 +40,6 @@ pub struct Health {
     pub space: Arc<Space>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What was counted of the transport so far.
-    pub last: Mutex<Last>,
-}
-
-/// What the last collection saw; counters of other rooms only ever grow, so the difference is added.
-#[derive(Default)]
-pub struct Last {
-    transport: [u64; 20],
 }
 
 impl Inspect for Health {
@@ -100,8 +92,6 @@ impl Inspect for Health {
         metrics.shards_quarantined.set(self.quarantined().len() as i64);
         let connected = self.transport.peers().iter().filter(|p| self.transport.reachable(**p)).count();
         metrics.peers_connected.set(connected as i64);
-        let mut last = self.last.lock().expect("nothing panics while it holds it");
-        self.collect_transport(&mut last);
         self.collect_busiest();
     }
 }
@@ -116,26 +106,6 @@ impl Health {
         let (table, quarantined) = (self.routes.table(), self.quarantined());
         let mine = table.shards().filter(|s| s.on_node(self.node).is_some() && !quarantined.contains(&s.id));
         mine.filter(|s| self.routes.followed(s.id).is_none()).count()
-    }
-
-    fn collect_transport(&self, last: &mut Last) {
-        let (stats, metrics) = (self.transport.stats(), &self.metrics);
-        let (control, append, requests) = (metrics.lane("control"), metrics.lane("append"), metrics.lane("requests"));
-        let mut counters = Vec::with_capacity(20);
-        for (lane, stats) in [(&control, &stats.control), (&append, &stats.append), (&requests, &stats.requests)] {
-            counters.push((stats.frames_sent.get(), &lane.sent));
-            counters.push((stats.bytes_sent.get(), &lane.sent_bytes));
-            counters.push((stats.frames_received.get(), &lane.received));
-            counters.push((stats.bytes_received.get(), &lane.received_bytes));
-            counters.push((stats.frames_dropped.get(), &lane.dropped));
-        }
-        counters.push((stats.snapshot_bytes_sent.get(), &metrics.snapshot_bytes_sent));
-        counters.push((stats.connections_opened.get() + stats.connections_accepted.get(), &metrics.peer_connects));
-        counters.push((stats.connections_refused.get(), &metrics.peer_rejects));
-        for ((now, counter), before) in counters.into_iter().zip(&mut last.transport) {
-            counter.inc_by(now.saturating_sub(*before));
-            *before = now;
-        }
     }
 
     fn collect_busiest(&self) {

@@ -27,6 +27,7 @@ mod choice;
 pub mod clock;
 pub mod config;
 pub mod driver;
+mod figures;
 pub mod files;
 mod forward;
 pub mod health;

@@ -17,7 +17,7 @@ use super::service::Service;
 use super::snapshots::Snapshots;
 use super::space::Space;
 use super::views::Views;
-use super::{applier, bootstrap, files, logger, writer};
+use super::{applier, bootstrap, figures, files, logger, writer};
 use crate::core::{Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Limits, Metrics, Server, Serves};
@@ -143,6 +143,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let views = Arc::new(Views::new(config.node, incarnation.0 << 32, idle_max));
     tokio::spawn(sweep(Arc::downgrade(&views)));
     let state = Arc::new(LoopState::default());
+    figures::show(&metrics, &state, &transport);
     let core = Node::new(
         config.core().fit(disk(&config.data).context("look at the disk")?.capacity_bytes),
         Identity { node: config.node, incarnation },
@@ -204,7 +205,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         data: config.data.clone(),
         space: space.clone(),
         metrics: metrics.clone(),
-        last: std::sync::Mutex::default(),
     });
     let disk_watch = tokio::spawn(watch_disk(space.clone()));
     let pages = config.pages().map_err(anyhow::Error::msg)?;
