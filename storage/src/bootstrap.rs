@@ -12,7 +12,7 @@ use crate::keys::{self, NodeTag, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, INITIAL};
 use bytes::{BufMut, Bytes};
-use flotilla_router::{DecodeError, Descriptor, NodeId, Revision};
+use flotilla_router::{DecodeError, Descriptor, KeySpace, NodeId, Revision};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -54,7 +54,7 @@ pub fn bootstrap<E: Engine>(
             for (key, value) in meta_contents {
                 revision.0 += 1;
                 records::encode_data(&mut record, revision, value);
-                batch.put(Family::Data, &keys::data(true, key), &record);
+                batch.put(Family::Data, &keys::data(KeySpace::Meta, key), &record);
             }
         }
         batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(AppliedRecord { at: INITIAL, revision }));
@@ -152,7 +152,7 @@ mod tests {
             assert_eq!(replica.hard_state, HardState { term: 1, vote: 0, commit: 1 });
             assert_eq!(replica.replica, replica.descriptor.on_node(NodeId(1)).unwrap().id);
         }
-        assert_eq!(crate::read::get(&engine, true, b"b").unwrap(), Some((Revision(2), "2".into())));
+        assert_eq!(crate::read::get(&engine, KeySpace::Meta, b"b").unwrap(), Some((Revision(2), "2".into())));
         assert_eq!(crate::read::applied_record(&engine, ShardId::META).unwrap().revision, Revision(2));
         assert_eq!(crate::read::applied_record(&engine, ShardId(7)).unwrap().revision, Revision(0));
     }

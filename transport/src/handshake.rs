@@ -15,7 +15,7 @@ use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{ClusterId, DecodeError, Incarnation, NodeId};
 
 /// Rises with every change of what is said on these connections.
-pub(crate) const PROTOCOL_VERSION: u16 = 2;
+pub(crate) const PROTOCOL_VERSION: u16 = 3;
 const MAGIC: &[u8; 8] = b"flotilla";
 /// The longest handshake that is read, of any version.
 pub(crate) const HELLO_BYTES_MAX: usize = 1024;

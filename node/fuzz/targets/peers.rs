@@ -201,7 +201,7 @@ pub(crate) fn one_key(descriptor: &Descriptor) -> Bytes {
     let mut record = Vec::new();
     flotilla_storage::records::encode_data(&mut record, Revision(1), b"v");
     let mut file = Vec::new();
-    file.put_bytes_prefixed(&flotilla_storage::keys::data(descriptor.id.is_meta(), &descriptor.range.start));
+    file.put_bytes_prefixed(&flotilla_storage::keys::data(descriptor.id.key_space(), &descriptor.range.start));
     file.put_bytes_prefixed(&record);
     file.into()
 }

@@ -18,7 +18,9 @@ use crate::sim::plan::descriptors;
 use crate::sim::trace;
 use bytes::{Bytes, BytesMut};
 use flotilla_router::call::Staleness;
-use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId};
+use flotilla_router::{
+    Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId,
+};
 use flotilla_storage::{WriteResult, read};
 use raft::eraftpb::MessageType;
 use std::collections::BTreeMap;
@@ -433,7 +435,7 @@ impl Cluster {
 
     /// What stands under a key on a node, whatever is committed.
     pub(super) fn look(&self, node: NodeId, key: &str) -> Option<(Revision, Bytes)> {
-        read::get(&self.members[&node].engine, false, key.as_bytes()).unwrap()
+        read::get(&self.members[&node].engine, KeySpace::User, key.as_bytes()).unwrap()
     }
 
     /// The hash of a shard's data on a node that runs.
@@ -515,7 +517,7 @@ impl Cluster {
                 for ticket in tickets {
                     let key = self.clients[&ticket].key.clone();
                     assert!(descriptor.range.contains(&key), "a read looks outside of its shard");
-                    let found = read::get(&self.members[&id].engine, false, &key).unwrap();
+                    let found = read::get(&self.members[&id].engine, KeySpace::User, &key).unwrap();
                     self.settle_ticket(id, ticket, Answer::Read { found, staleness });
                 }
             }

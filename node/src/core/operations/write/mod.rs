@@ -1,5 +1,15 @@
 //! Writes: from a client's command to the entry that carries it, and from the applied entry back to the client.
 //!
+//! Every replica of a shard keeps a **log**, a row of entries, each with its index and the **term** of the leader that
+//! proposed it. A write is safe once its entry is on the disks of a majority: whoever is elected later has asked a majority
+//! for its votes, so one of those who hold the entry was among them, and gives its vote only to a log that ends no earlier
+//! than its own. Such an entry is **committed**: every later leader has it at that index, and every replica applies the
+//! same entries in the same order. Until then nothing is certain. A leader that is cut off may have proposed an entry that
+//! another, elected meanwhile, overrules by its own at the same index; or the entry reached one more replica than anybody
+//! knows, and the next leader carries it on. So what was proposed and not seen committed is neither done nor undone, and
+//! the only honest answer to whoever can't wait is *unknown*. That it is lost is certain at one moment alone: when another
+//! entry is committed in its place, or one of a higher term below it, since terms only grow along a log.
+//!
 //! *Propose*: commands of a shard wait in line ([`admission`] says which are taken in); when no write to the log is under
 //! way (or fewer than allowed), all that wait become one entry, up to a size. While a write is under way the next ones
 //! gather: self-clocking, no timer.
@@ -277,7 +287,7 @@ impl Operation for Write {
         ctx.refuse_all(tickets, &Refusal::Expired { shard });
         let overdue = match Mutation::UnknownAsFailure.is_on() {
             true => Refusal::Expired { shard },
-            false => Refusal::Unknown { shard },
+            false => Refusal::OutcomeUnknown { shard },
         };
         ctx.refuse_all(self.proposed.take_expired(ctx.now), &overdue);
     }
@@ -287,7 +297,7 @@ impl Operation for Write {
         let (tickets, bytes) = self.take_waiting();
         ctx.budgets.waiting_bytes -= bytes;
         ctx.refuse_all(tickets, &Refusal::NotHosted { shard });
-        ctx.refuse_all(self.proposed.take_all(), &Refusal::Unknown { shard });
+        ctx.refuse_all(self.proposed.take_all(), &Refusal::OutcomeUnknown { shard });
     }
 
     fn is_idle(&self) -> bool {
