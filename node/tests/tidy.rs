@@ -108,7 +108,7 @@ fn the_core_is_pure() {
 
 /// The rooms of the core, each with its files: a file imports from its own room, and from rooms above it in this table.
 const ROOMS: &[&[&str]] = &[
-    &["time", "event", "effect", "wire", "config", "counters", "report"],
+    &["time", "event", "effect", "wire", "config", "counters", "report", "dispatch"],
     &["liveness", "pass", "budgets"],
     &["context"],
     &["group"],

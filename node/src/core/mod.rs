@@ -30,7 +30,8 @@
 //!    wherever they wait: what is vouched for at that time is vouched for to everybody who asked before;
 //! 2. give [`Event::Tick`] no more often than once in `raft.tick_ms` by its own clock, however late the last one came:
 //!    whoever counts a tick promises to have stood by its leader for that long;
-//! 3. carry effects out in the order in which they come, those of one pass before those of the next;
+//! 3. carry effects out in the order in which they come, those of one pass before those of the next
+//!    ([`dispatch::carry_out`]);
 //! 4. report [`Event::Persisted`] only once the batch, and every batch before it, is durable, in the order of the numbers;
 //! 5. apply in order, data and applied index in one batch, and report [`Event::Applied`] for each piece of work;
 //! 6. let a read look at the state as of the moment at which its effect comes up, or later, never at an earlier one;
@@ -47,6 +48,7 @@
 #![warn(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod config;
+pub mod dispatch;
 pub mod effect;
 pub mod event;
 pub mod report;

@@ -5,7 +5,7 @@
 
 use super::admin::Admin;
 use super::config::{Config, TlsConfig};
-use super::driver::{Driver, Hands, LoopState};
+use super::driver::{Driver, LoopState, Workers};
 use super::forward::Forwarder;
 use super::health::Health;
 use super::lines::Lines;
@@ -150,7 +150,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         recovered,
         logger::logger(),
     );
-    let hands = Hands {
+    let workers = Workers {
         writer: to_write,
         applier: to_apply,
         snapshots: snapshots.clone(),
@@ -162,7 +162,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         state: state.clone(),
     };
-    let driver = Driver::new(core, hands, mailbox.clone());
+    let driver = Driver::new(core, workers, mailbox.clone());
     let tick = config.core().tick();
     threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(tick))?);
 

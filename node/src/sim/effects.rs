@@ -1,35 +1,37 @@
-//! What a core asks for, carried out in simulated time: storage work goes into the node's lanes, messages onto the network, answers
-//! to the clients.
+//! What is around the nodes in simulated time: what cores say is judged and goes into the trace,
+//! packets travel as the network lets them, senders hear late of their snapshots, and clients are
+//! answered.
 
 use super::faults::NOBODY;
+use super::hands::Surroundings;
 use super::invariants::Holds;
-use super::member::{Job, Lane};
+use super::member::Member;
 use super::network::{Link, Packet, SnapshotPacket};
 use super::plan::MS;
+use super::trace;
 use super::world::{Happening, World};
-use crate::core::wire::{self, Envelope, Item};
-use crate::core::{Delivery, Done, Effect, Event, SnapshotId};
-use bytes::BytesMut;
-use flotilla_router::{NodeId, ReplicaId, ShardId};
+use crate::core::{Delivery, Done, Effect, Event, Ticket};
+use flotilla_router::call::Staleness;
+use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
 
-impl World {
-    /// Carries out what a core has just said.
-    pub(super) fn carry_out(&mut self, node: NodeId, effect: Effect) -> Holds {
-        let push = |world: &mut Self, lane, job| {
-            let running = world.seat(node).member.running.as_mut().expect("it has just spoken");
-            running.push(lane, job);
-        };
+impl Surroundings for World {
+    fn member(&mut self, node: NodeId) -> &mut Member {
+        &mut self.seat(node).member
+    }
+
+    fn frame_bytes_max(&self) -> usize {
+        self.plan.config.frame_bytes_max
+    }
+
+    fn witness(&mut self, node: NodeId, effect: &Effect) -> Holds {
+        if self.words.is_some() {
+            let mut lines = Vec::new();
+            trace::effect(node, effect, &mut lines);
+            lines.into_iter().for_each(|line| self.say(|| line));
+        }
+        self.invariants.effect(node, effect)?;
         match effect {
-            Effect::Send { to, messages, beat } => {
-                self.overhear((node, to), &messages);
-                let mut frames = Vec::new();
-                let bytes_max = self.plan.config.frame_bytes_max;
-                wire::frames(&messages, beat.map(|beat| ((), beat)), bytes_max, |_| (), |(), frame| frames.push(frame));
-                for frame in frames {
-                    self.note(&frame);
-                    self.send((node, to), Packet::Frame(frame));
-                }
-            }
+            Effect::Send { to, messages, .. } => self.overhear((node, *to), messages),
             Effect::Persist { write, batch } => {
                 self.note(&write.to_be_bytes());
                 for write in &batch.writes {
@@ -40,55 +42,22 @@ impl World {
                         self.meet("truncated logs");
                     }
                 }
-                push(self, Lane::Persist, Job::Persist { write, batch });
             }
-            Effect::Apply { work } => push(self, Lane::Apply, Job::Apply { work }),
-            Effect::InstallSnapshot { shard: _, replica, staged, hard_state, at: _, clear } => {
-                self.meet("installed snapshots");
-                push(self, Lane::Install, Job::Install { replica, staged, hard_state, clear });
-            }
-            Effect::BuildSnapshot { shard, snapshot } => push(self, Lane::Build, Job::Build { shard, snapshot }),
-            Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
-                self.meet("fetched entries");
-                push(self, Lane::Fetch, Job::Fetch { fetch, shard, low, high, bytes_max });
-            }
-            Effect::DropSnapshot { snapshot } => self.seat(node).member.drop_built(snapshot),
-            Effect::SendSnapshot { to, replica, snapshot, envelope } => {
-                self.send_snapshot(node, to, replica, snapshot, &envelope)?
-            }
-            Effect::DiscardStaged { staged } => self.seat(node).member.discard_staged(staged),
-            Effect::PublishLeader { shard, leader } => {
-                match leader {
-                    Some(leader) => self.seat(node).leaders.insert(shard, leader),
-                    None => self.seat(node).leaders.remove(&shard),
-                };
-                if leader == Some(node) {
-                    self.hunt(node, shard);
-                }
-            }
-            Effect::Read { tickets, descriptor, staleness } => {
-                self.note(&[1]);
-                return self.clients_look(node, &tickets, &descriptor, staleness);
-            }
-            Effect::Reply { ticket, result } => {
-                let result = match result {
-                    Ok(Done::Written(result)) => Ok(result),
-                    // Nobody waits for these.
-                    _ if ticket.0 >= NOBODY => return Ok(()),
-                    Ok(done) => return Err(format!("{ticket:?} wrote, and is told of {done:?}")),
-                    Err(refusal) => Err(refusal),
-                };
-                self.note(format!("{ticket:?} {result:?}").as_bytes());
-                return self.client_answered(node, ticket, result);
-            }
-            Effect::PublishDescriptor { .. } | Effect::Drained | Effect::Quarantined { .. } => {}
+            Effect::InstallSnapshot { .. } => self.meet("installed snapshots"),
+            Effect::FetchEntries { .. } => self.meet("fetched entries"),
+            Effect::Read { .. } => self.note(&[1]),
+            _ => {}
         }
         Ok(())
     }
 
-    fn send(&mut self, link: Link, packet: Packet) {
+    fn transmit(&mut self, link: Link, packet: Packet) {
+        if let Packet::Frame(frame) = &packet {
+            self.note(frame);
+        }
         if self.network.refuses(&packet) {
-            // As the transport does: the frame is dropped, and the core hears that the node can't be reached.
+            // As the transport does: the frame is dropped, and the core hears that the node can't
+            // be reached.
             self.meet("refused frames");
             let (from, node) = link;
             self.say(|| format!("a frame from n{from} to n{node} is too large"));
@@ -103,75 +72,59 @@ impl World {
         }
     }
 
-    fn send_snapshot(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        replica: ReplicaId,
-        snapshot: SnapshotId,
-        envelope: &Envelope,
-    ) -> Holds {
-        let Some((manifest, files)) = self.seats[&from].member.snapshot_files(snapshot) else {
-            // Given up in the pass in which it was to be sent.
-            self.snapshot_sent(from, envelope.shard, replica, Delivery::Failed);
-            return Ok(());
+    fn turned_away(&mut self, (from, _): Link, snapshot: &SnapshotPacket) -> Option<Delivery> {
+        // Its sender gave it up while it was on its way: the stream breaks off, unless all of it
+        // was read already.
+        let given_up = self.is_up(from) && self.seats[&from].member.snapshot_files(snapshot.snapshot).is_none();
+        if given_up && self.dice.percent(80) {
+            self.meet("given up snapshots");
+            return Some(Delivery::Failed);
+        }
+        let busy = self.dice.percent(10);
+        busy.then(|| {
+            self.meet("snapshots to a busy node");
+            Delivery::Busy
+        })
+    }
+
+    fn snapshot_sent(&mut self, sender: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
+        let (delay, life) = (self.dice.around(10 * MS), self.seats[&sender].life);
+        self.later(delay, Happening::SnapshotSent { node: sender, life, shard, to, delivery });
+    }
+
+    fn wake(&mut self, node: NodeId) {
+        let delay = self.dice.below(MS / 10);
+        let seat = self.seat(node);
+        if !seat.pass_due {
+            seat.pass_due = true;
+            let life = seat.life;
+            self.later(delay, Happening::Pass { node, life });
+        }
+    }
+
+    fn read(&mut self, node: NodeId, tickets: &[Ticket], descriptor: &Descriptor, staleness: Option<Staleness>) -> Holds {
+        self.clients_look(node, tickets, descriptor, staleness)
+    }
+
+    fn reply(&mut self, node: NodeId, ticket: Ticket, result: Result<Done, Refusal>) -> Holds {
+        let result = match result {
+            Ok(Done::Written(result)) => Ok(result),
+            // Nobody waits for these.
+            _ if ticket.0 >= NOBODY => return Ok(()),
+            Ok(done) => return Err(format!("{ticket:?} wrote, and is told of {done:?}")),
+            Err(refusal) => Err(refusal),
         };
-        let mut announcement = BytesMut::new();
-        envelope.encode(&mut announcement);
-        let packet =
-            SnapshotPacket { shard: envelope.shard, replica, snapshot, announcement: announcement.freeze(), manifest, files };
-        self.send((from, to), Packet::Snapshot(Box::new(packet)));
-        Ok(())
+        self.note(format!("{ticket:?} {result:?}").as_bytes());
+        self.client_answered(node, ticket, result)
     }
 
-    /// A packet will not arrive. Senders of snapshots are told, always.
-    fn lost(&mut self, link: Link, packet: &Packet) {
-        if let Packet::Snapshot(snapshot) = packet {
-            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, Delivery::Failed);
-        }
-    }
-
-    fn snapshot_sent(&mut self, node: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
-        let (delay, life) = (self.dice.around(10 * MS), self.seats[&node].life);
-        self.later(delay, Happening::SnapshotSent { node, life, shard, to, delivery });
-    }
-
-    /// A packet has come to the end of its link.
-    pub(super) fn arrive(&mut self, link: Link, packet: Packet) {
-        let (from, to) = link;
-        if !self.is_up(to) {
-            return self.lost(link, &packet);
-        }
-        match packet {
-            Packet::Frame(frame) => {
-                let running = self.seat(to).member.running.as_mut().expect("it is up");
-                let mailbox = &mut running.mailbox;
-                wire::decode_frame(frame, |item| {
-                    mailbox.push_back(match item {
-                        Item::Message(envelope) => Event::Message { from, envelope: *envelope },
-                        Item::Beat(beat) => Event::Beat { from, beat },
-                    });
-                })
-                .expect("a core wrote this frame");
-                self.wake(to);
-            }
-            Packet::Snapshot(snapshot) => {
-                let SnapshotPacket { shard, replica, snapshot, announcement, manifest, files } = *snapshot;
-                // Its sender gave it up while it was on its way: the stream breaks off, unless all of it was read already.
-                let given_up = self.is_up(from) && self.seats[&from].member.snapshot_files(snapshot).is_none();
-                if given_up && self.dice.percent(80) {
-                    self.meet("given up snapshots");
-                    return self.snapshot_sent(from, shard, replica, Delivery::Failed);
-                }
-                if self.dice.percent(10) {
-                    self.meet("snapshots to a busy node");
-                    return self.snapshot_sent(from, shard, replica, Delivery::Busy);
-                }
-                let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
-                self.seat(to).member.stage(from, envelope, manifest, files);
-                self.snapshot_sent(from, shard, replica, Delivery::Taken);
-                self.wake(to);
-            }
+    fn publish_leader(&mut self, node: NodeId, shard: ShardId, leader: Option<NodeId>) {
+        match leader {
+            Some(leader) => self.seat(node).leaders.insert(shard, leader),
+            None => self.seat(node).leaders.remove(&shard),
+        };
+        if leader == Some(node) {
+            self.hunt(node, shard);
         }
     }
 }

@@ -191,8 +191,9 @@ impl Member {
         assert!(gone.is_some(), "node {} discards {staged:?}, which it doesn't have", self.id);
     }
 
-    fn running_mut(&mut self) -> &mut Running {
-        self.running.as_mut().expect("the node runs")
+    /// What runs.
+    pub(crate) fn running_mut(&mut self) -> &mut Running {
+        self.running.as_mut().unwrap_or_else(|| panic!("node {} is down", self.id))
     }
 
     /// Carries out the oldest job of a lane, or a step of it. An error is what would end the process.

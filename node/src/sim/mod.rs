@@ -7,7 +7,8 @@
 //! the end the clients' histories must be linearizable.
 //!
 //! - [`plan`]: what a seed stands for, drawn with [`Dice`].
-//! - [`world`]: the queue of what happens; [`effects`]: what a core asks for; [`member`]: one node; [`network`]: the links; [`faults`], and [`rivals`].
+//! - [`world`]: the queue of what happens; [`faults`], and [`rivals`]; [`network`]: the links.
+//! - [`member`]: one node; [`hands`]: what its core asks for; [`effects`]: what is around it.
 //! - [`clients`], and [`answers`]: what they are told.
 //! - [`invariants`]: what must hold, one file each.
 //! - [`models`]: what no cluster can show yet.
@@ -15,6 +16,7 @@
 //!
 //! The binary `flotilla-sim` runs many seeds; `docs/simulation.md` says how.
 
+pub(crate) mod hands;
 pub(crate) mod invariants;
 pub(crate) mod member;
 pub(crate) mod network;

@@ -15,11 +15,11 @@
 
 use super::clients::Clients;
 use super::faults::Faults;
+use super::hands::Surroundings;
 use super::invariants::{Holds, Invariants};
 use super::member::{Lane, Member, Worked};
 use super::network::{Link, Network, Packet};
 use super::plan::{MS, Plan};
-use super::trace;
 use crate::core::{Delivery, Event, Time};
 use crate::dice::Dice;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
@@ -59,7 +59,7 @@ pub(super) struct Seat {
     /// Who leads each shard, as the node has said.
     pub(super) leaders: BTreeMap<ShardId, NodeId>,
     /// Whether a pass is due.
-    pass_due: bool,
+    pub(super) pass_due: bool,
     /// Lanes that are at work.
     busy: BTreeSet<Lane>,
     /// The clock's rate, in parts of a thousand.
@@ -263,17 +263,6 @@ impl World {
         }
     }
 
-    /// Sees to it that a node's loop looks into its mailbox soon.
-    pub(super) fn wake(&mut self, node: NodeId) {
-        let delay = self.dice.below(MS / 10);
-        let seat = self.seat(node);
-        if !seat.pass_due {
-            seat.pass_due = true;
-            let life = seat.life;
-            self.later(delay, Happening::Pass { node, life });
-        }
-    }
-
     fn tick(&mut self, node: NodeId) {
         let (now, seat) = (self.now, &self.seats[&node]);
         let tick = self.plan.config.raft.tick_ms * MS * 1000 / seat.permille;
@@ -293,21 +282,7 @@ impl World {
             return Ok(());
         }
         seat.pass_due = false;
-        let running = seat.member.running.as_mut().expect("its life is the one that wanted the pass");
-        running.core.handle(Event::Clock { now: clock });
-        for event in std::mem::take(&mut running.mailbox) {
-            running.core.handle(event);
-        }
-        let effects = running.core.finish_pass();
-        for effect in effects {
-            if self.words.is_some() {
-                let mut lines = Vec::new();
-                trace::effect(node, &effect, &mut lines);
-                lines.into_iter().for_each(|line| self.say(|| line));
-            }
-            self.invariants.effect(node, &effect)?;
-            self.carry_out(node, effect)?;
-        }
+        self.run_pass(node, clock)?;
         self.set_to_work(node);
         Ok(())
     }

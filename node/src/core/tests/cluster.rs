@@ -9,14 +9,15 @@
 
 use super::network::Network;
 use crate::core::replica::Replica;
-use crate::core::wire::{self, Envelope, Item, Timing};
+use crate::core::wire::{Envelope, Timing};
 use crate::core::{Ask, CoreConfig, Delivery, Done, Effect, Event, Ticket, Time};
-use crate::sim::invariants::Invariants;
-use crate::sim::member::{Job, Lane, Member, Running, Worked};
-use crate::sim::network::{Link, Packet, SnapshotPacket};
+use crate::sim::hands::Surroundings;
+use crate::sim::invariants::{Holds, Invariants};
+use crate::sim::member::{Lane, Member, Running, Worked};
+use crate::sim::network::{Link, Packet};
 use crate::sim::plan::descriptors;
 use crate::sim::trace;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use flotilla_router::call::Staleness;
 use flotilla_router::{
     Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId,
@@ -154,7 +155,7 @@ impl Cluster {
 
     /// What runs on a node.
     pub(super) fn running_mut(&mut self, id: NodeId) -> &mut Running {
-        self.member_mut(id).running.as_mut().unwrap_or_else(|| panic!("node {id} is down"))
+        self.member_mut(id).running_mut()
     }
 
     /// Whether a node runs.
@@ -190,7 +191,7 @@ impl Cluster {
         self.member_mut(id).crash(kept);
         self.invariants.went_down(id);
         for (link, packet) in self.network.lose(id) {
-            self.lost(link, packet);
+            self.lost(link, &packet);
         }
         for client in self.clients.values_mut().filter(|c| c.node == id && c.answer.is_none()) {
             client.answer = Some(Answer::Lost);
@@ -204,19 +205,9 @@ impl Cluster {
 
     /// One pass of a node's loop: the clock, everything in the mailbox, and what comes of it. Returns the effects' number.
     pub(super) fn pass(&mut self, id: NodeId) -> usize {
-        let member = self.member_mut(id);
-        let now = member.now;
-        let running = member.running.as_mut().unwrap_or_else(|| panic!("node {id} is down"));
-        running.core.handle(Event::Clock { now });
-        for event in std::mem::take(&mut running.mailbox) {
-            running.core.handle(event);
-        }
-        let effects = running.core.finish_pass();
-        assert!(running.core.is_at_rest(), "node {id} left work behind");
-        let n = effects.len();
-        for effect in effects {
-            self.carry_out(id, effect);
-        }
+        let now = self.member(id).now;
+        let n = self.run_pass(id, now).unwrap();
+        assert!(self.running_mut(id).core.is_at_rest(), "node {id} left work behind");
         n
     }
 
@@ -284,29 +275,7 @@ impl Cluster {
     /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was one.
     pub(super) fn deliver(&mut self, link: Link, place: usize) -> bool {
         let Some(packet) = self.network.take(link, place) else { return false };
-        if !self.is_up(link.1) {
-            self.lost(link, packet);
-            return true;
-        }
-        match packet {
-            Packet::Frame(frame) => {
-                let from = link.0;
-                let mailbox = &mut self.running_mut(link.1).mailbox;
-                wire::decode_frame(frame, |item| {
-                    mailbox.push_back(match item {
-                        Item::Message(envelope) => Event::Message { from, envelope: *envelope },
-                        Item::Beat(beat) => Event::Beat { from, beat },
-                    });
-                })
-                .expect("a core wrote this frame");
-            }
-            Packet::Snapshot(snapshot) => {
-                let SnapshotPacket { shard, replica, snapshot: _, announcement, manifest, files } = *snapshot;
-                let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
-                self.member_mut(link.1).stage(link.0, envelope, manifest, files);
-                self.snapshot_sent(link.0, shard, replica, Delivery::Taken);
-            }
-        }
+        self.arrive(link, packet);
         true
     }
 
@@ -321,7 +290,7 @@ impl Cluster {
     /// Loses one packet of a link. Whether there was one.
     pub(super) fn drop_packet(&mut self, link: Link, place: usize) -> bool {
         let Some(packet) = self.network.take(link, place) else { return false };
-        self.lost(link, packet);
+        self.lost(link, &packet);
         true
     }
 
@@ -349,20 +318,7 @@ impl Cluster {
     /// Cuts one direction.
     pub(super) fn cut(&mut self, link: Link) {
         for packet in self.network.cut(link) {
-            self.lost(link, packet);
-        }
-    }
-
-    /// A packet will not arrive. Senders of snapshots are told, always.
-    fn lost(&mut self, link: Link, packet: Packet) {
-        if let Packet::Snapshot(snapshot) = packet {
-            self.snapshot_sent(link.0, snapshot.shard, snapshot.replica, Delivery::Failed);
-        }
-    }
-
-    fn snapshot_sent(&mut self, id: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
-        if self.is_up(id) {
-            self.post(id, Event::SnapshotSent { shard, to, delivery });
+            self.lost(link, &packet);
         }
     }
 
@@ -486,99 +442,6 @@ impl Cluster {
         self.nodes().into_iter().flat_map(|id| self.shard_ids().into_iter().filter_map(move |s| place(id, s))).collect()
     }
 
-    fn carry_out(&mut self, id: NodeId, effect: Effect) {
-        let debug = format!("{id} {effect:?}");
-        let chained = [self.fingerprint.to_be_bytes().as_slice(), debug.as_bytes()].concat();
-        self.fingerprint = fnv(&chained);
-        trace::effect(id, &effect, &mut self.trace);
-        // Whoever forges messages wants to see a shard set aside.
-        if !matches!(effect, Effect::Quarantined { .. }) {
-            self.invariants.effect(id, &effect).unwrap();
-        }
-        match effect {
-            Effect::Send { to, messages, beat } => self.send(id, to, messages, beat),
-            Effect::Persist { write, batch } => self.running_mut(id).push(Lane::Persist, Job::Persist { write, batch }),
-            Effect::Apply { work } => {
-                self.running_mut(id).push(Lane::Apply, Job::Apply { work });
-            }
-            Effect::InstallSnapshot { shard: _, replica, staged, hard_state, at: _, clear } => {
-                self.running_mut(id).push(Lane::Install, Job::Install { replica, staged, hard_state, clear });
-            }
-            Effect::BuildSnapshot { shard, snapshot } => {
-                self.running_mut(id).push(Lane::Build, Job::Build { shard, snapshot });
-            }
-            Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
-                self.running_mut(id).push(Lane::Fetch, Job::Fetch { fetch, shard, low, high, bytes_max });
-            }
-            Effect::DropSnapshot { snapshot } => self.member_mut(id).drop_built(snapshot),
-            Effect::SendSnapshot { to, replica, snapshot, envelope } => self.send_snapshot(id, to, replica, snapshot, &envelope),
-            Effect::DiscardStaged { staged } => self.member_mut(id).discard_staged(staged),
-            Effect::Read { tickets, descriptor, staleness } => {
-                for ticket in tickets {
-                    let key = self.clients[&ticket].key.clone();
-                    assert!(descriptor.range.contains(&key), "a read looks outside of its shard");
-                    let found = read::get(&self.members[&id].engine, KeySpace::User, &key).unwrap();
-                    self.settle_ticket(id, ticket, Answer::Read { found, staleness });
-                }
-            }
-            Effect::Reply { ticket, result } => {
-                let answer = match result {
-                    Ok(Done::Written(result)) => Answer::Written(result),
-                    Ok(Done::Transferred(_)) => Answer::Transferred,
-                    Ok(Done::Report(_)) => return,
-                    Err(refusal) => Answer::Refused(refusal),
-                };
-                self.settle_ticket(id, ticket, answer);
-            }
-            Effect::PublishLeader { .. } | Effect::PublishDescriptor { .. } | Effect::Drained | Effect::Quarantined { .. } => {}
-        }
-    }
-
-    fn send(&mut self, from: NodeId, to: NodeId, messages: Vec<Envelope>, beat: Option<crate::core::Beat>) {
-        for envelope in &messages {
-            let context = &envelope.message.context;
-            if envelope.message.get_msg_type() == MessageType::MsgHeartbeat
-                && !context.is_empty()
-                && !self.contexts.contains(context)
-            {
-                self.contexts.push(context.clone());
-            }
-        }
-        let bytes_max = self.config.frame_bytes_max;
-        wire::frames(
-            &messages,
-            beat.map(|beat| ((), beat)),
-            bytes_max,
-            |_| (),
-            |(), frame| {
-                assert!(frame.len() <= bytes_max, "a frame of {} bytes", frame.len());
-                // Frames are lost without a word.
-                drop(self.network.send((from, to), Packet::Frame(frame)));
-            },
-        );
-    }
-
-    fn send_snapshot(
-        &mut self,
-        from: NodeId,
-        to: NodeId,
-        replica: ReplicaId,
-        snapshot: crate::core::SnapshotId,
-        envelope: &Envelope,
-    ) {
-        let shard = envelope.shard;
-        let Some((manifest, files)) = self.members[&from].snapshot_files(snapshot) else {
-            panic!("node {from} sends {snapshot:?}, which it has dropped");
-        };
-        let mut announcement = BytesMut::new();
-        envelope.encode(&mut announcement);
-        let packet = SnapshotPacket { shard, replica, snapshot, announcement: announcement.freeze(), manifest, files };
-        let packet = Packet::Snapshot(Box::new(packet));
-        if let Some(packet) = self.network.send((from, to), packet) {
-            self.lost((from, to), packet);
-        }
-    }
-
     fn settle_ticket(&mut self, node: NodeId, ticket: Ticket, answer: Answer) {
         let client = self.clients.get_mut(&ticket).unwrap_or_else(|| panic!("{ticket:?} was never given out"));
         assert_eq!(client.node, node, "{ticket:?} is answered by another node than the one that was asked");
@@ -589,6 +452,73 @@ impl Cluster {
             self.invariants.refused(ticket).unwrap();
         }
         client.answer = Some(answer);
+    }
+}
+
+impl Surroundings for Cluster {
+    fn member(&mut self, node: NodeId) -> &mut Member {
+        self.member_mut(node)
+    }
+
+    fn frame_bytes_max(&self) -> usize {
+        self.config.frame_bytes_max
+    }
+
+    fn witness(&mut self, id: NodeId, effect: &Effect) -> Holds {
+        let debug = format!("{id} {effect:?}");
+        let chained = [self.fingerprint.to_be_bytes().as_slice(), debug.as_bytes()].concat();
+        self.fingerprint = fnv(&chained);
+        trace::effect(id, effect, &mut self.trace);
+        match effect {
+            // Whoever forges messages wants to see a shard set aside.
+            Effect::Quarantined { .. } => return Ok(()),
+            Effect::Send { messages, .. } => {
+                for message in messages.iter().map(|envelope| &envelope.message) {
+                    let is_read = message.get_msg_type() == MessageType::MsgHeartbeat && !message.context.is_empty();
+                    if is_read && !self.contexts.contains(&message.context) {
+                        self.contexts.push(message.context.clone());
+                    }
+                }
+            }
+            _ => {}
+        }
+        self.invariants.effect(id, effect)
+    }
+
+    fn transmit(&mut self, link: Link, packet: Packet) {
+        if let Packet::Frame(frame) = &packet {
+            assert!(frame.len() <= self.config.frame_bytes_max, "a frame of {} bytes", frame.len());
+        }
+        if let Some(packet) = self.network.send(link, packet) {
+            self.lost(link, &packet);
+        }
+    }
+
+    fn snapshot_sent(&mut self, sender: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
+        if self.is_up(sender) {
+            self.post(sender, Event::SnapshotSent { shard, to, delivery });
+        }
+    }
+
+    fn read(&mut self, id: NodeId, tickets: &[Ticket], descriptor: &Descriptor, staleness: Option<Staleness>) -> Holds {
+        for ticket in tickets {
+            let key = self.clients[ticket].key.clone();
+            assert!(descriptor.range.contains(&key), "a read looks outside of its shard");
+            let found = read::get(&self.members[&id].engine, KeySpace::User, &key).unwrap();
+            self.settle_ticket(id, *ticket, Answer::Read { found, staleness });
+        }
+        Ok(())
+    }
+
+    fn reply(&mut self, id: NodeId, ticket: Ticket, result: Result<Done, Refusal>) -> Holds {
+        let answer = match result {
+            Ok(Done::Written(result)) => Answer::Written(result),
+            Ok(Done::Transferred(_)) => Answer::Transferred,
+            Ok(Done::Report(_)) => return Ok(()),
+            Err(refusal) => Answer::Refused(refusal),
+        };
+        self.settle_ticket(id, ticket, answer);
+        Ok(())
     }
 }
 
