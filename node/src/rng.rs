@@ -7,9 +7,9 @@ use std::ops::RangeInclusive;
 
 /// A stream of numbers.
 #[derive(Clone, Debug)]
-pub struct Dice(u64);
+pub struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// The stream of a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn a_seed_is_one_stream_and_neighbours_differ() {
         let numbers = |seed| {
-            let mut dice = Dice::new(seed);
-            (0..100).map(|_| dice.below(1000)).collect::<Vec<_>>()
+            let mut rng = Rng::new(seed);
+            (0..100).map(|_| rng.below(1000)).collect::<Vec<_>>()
         };
         assert_eq!(numbers(1), numbers(1));
         let alike = numbers(1).iter().zip(numbers(2)).filter(|(a, b)| **a == *b).count();
@@ -79,8 +79,8 @@ mod tests {
 
     #[test]
     fn what_lies_around_a_mean_has_about_that_mean() {
-        let mut dice = Dice::new(7);
-        let sum: u64 = (0..10_000).map(|_| dice.around(1000)).sum();
+        let mut rng = Rng::new(7);
+        let sum: u64 = (0..10_000).map(|_| rng.around(1000)).sum();
         assert!((800_000..1_400_000).contains(&(sum / 10)), "{}", sum / 10_000);
     }
 }
