@@ -41,7 +41,7 @@ mod register;
 mod registers;
 
 pub use fleet::{CUT_BYTES, Fleet, set};
-pub use flotilla_node::dice::Dice as Rng;
+pub use flotilla_node::rng::Rng;
 pub use http::{Answer, Client};
 pub use journal::Totals;
 pub use load::{Counts, Load, Outcome, Targets, until_writes};

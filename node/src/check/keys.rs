@@ -10,7 +10,7 @@
 use super::history::{Input, Operation};
 use super::lines::Writer;
 use super::{Summary, Verdict, check_key};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::{KeyRange, Revision};
 use std::fs::File;
@@ -121,11 +121,11 @@ impl Pool {
     }
 
     /// Begins an operation on some key, if it is not retired just now. The first keys are taken more often than the last.
-    pub(super) fn begin(&self, dice: &mut Dice) -> Option<Arc<Key>> {
+    pub(super) fn begin(&self, rng: &mut Rng) -> Option<Arc<Key>> {
         let (slot, key) = {
             let slots = lock(&self.slots);
-            let below = dice.below(slots.in_use.len() as u64) + 1;
-            let slot = dice.below(below) as usize;
+            let below = rng.below(slots.in_use.len() as u64) + 1;
+            let slot = rng.below(below) as usize;
             (slot, slots.in_use[slot].clone())
         };
         key.begin().then(|| {
@@ -135,9 +135,9 @@ impl Pool {
     }
 
     /// Begins an operation on every key in use of some shard, and says which range has them and no older ones.
-    pub(super) fn begin_all(&self, dice: &mut Dice) -> Option<(Vec<Arc<Key>>, KeyRange)> {
+    pub(super) fn begin_all(&self, rng: &mut Rng) -> Option<(Vec<Arc<Key>>, KeyRange)> {
         let in_use = lock(&self.slots).in_use.clone();
-        let shard = dice.choose(&in_use)?.shard;
+        let shard = rng.choose(&in_use)?.shard;
         let keys: Vec<_> = in_use.into_iter().filter(|key| key.shard == shard && key.begin()).collect();
         let first = keys.iter().map(|key| &key.name).min()?.clone();
         Some((keys, KeyRange::new(first, KeyRange::prefix(self.prefixes[shard].clone()).end)))
@@ -286,8 +286,8 @@ mod tests {
     fn a_worn_key_is_judged_once_all_of_its_operations_have_ended() {
         let stop = Arc::new(AtomicBool::new(false));
         let (pool, judge) = Pool::new(1, vec!["p/".into()], None, stop.clone());
-        let mut dice = Dice::new(5);
-        let first = pool.begin(&mut dice).unwrap();
+        let mut rng = Rng::new(5);
+        let first = pool.begin(&mut rng).unwrap();
         let finish = |key: &Key| {
             let read = Operation {
                 client: 1,
@@ -301,15 +301,15 @@ mod tests {
             pool.finish(key, Some((id, read)));
         };
         for n in 1..OPERATIONS_PER_KEY {
-            let key = pool.begin(&mut dice).unwrap();
+            let key = pool.begin(&mut rng).unwrap();
             assert!(Arc::ptr_eq(&key, &first), "operation {n} is on another key");
             finish(&key);
         }
-        let second = pool.begin(&mut dice).unwrap();
+        let second = pool.begin(&mut rng).unwrap();
         assert!(second.name > first.name && !first.begin() && !lock(&first.log).operations.is_empty());
         finish(&first);
         assert!(lock(&first.log).operations.is_empty(), "it was not handed over");
-        let (scanned, range) = pool.begin_all(&mut dice).unwrap();
+        let (scanned, range) = pool.begin_all(&mut rng).unwrap();
         assert!(scanned.len() == 1 && range.contains(&second.name) && !range.contains(&first.name));
         finish(&second);
         pool.finish(&second, None);
@@ -327,7 +327,7 @@ mod tests {
     fn the_first_violation_stops_the_load_and_keeps_its_history() {
         let stop = Arc::new(AtomicBool::new(false));
         let (pool, judge) = Pool::new(3, vec!["p/".into()], None, stop.clone());
-        let key = pool.begin(&mut Dice::new(1)).unwrap();
+        let key = pool.begin(&mut Rng::new(1)).unwrap();
         let output = Output::Read(Some((Revision(1), "nobody's".into())));
         let read = Operation { client: 1, key: key.name.clone(), called: 1, returned: Some(2), input: Input::Get, output };
         pool.finish(&key, Some((1, read.clone())));

@@ -16,7 +16,7 @@ use super::figures::{Figures, Outcome as Counts};
 use super::history::{Input, Operation, Output, Scanned};
 use super::keys::{Judged, Key, Pool, lock};
 use super::lines::{Header, Writer};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_ops::cli::probe::{Freshness, Probe, Told};
 use flotilla_ops::cli::probe_batch::{Asked, Done};
@@ -147,15 +147,15 @@ impl Load {
     /// One client: asks until the time is up.
     async fn client(self: Arc<Self>, client: u64) {
         // Through another draw: streams of neighbouring states would draw the same numbers, one step apart.
-        let mut dice = Dice::new(Dice::new(self.plan.seed ^ client << 32).next());
+        let mut rng = Rng::new(Rng::new(self.plan.seed ^ client << 32).next());
         let mut asked = 0;
         while self.begun.elapsed() < self.plan.duration && !self.stop.load(Ordering::Relaxed) {
             asked += 1;
-            let at = dice.below(self.probe.endpoints() as u64) as usize;
-            let refused = match dice.below(100) {
-                0..5 => self.scan(client, &mut dice, at).await,
-                5..15 => self.batch(client, &mut dice, at, &mut asked).await,
-                _ => self.ask(client, &mut dice, at, asked).await,
+            let at = rng.below(self.probe.endpoints() as u64) as usize;
+            let refused = match rng.below(100) {
+                0..5 => self.scan(client, &mut rng, at).await,
+                5..15 => self.batch(client, &mut rng, at, &mut asked).await,
+                _ => self.ask(client, &mut rng, at, asked).await,
             };
             if refused {
                 tokio::time::sleep(PAUSE).await;
@@ -164,16 +164,16 @@ impl Load {
     }
 
     /// Asks for one key, and says whether that was refused.
-    async fn ask(&self, client: u64, dice: &mut Dice, at: usize, asked: u64) -> bool {
-        let Some(key) = self.pool.begin(dice) else { return false };
-        let input = input(dice, &key.revisions(), client, asked);
+    async fn ask(&self, client: u64, rng: &mut Rng, at: usize, asked: u64) -> bool {
+        let Some(key) = self.pool.begin(rng) else { return false };
+        let input = input(rng, &key.revisions(), client, asked);
         let (name, called) = (&key.name, self.now());
         let mut operation = Operation { client, key: name.clone(), called, returned: None, input, output: Output::Unknown };
         let id = self.pool.note_asked(&operation);
         let mut as_of = Some(called);
         let (output, why) = match &operation.input {
             Input::Get => {
-                let freshness = freshness(dice);
+                let freshness = freshness(rng);
                 output(self.probe.get_as(at, name, freshness).await, |(seen, age)| {
                     as_of = state_since(called, freshness, age);
                     // What does not know its age promises nothing.
@@ -196,17 +196,17 @@ impl Load {
     }
 
     /// Asks a batch about some keys, each once, and says whether all of it was refused. Each operation takes effect by itself.
-    async fn batch(&self, client: u64, dice: &mut Dice, at: usize, asked: &mut u64) -> bool {
+    async fn batch(&self, client: u64, rng: &mut Rng, at: usize, asked: &mut u64) -> bool {
         let (mut keys, mut asks, called) = (Vec::<Arc<Key>>::new(), Vec::new(), self.now());
         let mut operations = Vec::new();
-        for _ in 0..=dice.below(BATCH_MAX) {
-            let Some(key) = self.pool.begin(dice) else { continue };
+        for _ in 0..=rng.below(BATCH_MAX) {
+            let Some(key) = self.pool.begin(rng) else { continue };
             if keys.iter().any(|other| other.name == key.name) {
                 self.pool.finish(&key, None);
                 continue;
             }
             *asked += 1;
-            let input = input(dice, &key.revisions(), client, *asked);
+            let input = input(rng, &key.revisions(), client, *asked);
             asks.push((key.name.clone(), as_asked(&input)));
             let operation = Operation { client, key: key.name.clone(), called, returned: None, input, output: Output::Unknown };
             operations.push((self.pool.note_asked(&operation), operation));
@@ -234,8 +234,8 @@ impl Load {
     }
 
     /// Scans the keys of a shard that are in use, and says whether that was refused.
-    async fn scan(&self, client: u64, dice: &mut Dice, at: usize) -> bool {
-        let Some((keys, range)) = self.pool.begin_all(dice) else { return false };
+    async fn scan(&self, client: u64, rng: &mut Rng, at: usize) -> bool {
+        let Some((keys, range)) = self.pool.begin_all(rng) else { return false };
         let called = self.now();
         let told = self.probe.scan(at, &range).await;
         let returned = self.now();
@@ -302,10 +302,10 @@ fn output<T>(told: Told<T>, answered: impl FnOnce(T) -> Output) -> (Output, Opti
 }
 
 /// How a key is read: mostly as the run reads, sometimes by lease, sometimes stale, with a bound or without.
-fn freshness(dice: &mut Dice) -> Freshness {
-    match dice.below(100) {
+fn freshness(rng: &mut Rng) -> Freshness {
+    match rng.below(100) {
         0..15 => Freshness::Lease,
-        15..30 => Freshness::Stale(dice.pick(&[None, Some(300), Some(1_000), Some(10_000)])),
+        15..30 => Freshness::Stale(rng.pick(&[None, Some(300), Some(1_000), Some(10_000)])),
         _ => Freshness::Usual,
     }
 }
@@ -322,13 +322,13 @@ fn state_since(called: u64, freshness: Freshness, age: Option<Duration>) -> Opti
 }
 
 /// Something to ask of a key whose last revisions are these.
-fn input(dice: &mut Dice, revisions: &[Revision], client: u64, asked: u64) -> Input {
+fn input(rng: &mut Rng, revisions: &[Revision], client: u64, asked: u64) -> Input {
     let last = revisions.last().copied();
     // Mostly the last revision that somebody was shown, so that some of the conditions hold.
-    let some = if dice.percent(75) { last } else { dice.choose(revisions).copied() };
+    let some = if rng.percent(75) { last } else { rng.choose(revisions).copied() };
     let at = some.map_or(Condition::Absent, Condition::At);
     let value = Bytes::from(format!("{client}-{asked}"));
-    match dice.below(100) {
+    match rng.below(100) {
         0..40 => Input::Get,
         40..60 => Input::Put { value, condition: Condition::Always },
         60..76 => Input::Put { value, condition: at },
@@ -357,8 +357,8 @@ mod tests {
         );
         assert_eq!(state_since(second, Freshness::Stale(None), None), None, "nothing is promised");
         assert_eq!(state_since(5, Freshness::Stale(None), age), Some(0));
-        let mut dice = Dice::new(1);
-        let drawn: Vec<_> = (0..1000).map(|_| freshness(&mut dice)).collect();
+        let mut rng = Rng::new(1);
+        let drawn: Vec<_> = (0..1000).map(|_| freshness(&mut rng)).collect();
         let count = |wanted: fn(&Freshness) -> bool| drawn.iter().filter(|f| wanted(f)).count();
         assert!(count(|f| *f == Freshness::Usual) > 600 && count(|f| *f == Freshness::Lease) > 100);
         assert!(count(|f| *f == Freshness::Stale(None)) > 10 && count(|f| matches!(f, Freshness::Stale(Some(_)))) > 50);
@@ -366,9 +366,9 @@ mod tests {
 
     #[test]
     fn every_question_is_asked_and_conditions_use_what_was_seen() {
-        let mut dice = Dice::new(1);
+        let mut rng = Rng::new(1);
         let seen = [Revision(3), Revision(8)];
-        let inputs: Vec<Input> = (0..2_000).map(|n| input(&mut dice, &seen, 1, n)).collect();
+        let inputs: Vec<Input> = (0..2_000).map(|n| input(&mut rng, &seen, 1, n)).collect();
         let count = |wanted: fn(&Input) -> bool| inputs.iter().filter(|input| wanted(input)).count();
         assert!(count(|input| *input == Input::Get) > 600);
         assert!(count(|input| matches!(input, Input::Put { condition: Condition::At(Revision(8)), .. })) > 150);

@@ -10,7 +10,7 @@ use super::plan::{MS, Plan, SECOND};
 use super::world::{Happening, World};
 use crate::check::{Input, Operation, Output};
 use crate::core::{Ask, Event, Ticket};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Revision, ShardId};
 use std::collections::BTreeMap;
@@ -104,8 +104,8 @@ impl Clients {
     }
 
     /// One of the shards that are fought over.
-    pub(super) fn hot_shard(&self, dice: &mut Dice) -> ShardId {
-        self.hot[dice.below(self.hot.len() as u64) as usize].id
+    pub(super) fn hot_shard(&self, rng: &mut Rng) -> ShardId {
+        self.hot[rng.below(self.hot.len() as u64) as usize].id
     }
 
     /// A key of a shard.
@@ -120,7 +120,7 @@ impl World {
     /// Puts the clients' first questions into the queue.
     pub(super) fn clients_begin(&mut self) {
         for client in 0..self.plan.clients {
-            let delay = self.dice.below(SECOND);
+            let delay = self.rng.below(SECOND);
             self.later(delay, Happening::Client(Turn::Ask { client }));
         }
     }
@@ -130,7 +130,7 @@ impl World {
         self.clients.going = false;
         let shards: Vec<_> = self.clients.probed.keys().copied().collect();
         for shard in shards {
-            let delay = self.dice.below(PROBE_EVERY);
+            let delay = self.rng.below(PROBE_EVERY);
             self.later(delay, Happening::Client(Turn::Probe { shard }));
         }
     }
@@ -156,7 +156,7 @@ impl World {
 
     /// A client asks again, after a while.
     pub(super) fn think(&mut self, client: u64) {
-        let delay = self.dice.around(self.plan.think);
+        let delay = self.rng.around(self.plan.think);
         self.later(delay, Happening::Client(Turn::Ask { client }));
     }
 
@@ -165,24 +165,24 @@ impl World {
         let leading: Vec<_> =
             self.seats.values().filter(|s| s.leaders.get(&shard) == Some(&s.member.id)).map(|s| s.member.id).collect();
         let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).collect();
-        let from = if leading.is_empty() || self.dice.percent(if any { 80 } else { 10 }) { &members } else { &leading };
-        let node = self.dice.pick(from);
+        let from = if leading.is_empty() || self.rng.percent(if any { 80 } else { 10 }) { &members } else { &leading };
+        let node = self.rng.pick(from);
         self.is_up(node).then_some(node)
     }
 
     fn ask(&mut self, client: u64) {
         let descriptor = {
             let hot = &self.clients.hot;
-            let cold = self.dice.percent(3);
+            let cold = self.rng.percent(3);
             let of = if cold { &self.plan.shards } else { hot };
-            of[self.dice.below(of.len() as u64) as usize].clone()
+            of[self.rng.below(of.len() as u64) as usize].clone()
         };
         let hushed = self.clients.hushed.get(&descriptor.id).is_some_and(|until| self.now < *until);
-        let what = if hushed { self.dice.within(63..=99) } else { self.dice.below(100) };
+        let what = if hushed { self.rng.within(63..=99) } else { self.rng.below(100) };
         let stale = (63..70).contains(&what);
         let Some(node) = self.ask_whom(descriptor.id, stale) else { return self.think(client) };
-        let key = Clients::key(&descriptor, self.dice.below(HOT_KEYS));
-        let deadline = self.clock(node) + std::time::Duration::from_nanos(self.dice.around(SECOND));
+        let key = Clients::key(&descriptor, self.rng.below(HOT_KEYS));
+        let deadline = self.clock(node) + std::time::Duration::from_nanos(self.rng.around(SECOND));
         match what {
             0..55 => {
                 let value = self.value(true);
@@ -214,14 +214,14 @@ impl World {
             }
             n => {
                 let age_max =
-                    self.dice.pick(&[None, None, Some(100), Some(250), Some(1000)]).map(std::time::Duration::from_millis);
+                    self.rng.pick(&[None, None, Some(100), Some(250), Some(1000)]).map(std::time::Duration::from_millis);
                 let consistency = match n {
                     _ if stale => Consistency::Stale { age_max },
                     _ if self.plan.config.reads.lease && n < 93 => Consistency::Lease,
                     70..75 => Consistency::Lease,
                     _ => Consistency::Linearizable,
                 };
-                let keys = if self.dice.percent(15) { HOT_KEYS } else { 1 };
+                let keys = if self.rng.percent(15) { HOT_KEYS } else { 1 };
                 let asks = match keys {
                     1 => vec![(key, Input::Get)],
                     // A scan of the shard.
@@ -238,18 +238,18 @@ impl World {
 
     /// A value that nobody else writes.
     fn value(&mut self, may_be_large: bool) -> Bytes {
-        let padding = if may_be_large && self.dice.percent(45) { self.plan.large_value_bytes } else { 0 };
+        let padding = if may_be_large && self.rng.percent(45) { self.plan.large_value_bytes } else { 0 };
         let n = self.clients.next_value;
         self.clients.next_value += 1;
         format!("v{n}:{}", ".".repeat(padding as usize)).into()
     }
 
     fn condition(&mut self, key: &Bytes, percent: u64) -> Condition {
-        if !self.dice.percent(percent) {
+        if !self.rng.percent(percent) {
             return Condition::Always;
         }
         let seen = self.clients.seen.get(key).copied();
-        match (self.dice.below(8), seen) {
+        match (self.rng.below(8), seen) {
             (0, _) => Condition::Absent,
             (1, _) => Condition::Present,
             (_, Some(revision)) => Condition::At(revision),
@@ -263,7 +263,7 @@ impl World {
         self.say(|| format!("client {client} asks n{node} #{}: {}", ticket.0, in_words(&asks)));
         self.invariants.asks(ticket, value.clone());
         self.clients.waiting.insert(ticket, Waiting { client, node, called: self.now, asks, fresh, age_max: None, value });
-        let patience = if client < PROBERS { self.dice.around(2 * SECOND) } else { PROBE_PATIENCE };
+        let patience = if client < PROBERS { self.rng.around(2 * SECOND) } else { PROBE_PATIENCE };
         self.later(patience, Happening::Client(Turn::GiveUp { client, ticket }));
         ticket
     }

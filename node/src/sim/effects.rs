@@ -63,11 +63,11 @@ impl Surroundings for World {
             self.say(|| format!("a frame from n{from} to n{node} is too large"));
             return self.post(from, Event::NodeUnreachable { node });
         }
-        let fate = self.network.send(link, &packet, self.now, &mut self.dice);
-        if let [None, _] = fate.arrivals {
+        let arrivals = self.network.send(link, &packet, self.now, &mut self.rng);
+        if let [None, _] = arrivals {
             self.lost(link, &packet);
         }
-        for at in fate.arrivals.into_iter().flatten() {
+        for at in arrivals.into_iter().flatten() {
             self.later(at - self.now, Happening::Arrive { link, packet: packet.clone() });
         }
     }
@@ -76,11 +76,11 @@ impl Surroundings for World {
         // Its sender gave it up while it was on its way: the stream breaks off, unless all of it
         // was read already.
         let given_up = self.is_up(from) && self.seats[&from].member.snapshot_files(snapshot.snapshot).is_none();
-        if given_up && self.dice.percent(80) {
+        if given_up && self.rng.percent(80) {
             self.meet("given up snapshots");
             return Some(Delivery::Failed);
         }
-        let busy = self.dice.percent(10);
+        let busy = self.rng.percent(10);
         busy.then(|| {
             self.meet("snapshots to a busy node");
             Delivery::Busy
@@ -88,12 +88,12 @@ impl Surroundings for World {
     }
 
     fn snapshot_sent(&mut self, sender: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery) {
-        let (delay, life) = (self.dice.around(10 * MS), self.seats[&sender].life);
+        let (delay, life) = (self.rng.around(10 * MS), self.seats[&sender].life);
         self.later(delay, Happening::SnapshotSent { node: sender, life, shard, to, delivery });
     }
 
     fn wake(&mut self, node: NodeId) {
-        let delay = self.dice.below(MS / 10);
+        let delay = self.rng.below(MS / 10);
         let seat = self.seat(node);
         if !seat.pass_due {
             seat.pass_due = true;

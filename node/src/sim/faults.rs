@@ -62,11 +62,11 @@ impl World {
     /// Something goes wrong, or right again.
     pub(super) fn fault_turn(&mut self, turn: Turn) -> Holds {
         match turn {
-            Turn::Next if self.now < self.plan.unrest => {
-                let fault = self.dice.pick(&self.plan.faults.clone());
+            Turn::Next if self.now < self.plan.fault_phase => {
+                let fault = self.rng.pick(&self.plan.faults.clone());
                 *self.faults.counts.entry(fault).or_default() += 1;
                 self.strike(fault)?;
-                let next = self.dice.around(self.plan.fault_every);
+                let next = self.rng.around(self.plan.fault_every);
                 self.later(next, Happening::Fault(Turn::Next));
             }
             Turn::Start { node, life } if self.seats[&node].life == life && !self.is_up(node) => self.start(node)?,
@@ -80,9 +80,9 @@ impl World {
                 self.nodes().into_iter().for_each(|other| self.network.cut((other, node), until));
             }
             Turn::Isolate { node, until } => self.isolate(node, until),
-            Turn::Stutter { shard, until } if self.now < until.min(self.plan.unrest) => self.stutter(shard, until),
-            Turn::Still { link, until } if self.now < self.plan.unrest => self.network.clog(link, until),
-            Turn::OldWords { shard } | Turn::Startle { shard } if self.now < self.plan.unrest => {
+            Turn::Stutter { shard, until } if self.now < until.min(self.plan.fault_phase) => self.stutter(shard, until),
+            Turn::Still { link, until } if self.now < self.plan.fault_phase => self.network.clog(link, until),
+            Turn::OldWords { shard } | Turn::Startle { shard } if self.now < self.plan.fault_phase => {
                 let old_words = matches!(turn, Turn::OldWords { .. });
                 match self.leader_and_two(shard) {
                     Some(three) if old_words => self.old_words(three),
@@ -90,11 +90,11 @@ impl World {
                     None => {}
                 }
             }
-            Turn::Deaf { link, until } if self.now < until.min(self.plan.unrest) => self.deafen(link, until),
-            Turn::Blink { node } if self.now < self.plan.unrest && self.is_up(node) => {
+            Turn::Deaf { link, until } if self.now < until.min(self.plan.fault_phase) => self.deafen(link, until),
+            Turn::Blink { node } if self.now < self.plan.fault_phase && self.is_up(node) => {
                 let kept = self.survivors();
                 self.crash(node, kept)?;
-                let (delay, life) = (self.dice.within(1..=60) * MS, self.seats[&node].life);
+                let (delay, life) = (self.rng.within(1..=60) * MS, self.seats[&node].life);
                 self.later(delay, Happening::Fault(Turn::Start { node, life }));
             }
             Turn::OldWords { .. }
@@ -115,7 +115,7 @@ impl World {
         self.say(|| "everything is healed".into());
         self.network.heal();
         // What the hardware is like stays so, as far as anybody could be elected on it, which takes several writes one after the other.
-        if self.dice.percent(50) {
+        if self.rng.percent(50) {
             self.plan.fsync = self.plan.fsync.min(5 * MS);
         } else {
             self.plan.fsync = self.plan.fsync.min(50 * MS);
@@ -143,18 +143,18 @@ impl World {
 
     fn any_node(&mut self) -> NodeId {
         let nodes = self.nodes();
-        self.dice.pick(&nodes)
+        self.rng.pick(&nodes)
     }
 
     fn any_shard(&mut self) -> ShardId {
-        let at = self.dice.below(self.plan.shards.len() as u64);
+        let at = self.rng.below(self.plan.shards.len() as u64);
         self.plan.shards[at as usize].id
     }
 
     /// A node that leads a shard which clients care about, or any.
     fn somebody(&mut self) -> NodeId {
-        let shard = if self.dice.percent(70) { self.clients.hot_shard(&mut self.dice) } else { self.any_shard() };
-        self.leader(shard).filter(|_| self.dice.percent(60)).unwrap_or_else(|| self.any_node())
+        let shard = if self.rng.percent(70) { self.clients.hot_shard(&mut self.rng) } else { self.any_shard() };
+        self.leader(shard).filter(|_| self.rng.percent(60)).unwrap_or_else(|| self.any_node())
     }
 
     /// A node that says that it leads.
@@ -175,21 +175,21 @@ impl World {
     /// One direction stands still for a while, mostly from or to the leader, or between two others; soon another.
     fn stutter(&mut self, shard: ShardId, until: u64) {
         let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|replica| replica.node).collect();
-        let (mut from, to) = (self.dice.pick(&members), self.dice.pick(&members));
-        if self.dice.percent(40) {
+        let (mut from, to) = (self.rng.pick(&members), self.rng.pick(&members));
+        if self.rng.percent(40) {
             from = self.leader(shard).unwrap_or(from);
         }
         if from != to {
-            let link = if self.dice.percent(70) { (from, to) } else { (to, from) };
-            let still = self.dice.within(50..=1200) * MS;
+            let link = if self.rng.percent(70) { (from, to) } else { (to, from) };
+            let still = self.rng.within(50..=1200) * MS;
             self.network.clog(link, self.now + still);
         }
-        let next = self.dice.below(200 * MS);
+        let next = self.rng.below(200 * MS);
         self.later(next, Happening::Fault(Turn::Stutter { shard, until }));
     }
 
     pub(super) fn survivors(&mut self) -> usize {
-        self.dice.pick(&[0, 0, 1, 2, 5, usize::MAX])
+        self.rng.pick(&[0, 0, 1, 2, 5, usize::MAX])
     }
 
     fn down(&mut self, node: NodeId, kept: usize, at_least: u64) -> Holds {
@@ -197,8 +197,8 @@ impl World {
             return Ok(());
         }
         self.crash(node, kept)?;
-        let away = self.dice.pick(&[100 * MS, 500 * MS, 2 * SECOND]);
-        let (delay, life) = (at_least + self.dice.around(away), self.seats[&node].life);
+        let away = self.rng.pick(&[100 * MS, 500 * MS, 2 * SECOND]);
+        let (delay, life) = (at_least + self.rng.around(away), self.seats[&node].life);
         self.later(delay, Happening::Fault(Turn::Start { node, life }));
         Ok(())
     }
@@ -209,7 +209,7 @@ impl World {
             return Ok(());
         }
         let (a, b) = (self.somebody(), self.any_node());
-        let until = self.now + self.dice.around(SECOND);
+        let until = self.now + self.rng.around(SECOND);
         self.say(|| format!("{fault:?} of n{a}, n{b}"));
         let others: Vec<_> = self.nodes().into_iter().filter(|id| *id != a).collect();
         match fault {
@@ -218,8 +218,8 @@ impl World {
                 self.down(a, kept, 0)?;
             }
             Fault::PowerLoss => {
-                let spared = self.dice.percent(40).then_some(b);
-                let delay = self.dice.pick(&[0, 200 * MS]);
+                let spared = self.rng.percent(40).then_some(b);
+                let delay = self.rng.pick(&[0, 200 * MS]);
                 for node in self.nodes().into_iter().filter(|id| Some(*id) != spared) {
                     let kept = self.survivors();
                     self.down(node, kept, delay)?;
@@ -228,20 +228,20 @@ impl World {
             Fault::Isolate => self.isolate(a, until),
             Fault::Echo => {
                 // From within the time in which the others elect anew to about when a leader that hears nothing gives up.
-                let heard_at = self.now + self.dice.within(500..=1699) * MS;
+                let heard_at = self.now + self.rng.within(500..=1699) * MS;
                 others.iter().for_each(|other| self.network.clog((*other, a), heard_at));
-                let (delay, until) = (self.dice.below(300 * MS), heard_at + 500 * MS);
+                let (delay, until) = (self.rng.below(300 * MS), heard_at + 500 * MS);
                 self.later(delay, Happening::Fault(Turn::Isolate { node: a, until }));
             }
             Fault::Split => {
-                let (left, right): (Vec<_>, Vec<_>) = self.nodes().into_iter().partition(|_| self.dice.percent(50));
+                let (left, right): (Vec<_>, Vec<_>) = self.nodes().into_iter().partition(|_| self.rng.percent(50));
                 for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
                     self.network.cut((l, r), until);
                     self.network.cut((r, l), until);
                 }
             }
-            Fault::OneWay if self.dice.percent(50) => others.iter().for_each(|other| self.network.cut((a, *other), until)),
-            Fault::OneWay if self.dice.percent(50) => others.iter().for_each(|other| self.network.cut((*other, a), until)),
+            Fault::OneWay if self.rng.percent(50) => others.iter().for_each(|other| self.network.cut((a, *other), until)),
+            Fault::OneWay if self.rng.percent(50) => others.iter().for_each(|other| self.network.cut((*other, a), until)),
             Fault::OneWay => self.network.cut((a, b), until),
             Fault::Ring => {
                 let nodes = self.plan.nodes;
@@ -252,28 +252,28 @@ impl World {
                     }
                 }
             }
-            Fault::Clog if self.dice.percent(50) => others.iter().for_each(|other| self.network.clog((a, *other), until)),
+            Fault::Clog if self.rng.percent(50) => others.iter().for_each(|other| self.network.clog((a, *other), until)),
             Fault::Clog => self.network.clog((a, b), until),
             Fault::SlowDisk => {
-                let lane = self.dice.pick(&[Lane::Persist, Lane::Persist, Lane::Apply, Lane::Install, Lane::Build, Lane::Fetch]);
+                let lane = self.rng.pick(&[Lane::Persist, Lane::Persist, Lane::Apply, Lane::Install, Lane::Build, Lane::Fetch]);
                 self.seat(a).lane_held_until.insert(lane, until);
             }
             Fault::Pause => self.seat(a).paused_until = until,
             Fault::Transfer => {
-                let shard = self.clients.hot_shard(&mut self.dice);
+                let shard = self.clients.hot_shard(&mut self.rng);
                 let from = self.leader(shard).unwrap_or(a);
                 self.faults.next_ticket += 1;
                 let ticket = Ticket(NOBODY + self.faults.next_ticket);
                 self.post(from, Event::Ask { ticket, ask: Ask::Transfer { shard, to: b }, deadline: Time::MAX });
-                if self.dice.percent(40) {
+                if self.rng.percent(40) {
                     // The one that hands over does not hear how it went.
-                    let delay = self.dice.below(3 * self.plan.latency);
+                    let delay = self.rng.below(3 * self.plan.latency);
                     self.later(delay, Happening::Fault(Turn::Deafen { node: from, until }));
                 }
             }
             Fault::Drain => {
                 self.post(a, Event::Drain);
-                let (delay, life) = (self.dice.around(SECOND), self.seats[&a].life);
+                let (delay, life) = (self.rng.around(SECOND), self.seats[&a].life);
                 self.later(delay, Happening::Fault(Turn::End { node: a, life }));
             }
             Fault::DiskFull => {
@@ -281,14 +281,14 @@ impl World {
                 let delay = until - self.now;
                 self.later(delay, Happening::Fault(Turn::Room { node: a }));
             }
-            Fault::Stutter if self.dice.percent(40) => {
-                let shard = self.clients.hot_shard(&mut self.dice);
-                let until = self.now + self.dice.within(1000..=3000) * MS;
+            Fault::Stutter if self.rng.percent(40) => {
+                let shard = self.clients.hot_shard(&mut self.rng);
+                let until = self.now + self.rng.within(1000..=3000) * MS;
                 self.stutter(shard, until);
             }
             Fault::Stutter | Fault::Startle => {
                 // A rival can only win whose log is no shorter: nobody writes for a while, and then it begins.
-                let shard = self.clients.hot_shard(&mut self.dice);
+                let shard = self.clients.hot_shard(&mut self.rng);
                 self.clients.hush(shard, self.now + 3500 * MS);
                 let turn = if fault == Fault::Stutter { Turn::OldWords { shard } } else { Turn::Startle { shard } };
                 self.later(400 * MS, Happening::Fault(turn));

@@ -1,12 +1,12 @@
 //! A whole cluster in one thread, from one seed: the real core with real raft-rs, the real apply, log, recovery and snapshots, on
 //! engines in memory that forget in a crash what was not synced; a network and disks in simulated time; clients; and faults.
 //!
-//! [`run`] takes a seed through two phases. In the **unrest** faults strike and clients fight over a few keys, and after every
-//! step all [`invariants`] are looked at. Then everything is **healed**, but for what the hardware is like: every shard must take a write
+//! [`run`] takes a seed through two phases. In the **fault phase** faults strike and clients fight over a few keys, and after
+//! every step all [`invariants`] are looked at. Then everything is **healed**, but for what the hardware is like: every shard must take a write
 //! and answer a linearizable read, within a bounded number of ticks; then that, too, gets better, and every replica must catch up. At
 //! the end the clients' histories must be linearizable.
 //!
-//! - [`plan`]: what a seed stands for, drawn with [`Dice`].
+//! - [`plan`]: what a seed stands for, drawn with [`Rng`].
 //! - [`world`]: the queue of what happens; [`faults`], and [`rivals`]; [`network`]: the links.
 //! - [`member`]: one node; [`hands`]: what its core asks for; [`effects`]: what is around it.
 //! - [`clients`], and [`answers`]: what they are told.
@@ -32,7 +32,7 @@ mod rivals;
 mod world;
 
 use crate::check;
-use crate::dice::Dice;
+use crate::rng::Rng;
 use plan::{MS, Plan, SECOND};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
@@ -78,18 +78,18 @@ pub fn fault_names() -> Vec<String> {
 
 /// Runs a seed.
 pub fn run(seed: u64, options: &Options) -> Report {
-    let mut dice = Dice::new(seed);
-    let mut plan = Plan::draw(seed, &mut dice);
+    let mut rng = Rng::new(seed);
+    let mut plan = Plan::draw(seed, &mut rng);
     if !options.faults.is_empty() {
         plan.faults = plan::Fault::ALL.into_iter().filter(|fault| options.faults.contains(&format!("{fault:?}"))).collect();
         assert!(!plan.faults.is_empty(), "none of {:?} is a kind of fault: {:?}", options.faults, fault_names());
     }
     let tell = options.tell;
     let mut words = if tell { vec![format!("{plan:#?}")] } else { Vec::new() };
-    let mut world = match catch_unwind(|| World::new(plan, dice, tell)) {
+    let mut world = match catch_unwind(|| World::new(plan, rng, tell)) {
         Ok(Ok(world)) => world,
-        Ok(Err(why)) => return Report::stillborn(why),
-        Err(panic) => return Report::stillborn(panic_words(&*panic)),
+        Ok(Err(why)) => return Report::never_started(why),
+        Err(panic) => return Report::never_started(panic_words(&*panic)),
     };
     let live = AssertUnwindSafe(|| models::check(seed).and_then(|()| live(&mut world)));
     let violation = match catch_unwind(live) {
@@ -118,7 +118,7 @@ pub fn run(seed: u64, options: &Options) -> Report {
 }
 
 impl Report {
-    fn stillborn(why: String) -> Self {
+    fn never_started(why: String) -> Self {
         Self {
             violation: Some(why),
             trace_hash: 0,
@@ -145,7 +145,7 @@ pub fn repeat_command(seed: u64, options: &Options) -> String {
 
 /// Both phases, and the verdict.
 fn live(world: &mut World) -> Result<(), String> {
-    world.run_until(world.plan.unrest, |_| false)?;
+    world.run_until(world.plan.fault_phase, |_| false)?;
     world.heal()?;
     world.clients_probe();
     let tick = world.plan.config.raft.tick_ms * MS;

@@ -2,7 +2,7 @@
 //! as a split will leave them in the log; and tombstones across a restart. Each seed of the simulation tries both.
 
 use super::invariants::{Holds, hold};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
@@ -20,9 +20,9 @@ const ENTRIES: u64 = 40;
 
 /// Tries both.
 pub(super) fn check(seed: u64) -> Holds {
-    let mut dice = Dice::new(seed ^ 0x6d6f_6465_6c73);
-    apply(&mut dice).map_err(|why| format!("apply against the model: {why}"))?;
-    tombstone(&mut dice).map_err(|why| format!("tombstones: {why}"))
+    let mut rng = Rng::new(seed ^ 0x6d6f_6465_6c73);
+    apply(&mut rng).map_err(|why| format!("apply against the model: {why}"))?;
+    tombstone(&mut rng).map_err(|why| format!("tombstones: {why}"))
 }
 
 fn founded() -> Result<(MemoryEngine, Descriptor), String> {
@@ -35,15 +35,15 @@ fn founded() -> Result<(MemoryEngine, Descriptor), String> {
 }
 
 /// Entries proposed at the present range epoch and at others, of keys inside the range and beyond it, with every condition.
-fn apply(dice: &mut Dice) -> Holds {
+fn apply(rng: &mut Rng) -> Holds {
     let (engine, descriptor) = founded()?;
     let words = |error: flotilla_storage::StorageError| error.to_string();
     let mut applier = Applier::new(&engine, &recover(&engine).map_err(words)?).map_err(words)?;
     let mut model = BTreeMap::<Bytes, (Revision, Bytes)>::new();
     let mut highest = Revision(0);
     for n in 1..=ENTRIES {
-        let range_epoch = dice.pick(&[EPOCH.range, EPOCH.range, EPOCH.range, EPOCH.range - 1, EPOCH.range + 1]);
-        let commands: Vec<_> = (0..dice.within(1..=3)).map(|_| command(dice, &model, n)).collect();
+        let range_epoch = rng.pick(&[EPOCH.range, EPOCH.range, EPOCH.range, EPOCH.range - 1, EPOCH.range + 1]);
+        let commands: Vec<_> = (0..rng.within(1..=3)).map(|_| command(rng, &model, n)).collect();
         let mut payload = PayloadBuilder::new(range_epoch, 0);
         commands.iter().for_each(|command| payload.push(command));
         let at = LogPosition { index: INITIAL.index + n, term: INITIAL.term };
@@ -80,24 +80,24 @@ fn apply(dice: &mut Dice) -> Holds {
     Ok(())
 }
 
-fn command(dice: &mut Dice, model: &BTreeMap<Bytes, (Revision, Bytes)>, n: u64) -> Command {
-    let key = Bytes::from_static(dice.pick(&[b"a", b"b", b"c", b"x", b"y", b"z"]));
-    let condition = match (dice.below(6), model.get(&key)) {
+fn command(rng: &mut Rng, model: &BTreeMap<Bytes, (Revision, Bytes)>, n: u64) -> Command {
+    let key = Bytes::from_static(rng.pick(&[b"a", b"b", b"c", b"x", b"y", b"z"]));
+    let condition = match (rng.below(6), model.get(&key)) {
         (0, _) => Condition::Absent,
         (1, _) => Condition::Present,
         (2, Some((revision, _))) => Condition::At(*revision),
-        (3, _) => Condition::At(Revision(dice.below(20))),
+        (3, _) => Condition::At(Revision(rng.below(20))),
         _ => Condition::Always,
     };
-    let value = Bytes::from(format!("{n}.{}", dice.below(1000)));
-    let op = if dice.percent(70) { Op::Put { key, value } } else { Op::Delete { key } };
+    let value = Bytes::from(format!("{n}.{}", rng.below(1000)));
+    let op = if rng.percent(70) { Op::Put { key, value } } else { Op::Delete { key } };
     Command::new(op, condition)
 }
 
 /// A replica that was removed is remembered by a restart, beside those that live on.
-fn tombstone(dice: &mut Dice) -> Holds {
+fn tombstone(rng: &mut Rng) -> Holds {
     let (engine, _) = founded()?;
-    let (shard, replica) = (ShardId(dice.within(3..=999)), ReplicaId(dice.within(30..=9999)));
+    let (shard, replica) = (ShardId(rng.within(3..=999)), ReplicaId(rng.within(30..=9999)));
     let (key, mut record) = (keys::state(shard, keys::StateTag::Tombstone), Vec::new());
     records::encode_replica(&mut record, &key, replica);
     let mut batch = engine.batch();

@@ -7,7 +7,7 @@
 
 use super::plan::{MS, Plan};
 use crate::core::SnapshotId;
-use crate::dice::Dice;
+use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use flotilla_storage::SnapshotManifest;
@@ -40,12 +40,6 @@ pub(crate) struct SnapshotPacket {
     pub(crate) manifest: SnapshotManifest,
     /// Its files' contents, by name.
     pub(crate) files: Vec<(String, Bytes)>,
-}
-
-/// What becomes of a packet.
-pub(crate) struct Fate {
-    /// When it arrives; twice, where it was doubled; never, where it is lost.
-    pub(crate) arrivals: [Option<u64>; 2],
 }
 
 /// The state of all links.
@@ -112,30 +106,29 @@ impl Network {
         self.cut.get(&link).is_some_and(|until| now < *until)
     }
 
-    /// What becomes of a packet that is sent now.
-    pub(crate) fn send(&mut self, link: Link, packet: &Packet, now: u64, dice: &mut Dice) -> Fate {
-        let never = Fate { arrivals: [None, None] };
+    /// When a packet arrives that is sent now: twice where it is doubled, never where it is lost.
+    pub(crate) fn send(&mut self, link: Link, packet: &Packet, now: u64, rng: &mut Rng) -> [Option<u64>; 2] {
         // A snapshot's stream repeats what is lost; it breaks with its connection, or arrives.
         let is_frame = matches!(packet, Packet::Frame(_));
-        if self.is_cut(link, now) || is_frame && dice.percent(self.loss_percent) {
+        if self.is_cut(link, now) || is_frame && rng.percent(self.loss_percent) {
             self.lost += 1;
-            return never;
+            return [None, None];
         }
-        let mut arrival = |dice: &mut Dice| {
-            let mut takes = self.latency / 2 + dice.around(self.latency);
-            if dice.percent(self.late_percent) {
+        let mut arrival = |rng: &mut Rng| {
+            let mut takes = self.latency / 2 + rng.around(self.latency);
+            if rng.percent(self.late_percent) {
                 self.late += 1;
-                takes += dice.around(100 * MS);
+                takes += rng.around(100 * MS);
             }
             if !is_frame {
-                takes += dice.around(20 * MS);
+                takes += rng.around(20 * MS);
             }
             (now + takes).max(self.clogged.get(&link).copied().unwrap_or(0))
         };
-        let first = arrival(dice);
-        let again = is_frame && dice.percent(self.duplicate_percent);
-        let second = again.then(|| arrival(dice) + dice.around(50 * MS));
+        let first = arrival(rng);
+        let again = is_frame && rng.percent(self.duplicate_percent);
+        let second = again.then(|| arrival(rng) + rng.around(50 * MS));
         self.doubled += u64::from(again);
-        Fate { arrivals: [Some(first), second] }
+        [Some(first), second]
     }
 }

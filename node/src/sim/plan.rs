@@ -4,7 +4,7 @@
 //! suffer a few things, hard, get everywhere (swarm testing).
 
 use crate::core::CoreConfig;
-use crate::dice::Dice;
+use crate::rng::Rng;
 use flotilla_router::{Descriptor, Epoch, NodeId, ReplicaId, Role, ShardId};
 
 /// One simulated millisecond, in nanoseconds.
@@ -74,7 +74,7 @@ impl Fault {
     ];
 }
 
-/// One seed's cluster and fate. Times are in nanoseconds.
+/// One seed's cluster, and how it is treated. Times are in nanoseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// How many nodes.
@@ -84,7 +84,7 @@ pub(crate) struct Plan {
     /// What every core is told.
     pub(crate) config: CoreConfig,
     /// How long faults and clients go on.
-    pub(crate) unrest: u64,
+    pub(crate) fault_phase: u64,
     /// What a packet takes at least.
     pub(crate) latency: u64,
     /// How many of a hundred packets are lost, doubled, or late by a lot.
@@ -112,43 +112,43 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// What the dice make of a seed.
-    pub(crate) fn draw(seed: u64, dice: &mut Dice) -> Self {
-        let nodes = dice.pick(&[3, 3, 3, 3, 4, 5, 5, 6, 7]);
-        let voters = dice.pick(&[3, 3, 3, 5]).min(nodes);
-        let shards = descriptors(nodes, dice.pick(&[8, 8, 8, 8, 8, 12, 12, 16, 24, 64]), voters);
-        let mut config = configured(seed, dice);
+    /// Draws the plan of a seed.
+    pub(crate) fn draw(seed: u64, rng: &mut Rng) -> Self {
+        let nodes = rng.pick(&[3, 3, 3, 3, 4, 5, 5, 6, 7]);
+        let voters = rng.pick(&[3, 3, 3, 5]).min(nodes);
+        let shards = descriptors(nodes, rng.pick(&[8, 8, 8, 8, 8, 12, 12, 16, 24, 64]), voters);
+        let mut config = configured(seed, rng);
         // Leases and ages hold as long as clocks differ by no more than was allowed for.
-        let (spread, drift) = if config.reads.lease { (40, 10) } else { dice.pick(&[(0, 0), (100, 20), (300, 50)]) };
+        let (spread, drift) = if config.reads.lease { (40, 10) } else { rng.pick(&[(0, 0), (100, 20), (300, 50)]) };
         config.reads.clock_drift_max_percent = drift;
-        let clock_permille = (0..nodes).map(|_| 1000 - spread + dice.below(2 * spread + 1)).collect();
-        let latency = dice.pick(&LATENCIES);
+        let clock_permille = (0..nodes).map(|_| 1000 - spread + rng.below(2 * spread + 1)).collect();
+        let latency = rng.pick(&LATENCIES);
         if latency > 20 * MS {
             // One entry per round trip would take minutes to catch up.
             config.raft.max_inflight_msgs = 256;
             config.raft.max_size_per_msg_bytes = config.raft.max_size_per_msg_bytes.max(4 << 10);
         }
-        let mut faults: Vec<_> = Fault::ALL.into_iter().filter(|_| dice.percent(45)).collect();
+        let mut faults: Vec<_> = Fault::ALL.into_iter().filter(|_| rng.percent(45)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
         Self {
             nodes,
-            hot_shards: dice.within(1..=3),
+            hot_shards: rng.within(1..=3),
             shards,
             config,
-            unrest: dice.within(4..=9) * SECOND,
+            fault_phase: rng.within(4..=9) * SECOND,
             latency,
-            loss_percent: dice.pick(&[0, 0, 1, 5, 15, 30]),
-            duplicate_percent: dice.pick(&[0, 0, 5, 20]),
-            late_percent: dice.pick(&[0, 0, 2, 10]),
-            fsync: dice.pick(&FSYNCS),
+            loss_percent: rng.pick(&[0, 0, 1, 5, 15, 30]),
+            duplicate_percent: rng.pick(&[0, 0, 5, 20]),
+            late_percent: rng.pick(&[0, 0, 2, 10]),
+            fsync: rng.pick(&FSYNCS),
             clock_permille,
             faults,
-            fault_every: dice.pick(&[300, 700, 1500]) * MS,
-            clients: dice.within(3..=8),
-            think: dice.pick(&[2, 10, 30]) * MS,
-            large_value_bytes: dice.pick(&[0, 4 << 10, 16 << 10, 16 << 10]),
+            fault_every: rng.pick(&[300, 700, 1500]) * MS,
+            clients: rng.within(3..=8),
+            think: rng.pick(&[2, 10, 30]) * MS,
+            large_value_bytes: rng.pick(&[0, 4 << 10, 16 << 10, 16 << 10]),
         }
     }
 }
@@ -181,26 +181,26 @@ pub(crate) fn descriptors(nodes: u64, count: u64, voters: u64) -> Vec<Descriptor
         .collect()
 }
 
-fn configured(seed: u64, dice: &mut Dice) -> CoreConfig {
+fn configured(seed: u64, rng: &mut Rng) -> CoreConfig {
     let mut config = CoreConfig { seed, ..CoreConfig::default() };
-    config.frame_bytes_max = dice.pick(&[FRAME_BYTES_MIN, FRAME_BYTES_MIN, 16 << 20]);
+    config.frame_bytes_max = rng.pick(&[FRAME_BYTES_MIN, FRAME_BYTES_MIN, 16 << 20]);
     let half = config.frame_bytes_max as u64 / 2;
-    config.raft.max_inflight_writes = dice.pick(&[1, 1, 2, 4]);
-    config.raft.max_size_per_msg_bytes = dice.pick(&[4 << 10, half]);
-    config.raft.max_inflight_msgs = dice.pick(&[4, 256]);
-    config.raft.max_entry_size_bytes = dice.pick(&[1 << 10, half.min(256 << 10)]);
-    config.log.bytes_per_shard_max = dice.pick(&[64 << 10, 64 << 10, 300 << 10, 64 << 20]);
-    config.log.cache_bytes_max = dice.pick(&[100 << 10, 128 << 20]);
-    config.raft.balance_leaders = dice.percent(50);
+    config.raft.max_inflight_writes = rng.pick(&[1, 1, 2, 4]);
+    config.raft.max_size_per_msg_bytes = rng.pick(&[4 << 10, half]);
+    config.raft.max_inflight_msgs = rng.pick(&[4, 256]);
+    config.raft.max_entry_size_bytes = rng.pick(&[1 << 10, half.min(256 << 10)]);
+    config.log.bytes_per_shard_max = rng.pick(&[64 << 10, 64 << 10, 300 << 10, 64 << 20]);
+    config.log.cache_bytes_max = rng.pick(&[100 << 10, 128 << 20]);
+    config.raft.balance_leaders = rng.percent(50);
     // Every limit goes down to its least: some of them in every seed, all of them in a few.
-    let percent = dice.pick(&[10, 25, 25, 100]);
+    let percent = rng.pick(&[10, 25, 25, 100]);
     for place in 0..config.limits().len() {
         let limit = &config.limits()[place];
-        if dice.percent(percent) {
+        if rng.percent(percent) {
             (limit.set)(&mut config, limit.least);
         }
     }
-    config.reads.lease = dice.percent(30);
+    config.reads.lease = rng.percent(30);
     config
 }
 
@@ -214,7 +214,7 @@ mod tests {
         const SEEDS: u64 = 300;
         let mut least: BTreeMap<&str, u64> = BTreeMap::new();
         for seed in 0..SEEDS {
-            let config = Plan::draw(seed, &mut Dice::new(seed)).config;
+            let config = Plan::draw(seed, &mut Rng::new(seed)).config;
             config.validate().unwrap_or_else(|why| panic!("seed {seed}: {why}"));
             for limit in config.limits() {
                 *least.entry(limit.name).or_default() += u64::from(limit.value == limit.least);

@@ -29,7 +29,7 @@ impl World {
     pub(super) fn leader_and_two(&mut self, shard: ShardId) -> Option<[NodeId; 3]> {
         let leader = self.leader(shard)?;
         let mut others: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).filter(|node| *node != leader).collect();
-        if self.dice.percent(50) {
+        if self.rng.percent(50) {
             others.reverse();
         }
         <[NodeId; 2]>::try_from(others).ok().map(|[one, other]| [leader, one, other])
@@ -63,12 +63,12 @@ impl World {
         let says = |kind| messages.iter().any(|envelope| envelope.message.get_msg_type() == kind);
         match trap.heard_at {
             None if link == (trap.rival, trap.follower) && says(MessageType::MsgRequestVote) => {
-                let heard_at = self.now + self.dice.within(350..=650) * MS;
+                let heard_at = self.now + self.rng.within(350..=650) * MS;
                 self.network.clog(link, heard_at);
                 self.faults.trap = Some(Trap { heard_at: Some(heard_at), ..trap });
             }
             Some(heard_at) if link == (trap.follower, trap.rival) && says(MessageType::MsgRequestPreVote) => {
-                let (still, deaf_at) = ((trap.leader, trap.follower), heard_at - self.dice.below(40 * MS));
+                let (still, deaf_at) = ((trap.leader, trap.follower), heard_at - self.rng.below(40 * MS));
                 let delay = deaf_at.saturating_sub(self.now);
                 self.later(delay, Happening::Fault(Turn::Still { link: still, until: heard_at + 1000 * MS }));
                 self.faults.trap = None;
@@ -80,7 +80,7 @@ impl World {
     /// The second of the two ways.
     pub(super) fn startle(&mut self, [leader, follower, rival]: [NodeId; 3]) {
         self.estrange(leader, rival);
-        let at = self.dice.within(600..=1500) * MS;
+        let at = self.rng.within(600..=1500) * MS;
         let link = (leader, follower);
         self.later(at, Happening::Fault(Turn::Still { link, until: self.now + at + 1000 * MS }));
         self.later(at, Happening::Fault(Turn::Blink { node: follower }));

@@ -1,6 +1,11 @@
-//! Effects in words, one line each, for people who read golden scripts.
+//! Effects in words, one line each, for people who read golden scripts or follow a seed.
 //!
-//! Signs of life between nodes and published descriptors are left out: they are in every other pass and say nothing new.
+//! A message goes by raft-rs' name for it, behind its shard and its own term (`s2 t3`; a pre-vote's
+//! is the term that the candidate would have). Entries are `index@term`, and behind a colon stands
+//! how many commands one holds: `4@3 5@3:1`.
+//!
+//! Signs of life between nodes and published descriptors are left out: they are in every other pass
+//! and say nothing new.
 
 use crate::core::wire::Envelope;
 use crate::core::{Done, Effect};
@@ -35,14 +40,14 @@ pub(crate) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
         Effect::BuildSnapshot { shard, snapshot } => say(format!("builds snapshot {} of s{shard}", snapshot.0)),
         Effect::DropSnapshot { snapshot } => say(format!("drops snapshot {}", snapshot.0)),
         Effect::SendSnapshot { to, snapshot, envelope, .. } => {
-            let metadata = envelope.message.get_snapshot().get_metadata();
+            let (metadata, term) = (envelope.message.get_snapshot().get_metadata(), envelope.message.term);
             let at = format!("{}@{}", metadata.index, metadata.term);
-            say(format!("=> n{to}  snapshot {} of s{} at {at}, term {}", snapshot.0, envelope.shard, envelope.message.term));
+            say(format!("=> n{to}  s{} t{term} MsgSnapshot {} at {at}", envelope.shard, snapshot.0));
         }
         Effect::InstallSnapshot { shard, at, .. } => say(format!("installs snapshot of s{shard} at {}@{}", at.index, at.term)),
         Effect::DiscardStaged { .. } => say("discards a staged snapshot".into()),
-        Effect::PublishLeader { shard, leader: Some(leader) } => say(format!("follows n{leader} in s{shard}")),
-        Effect::PublishLeader { shard, leader: None } => say(format!("knows no leader of s{shard}")),
+        Effect::PublishLeader { shard, leader: Some(leader) } => say(format!("publishes n{leader} as leader of s{shard}")),
+        Effect::PublishLeader { shard, leader: None } => say(format!("publishes no leader of s{shard}")),
         Effect::PublishDescriptor { .. } => {}
         Effect::Reply { ticket, result } => {
             let words = match result {
@@ -54,7 +59,7 @@ pub(crate) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
             say(format!("answers #{}: {words}", ticket.0));
         }
         Effect::Drained => say("is drained".into()),
-        Effect::Quarantined { shard, why } => say(format!("sets s{shard} aside: {why}")),
+        Effect::Quarantined { shard, why } => say(format!("quarantines s{shard}: {why}")),
     }
 }
 
@@ -122,27 +127,22 @@ fn message(envelope: &Envelope) -> String {
         0 => String::new(),
         _ => format!(", {}", m.context.escape_ascii()),
     };
-    let term = m.term;
-    let words = match m.get_msg_type() {
+    let kind = m.get_msg_type();
+    let details = match kind {
         MessageType::MsgAppend => {
             let list: Vec<_> = m.entries.iter().map(|e| entry(e.index, e.term, &e.data)).collect();
             let list = if list.len() > 8 { vec![format!("{} … ({} entries)", list[0], list.len())] } else { list };
-            format!("append after {}@{} [{}] commit {}", m.index, m.log_term, list.join(" "), m.commit)
+            format!(" after {}@{} [{}] commit {}", m.index, m.log_term, list.join(" "), m.commit)
         }
         MessageType::MsgAppendResponse if m.reject => {
-            format!("append refused at {}, ask at {}@{}", m.index, m.reject_hint, m.log_term)
+            format!(" refused at {}, ask at {}@{}", m.index, m.reject_hint, m.log_term)
         }
-        MessageType::MsgAppendResponse => format!("has up to {}, commit {}", m.index, m.commit),
-        MessageType::MsgHeartbeat => format!("heartbeat commit {}", m.commit),
-        MessageType::MsgHeartbeatResponse => format!("heartbeat answered, commit {}", m.commit),
-        MessageType::MsgRequestPreVote => format!("would you vote? log ends at {}@{}", m.index, m.log_term),
-        MessageType::MsgRequestPreVoteResponse if m.reject => "would not vote".into(),
-        MessageType::MsgRequestPreVoteResponse => "would vote".into(),
-        MessageType::MsgRequestVote => format!("vote for me, log ends at {}@{}", m.index, m.log_term),
-        MessageType::MsgRequestVoteResponse if m.reject => "no vote".into(),
-        MessageType::MsgRequestVoteResponse => "vote".into(),
-        MessageType::MsgTimeoutNow => "campaign now".into(),
-        other => format!("{other:?}"),
+        MessageType::MsgAppendResponse => format!(" up to {}, commit {}", m.index, m.commit),
+        MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => format!(" commit {}", m.commit),
+        MessageType::MsgRequestPreVote | MessageType::MsgRequestVote => format!(" log ends at {}@{}", m.index, m.log_term),
+        MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse if m.reject => " refused".into(),
+        MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse => " granted".into(),
+        _ => String::new(),
     };
-    format!("s{shard} t{term} {words}{context}")
+    format!("s{shard} t{} {kind:?}{details}{context}", m.term)
 }

@@ -21,7 +21,7 @@ use super::member::{Lane, Member, Worked};
 use super::network::{Link, Network, Packet};
 use super::plan::{MS, Plan};
 use crate::core::{Delivery, Event, Time};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use flotilla_router::{NodeId, ReplicaId, ShardId};
 use std::collections::{BTreeMap, BTreeSet};
 use xxhash_rust::xxh3::Xxh3;
@@ -69,7 +69,7 @@ pub(super) struct Seat {
 /// The cluster.
 pub(super) struct World {
     pub(super) plan: Plan,
-    pub(super) dice: Dice,
+    pub(super) rng: Rng,
     /// Simulated time, in nanoseconds.
     pub(super) now: u64,
     queue: BTreeMap<(u64, u64), Happening>,
@@ -90,7 +90,7 @@ pub(super) struct World {
 
 impl World {
     /// Founds and starts the cluster of a plan.
-    pub(super) fn new(plan: Plan, dice: Dice, tell: bool) -> Result<Self, String> {
+    pub(super) fn new(plan: Plan, rng: Rng, tell: bool) -> Result<Self, String> {
         let members = (1..=plan.nodes).map(|id| Member::found(NodeId(id), &plan.shards));
         let seats: BTreeMap<_, _> = members
             .zip(&plan.clock_permille)
@@ -116,7 +116,7 @@ impl World {
             faults: Faults::default(),
             invariants: Invariants::new(&plan.shards, disks),
             plan,
-            dice,
+            rng,
             now: 0,
             queue: BTreeMap::new(),
             order: 0,
@@ -128,7 +128,7 @@ impl World {
         };
         for node in world.nodes() {
             world.start(node)?;
-            world.later(world.dice.clone().below(50 * MS), Happening::Tick(node));
+            world.later(world.rng.clone().below(50 * MS), Happening::Tick(node));
         }
         world.clients_begin();
         world.faults_begin();
@@ -294,10 +294,10 @@ impl World {
             let waits = seat.member.running.as_ref().is_some_and(|r| r.waiting(lane) > 0);
             if waits && !seat.busy.contains(&lane) {
                 let takes = match lane {
-                    Lane::Persist => self.dice.around(self.plan.fsync),
-                    Lane::Apply => self.dice.around(MS / 5),
-                    Lane::Install => self.dice.around(20 * MS),
-                    Lane::Build | Lane::Fetch => self.dice.around(2 * MS),
+                    Lane::Persist => self.rng.around(self.plan.fsync),
+                    Lane::Apply => self.rng.around(MS / 5),
+                    Lane::Install => self.rng.around(20 * MS),
+                    Lane::Build | Lane::Fetch => self.rng.around(2 * MS),
                 };
                 let seat = self.seat(node);
                 seat.busy.insert(lane);

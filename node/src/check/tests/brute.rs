@@ -5,7 +5,7 @@
 use super::super::{Operation, Verdict, check};
 use super::reference::{self, Load};
 use super::{Input, Output};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::Revision;
 
@@ -61,16 +61,16 @@ fn brute_force(history: &[Operation]) -> bool {
 fn search_and_brute_force_agree_on_small_histories() {
     let (mut right, mut wrong, mut with_unknown) = (0, 0, 0);
     for seed in 0..12_000 {
-        let mut dice = Dice::new(seed);
+        let mut rng = Rng::new(seed);
         let load = Load {
-            operations: 3 + dice.below(5),
-            clients: 2 + dice.below(3),
+            operations: 3 + rng.below(5),
+            clients: 2 + rng.below(3),
             unknown_percent: [0, 15, 40][seed as usize % 3],
-            values: if dice.percent(30) { 2 } else { 1000 },
+            values: if rng.percent(30) { 2 } else { 1000 },
         };
-        let mut history = reference::history(&mut dice, load);
-        for _ in 0..dice.below(3) {
-            reference::mutate(&mut dice, &mut history);
+        let mut history = reference::history(&mut rng, load);
+        for _ in 0..rng.below(3) {
+            reference::mutate(&mut rng, &mut history);
         }
         let expected = brute_force(&history);
         let verdict = check(&history);

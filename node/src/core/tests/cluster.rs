@@ -23,6 +23,7 @@ use flotilla_router::{
     Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId,
 };
 use flotilla_storage::{WriteResult, read};
+use raft::StateRole;
 use raft::eraftpb::MessageType;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -76,6 +77,8 @@ pub(super) struct Cluster {
     next_ticket: u64,
     /// What happened, in words, since it was last taken.
     trace: Vec<String>,
+    /// The term and role of every replica after the last pass of its node.
+    roles: BTreeMap<(NodeId, ShardId), String>,
     /// A running hash over all effects' debug output.
     pub(super) fingerprint: u64,
     /// Read contexts that were sent.
@@ -108,6 +111,7 @@ impl Cluster {
             clients: BTreeMap::new(),
             next_ticket: 1,
             trace: Vec::new(),
+            roles: BTreeMap::new(),
             fingerprint: 0,
             contexts: Vec::new(),
             invariants,
@@ -177,6 +181,30 @@ impl Cluster {
         leaders.max().map(|(_, id)| id)
     }
 
+    /// A replica's term and role, `n1@2 leader`, where its node runs.
+    pub(super) fn role(&self, id: NodeId, shard: ShardId) -> Option<String> {
+        let raft = &self.replica(id, shard)?.group.raw.raft;
+        let role = match raft.state {
+            StateRole::Leader => "leader",
+            StateRole::Follower => "follower",
+            StateRole::Candidate => "candidate",
+            StateRole::PreCandidate => "pre-candidate",
+        };
+        Some(format!("n{id}@{} {role}", raft.term))
+    }
+
+    /// The replicas of a node that are in another term or role than they were, in words.
+    fn role_changes(&mut self, id: NodeId) -> Vec<String> {
+        let shards = self.shard_ids().into_iter();
+        let roles = shards.filter_map(|shard| Some((shard, self.role(id, shard)?)));
+        let roles: Vec<_> = roles.collect();
+        let changed = roles.into_iter().filter_map(|(shard, role)| {
+            let before = self.roles.insert((id, shard), role.clone())?;
+            (before != role).then(|| format!("{role} of s{shard}"))
+        });
+        changed.collect()
+    }
+
     /// Starts a node that is down.
     pub(super) fn start(&mut self, id: NodeId) {
         let config = self.config.clone();
@@ -189,6 +217,7 @@ impl Cluster {
     /// and who waited there.
     pub(super) fn crash(&mut self, id: NodeId, kept: usize) {
         self.member_mut(id).crash(kept);
+        self.roles.retain(|(node, _), _| *node != id);
         self.invariants.went_down(id);
         for (link, packet) in self.network.lose(id) {
             self.lost(link, &packet);
@@ -206,7 +235,11 @@ impl Cluster {
     /// One pass of a node's loop: the clock, everything in the mailbox, and what comes of it. Returns the effects' number.
     pub(super) fn pass(&mut self, id: NodeId) -> usize {
         let now = self.member(id).now;
+        let before = self.trace.len();
         let n = self.run_pass(id, now).unwrap();
+        // What a replica has become stands above what it says as such.
+        let changes = self.role_changes(id);
+        self.trace.splice(before..before, changes);
         assert!(self.running_mut(id).core.is_at_rest(), "node {id} left work behind");
         n
     }

@@ -6,7 +6,7 @@ use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::group::entries::check_entry;
 use crate::core::group::membership::{agrees, conf_state, to_raft};
 use crate::core::{Envelope, Event, Timing};
-use crate::dice::Dice;
+use crate::rng::Rng;
 use crate::sim::member::Lane;
 use bytes::Bytes;
 use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition, Unfit};
@@ -40,44 +40,44 @@ fn conf_state_of<S: raft::Storage>(raw: &RawNode<S>) -> ConfState {
 }
 
 /// A group of one to five, at least one of them a voter.
-fn some_group(dice: &mut Dice) -> Descriptor {
-    let count = dice.within(1..=5);
+fn some_group(rng: &mut Rng) -> Descriptor {
+    let count = rng.within(1..=5);
     let replica = |id| {
-        let role = if id == 1 || dice.percent(65) { Role::Voter } else { Role::Learner };
+        let role = if id == 1 || rng.percent(65) { Role::Voter } else { Role::Learner };
         Replica { id: ReplicaId(id), node: NodeId(id), role }
     };
     let replicas = (1..=count).map(replica).collect();
-    let epoch = Epoch { membership: dice.within(1..=9), range: dice.within(1..=9) };
+    let epoch = Epoch { membership: rng.within(1..=9), range: rng.within(1..=9) };
     Descriptor { id: ShardId(7), range: KeyRange::all(), epoch, replicas }
 }
 
 /// Anything that somebody might propose, more often than not what fits.
-fn some_change(descriptor: &Descriptor, dice: &mut Dice) -> Change {
-    let leaves = dice.percent(if descriptor.is_joint() { 60 } else { 6 });
-    let transition = match dice.below(2) {
+fn some_change(descriptor: &Descriptor, rng: &mut Rng) -> Change {
+    let leaves = rng.percent(if descriptor.is_joint() { 60 } else { 6 });
+    let transition = match rng.below(2) {
         _ if leaves => Transition::LeaveJoint,
         0 => Transition::Simple,
         _ => Transition::EnterJoint,
     };
     let count = match transition {
-        Transition::Simple if dice.percent(90) => 1,
-        Transition::LeaveJoint if dice.percent(90) => 0,
-        _ => dice.below(5),
+        Transition::Simple if rng.percent(90) => 1,
+        Transition::LeaveJoint if rng.percent(90) => 0,
+        _ => rng.below(5),
     };
-    let member = |dice: &mut Dice| {
-        let id = dice.within(1..=IDS);
-        let node = if dice.percent(95) { id } else { dice.within(1..=IDS) };
-        let kind = dice.pick(&[ChangeKind::Voter, ChangeKind::Learner, ChangeKind::Remove]);
+    let member = |rng: &mut Rng| {
+        let id = rng.within(1..=IDS);
+        let node = if rng.percent(95) { id } else { rng.within(1..=IDS) };
+        let kind = rng.pick(&[ChangeKind::Voter, ChangeKind::Learner, ChangeKind::Remove]);
         MemberChange { kind, replica: ReplicaId(id), node: NodeId(node) }
     };
-    let members = (0..count).map(|_| member(dice)).collect();
+    let members = (0..count).map(|_| member(rng)).collect();
     let mut expected = descriptor.epoch;
-    match dice.below(30) {
+    match rng.below(30) {
         0 => expected.membership -= 1,
         1 => expected.range += 1,
         _ => {}
     }
-    Change { operation: OperationId(dice.next()), expected, transition, members }
+    Change { operation: OperationId(rng.next()), expected, transition, members }
 }
 
 /// What a refusal is called, and whether raft-rs, too, must refuse. Where it need not, the rules
@@ -113,11 +113,11 @@ fn reason(why: &Unfit) -> (&'static str, bool) {
 fn raft_takes_what_is_taken_here_and_comes_to_the_same() {
     let mut counts = BTreeMap::<(&str, &str), u64>::new();
     for seed in 0..HISTORIES {
-        let mut dice = Dice::new(seed);
-        let mut descriptor = some_group(&mut dice);
+        let mut rng = Rng::new(seed);
+        let mut descriptor = some_group(&mut rng);
         let mut raw = member_of(conf_state(&descriptor));
-        for _ in 0..dice.within(1..=CHANGES) {
-            let change = some_change(&descriptor, &mut dice);
+        for _ in 0..rng.within(1..=CHANGES) {
+            let change = some_change(&descriptor, &mut rng);
             let shown = || format!("seed {seed}: {:?} and {change:?}", descriptor.replicas);
             let encoded = Change::decode(change.encode());
             assert_eq!(encoded.as_ref(), Ok(&change));

@@ -118,7 +118,7 @@ fn reads_do_not_multiply_what_a_probed_follower_is_sent() {
         let found = cluster.get(N1, "k", Consistency::Linearizable);
         assert!(matches!(found, Some(Answer::Read { found: Some(_), .. })), "{found:?}");
     }
-    let sent = |line: &&String| line.starts_with("n1 -> n3") && line.contains("append after") && !line.contains("[]");
+    let sent = |line: &&String| line.starts_with("n1 -> n3") && line.contains("MsgAppend after") && !line.contains("[]");
     let again = cluster.take_trace().iter().filter(sent).count();
     assert!(again <= 2, "it was sent {again} times more");
     cluster.running_mut(N3).release(Lane::Persist);

@@ -256,7 +256,7 @@ fn trap_05_a_wiped_disk_under_an_old_replica_id() {
     cluster.run(6);
     let said = cluster.take_trace().join("\n");
     assert!(
-        said.contains("n2 sets s2 aside") && said.contains("restore the directory") && said.contains("leave this node down"),
+        said.contains("n2 quarantines s2") && said.contains("restore the directory") && said.contains("leave this node down"),
         "{said}"
     );
     assert!(matches!(cluster.put(N1, "k", "w"), Some(Answer::Written(_))), "the others go on");
