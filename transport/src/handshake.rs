@@ -56,7 +56,7 @@ fn in_words(leases: Option<LeaseTerms>) -> String {
         |LeaseTerms { tick_ms, election_ticks, drift_max_percent }| {
             format!(
                 "`reads.lease` on, with `raft.tick_ms` {tick_ms}, `raft.election_ticks` {election_ticks}, \
-                 `reads.clock_drift_max_percent` {drift_max_percent}"
+                 `reads.clock_drift_percent_max` {drift_max_percent}"
             )
         },
     )

@@ -115,9 +115,9 @@ impl World {
                 heartbeat_ticks: 2,
                 pre_vote: options & 1 == 0,
                 check_quorum: options & 2 == 0,
-                max_inflight_msgs: if options & 4 == 0 { 256 } else { 1 },
-                max_inflight_writes: if options & 8 == 0 { 1 } else { 3 },
-                max_size_per_msg_bytes: if options & 16 == 0 { 1 << 20 } else { 1 },
+                inflight_messages_max: if options & 4 == 0 { 256 } else { 1 },
+                inflight_writes_max: if options & 8 == 0 { 1 } else { 3 },
+                message_bytes_max: if options & 16 == 0 { 1 << 20 } else { 1 },
                 ..RaftConfig::default()
             },
             reads: ReadsConfig { lease: options & 2 == 0 && options & 32 != 0, ..ReadsConfig::default() },

@@ -175,7 +175,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// The `[transport]` table. `raft.max_inflight_bytes` bounds each lane's outbox.
+/// The `[transport]` table. `raft.inflight_bytes_max` bounds each lane's outbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TransportConfig {
@@ -282,7 +282,7 @@ impl Config {
             listen: self.quic,
             peers: self.peers.iter().filter(|p| p.id != self.node).map(|p| (p.id, p.quic.clone())).collect(),
             append_lanes: self.transport.append_lanes,
-            outbox_bytes_max: self.raft.max_inflight_bytes as usize,
+            outbox_bytes_max: self.raft.inflight_bytes_max as usize,
             keep_alive: self.transport.keep_alive,
             idle_timeout: self.transport.idle_timeout,
             snapshot_bytes_per_second: self.transport.snapshot_bytes_per_second,

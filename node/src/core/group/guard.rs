@@ -183,7 +183,7 @@ fn check_append(group: &Group, envelope: &Envelope, ctx: &Context<'_>) -> Verdic
         return Verdict::Refuse("more entries than fit in a message");
     }
     // What the disk has not taken yet lies in memory; with what is persisted it shrinks.
-    if bytes > 0 && group.ready.unpersisted_bytes > 0 && ctx.budgets.unpersisted_bytes > ctx.config.raft.max_inflight_bytes {
+    if bytes > 0 && group.ready.unpersisted_bytes > 0 && ctx.budgets.unpersisted_bytes > ctx.config.raft.inflight_bytes_max {
         return Verdict::Drop;
     }
     if !message.entries.is_empty() && group.apply_lags(ctx.budgets.unapplied_bytes, ctx.config) {

@@ -181,7 +181,7 @@ impl Write {
             return;
         }
         loop {
-            let next = self.next_entry(ctx.config.raft.max_entry_size_bytes);
+            let next = self.next_entry(ctx.config.raft.entry_bytes_max);
             if next.0 == 0 {
                 break;
             }
@@ -205,12 +205,12 @@ impl Write {
         let under_way = ctx.budgets.under_way;
         let more = bytes + PAYLOAD_HEADER_BYTES as u64;
         let own = group.under_way_bytes();
-        let most = config.raft.max_inflight_bytes;
+        let most = config.raft.inflight_bytes_max;
         let stands_still = self.stands_still(group, ctx.now, config.stand_still_patience());
         let beside = if stands_still { 0 } else { under_way.standing };
         let left = (most / 4).saturating_sub(under_way.bytes - beside).min(most.saturating_sub(under_way.bytes));
         let uncommitted = raft.uncommitted_size() as u64;
-        let full = own > 0 && (uncommitted + more > config.raft.max_uncommitted_size_bytes || own + more > left);
+        let full = own > 0 && (uncommitted + more > config.raft.uncommitted_bytes_max || own + more > left);
         full || raft.raft_log.committed.saturating_sub(group.applied.index) > APPLY_LAG_ENTRIES_MAX
             || group.apply_lags(ctx.budgets.unapplied_bytes, config)
     }
@@ -240,8 +240,8 @@ impl Write {
             }
             // raft-rs appended nothing, so nothing of it can ever be committed.
             Err(_) => {
-                let limit = ctx.config.raft.max_uncommitted_size_bytes;
-                let refusal = Refusal::Overloaded { what: "raft.max_uncommitted_size_bytes".into(), limit };
+                let limit = ctx.config.raft.uncommitted_bytes_max;
+                let refusal = Refusal::Overloaded { what: "raft.uncommitted_bytes_max".into(), limit };
                 ctx.refuse_all(tickets.into_iter().filter_map(|(ticket, _)| ticket), &refusal);
             }
         }
