@@ -116,7 +116,7 @@ const ROOMS: &[&[&str]] = &[
     &["replica"],
     &["replicas"],
     &["placement"],
-    &["mod", "tick", "gathering"],
+    &["mod", "inputs", "tick", "gathering"],
 ];
 
 /// The files of the core without its tests: their modules (`group/log`; a folder's `mod.rs` is the folder), and their text.
