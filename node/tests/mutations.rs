@@ -11,7 +11,7 @@ use std::time::Instant;
 
 /// Mistakes that show only under one kind of fault, which then strikes in every seed.
 const FAULTS: &[(Mutation, &str)] = &[
-    (Mutation::ReusedReadContext, "Echo"),
+    (Mutation::ReusedReadContext, "Echo,Transfer"),
     (Mutation::LeaseWithoutClock, "Echo,Isolate"),
     (Mutation::LeaseKeptInTransfer, "Transfer"),
     (Mutation::ReadBeforeApplied, "SlowDisk,Transfer"),
