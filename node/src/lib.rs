@@ -16,9 +16,3 @@ pub mod rng;
 pub mod shell;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
-
-/// What the tests on real processes still call it.
-#[doc(hidden)]
-pub mod dice {
-    pub use crate::rng::Rng as Dice;
-}

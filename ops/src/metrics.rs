@@ -1,14 +1,16 @@
 //! Every metric of a node, in one struct: what `GET /metrics` renders.
 //!
 //! Names start with `flotilla_`, units are base units, counters end in `_total`. Each room increments the public fields that are its
-//! own; that is one atomic addition, without a look-up by label. What has labels is resolved once, at the start: [`Metrics::lane`],
-//! [`crate::metrics::HttpMetrics`]. Metrics are per node; only the busiest few shards get a label ([`Metrics::set_busiest`]),
+//! own; that is one atomic addition, without a look-up by label. What has labels is resolved once, at the start
+//! ([`HttpMetrics`]); what another room counts by itself is shown as it stands ([`Metrics::show`]). Metrics are per node; only the busiest few shards get a label ([`Metrics::set_busiest`]),
 //! however many there are.
 
 mod http;
 mod process;
+mod shown;
 
 pub use http::{HttpMetrics, Route};
+pub use shown::Kind;
 
 use flotilla_router::{Consistency, ShardId};
 use process::ProcessMetrics;
@@ -54,21 +56,6 @@ impl Maker<'_> {
     }
 }
 
-/// What one lane between nodes carries. Cheap to clone; resolve it once with [`Metrics::lane`].
-#[derive(Clone)]
-pub struct LaneMetrics {
-    /// Messages handed to the network.
-    pub sent: IntCounter,
-    /// Their bytes.
-    pub sent_bytes: IntCounter,
-    /// Messages that came in.
-    pub received: IntCounter,
-    /// Their bytes.
-    pub received_bytes: IntCounter,
-    /// Messages that were dropped, because the outbox was full or the peer away.
-    pub dropped: IntCounter,
-}
-
 /// A shard among the busiest, for [`Metrics::set_busiest`].
 #[derive(Clone, Copy, Debug)]
 pub struct BusyShard {
@@ -86,13 +73,10 @@ macro_rules! metrics {
             process: ProcessMetrics,
             /// The HTTP server's own.
             pub http: HttpMetrics,
-            lane_sent: IntCounterVec,
-            lane_sent_bytes: IntCounterVec,
-            lane_received: IntCounterVec,
-            lane_received_bytes: IntCounterVec,
-            lane_dropped: IntCounterVec,
             reads: [IntCounter; 3],
             busy_requests: IntGaugeVec,
+            /// Frames and requests from other nodes that make no sense. Shown with what the core refuses.
+            pub malformed_messages: IntCounter,
             $(#[doc = $help] pub $field: $type,)*
         }
 
@@ -104,12 +88,8 @@ macro_rules! metrics {
                 Self {
                     process: ProcessMetrics::new(&make),
                     http: HttpMetrics::new(&make),
-                    lane_sent: make.counters("flotilla_lane_messages_sent_total", "Messages sent to other nodes, by lane.", &["lane"]),
-                    lane_sent_bytes: make.counters("flotilla_lane_bytes_sent_total", "Bytes sent to other nodes, by lane.", &["lane"]),
-                    lane_received: make.counters("flotilla_lane_messages_received_total", "Messages from other nodes, by lane.", &["lane"]),
-                    lane_received_bytes: make.counters("flotilla_lane_bytes_received_total", "Bytes from other nodes, by lane.", &["lane"]),
-                    lane_dropped: make.counters("flotilla_lane_messages_dropped_total", "Messages dropped instead of sent (full outbox, peer away), by lane.", &["lane"]),
                     reads: ["linearizable", "lease", "stale"].map(|consistency| reads.with_label_values(&[consistency])),
+                    malformed_messages: IntCounter::new("malformed", "Not shown by itself.").expect("a plain name"),
                     busy_requests: make.gauges("flotilla_shard_requests_per_second", "Requests per second of the busiest shards.", &["shard"]),
                     $($field: make.$kind($name, $help $(, $arg)*),)*
                     registry,
@@ -120,9 +100,7 @@ macro_rules! metrics {
 }
 
 metrics! {
-    counter proposals: IntCounter = "flotilla_proposals_total", "Commands proposed by leaders on this node.";
     counter proposals_refused: IntCounter = "flotilla_proposals_refused_total", "Commands that came to this node's loop and were refused before they were proposed.";
-    counter entries: IntCounter = "flotilla_entries_total", "Log entries proposed by leaders on this node.";
     histogram commands_per_entry: Histogram = "flotilla_commands_per_entry", "Commands in one proposed log entry.", &BATCH;
     histogram loop_pass_seconds: Histogram = "flotilla_loop_pass_seconds", "Time of one pass of the loop.", &LOOP_SECONDS;
     histogram loop_events: Histogram = "flotilla_loop_events_per_pass", "Events taken from the mailbox in one pass.", &BATCH;
@@ -133,21 +111,10 @@ metrics! {
     counter log_bytes: IntCounter = "flotilla_log_bytes_written_total", "Bytes of log entries written.";
     histogram apply_seconds: Histogram = "flotilla_apply_seconds", "Time to apply one batch of committed entries.", &LOOP_SECONDS;
     histogram commands_per_apply: Histogram = "flotilla_commands_per_apply", "Commands in one applied batch.", &BATCH;
-    gauge apply_lag_entries: IntGauge = "flotilla_apply_lag_entries", "Committed entries not yet applied, over all replicas here.";
-    gauge leaders: IntGauge = "flotilla_leaders", "Shards that this node leads.";
-    gauge replicas: IntGauge = "flotilla_replicas", "Replicas that this node holds.";
-    gauge shards_set_aside: IntGauge = "flotilla_shards_set_aside", "Replicas here that were set aside; others answer for them.";
+    gauge shards_quarantined: IntGauge = "flotilla_shards_quarantined", "Replicas here that were quarantined; others answer for them.";
     gauge shards_without_leader: IntGauge = "flotilla_shards_without_leader", "Replicas here whose shard has no leader that they know of.";
-    counter elections: IntCounter = "flotilla_elections_total", "Elections that replicas here began (pre-votes not counted).";
-    counter elections_won: IntCounter = "flotilla_elections_won_total", "Elections that replicas here won.";
     counter leader_transfers: IntCounter = "flotilla_leader_transfers_total", "Leaderships that replicas here handed over.";
-    counter malformed_messages: IntCounter = "flotilla_messages_malformed_total", "Messages from other nodes that failed the checks and were dropped.";
     gauge peers_connected: IntGauge = "flotilla_peers_connected", "Other nodes that are connected.";
-    counter peer_connects: IntCounter = "flotilla_peer_connects_total", "Connections made to other nodes or taken from them.";
-    counter peer_rejects: IntCounter = "flotilla_peer_rejects_total", "Connections of other nodes refused for a wrong certificate, cluster or node.";
-    counter read_contexts: IntCounter = "flotilla_read_contexts_total", "ReadIndex contexts sent to a quorum; each carries the reads of one shard and pass.";
-    counter context_reads: IntCounter = "flotilla_read_context_reads_total", "Reads that ReadIndex contexts carried: divided by the contexts, how many shared one.";
-    counter lease_reads_refused: IntCounter = "flotilla_lease_reads_without_lease_total", "Lease reads that went through a quorum because the lease was off or void.";
     counter forwarded_sent: IntCounter = "flotilla_forwarded_requests_sent_total", "Requests handed on to another node.";
     counter forwarded_received: IntCounter = "flotilla_forwarded_requests_received_total", "Requests handed on by another node.";
     counter forward_retries: IntCounter = "flotilla_forward_retries_total", "Requests tried again elsewhere, because they were certainly not applied.";
@@ -157,10 +124,8 @@ metrics! {
     counter snapshots_received: IntCounter = "flotilla_snapshots_received_total", "Snapshots received whole and verified.";
     counter snapshots_installed: IntCounter = "flotilla_snapshots_installed_total", "Snapshots installed.";
     counter snapshots_failed: IntCounter = "flotilla_snapshots_failed_total", "Snapshots that failed at any step, on either end.";
-    counter snapshot_bytes_sent: IntCounter = "flotilla_snapshot_bytes_sent_total", "Bytes of snapshots sent.";
     counter snapshot_bytes_received: IntCounter = "flotilla_snapshot_bytes_received_total", "Bytes of snapshots received.";
     counter log_truncations: IntCounter = "flotilla_log_truncations_total", "Times that a shard's log was cut at its front.";
-    gauge entry_cache_bytes: IntGauge = "flotilla_entry_cache_bytes", "Log entries held in memory, over all shards.";
     counter entry_fetches: IntCounter = "flotilla_entry_fetches_total", "Times that log entries were read back from disk.";
     gauge disk_used_bytes: IntGauge = "flotilla_disk_used_bytes", "Bytes that the data directory takes.";
     gauge disk_free_bytes: IntGauge = "flotilla_disk_free_bytes", "Bytes free on the data directory's file system.";
@@ -174,17 +139,6 @@ metrics! {
 }
 
 impl Metrics {
-    /// The counters of one lane. Look it up once, not per message.
-    pub fn lane(&self, lane: &str) -> LaneMetrics {
-        LaneMetrics {
-            sent: self.lane_sent.with_label_values(&[lane]),
-            sent_bytes: self.lane_sent_bytes.with_label_values(&[lane]),
-            received: self.lane_received.with_label_values(&[lane]),
-            received_bytes: self.lane_received_bytes.with_label_values(&[lane]),
-            dropped: self.lane_dropped.with_label_values(&[lane]),
-        }
-    }
-
     /// The counter of reads with this consistency. Counted by the node that answers, once each.
     pub fn reads(&self, consistency: Consistency) -> &IntCounter {
         match consistency {
@@ -224,7 +178,10 @@ mod tests {
     #[test]
     fn every_name_is_ours_and_says_its_kind() {
         let metrics = Metrics::default();
-        metrics.lane("control").sent.inc();
+        metrics.show(Kind::Gauge, "flotilla_leaders", "Led here.", || 7);
+        for (lane, frames) in [("control", 1), ("append", 2)] {
+            metrics.show_of_lane(lane, Kind::Counter, "flotilla_lane_messages_sent_total", "Sent.", move || frames);
+        }
         metrics.http.observe(Route::Key, &::http::Method::GET, 200, std::time::Duration::from_millis(1));
         metrics.set_busiest(&[BusyShard { shard: ShardId(7), requests_per_second: 9 }]);
         let text = String::from_utf8(metrics.render()).unwrap();
@@ -235,6 +192,8 @@ mod tests {
         }
         assert!(text.contains("flotilla_shard_requests_per_second{shard=\"7\"} 9"), "{text}");
         assert!(text.contains("flotilla_lane_messages_sent_total{lane=\"control\"} 1"), "{text}");
+        assert!(text.contains("flotilla_lane_messages_sent_total{lane=\"append\"} 2"), "{text}");
+        assert!(text.contains("# TYPE flotilla_leaders gauge\nflotilla_leaders 7\n"), "{text}");
         assert!(text.contains("flotilla_http_requests_total{method=\"GET\",route=\"key\",status=\"200\"} 1"), "{text}");
         metrics.set_busiest(&[]);
         assert!(!String::from_utf8(metrics.render()).unwrap().contains("shard=\"7\""), "a shard stays once it is quiet");

@@ -74,7 +74,7 @@ pub enum Request {
 }
 
 /// A view of a shard that a node keeps for a stream. It is given up when nobody asks for it for some time, when it gets old, when there
-/// are too many, and when the replica that it is of is set aside or replaced.
+/// are too many, and when the replica that it is of is quarantined or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldView {
     /// Who keeps it.

@@ -60,6 +60,11 @@ impl ShardId {
     pub fn is_meta(self) -> bool {
         self == Self::META
     }
+
+    /// Where its keys are.
+    pub fn key_space(self) -> KeySpace {
+        if self.is_meta() { KeySpace::Meta } else { KeySpace::User }
+    }
 }
 
 /// The cluster that a node, a certificate and a data directory belong to: drawn at random when the cluster is made.
@@ -93,6 +98,15 @@ impl<'de> Deserialize<'de> for ClusterId {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
+}
+
+/// One of the two sets of keys that know nothing of each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeySpace {
+    /// What clients keep.
+    User,
+    /// What the cluster knows of itself, kept by the meta shard.
+    Meta,
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub use call::{Answer, Consistency, HeldView, Item, Reply, Request, Scan, ScanPa
 pub use codec::DecodeError;
 pub use command::{Command, Condition, Op};
 pub use descriptor::{Descriptor, Epoch, Replica, Role};
-pub use ids::{ClusterId, Incarnation, NodeId, OperationId, ReplicaId, Revision, ShardId};
+pub use ids::{ClusterId, Incarnation, KeySpace, NodeId, OperationId, ReplicaId, Revision, ShardId};
 pub use membership::{Change, ChangeKind, MemberChange, Transition, Unfit};
 pub use range::KeyRange;
 pub use refusal::{Outcome, Refusal};

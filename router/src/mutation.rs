@@ -4,8 +4,11 @@
 //! One process makes at most one mistake, from its start to its end. Which test catches which, and how soon, is a table in
 //! `docs/simulation.md`.
 
-/// A mistake.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use strum::{EnumIter, EnumString, IntoStaticStr, VariantNames};
+
+/// A mistake. Its name is that of its variant, in lower case and with dashes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "kebab-case")]
 #[repr(u8)]
 pub enum Mutation {
     /// Every read of a node's life is confirmed under one context.
@@ -49,34 +52,6 @@ pub enum Mutation {
 }
 
 impl Mutation {
-    /// All of them, and their names.
-    pub const ALL: [(&'static str, Self); 19] = [
-        ("reused-read-context", Self::ReusedReadContext),
-        ("lease-without-clock", Self::LeaseWithoutClock),
-        ("skipped-fsync", Self::SkippedFsync),
-        ("epoch-unchecked", Self::EpochUnchecked),
-        ("tombstone-forgotten", Self::TombstoneForgotten),
-        ("applied-apart", Self::AppliedApart),
-        ("unknown-as-failure", Self::UnknownAsFailure),
-        ("early-answers", Self::EarlyAnswers),
-        ("vote-forgotten", Self::VoteForgotten),
-        ("read-before-applied", Self::ReadBeforeApplied),
-        ("lease-kept-in-transfer", Self::LeaseKeptInTransfer),
-        ("proposed-twice", Self::ProposedTwice),
-        ("read-during-install", Self::ReadDuringInstall),
-        ("young-contexts-dropped", Self::YoungContextsDropped),
-        ("age-by-arrival", Self::AgeByArrival),
-        ("age-before-applied", Self::AgeBeforeApplied),
-        ("promise-by-leader-id", Self::PromiseByLeaderId),
-        ("promise-forgotten", Self::PromiseForgotten),
-        ("appends-uncut", Self::AppendsUncut),
-    ];
-
-    /// The mistake of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, mutation)| mutation)
-    }
-
     /// Whether it was switched on.
     #[cfg(not(feature = "mutation"))]
     #[inline(always)]
@@ -106,13 +81,16 @@ mod switch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::IntoEnumIterator as _;
 
     #[test]
     fn mistakes_have_names_and_are_off() {
-        for (name, mutation) in Mutation::ALL {
-            assert_eq!(Mutation::named(name), Some(mutation));
+        for mutation in Mutation::iter() {
+            let name: &str = mutation.into();
+            assert_eq!(name.parse(), Ok(mutation));
             assert!(!mutation.is_on(), "{name} is on");
         }
-        assert_eq!(Mutation::named("no-such-mistake"), None);
+        assert_eq!(<&str>::from(Mutation::AppendsUncut), "appends-uncut");
+        assert!("no-such-mistake".parse::<Mutation>().is_err());
     }
 }

@@ -77,7 +77,7 @@ pub enum Refusal {
     },
     /// Final, and unknown: the write was proposed, and nothing more was heard of it in time.
     #[error("the write to shard {shard} was proposed, and its outcome was not known before the deadline")]
-    Unknown {
+    OutcomeUnknown {
         /// The shard.
         shard: ShardId,
     },
@@ -118,7 +118,7 @@ pub enum Refusal {
     /// Retryable, from where the stream came to: the view of the shard that it showed was given up.
     #[error(
         "the view of shard {shard} that this stream showed was given up, since it was old, long unused or one of too many, or the \
-         replica was set aside; go on at the cursor, which shows the rest as it is now"
+         replica was quarantined; go on at the cursor, which shows the rest as it is now"
     )]
     ViewGivenUp {
         /// The shard.
@@ -153,7 +153,7 @@ impl Refusal {
             Self::TooStale { .. } => "too_stale",
             Self::ShuttingDown => "shutting_down",
             Self::Expired { .. } => "expired",
-            Self::Unknown { .. } => "unknown_outcome",
+            Self::OutcomeUnknown { .. } => "unknown_outcome",
             Self::DiskFull { .. } => "disk_full",
             Self::NotFound { .. } => "not_found",
             Self::Conflict { .. } => "conflict",
@@ -166,7 +166,7 @@ impl Refusal {
     /// What is known of the write that was refused.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Unknown { .. } => Outcome::Unknown,
+            Self::OutcomeUnknown { .. } => Outcome::Unknown,
             Self::Internal { outcome, .. } => *outcome,
             _ => Outcome::NotApplied,
         }
@@ -185,7 +185,7 @@ impl Refusal {
             | Self::Expired { .. }
             | Self::DiskFull { .. }
             | Self::ViewGivenUp { .. } => true,
-            Self::Unknown { .. }
+            Self::OutcomeUnknown { .. }
             | Self::NotFound { .. }
             | Self::Conflict { .. }
             | Self::Invalid { .. }
@@ -202,7 +202,7 @@ impl Refusal {
             | Self::NoLeader { shard }
             | Self::TooStale { shard }
             | Self::Expired { shard }
-            | Self::Unknown { shard }
+            | Self::OutcomeUnknown { shard }
             | Self::ViewGivenUp { shard } => Some(*shard),
             _ => None,
         }

@@ -1,7 +1,7 @@
-//! How a cluster begins on one node: every founder makes the same first state by itself, without a word to the others.
+//! How a cluster begins on one node: every first node makes the same first state by itself, without a word to the others.
 //!
 //! Every shard starts as if one entry had been written, applied and truncated ([`INITIAL`]): raft-rs tells an empty replica from
-//! a founder by an index above 0. All of it is one synced batch, so a crash leaves a node that was founded or one that was not.
+//! a first node by an index above 0. All of it is one synced batch, so a crash leaves a node that was bootstrapped or one that was not.
 //!
 //! Beside its own replicas a node remembers the descriptors of all shards, so that it can route to those which it does not hold.
 
@@ -12,14 +12,14 @@ use crate::keys::{self, NodeTag, StateTag};
 use crate::records::{self, AppliedRecord};
 use crate::work::{HardState, INITIAL};
 use bytes::{BufMut, Bytes};
-use flotilla_router::{DecodeError, Descriptor, NodeId, Revision};
+use flotilla_router::{DecodeError, Descriptor, KeySpace, NodeId, Revision};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Founds this node's replicas of `shards`, which are all shards of the cluster, unless the node was founded before. Says
-/// whether it was founded now.
+/// Founds this node's replicas of `shards`, which are all shards of the cluster, unless the node was bootstrapped before. Says
+/// whether it was bootstrapped now.
 ///
-/// `meta_contents` are the first keys of the meta shard, the same on every founder, in this order: they take its revisions from
+/// `meta_contents` are the first keys of the meta shard, the same on every first node, in this order: they take its revisions from
 /// 1 on.
 pub fn bootstrap<E: Engine>(
     engine: &E,
@@ -54,7 +54,7 @@ pub fn bootstrap<E: Engine>(
             for (key, value) in meta_contents {
                 revision.0 += 1;
                 records::encode_data(&mut record, revision, value);
-                batch.put(Family::Data, &keys::data(true, key), &record);
+                batch.put(Family::Data, &keys::data(KeySpace::Meta, key), &record);
             }
         }
         batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(AppliedRecord { at: INITIAL, revision }));
@@ -72,14 +72,14 @@ pub fn bootstrap<E: Engine>(
     Ok(true)
 }
 
-/// Whether the node was founded.
+/// Whether the node was bootstrapped.
 pub fn is_bootstrapped<R: Read>(read: &R) -> Result<bool, StorageError> {
-    Ok(founding(read)?.is_some())
+    Ok(bootstrap_mark(read)?.is_some())
 }
 
-/// A hash of what the node was founded with, shards and first keys: equal on founders that agree. `None` before.
-pub fn founding<R: Read>(read: &R) -> Result<Option<u64>, StorageError> {
-    const WHAT: &str = "founding mark";
+/// A hash of what the node was bootstrapped with, shards and first keys: equal on first nodes that agree. `None` before.
+pub fn bootstrap_mark<R: Read>(read: &R) -> Result<Option<u64>, StorageError> {
+    const WHAT: &str = "bootstrap mark";
     let key = keys::node(NodeTag::Founded);
     let decode = |record: &[u8]| {
         let body = records::unseal(WHAT, &key, record)?;
@@ -134,7 +134,7 @@ mod tests {
     use flotilla_router::ShardId;
 
     #[test]
-    fn a_founder_has_its_replicas_at_the_initial_position_and_every_route() {
+    fn a_first_node_has_its_replicas_at_the_initial_position_and_every_route() {
         let engine = MemoryEngine::new();
         let mut elsewhere = descriptor(9, "m", None);
         elsewhere.replicas.iter_mut().for_each(|replica| replica.node.0 += 10);
@@ -152,21 +152,21 @@ mod tests {
             assert_eq!(replica.hard_state, HardState { term: 1, vote: 0, commit: 1 });
             assert_eq!(replica.replica, replica.descriptor.on_node(NodeId(1)).unwrap().id);
         }
-        assert_eq!(crate::read::get(&engine, true, b"b").unwrap(), Some((Revision(2), "2".into())));
+        assert_eq!(crate::read::get(&engine, KeySpace::Meta, b"b").unwrap(), Some((Revision(2), "2".into())));
         assert_eq!(crate::read::applied_record(&engine, ShardId::META).unwrap().revision, Revision(2));
         assert_eq!(crate::read::applied_record(&engine, ShardId(7)).unwrap().revision, Revision(0));
     }
 
     #[test]
-    fn founding_twice_changes_nothing() {
+    fn bootstrapping_twice_changes_nothing() {
         let engine = MemoryEngine::new();
         assert!(bootstrap(&engine, &[descriptor(7, "", None)], NodeId(1), &[]).unwrap());
-        let founded = founding(&engine).unwrap();
+        let mark = bootstrap_mark(&engine).unwrap();
         assert!(!bootstrap(&engine, &[descriptor(8, "", None)], NodeId(1), &[]).unwrap());
-        assert_eq!(founding(&engine).unwrap(), founded);
+        assert_eq!(bootstrap_mark(&engine).unwrap(), mark);
         let other = MemoryEngine::new();
         bootstrap(&other, &[descriptor(7, "", Some("m")), descriptor(8, "m", None)], NodeId(2), &[]).unwrap();
-        assert_ne!(founding(&other).unwrap(), founded, "another founding has the same hash");
+        assert_ne!(bootstrap_mark(&other).unwrap(), mark, "another bootstrap has the same hash");
         assert_eq!(routes(&engine).unwrap(), [descriptor(7, "", None)]);
     }
 

@@ -16,10 +16,11 @@
 //! own in `node/tests/failpoints.rs`, and one that no round ever meets fails that test. What was seen is told in `docs/crashes.md`.
 
 use crate::error::StorageError;
+use strum::{EnumCount, EnumIter, EnumString, IntoStaticStr};
 
 /// A place at which the process can be made to die.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(usize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumCount, EnumIter, EnumString, IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub enum FailPoint {
     /// The data directory is locked, RocksDB not yet opened.
     OpenLocked,
@@ -88,50 +89,9 @@ pub enum FailPoint {
 }
 
 impl FailPoint {
-    /// All of them, by their names, in the order in which they are declared.
-    pub const ALL: [(&'static str, Self); 32] = [
-        ("open-locked", Self::OpenLocked),
-        ("open-created", Self::OpenCreated),
-        ("open-replayed", Self::OpenReplayed),
-        ("open-bound", Self::OpenBound),
-        ("found-begun", Self::FoundBegun),
-        ("found-written", Self::FoundWritten),
-        ("directory-begun", Self::DirectoryBegun),
-        ("directory-written", Self::DirectoryWritten),
-        ("log-begun", Self::LogBegun),
-        ("log-written", Self::LogWritten),
-        ("lazy-log-begun", Self::LazyLogBegun),
-        ("lazy-log-written", Self::LazyLogWritten),
-        ("apply-begun", Self::ApplyBegun),
-        ("apply-written", Self::ApplyWritten),
-        ("build-begun", Self::BuildBegun),
-        ("build-written", Self::BuildWritten),
-        ("send-begun", Self::SendBegun),
-        ("send-ended", Self::SendEnded),
-        ("stage-begun", Self::StageBegun),
-        ("stage-arrived", Self::StageArrived),
-        ("stage-verified", Self::StageVerified),
-        ("install-verified", Self::InstallVerified),
-        ("install-marked", Self::InstallMarked),
-        ("install-cleared", Self::InstallCleared),
-        ("install-ingested", Self::InstallIngested),
-        ("install-finished", Self::InstallFinished),
-        ("install-tidied", Self::InstallTidied),
-        ("install-noted", Self::InstallNoted),
-        ("resume-begun", Self::ResumeBegun),
-        ("resume-ended", Self::ResumeEnded),
-        ("close-begun", Self::CloseBegun),
-        ("close-ended", Self::CloseEnded),
-    ];
-
-    /// Its name.
+    /// Its name: that of its variant, in lower case and with dashes.
     pub fn name(self) -> &'static str {
-        Self::ALL[self as usize].0
-    }
-
-    /// The point of that name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|(known, _)| *known == name).map(|(_, point)| point)
+        self.into()
     }
 
     /// Goes on, always.
@@ -162,12 +122,13 @@ mod armed {
     use std::io::Write as _;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::{Mutex, PoisonError};
+    use strum::EnumCount as _;
 
     /// The argument of `return` that asks for an error instead of death.
     const ERROR: &str = "error";
 
     /// How often each point was passed.
-    static PASSES: [AtomicU64; FailPoint::ALL.len()] = [const { AtomicU64::new(0) }; FailPoint::ALL.len()];
+    static PASSES: [AtomicU64; FailPoint::COUNT] = [const { AtomicU64::new(0) }; FailPoint::COUNT];
 
     /// Who holds it is dying: where several threads come to a point at once, one of them says so and ends the process.
     static DYING: Mutex<()> = Mutex::new(());
@@ -177,7 +138,7 @@ mod armed {
         let Ok(wanted) = std::env::var("FAILPOINTS") else { return Ok(()) };
         for item in wanted.split(';').map(str::trim).filter(|item| !item.is_empty()) {
             let Some((name, actions)) = item.split_once('=') else { return Err(format!("FAILPOINTS: no action in {item:?}")) };
-            if FailPoint::named(name).is_none() {
+            if name.parse::<FailPoint>().is_err() {
                 return Err(format!("FAILPOINTS: there is no fail point {name:?}"));
             }
             fail::cfg(name, actions).map_err(|why| format!("FAILPOINTS: {item:?}: {why}"))?;
@@ -202,13 +163,15 @@ mod armed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use strum::IntoEnumIterator as _;
 
     #[test]
     fn points_have_names_of_their_own_and_let_pass() {
-        for (i, (name, point)) in FailPoint::ALL.into_iter().enumerate() {
-            assert_eq!((point as usize, point.name(), FailPoint::named(name)), (i, name, Some(point)));
-            assert!(point.pass().is_ok(), "{name} is armed");
+        for point in FailPoint::iter() {
+            assert_eq!(point.name().parse(), Ok(point));
+            assert!(point.pass().is_ok(), "{} is armed", point.name());
         }
-        assert_eq!(FailPoint::named("no-such-point"), None);
+        assert_eq!(FailPoint::InstallTidied.name(), "install-tidied");
+        assert!("no-such-point".parse::<FailPoint>().is_err());
     }
 }

@@ -13,7 +13,7 @@
 //! node's shards are disjoint, and a split moves no bytes.
 
 use bytes::BufMut;
-use flotilla_router::{KeyRange, NodeId, ShardId};
+use flotilla_router::{KeyRange, KeySpace, NodeId, ShardId};
 
 /// Which record of a replica, in the `state` family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum StateTag {
 pub enum NodeTag {
     /// Cluster, node and incarnation.
     Identity = 1,
-    /// The node's shards were founded.
+    /// The node's shards were bootstrapped.
     Founded = 2,
     /// A descriptor of the cluster, one record per shard.
     Route = 3,
@@ -158,38 +158,41 @@ pub fn parse_applied(key: &[u8]) -> Option<ShardId> {
     Some(ShardId(u64::from_be_bytes(key.strip_prefix(&[APPLIED])?.try_into().ok()?)))
 }
 
-/// What stands in front of a key in the data family: `meta` says whose key it is, the meta shard's or a client's.
-pub fn data_prefix(meta: bool) -> u8 {
-    if meta { META } else { USER }
+/// What stands in front of a key in the data family: by the space that it lies in.
+pub fn data_prefix(space: KeySpace) -> u8 {
+    match space {
+        KeySpace::User => USER,
+        KeySpace::Meta => META,
+    }
 }
 
 /// Replaces `out` by the key under which the data family keeps `key`.
-pub fn data_into(out: &mut Vec<u8>, meta: bool, key: &[u8]) {
+pub fn data_into(out: &mut Vec<u8>, space: KeySpace, key: &[u8]) {
     out.clear();
     out.reserve(1 + key.len());
-    out.put_u8(data_prefix(meta));
+    out.put_u8(data_prefix(space));
     out.put_slice(key);
 }
 
 /// The key under which the data family keeps `key`.
-pub fn data(meta: bool, key: &[u8]) -> Vec<u8> {
+pub fn data(space: KeySpace, key: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
-    data_into(&mut out, meta, key);
+    data_into(&mut out, space, key);
     out
 }
 
 /// The part of the data family where the keys of `range` lie: its first key, and the first above it.
-pub fn data_range(meta: bool, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
+pub fn data_range(space: KeySpace, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
     let end = match &range.end {
-        Some(end) => data(meta, end),
-        None => vec![data_prefix(meta) + 1],
+        Some(end) => data(space, end),
+        None => vec![data_prefix(space) + 1],
     };
-    (data(meta, &range.start), end)
+    (data(space, &range.start), end)
 }
 
 /// The client's (or the meta shard's) key in a key of the data family.
-pub fn parse_data(meta: bool, key: &[u8]) -> Option<&[u8]> {
-    key.strip_prefix(&[data_prefix(meta)])
+pub fn parse_data(space: KeySpace, key: &[u8]) -> Option<&[u8]> {
+    key.strip_prefix(&[data_prefix(space)])
 }
 
 #[cfg(test)]
@@ -216,12 +219,12 @@ mod tests {
 
     #[test]
     fn user_keys_and_meta_keys_never_meet() {
-        let (user, meta) = (data_range(false, &KeyRange::all()), data_range(true, &KeyRange::all()));
+        let (user, meta) = (data_range(KeySpace::User, &KeyRange::all()), data_range(KeySpace::Meta, &KeyRange::all()));
         assert!(user.1 <= meta.0);
         assert!(user.0 > applied(ShardId(u64::MAX)).to_vec());
-        let key = data(false, b"\xff\xff\xff");
+        let key = data(KeySpace::User, b"\xff\xff\xff");
         assert!(user.0 <= key && key < user.1);
-        assert_eq!(parse_data(false, &key), Some(&b"\xff\xff\xff"[..]));
-        assert_eq!(parse_data(true, &key), None);
+        assert_eq!(parse_data(KeySpace::User, &key), Some(&b"\xff\xff\xff"[..]));
+        assert_eq!(parse_data(KeySpace::Meta, &key), None);
     }
 }

@@ -6,7 +6,7 @@
 //! | family | key | value |
 //! |---|---|---|
 //! | `log` | shard ‖ index | checksum ‖ format ‖ entry |
-//! | `state` | shard ‖ tag; for the node 0 ‖ tag | checksum ‖ format ‖ hard state, truncated position, descriptor, replica, tombstone, install marker; identity, founding mark, routes, other nodes' directories |
+//! | `state` | shard ‖ tag; for the node 0 ‖ tag | checksum ‖ format ‖ hard state, truncated position, descriptor, replica, tombstone, install marker; identity, bootstrap mark, routes, other nodes' directories |
 //! | `data` | `2` ‖ user key, `3` ‖ the meta shard's key; `1` ‖ shard for the shard's applied state | format ‖ revision ‖ expiry ‖ value |
 //!
 //! The keys are told byte by byte in [`keys`], the records in [`records`].
@@ -62,7 +62,7 @@ pub(crate) mod testing;
 pub mod work;
 
 pub use apply::{Applier, Aside, Returned};
-pub use bootstrap::{bootstrap, founding, is_bootstrapped, routes, save_routes};
+pub use bootstrap::{bootstrap, bootstrap_mark, is_bootstrapped, routes, save_routes};
 pub use directories::{known_directories, remember_directory};
 pub use engine::{Cursor, Engine, Family, Order, Pace, Read, Statistics, WriteBatch};
 pub use error::StorageError;

@@ -134,9 +134,7 @@ fn clear_unfinished(dir: &Path) -> Result<(), StorageError> {
 
 /// A number that no other directory has.
 fn draw() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
-    Ok(u64::from_be_bytes(bytes))
+    Ok(getrandom::u64()?)
 }
 
 /// Makes the directory, if need be, and locks it.

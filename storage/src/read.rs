@@ -14,7 +14,7 @@ use crate::records::{self, AppliedRecord};
 use crate::work::LogPosition;
 use bytes::Bytes;
 use flotilla_router::range::successor_of_key;
-use flotilla_router::{DecodeError, Descriptor, Item, KeyRange, Revision, Scan, ScanPage, ShardId};
+use flotilla_router::{DecodeError, Descriptor, Item, KeyRange, KeySpace, Revision, Scan, ScanPage, ShardId};
 use xxhash_rust::xxh3::Xxh3;
 
 /// How replicas are compared: equal at equal `applied`.
@@ -34,15 +34,15 @@ pub struct StateHash {
 const KEY_BYTES_ON_STACK: usize = 256;
 
 /// Shows the record of `key` to `then`.
-fn look<R: Read, T>(read: &R, meta: bool, key: &[u8], then: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StorageError> {
-    let prefix = keys::data_prefix(meta);
+fn look<R: Read, T>(read: &R, space: KeySpace, key: &[u8], then: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StorageError> {
+    let prefix = keys::data_prefix(space);
     let mut small = [prefix; 1 + KEY_BYTES_ON_STACK];
     match small.get_mut(1..1 + key.len()) {
         Some(rest) => {
             rest.copy_from_slice(key);
             read.look(Family::Data, &small[..1 + key.len()], then)
         }
-        None => read.look(Family::Data, &keys::data(meta, key), then),
+        None => read.look(Family::Data, &keys::data(space, key), then),
     }
 }
 
@@ -50,9 +50,9 @@ fn corrupt(key: &[u8], error: DecodeError) -> StorageError {
     StorageError::DataRecord { key_bytes: key.len(), why: error.why }
 }
 
-/// The revision and the value of a key, if it is there. `meta` says whose key it is: the meta shard's, or a client's.
-pub fn get<R: Read>(read: &R, meta: bool, key: &[u8]) -> Result<Option<(Revision, Bytes)>, StorageError> {
-    look(read, meta, key, |record| {
+/// The revision and the value of a key, if it is there. Of which space it is, `space` says.
+pub fn get<R: Read>(read: &R, space: KeySpace, key: &[u8]) -> Result<Option<(Revision, Bytes)>, StorageError> {
+    look(read, space, key, |record| {
         records::decode_data(record).map(|(revision, value)| (revision, Bytes::copy_from_slice(value)))
     })?
     .transpose()
@@ -60,14 +60,14 @@ pub fn get<R: Read>(read: &R, meta: bool, key: &[u8]) -> Result<Option<(Revision
 }
 
 /// The revision of a key, if it is there.
-pub fn revision<R: Read>(read: &R, meta: bool, key: &[u8]) -> Result<Option<Revision>, StorageError> {
-    let found = look(read, meta, key, |record| records::decode_data(record).map(|(revision, _)| revision))?;
+pub fn revision<R: Read>(read: &R, space: KeySpace, key: &[u8]) -> Result<Option<Revision>, StorageError> {
+    let found = look(read, space, key, |record| records::decode_data(record).map(|(revision, _)| revision))?;
     found.transpose().map_err(|e| corrupt(key, e))
 }
 
 /// One page of a scan, in one go; see [`PageLook`].
-pub fn scan<R: Read>(read: &R, scan: &Scan, shard_range: &KeyRange, meta: bool) -> Result<ScanPage, StorageError> {
-    let mut look = PageLook::new(scan.clone(), shard_range.clone(), meta, true);
+pub fn scan<R: Read>(read: &R, scan: &Scan, shard_range: &KeyRange, space: KeySpace) -> Result<ScanPage, StorageError> {
+    let mut look = PageLook::new(scan.clone(), shard_range.clone(), space, true);
     while !look.look_on(read, || true)? {}
     Ok(look.page())
 }
@@ -106,7 +106,7 @@ impl<F: FnMut() -> bool> Stride<F> {
 pub struct PageLook {
     asked: Scan,
     shard_range: KeyRange,
-    meta: bool,
+    space: KeySpace,
     pace: Pace,
     items: Vec<Item>,
     bytes: usize,
@@ -116,9 +116,9 @@ pub struct PageLook {
 
 impl PageLook {
     /// Nothing was looked at yet. With `keep`, what passes by stays in the cache.
-    pub fn new(asked: Scan, shard_range: KeyRange, meta: bool, keep: bool) -> Self {
+    pub fn new(asked: Scan, shard_range: KeyRange, space: KeySpace, keep: bool) -> Self {
         let pace = Pace { removed_max: REMOVED_MAX, keep };
-        Self { asked, shard_range, meta, pace, items: Vec::new(), bytes: 0, done: None }
+        Self { asked, shard_range, space, pace, items: Vec::new(), bytes: 0, done: None }
     }
 
     /// Looks on, in the same view as before; `true` when the page is done. Where `go_on` says no it may be shown as it is.
@@ -131,7 +131,7 @@ impl PageLook {
             self.done = Some(beyond(&self.asked.range, &self.shard_range, self.asked.reverse));
             return Ok(true);
         }
-        let (start, end) = keys::data_range(self.meta, &part);
+        let (start, end) = keys::data_range(self.space, &part);
         let order = if self.asked.reverse { Order::Reverse } else { Order::Forward };
         let mut cursor = read.cursor_at(Family::Data, &start, Some(&end), order, self.pace);
         let mut stride = Stride::new(go_on);
@@ -146,7 +146,7 @@ impl PageLook {
                 }
                 Err(error) => return Err(error),
             };
-            let key = keys::parse_data(self.meta, stored).unwrap_or_default();
+            let key = keys::parse_data(self.space, stored).unwrap_or_default();
             let (revision, value) = records::decode_data(record).map_err(|e| corrupt(key, e))?;
             let read = value.len();
             let value = if self.asked.keys_only { &[] } else { value };
@@ -246,7 +246,7 @@ pub struct HashLook {
 impl HashLook {
     /// Nothing was looked at yet.
     pub fn new(descriptor: &Descriptor) -> Self {
-        let rest = keys::data_range(descriptor.id.is_meta(), &descriptor.range);
+        let rest = keys::data_range(descriptor.id.key_space(), &descriptor.range);
         let pace = Pace { removed_max: REMOVED_MAX, keep: false };
         Self { shard: descriptor.id, pace, rest, hasher: Xxh3::new(), keys: 0, bytes: 0 }
     }
@@ -266,7 +266,7 @@ impl HashLook {
                 }
                 Err(error) => return Err(error),
             };
-            let key = keys::parse_data(self.shard.is_meta(), stored).unwrap_or_default();
+            let key = keys::parse_data(self.shard.key_space(), stored).unwrap_or_default();
             let (revision, value) = records::decode_data(record).map_err(|e| corrupt(key, e))?;
             // Lengths in front, so that no two different shards run together to the same bytes.
             for part in [key, value] {
@@ -307,11 +307,11 @@ mod tests {
         let (mut batch, mut record) = (engine.batch(), Vec::new());
         for (i, key) in keys.iter().enumerate() {
             records::encode_data(&mut record, Revision(i as u64 + 1), format!("value of {key}").as_bytes());
-            batch.put(Family::Data, &keys::data(false, key.as_bytes()), &record);
+            batch.put(Family::Data, &keys::data(KeySpace::User, key.as_bytes()), &record);
         }
         // Neighbours in the family that belong to nobody's range.
         records::encode_data(&mut record, Revision(1), b"meta");
-        batch.put(Family::Data, &keys::data(true, b"b"), &record);
+        batch.put(Family::Data, &keys::data(KeySpace::Meta, b"b"), &record);
         batch.put(Family::Data, &keys::applied(ShardId(2)), &records::encode_applied(AppliedRecord::default()));
         engine.write(batch, false).unwrap();
         engine
@@ -329,7 +329,7 @@ mod tests {
         limit: u32,
     ) -> (Vec<String>, Option<KeyRange>) {
         let asked = Scan { range, reverse, limit, bytes_max: u32::MAX, keys_only: false };
-        let page = scan(engine, &asked, &shard, false).unwrap();
+        let page = scan(engine, &asked, &shard, KeySpace::User).unwrap();
         (page.items.iter().map(|item| String::from_utf8(item.key.to_vec()).unwrap()).collect(), page.rest)
     }
 
@@ -337,11 +337,11 @@ mod tests {
     fn get_finds_a_key_with_its_revision_in_its_own_space() {
         let long = "x".repeat(1000);
         let engine = filled(&["a", &long]);
-        assert_eq!(get(&engine, false, b"a").unwrap(), Some((Revision(1), "value of a".into())));
-        assert_eq!(get(&engine, false, long.as_bytes()).unwrap().unwrap().0, Revision(2));
-        assert_eq!(revision(&engine, false, long.as_bytes()).unwrap(), Some(Revision(2)));
-        assert_eq!(get(&engine, false, b"b").unwrap(), None, "the meta shard's key shows among the clients'");
-        assert_eq!(get(&engine, true, b"b").unwrap(), Some((Revision(1), "meta".into())));
+        assert_eq!(get(&engine, KeySpace::User, b"a").unwrap(), Some((Revision(1), "value of a".into())));
+        assert_eq!(get(&engine, KeySpace::User, long.as_bytes()).unwrap().unwrap().0, Revision(2));
+        assert_eq!(revision(&engine, KeySpace::User, long.as_bytes()).unwrap(), Some(Revision(2)));
+        assert_eq!(get(&engine, KeySpace::User, b"b").unwrap(), None, "the meta shard's key shows among the clients'");
+        assert_eq!(get(&engine, KeySpace::Meta, b"b").unwrap(), Some((Revision(1), "meta".into())));
     }
 
     #[test]
@@ -373,7 +373,7 @@ mod tests {
         let engine = filled(&["a", "b", "c"]);
         for (bytes_max, keys_only, items) in [(0, false, 1), (22, false, 2), (21, false, 1), (2, true, 2), (1000, false, 3)] {
             let asked = Scan { range: KeyRange::all(), reverse: false, limit: 10, bytes_max, keys_only };
-            let page = scan(&engine, &asked, &KeyRange::all(), false).unwrap();
+            let page = scan(&engine, &asked, &KeyRange::all(), KeySpace::User).unwrap();
             assert_eq!(page.items.len(), items, "{bytes_max} bytes, keys only: {keys_only}");
             assert_eq!(page.items[0].value.is_empty(), keys_only);
             assert_eq!(page.items[0].revision, Revision(1));
@@ -388,15 +388,15 @@ mod tests {
         let engine = filled(&names.iter().map(String::as_str).collect::<Vec<_>>());
         for reverse in [false, true] {
             let asked = Scan { range: range("k010", Some("k090")), reverse, limit: 75, bytes_max: u32::MAX, keys_only: false };
-            let whole = scan(&engine, &asked, &KeyRange::all(), false).unwrap();
-            let mut look = PageLook::new(asked.clone(), KeyRange::all(), false, true);
+            let whole = scan(&engine, &asked, &KeyRange::all(), KeySpace::User).unwrap();
+            let mut look = PageLook::new(asked.clone(), KeyRange::all(), KeySpace::User, true);
             let mut slices = 1;
             assert!(look.is_bare());
             while !look.look_on(&engine, || false).unwrap() {
                 slices += 1;
                 let rest = look.to_come();
                 let asked = Scan { range: rest, limit: 75 - look.items.len() as u32, ..asked.clone() };
-                let next = scan(&engine, &asked, &KeyRange::all(), false).unwrap();
+                let next = scan(&engine, &asked, &KeyRange::all(), KeySpace::User).unwrap();
                 assert_eq!([look.items.clone(), next.items].concat(), whole.items);
             }
             assert!(slices > 2, "only {slices} slices");
@@ -415,9 +415,9 @@ mod tests {
     fn a_corrupt_record_is_an_error_and_not_a_missing_key() {
         let engine = filled(&[]);
         let mut batch = engine.batch();
-        batch.put(Family::Data, &keys::data(false, b"k"), b"\x01short");
+        batch.put(Family::Data, &keys::data(KeySpace::User, b"k"), b"\x01short");
         engine.write(batch, false).unwrap();
-        assert!(get(&engine, false, b"k").unwrap_err().to_string().contains("key of 1 bytes"));
+        assert!(get(&engine, KeySpace::User, b"k").unwrap_err().to_string().contains("key of 1 bytes"));
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub fn build_with<E: Engine>(
     };
     let descriptor = records::decode_descriptor(&key, &record).map_err(|e| StorageError::record(shard, e))?;
     let applied = crate::read::applied_record(view, shard)?;
-    let (start, end) = keys::data_range(shard.is_meta(), &descriptor.range);
+    let (start, end) = keys::data_range(shard.key_space(), &descriptor.range);
     FailPoint::BuildBegun.pass()?;
     let files = engine.export(view, &start, &end, folder, file_bytes_max)?;
     FailPoint::BuildWritten.pass()?;
@@ -82,7 +82,7 @@ pub fn verify<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path)
 pub fn verify_foreign<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path) -> Result<(), StorageError> {
     verify(engine, manifest, folder)?;
     let shard = &manifest.descriptor;
-    let (start, end) = keys::data_range(shard.id.is_meta(), &shard.range);
+    let (start, end) = keys::data_range(shard.id.key_space(), &shard.range);
     engine.check_span(folder, &manifest.files, &start, &end).map_err(|e| StorageError::snapshot(shard.id, e))
 }
 
@@ -248,7 +248,7 @@ impl Install {
     fn clear<E: Engine>(&self, engine: &E) -> Result<(), StorageError> {
         let shard = self.shard();
         let mut batch = engine.batch();
-        let of_data = |range| keys::data_range(shard.is_meta(), range);
+        let of_data = |range| keys::data_range(shard.key_space(), range);
         let ranges: Vec<_> = self.clear.iter().map(of_data).collect();
         for (start, end) in &ranges {
             batch.delete_range(Family::Data, start, end);

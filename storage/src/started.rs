@@ -13,7 +13,7 @@
 //! refused. One that lies ahead of it was killed, which is no loss. A directory without the file is taken as it is.
 //!
 //! What it can't show: that a killed node's write-ahead log lost its end. That is what an ordinary crash leaves, too. A leader that knows
-//! better sets the shard aside.
+//! better quarantines the shard.
 
 use crate::error::StorageError;
 use flotilla_router::{ClusterId, Incarnation, NodeId};

@@ -15,7 +15,7 @@ pub struct LogPosition {
     pub term: u64,
 }
 
-/// Where every shard's log starts when the cluster is founded: as if one entry had been written, applied and truncated.
+/// Where every shard's log starts when the cluster is bootstrapped: as if one entry had been written, applied and truncated.
 /// raft-rs asks for an index above 0, so that an empty replica is told from an initial one.
 pub const INITIAL: LogPosition = LogPosition { index: 1, term: 1 };
 

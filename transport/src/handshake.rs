@@ -15,7 +15,7 @@ use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{ClusterId, DecodeError, Incarnation, NodeId};
 
 /// Rises with every change of what is said on these connections.
-pub(crate) const PROTOCOL_VERSION: u16 = 2;
+pub(crate) const PROTOCOL_VERSION: u16 = 3;
 const MAGIC: &[u8; 8] = b"flotilla";
 /// The longest handshake that is read, of any version.
 pub(crate) const HELLO_BYTES_MAX: usize = 1024;
@@ -29,9 +29,9 @@ pub struct Identity {
     pub node: NodeId,
     /// How often that node has started.
     pub incarnation: Incarnation,
-    /// A hash of what its cluster was founded with. Founders that began with different shards would never notice by
+    /// A hash of what its cluster was bootstrapped with. First nodes that began with different shards would never notice by
     /// themselves: their logs would agree and mean different things.
-    pub founding: u64,
+    pub bootstrap: u64,
     /// The number of its data directory, drawn when that was made: a node that lost its disk has another.
     pub directory: u64,
     /// What its leases rest on, where they are on.
@@ -56,7 +56,7 @@ fn in_words(leases: Option<LeaseTerms>) -> String {
         |LeaseTerms { tick_ms, election_ticks, drift_max_percent }| {
             format!(
                 "`reads.lease` on, with `raft.tick_ms` {tick_ms}, `raft.election_ticks` {election_ticks}, \
-                 `reads.clock_drift_max_percent` {drift_max_percent}"
+                 `reads.clock_drift_percent_max` {drift_max_percent}"
             )
         },
     )
@@ -95,8 +95,8 @@ pub(crate) enum Refusal {
     )]
     Cluster { node: NodeId, theirs: ClusterId, ours: ClusterId },
     #[error(
-        "node {node} was founded with other shards or nodes than this one: `founding` and `peers` must be the same on every \
-         founder. The one that differs from the other founders too is wrong: correct its configuration, and give it an empty data \
+        "node {node} was bootstrapped with other shards or nodes than this one: `bootstrap` and `peers` must be the same on every \
+         first node. The one that differs from the other first nodes too is wrong: correct its configuration, and give it an empty data \
          directory if it never held data, or its old one back if it did"
     )]
     Founding { node: NodeId },
@@ -133,7 +133,7 @@ impl Hello {
         Self { version: PROTOCOL_VERSION, identity, purpose }
     }
 
-    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ founding (8) ‖ directory (8) ‖
+    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ bootstrap (8) ‖ directory (8) ‖
     /// purpose (1) ‖ leases (1) ‖ where they are on: tick (8) ‖ election ticks (8) ‖ drift (4). Magic, version and node stay where they
     /// are in all versions, so that the complaint about a version can say whose it is.
     pub(crate) fn encode(&self) -> Bytes {
@@ -143,7 +143,7 @@ impl Hello {
         bytes.put_u64(self.identity.node.0);
         bytes.put_u64(self.identity.cluster.0);
         bytes.put_u64(self.identity.incarnation.0);
-        bytes.put_u64(self.identity.founding);
+        bytes.put_u64(self.identity.bootstrap);
         bytes.put_u64(self.identity.directory);
         bytes.put_u8(match self.purpose {
             Purpose::Lanes => 0,
@@ -170,7 +170,7 @@ impl Hello {
             return Err(Refusal::Version(node, version));
         }
         let (cluster, incarnation) = (ClusterId(reader.u64()?), Incarnation(reader.u64()?));
-        let (founding, directory) = (reader.u64()?, reader.u64()?);
+        let (bootstrap, directory) = (reader.u64()?, reader.u64()?);
         let purpose = match reader.u8()? {
             0 => Purpose::Lanes,
             1 => Purpose::Snapshot,
@@ -181,7 +181,7 @@ impl Hello {
             1 => Some(LeaseTerms { tick_ms: reader.u64()?, election_ticks: reader.u64()?, drift_max_percent: reader.u32()? }),
             other => return Err(reader.error(format!("unknown leases {other}")).into()),
         };
-        let identity = Identity { node, cluster, incarnation, founding, directory, leases };
+        let identity = Identity { node, cluster, incarnation, bootstrap, directory, leases };
         reader.end()?;
         Ok(Self { version, identity, purpose })
     }
@@ -204,7 +204,7 @@ impl Hello {
         if theirs.node == ours.node {
             return Err(Refusal::SameNode(ours.node));
         }
-        if theirs.founding != ours.founding {
+        if theirs.bootstrap != ours.bootstrap {
             return Err(Refusal::Founding { node: theirs.node });
         }
         if theirs.leases != ours.leases {
@@ -220,12 +220,18 @@ mod tests {
     use proptest::prelude::*;
 
     const LEASES: LeaseTerms = LeaseTerms { tick_ms: 50, election_ticks: 12, drift_max_percent: 10 };
-    const OURS: Identity =
-        Identity { cluster: ClusterId(1), node: NodeId(1), incarnation: Incarnation(1), founding: 4, directory: 1, leases: None };
+    const OURS: Identity = Identity {
+        cluster: ClusterId(1),
+        node: NodeId(1),
+        incarnation: Incarnation(1),
+        bootstrap: 4,
+        directory: 1,
+        leases: None,
+    };
 
     fn hello(cluster: u64, node: u64) -> Hello {
         let (cluster, node) = (ClusterId(cluster), NodeId(node));
-        let identity = Identity { cluster, node, incarnation: Incarnation(9), founding: 4, directory: 2, leases: None };
+        let identity = Identity { cluster, node, incarnation: Incarnation(9), bootstrap: 4, directory: 2, leases: None };
         Hello::new(identity, Purpose::Lanes)
     }
 
@@ -265,7 +271,7 @@ mod tests {
             let message = hello.check(OURS, named, dialled).unwrap_err().to_string();
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
         }
-        let ours = Identity { founding: 5, ..OURS };
+        let ours = Identity { bootstrap: 5, ..OURS };
         assert_eq!(hello(1, 2).check(ours, named(1, 2), None), Err(Refusal::Founding { node: NodeId(2) }));
     }
 

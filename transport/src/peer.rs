@@ -25,7 +25,6 @@ use crate::writer;
 use bytes::Bytes;
 use flotilla_router::{Incarnation, NodeId, Throttle};
 use quinn::Connection;
-use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -340,9 +339,7 @@ impl Peer {
 
 /// Between half and all of `backoff`.
 fn jittered(backoff: Duration) -> Duration {
-    // A fresh hasher is keyed at random: enough to keep nodes out of step.
-    let random = RandomState::new().hash_one(0) % 1024;
-    backoff / 2 + backoff * u32::try_from(random).expect("below 1024") / 2048
+    backoff.mul_f64(fastrand::f64().midpoint(1.0))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

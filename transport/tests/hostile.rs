@@ -19,8 +19,8 @@ const LANES: u8 = 0;
 const SNAPSHOT: u8 = 1;
 
 fn hello(cluster: u64, node: u64, incarnation: u64, purpose: u8) -> Vec<u8> {
-    let (founding, directory) = (0u64, 1u64);
-    let numbers = [node, cluster, incarnation, founding, directory].map(u64::to_be_bytes).concat();
+    let (bootstrap, directory) = (0u64, 1u64);
+    let numbers = [node, cluster, incarnation, bootstrap, directory].map(u64::to_be_bytes).concat();
     // Protocol 2; no leases.
     let body = [b"flotilla\0\x02", &numbers[..], &[purpose, 0]].concat();
     framed(&body)

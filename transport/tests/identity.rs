@@ -50,7 +50,7 @@ fn a_node_of_another_cluster_is_refused_even_where_its_authority_is_trusted() {
             cluster: ca.cluster(),
             node: NodeId(node),
             incarnation: Incarnation(1),
-            founding: 0,
+            bootstrap: 0,
             directory: 1,
             leases: None,
         };
@@ -152,7 +152,7 @@ fn what_cannot_start_says_why_in_one_line() {
     let ca = ca();
     let record = Arc::new(common::Record::default());
     let identity =
-        Identity { cluster: CLUSTER, node: NodeId(1), incarnation: Incarnation(1), founding: 0, directory: 1, leases: None };
+        Identity { cluster: CLUSTER, node: NodeId(1), incarnation: Incarnation(1), bootstrap: 0, directory: 1, leases: None };
     let error = Transport::start(Config::default(), identity, &credentials(&ca, 1), record).err().unwrap();
     assert!(matches!(error, TransportError::NoRuntime));
 

@@ -5,7 +5,8 @@ use flotilla_router::call::{self, Forwarded};
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::sizes::{COMMAND_BYTES_MAX, FRAME_BYTES_MAX};
 use flotilla_router::{
-    Answer, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Refusal, Replica, ReplicaId, Reply, Request, Role, ShardId,
+    Answer, Condition, Descriptor, Epoch, KeyRange, KeySpace, NodeId, Op, Refusal, Replica, ReplicaId, Reply, Request, Role,
+    ShardId,
 };
 use flotilla_storage::{
     Applier, ApplyEntry, ApplyWork, EntryKind, INITIAL, LogEntry, LogPosition, MemoryEngine, bootstrap, read, recover,
@@ -24,11 +25,11 @@ pub(crate) fn answer(forwarded: Forwarded) {
     let Some((engine, mut applier)) = founded() else { return };
     match &forwarded.request {
         Request::Get { key, .. } => {
-            let found = read::get(&engine, false, key).expect("nothing is spoiled");
+            let found = read::get(&engine, KeySpace::User, key).expect("nothing is spoiled");
             leaves(found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision }));
         }
         Request::Scan { scan, .. } | Request::Part { scan, .. } => {
-            let page = read::scan(&engine, scan, &KeyRange::all(), false).expect("nothing is spoiled");
+            let page = read::scan(&engine, scan, &KeyRange::all(), KeySpace::User).expect("nothing is spoiled");
             assert!(page.rest.as_ref().is_none_or(|rest| *rest != scan.range), "a page after which as much is left");
             leaves(Answer::Page(page));
         }

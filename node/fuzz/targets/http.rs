@@ -81,7 +81,7 @@ fn refusal(fault: u8) -> Option<Refusal> {
     let shard = ShardId(3);
     Some(match fault % 16 {
         1 => Refusal::NotLeader { shard, leader: Some(NodeId(2)) },
-        2 => Refusal::Unknown { shard },
+        2 => Refusal::OutcomeUnknown { shard },
         3 => Refusal::Overloaded { what: "a queue".into(), limit: 7 },
         4 => Refusal::Internal { why: "it broke".into(), outcome: Outcome::Unknown },
         5 => Refusal::ShuttingDown,

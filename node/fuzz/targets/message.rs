@@ -38,7 +38,7 @@ use std::sync::LazyLock;
 const STEPS_MAX: usize = 96;
 /// Messages that left and wait for an answer; older ones are lost.
 const SENT_MAX: usize = 32;
-/// A node that was just founded.
+/// A node that was just bootstrapped.
 struct Founded {
     disk: Template,
     /// What it finds when it starts.
@@ -50,7 +50,7 @@ static FOUNDED: LazyLock<[Founded; 2]> = LazyLock::new(|| {
     [0, 1].map(|first| {
         let engine = MemoryEngine::new();
         bootstrap(&engine, &shards()[first..], ME, &[]).expect("memory does not fail");
-        let found = recover(&engine).expect("it was just founded");
+        let found = recover(&engine).expect("it was just bootstrapped");
         Founded { disk: Template::of(&engine), found }
     })
 });
@@ -115,9 +115,9 @@ impl World {
                 heartbeat_ticks: 2,
                 pre_vote: options & 1 == 0,
                 check_quorum: options & 2 == 0,
-                max_inflight_msgs: if options & 4 == 0 { 256 } else { 1 },
-                max_inflight_writes: if options & 8 == 0 { 1 } else { 3 },
-                max_size_per_msg_bytes: if options & 16 == 0 { 1 << 20 } else { 1 },
+                inflight_messages_max: if options & 4 == 0 { 256 } else { 1 },
+                inflight_writes_max: if options & 8 == 0 { 1 } else { 3 },
+                message_bytes_max: if options & 16 == 0 { 1 << 20 } else { 1 },
                 ..RaftConfig::default()
             },
             reads: ReadsConfig { lease: options & 2 == 0 && options & 32 != 0, ..ReadsConfig::default() },

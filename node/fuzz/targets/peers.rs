@@ -21,7 +21,7 @@ pub(crate) const ME: NodeId = NodeId(1);
 /// The shards of this node, and one that it does not have.
 pub(crate) const SHARDS: [ShardId; 4] = [ShardId(2), ShardId(3), ShardId::META, ShardId(9)];
 
-/// What the node was founded with.
+/// What the node was bootstrapped with.
 pub(crate) fn shards() -> [Descriptor; 3] {
     let shard = |id: u64, start: &'static str, end: Option<&'static str>, learner: bool| Descriptor {
         id: ShardId(id),
@@ -201,7 +201,7 @@ pub(crate) fn one_key(descriptor: &Descriptor) -> Bytes {
     let mut record = Vec::new();
     flotilla_storage::records::encode_data(&mut record, Revision(1), b"v");
     let mut file = Vec::new();
-    file.put_bytes_prefixed(&flotilla_storage::keys::data(descriptor.id.is_meta(), &descriptor.range.start));
+    file.put_bytes_prefixed(&flotilla_storage::keys::data(descriptor.id.key_space(), &descriptor.range.start));
     file.put_bytes_prefixed(&record);
     file.into()
 }

@@ -24,7 +24,7 @@ const FRAME_BYTES_MAX: usize = 64 << 10;
 
 /// The node that takes all this in.
 const OURS: Identity =
-    Identity { cluster: ClusterId(7), node: NodeId(1), incarnation: Incarnation(3), founding: 4, directory: 5, leases: None };
+    Identity { cluster: ClusterId(7), node: NodeId(1), incarnation: Incarnation(3), bootstrap: 4, directory: 5, leases: None };
 
 /// Runs one input.
 pub(crate) fn run(data: &[u8]) {

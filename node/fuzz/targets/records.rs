@@ -16,14 +16,15 @@ use flotilla_node::core::{CoreConfig, Event, Identity, Node};
 use flotilla_router::codec::Put;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
-    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, NodeId, Op, Replica, ReplicaId, Revision, Role, Scan, ShardId,
+    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, KeySpace, NodeId, Op, Replica, ReplicaId, Revision, Role, Scan,
+    ShardId,
 };
 use flotilla_storage::keys::{self, NodeTag, StateTag};
 use flotilla_storage::records::{self, AppliedRecord};
 use flotilla_storage::{
     Applier, ApplyEntry, ApplyWork, Engine, EntryKind, Family, HardState, LogBatch, LogEntry, LogPosition, LogWrite,
-    MemoryEngine, Read, Recovered, SnapshotFile, SnapshotManifest, WriteBatch, append, bootstrap, founding, is_bootstrapped,
-    known_directories, log, read, recover, remember_directory, routes, save_routes, snapshot, tombstones,
+    MemoryEngine, Read, Recovered, SnapshotFile, SnapshotManifest, WriteBatch, append, bootstrap, bootstrap_mark,
+    is_bootstrapped, known_directories, log, read, recover, remember_directory, routes, save_routes, snapshot, tombstones,
 };
 use std::path::Path;
 use std::sync::LazyLock;
@@ -89,8 +90,8 @@ fn found() -> MemoryEngine {
     let hard_state = Some(HardState { term: 3, vote: 21, commit: 5 });
     let write = LogWrite { shard: ShardId(2), entries, hard_state, ..LogWrite::default() };
     append(&engine, &LogBatch { writes: vec![write], sync: true }).expect("memory does not fail");
-    let found = recover(&engine).expect("what was just founded is in order");
-    let mut applier = Applier::new(&engine, &found).expect("what was just founded is in order");
+    let found = recover(&engine).expect("what was just bootstrapped is in order");
+    let mut applier = Applier::new(&engine, &found).expect("what was just bootstrapped is in order");
     applier.apply(&engine, vec![work]).expect("honest entries");
     remember_directory(&engine, NodeId(2), 77).expect("memory does not fail");
     engine
@@ -143,8 +144,8 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
         }
         8 => {
             records::encode_data(&mut record, Revision(s.number(1)), s.bytes());
-            let meta = s.u8() & 1 == 1;
-            set(engine, Family::Data, &keys::data(meta, s.bytes()), &record);
+            let space = s.pick(&[KeySpace::User, KeySpace::Meta]);
+            set(engine, Family::Data, &keys::data(space, s.bytes()), &record);
         }
         9 => {
             let tags = [StateTag::HardState, StateTag::Truncated, StateTag::Descriptor, StateTag::Tombstone, StateTag::Install];
@@ -168,7 +169,8 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
         }
         // Data and applied states in any shape.
         12 => {
-            let key = if s.u8() & 1 == 1 { keys::applied(s.pick(&SHARDS)).to_vec() } else { keys::data(false, s.bytes()) };
+            let key =
+                if s.u8() & 1 == 1 { keys::applied(s.pick(&SHARDS)).to_vec() } else { keys::data(KeySpace::User, s.bytes()) };
             set(engine, Family::Data, &key, s.bytes());
         }
         13 => {
@@ -262,7 +264,7 @@ fn install_marker(engine: &MemoryEngine, s: &mut Script<'_>) {
     let mut contents = Vec::new();
     for _ in 0..s.below(3) {
         // As the engine in memory writes its files: keys and records, each with its length.
-        contents.put_bytes_prefixed(&keys::data(false, s.bytes()));
+        contents.put_bytes_prefixed(&keys::data(KeySpace::User, s.bytes()));
         let mut record = Vec::new();
         records::encode_data(&mut record, Revision(s.number(1)), b"v");
         contents.put_bytes_prefixed(&record);
@@ -355,7 +357,7 @@ fn canonical(key: &[u8], record: &Bytes) {
 
 /// Everything that reads without changing anything.
 fn look(engine: &MemoryEngine) {
-    let _ = (tombstones(engine), founding(engine), is_bootstrapped(engine), known_directories(engine));
+    let _ = (tombstones(engine), bootstrap_mark(engine), is_bootstrapped(engine), known_directories(engine));
     if let Ok(routes) = routes(engine) {
         let _ = save_routes(engine, &routes);
     }
@@ -368,19 +370,19 @@ fn look(engine: &MemoryEngine) {
             let _ = read::hash(engine, &manifest.descriptor);
         }
     }
-    for meta in [false, true] {
-        let _ = (read::get(engine, meta, b"a"), read::revision(engine, meta, b""));
+    for space in [KeySpace::User, KeySpace::Meta] {
+        let _ = (read::get(engine, space, b"a"), read::revision(engine, space, b""));
         for reverse in [false, true] {
-            scan(engine, meta, reverse);
+            scan(engine, space, reverse);
         }
     }
 }
 
 /// Walks over all keys page by page: every page moves on, and together they hold what one large page holds.
-fn scan(engine: &MemoryEngine, meta: bool, reverse: bool) {
+fn scan(engine: &MemoryEngine, space: KeySpace, reverse: bool) {
     let page = |range, limit| {
         let scan = Scan { range, reverse, limit, bytes_max: 64, keys_only: limit == 2 };
-        read::scan(engine, &scan, &KeyRange::all(), meta)
+        read::scan(engine, &scan, &KeyRange::all(), space)
     };
     let (mut rest, mut keys) = (Some(KeyRange::all()), Vec::new());
     while let Some(range) = rest {

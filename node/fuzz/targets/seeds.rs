@@ -307,7 +307,7 @@ fn config() -> Vec<Vec<u8>> {
     let cluster = ClusterId(0xabcdef01234567);
     [
         "[raft]\ntick_ms = 50\nelection_ticks = 12\nheartbeat_ticks = 3\npre_vote = true\ncheck_quorum = true\n".to_owned(),
-        "[raft]\nmax_size_per_msg_bytes = 1\nmax_inflight_msgs = 1\nmax_inflight_writes = 2\nmax_entry_size_bytes = 10\n".into(),
+        "[raft]\nmessage_bytes_max = 1\ninflight_messages_max = 1\ninflight_writes_max = 2\nentry_bytes_max = 10\n".into(),
         "[raft]\nelection_ticks = 9223372036854775807\n".into(),
         "[reads]\ndefault_consistency = \"lease\"\nlease = true\nclock_drift_max_percent = 10\n".into(),
         "[log]\nbytes_per_shard_max = 65536\nbytes_max = 70000\ncache_bytes_max = 0\nunapplied_bytes_max = 1048576\n".into(),

@@ -11,6 +11,8 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+#[cfg(feature = "mutation")]
+use strum::VariantNames as _;
 
 /// Whole clusters in simulated time, from seeds: faults strike, clients write and read, and every promise is checked.
 #[derive(Parser)]
@@ -39,7 +41,7 @@ struct Arguments {
     keep_going: bool,
     /// Puts a known mistake into the code, to see whether it is caught
     #[cfg(feature = "mutation")]
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(flotilla_router::mutation::Mutation::ALL.map(|(name, _)| name)))]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(flotilla_router::mutation::Mutation::VARIANTS))]
     mutation: Option<String>,
 }
 
@@ -79,7 +81,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     #[cfg(feature = "mutation")]
     if let Some(name) = &arguments.mutation {
-        flotilla_router::mutation::Mutation::named(name).expect("the parser knows the names").switch_on();
+        name.parse::<flotilla_router::mutation::Mutation>().expect("the parser knows the names").switch_on();
         eprintln!("the code is mutated: {name}");
     }
     let options = Options { tell: arguments.seed.is_some(), faults: arguments.faults.clone() };

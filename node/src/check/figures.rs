@@ -1,18 +1,19 @@
 //! What a load counts: outcomes, latencies, and the longest time without a success.
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Buckets per doubling of a latency, as a power of two: a quantile is at most an eighth too high.
-const FINE_BITS: u32 = 3;
+/// Digits of a latency that are kept: a quantile is at most a hundredth too high.
+const DIGITS: u8 = 2;
 
 /// The figures of a load, as they grow.
 #[derive(Clone, Debug)]
 pub struct Figures {
     /// How many operations came to each [`Outcome`].
     outcomes: [u64; 4],
-    /// Latencies of answered requests, in buckets by microseconds.
-    buckets: Vec<u64>,
+    /// Latencies of answered requests, in microseconds.
+    latencies: Histogram<u64>,
     slowest: Duration,
     last_success: Duration,
     longest_silence: Duration,
@@ -67,7 +68,7 @@ impl Default for Figures {
     fn default() -> Self {
         Self {
             outcomes: [0; 4],
-            buckets: vec![0; 64 << FINE_BITS],
+            latencies: Histogram::new(DIGITS).expect("a histogram may have so many digits"),
             slowest: Duration::ZERO,
             last_success: Duration::ZERO,
             longest_silence: Duration::ZERO,
@@ -83,8 +84,8 @@ impl Figures {
             return;
         }
         let took = returned.saturating_sub(called);
-        self.buckets[bucket(took)] += 1;
         self.slowest = self.slowest.max(took);
+        self.latencies.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.longest_silence = self.longest_silence.max(returned.saturating_sub(self.last_success));
         self.last_success = self.last_success.max(returned);
     }
@@ -100,40 +101,17 @@ impl Figures {
             unknown,
             seconds,
             ok_per_second: if seconds > 0.0 { ok as f64 / seconds } else { 0.0 },
-            latency_p50_seconds: self.quantile(50),
-            latency_p99_seconds: self.quantile(99),
+            latency_p50_seconds: self.quantile(0.50),
+            latency_p99_seconds: self.quantile(0.99),
             latency_max_seconds: self.slowest.as_secs_f64(),
             longest_silence_seconds: self.longest_silence.max(end.saturating_sub(self.last_success)).as_secs_f64(),
         }
     }
 
-    /// The latency within which so many percent of the answers came.
-    fn quantile(&self, percent: u64) -> f64 {
-        let all: u64 = self.buckets.iter().sum();
-        let wanted = (all * percent).div_ceil(100);
-        let mut seen = 0;
-        for (bucket, count) in self.buckets.iter().enumerate() {
-            seen += count;
-            if seen >= wanted && *count > 0 {
-                return (upper_micros(bucket) * 1e-6).min(self.slowest.as_secs_f64());
-            }
-        }
-        0.0
+    /// The latency within which such a part of the answers came; a bucket's end may lie above the slowest of them.
+    fn quantile(&self, part: f64) -> f64 {
+        (self.latencies.value_at_quantile(part) as f64 * 1e-6).min(self.slowest.as_secs_f64())
     }
-}
-
-/// The bucket of a latency: its highest bit, and the bits behind it.
-fn bucket(took: Duration) -> usize {
-    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1 << FINE_BITS);
-    let exponent = micros.ilog2();
-    ((exponent as usize) << FINE_BITS) | (micros >> (exponent - FINE_BITS)) as usize & ((1 << FINE_BITS) - 1)
-}
-
-/// Where a bucket ends.
-fn upper_micros(bucket: usize) -> f64 {
-    let fine = 1 << FINE_BITS;
-    let (exponent, rest) = (bucket >> FINE_BITS, bucket & (fine - 1));
-    (1.0 + (rest + 1) as f64 / fine as f64) * 2f64.powi(exponent as i32)
 }
 
 #[cfg(test)]
@@ -153,14 +131,5 @@ mod tests {
         assert_eq!((told.latency_max_seconds, told.ok_per_second, told.unknown), (0.1, 50.0, 1));
         assert_eq!(told.longest_silence_seconds, 1.0, "the end counts as well");
         assert_eq!(Figures::default().told(Duration::ZERO).latency_p99_seconds, 0.0);
-    }
-
-    #[test]
-    fn a_latency_lies_in_its_bucket() {
-        for micros in [0, 1, 8, 9, 15, 16, 1_000, 1_023, 1_024, 123_456, u64::MAX] {
-            let upper = upper_micros(bucket(Duration::from_micros(micros)));
-            let near = micros.max(8) as f64;
-            assert!(upper >= near && upper <= near * 1.13 + 1.0, "{micros}: {upper}");
-        }
     }
 }

@@ -113,11 +113,9 @@ pub(crate) fn run(cert: &Cert) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Draws a cluster id. Randomness comes from the system, by way of the same source that makes keys.
+/// Draws a cluster id.
 pub(crate) fn random_cluster() -> anyhow::Result<ClusterId> {
-    let mut bytes = [0; 8];
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes).context("draw a cluster id")?;
-    Ok(ClusterId(u64::from_be_bytes(bytes).max(1)))
+    Ok(ClusterId(getrandom::u64().context("draw a cluster id")?.max(1)))
 }
 
 /// Makes an authority and writes it into `folder`.

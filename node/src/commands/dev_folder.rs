@@ -15,7 +15,7 @@
 
 use super::{Usage, cert, err};
 use anyhow::{Context as _, bail};
-use flotilla_node::shell::config::{Config, FoundingConfig, PeerConfig};
+use flotilla_node::shell::config::{BootstrapConfig, Config, PeerConfig};
 use flotilla_router::NodeId;
 use flotilla_transport::ClusterCa;
 use std::collections::BTreeMap;
@@ -96,7 +96,7 @@ pub(super) fn prepare(folder: &Path, wanted: &Wanted) -> anyhow::Result<Folder> 
         }
     }
     if has_data.is_empty() {
-        let shards = |id: &u64| load(&folder, *id).map(|config| config.founding.shards as u64);
+        let shards = |id: &u64| load(&folder, *id).map(|config| config.bootstrap.shards as u64);
         let differs = wanted.nodes.is_some_and(|nodes| nodes != ids.len() as u64)
             || (wanted.shards.is_some() && wanted.shards != known.first().map(shards).transpose()?);
         if ids.is_empty() || !missing.is_empty() || differs {
@@ -181,7 +181,7 @@ fn has_run(folder: &Path, id: u64) -> bool {
 
 /// Refuses what is fixed when a cluster is made and was asked for otherwise.
 fn as_it_was_made(folder: &Path, ids: &[u64], wanted: &Wanted) -> anyhow::Result<()> {
-    let shards = load(folder, ids[0])?.founding.shards as u64;
+    let shards = load(folder, ids[0])?.bootstrap.shards as u64;
     let asked = [("nodes", wanted.nodes, ids.len() as u64), ("shards", wanted.shards, shards)];
     for (what, asked, made) in asked {
         if let Some(asked) = asked.filter(|asked| *asked != made) {
@@ -253,7 +253,8 @@ fn make(wanted: &Wanted, folder: &Path) -> anyhow::Result<()> {
         config.pid_file = "flotilla.pid".into();
         config.tls.ca = "../ca.pem".into();
         config.peers = peers.clone();
-        config.founding = FoundingConfig { shards: wanted.shards.unwrap_or(SHARDS) as usize, replicas: (nodes as usize).min(3) };
+        config.bootstrap =
+            BootstrapConfig { shards: wanted.shards.unwrap_or(SHARDS) as usize, replicas: (nodes as usize).min(3) };
         replace(&home.join("flotilla.toml"), &config.to_toml())?;
     }
     Ok(())

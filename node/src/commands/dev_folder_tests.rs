@@ -43,7 +43,7 @@ fn whole(folder: &Folder, shards: usize) {
     let configs: Vec<Config> =
         folder.members.iter().map(|m| Config::load(Some(&m.folder.join("flotilla.toml")), &[]).unwrap()).collect();
     for config in &configs {
-        assert_eq!((config.cluster, &config.peers, config.founding.shards), (configs[0].cluster, &configs[0].peers, shards));
+        assert_eq!((config.cluster, &config.peers, config.bootstrap.shards), (configs[0].cluster, &configs[0].peers, shards));
         Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key).unwrap();
     }
 }

@@ -40,24 +40,32 @@ pub struct RaftConfig {
     pub check_quorum: bool,
     /// Bytes of entries in one append message; a larger single entry still goes as one. 0 would mean one entry per message, and is
     /// refused; so is more than half of what a frame between nodes may have (16 MiB).
-    pub max_size_per_msg_bytes: u64,
+    #[serde(alias = "max_size_per_msg_bytes")]
+    pub message_bytes_max: u64,
     /// Bytes of committed entries handed to apply at once, per group and pass.
-    pub max_committed_size_per_ready_bytes: u64,
+    #[serde(alias = "max_committed_size_per_ready_bytes")]
+    pub committed_bytes_per_ready_max: u64,
     /// Bytes of entries that a leader may have proposed and not yet committed, per group. Further commands wait.
-    pub max_uncommitted_size_bytes: u64,
+    #[serde(alias = "max_uncommitted_size_bytes")]
+    pub uncommitted_bytes_max: u64,
     /// Append messages in flight to one follower of one group.
-    pub max_inflight_msgs: usize,
+    #[serde(alias = "max_inflight_msgs")]
+    pub inflight_messages_max: usize,
     /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable. Of it, half
     /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and a quarter proposed on this node and not
     /// yet applied, of which one shard takes no more than it leaves to the others. No less than a frame (16 MiB).
-    pub max_inflight_bytes: u64,
+    #[serde(alias = "max_inflight_bytes")]
+    pub inflight_bytes_max: u64,
     /// Bytes of commands that become one log entry. A larger single command still becomes one. At most half of a frame (8 MiB).
-    pub max_entry_size_bytes: u64,
+    #[serde(alias = "max_entry_size_bytes")]
+    pub entry_bytes_max: u64,
     /// Writes to the log that may be under way at once; commands gather while all are.
-    pub max_inflight_writes: usize,
+    #[serde(alias = "max_inflight_writes")]
+    pub inflight_writes_max: usize,
     /// Bytes of commands that may wait to be proposed on this node, of which one shard takes no more than it leaves to the others; beyond,
     /// they are refused as too much in flight, and so is what would wait for more than a third of its time at the pace of the last moments.
-    pub max_waiting_bytes: u64,
+    #[serde(alias = "max_waiting_bytes")]
+    pub waiting_bytes_max: u64,
     /// Moves leadership to nodes that lead clearly fewer shards.
     pub balance_leaders: bool,
 }
@@ -70,14 +78,14 @@ impl Default for RaftConfig {
             heartbeat_ticks: 3,
             pre_vote: true,
             check_quorum: true,
-            max_size_per_msg_bytes: 1 << 20,
-            max_committed_size_per_ready_bytes: 4 << 20,
-            max_uncommitted_size_bytes: 64 << 20,
-            max_inflight_msgs: 256,
-            max_inflight_bytes: 64 << 20,
-            max_entry_size_bytes: 256 << 10,
-            max_inflight_writes: 1,
-            max_waiting_bytes: 64 << 20,
+            message_bytes_max: 1 << 20,
+            committed_bytes_per_ready_max: 4 << 20,
+            uncommitted_bytes_max: 64 << 20,
+            inflight_messages_max: 256,
+            inflight_bytes_max: 64 << 20,
+            entry_bytes_max: 256 << 10,
+            inflight_writes_max: 1,
+            waiting_bytes_max: 64 << 20,
             balance_leaders: true,
         }
     }
@@ -116,12 +124,13 @@ pub struct ReadsConfig {
     pub lease: bool,
     /// How much faster another node's clock may run than this one's, in percent. A lease is shorter by as much, and what other clocks have
     /// measured counts for as much less where the age of a stale read is shown.
-    pub clock_drift_max_percent: u32,
+    #[serde(alias = "clock_drift_max_percent")]
+    pub clock_drift_percent_max: u32,
 }
 
 impl Default for ReadsConfig {
     fn default() -> Self {
-        Self { default_consistency: ReadMode::Linearizable, lease: false, clock_drift_max_percent: 10 }
+        Self { default_consistency: ReadMode::Linearizable, lease: false, clock_drift_percent_max: 10 }
     }
 }
 
@@ -237,8 +246,8 @@ impl CoreConfig {
                 "reads.lease is on and raft.check_quorum is off; a lease rests on followers that stand by their leader".into()
             );
         }
-        if self.reads.clock_drift_max_percent > 50 {
-            return Err(format!("reads.clock_drift_max_percent is {}; at most 50", self.reads.clock_drift_max_percent));
+        if self.reads.clock_drift_percent_max > 50 {
+            return Err(format!("reads.clock_drift_percent_max is {}; at most 50", self.reads.clock_drift_percent_max));
         }
         Ok(())
     }
@@ -246,26 +255,26 @@ impl CoreConfig {
     /// Every limit on what a node may hold or send, in an order in which each may be set to its least: what it depends on comes first.
     pub(crate) fn limits(&self) -> [Limit; 12] {
         let (raft, log) = (&self.raft, &self.log);
-        let (size, frame) = (raft.max_size_per_msg_bytes, self.frame_bytes_max as u64);
+        let (size, frame) = (raft.message_bytes_max, self.frame_bytes_max as u64);
         let bytes = |name, value, least, set| Limit { name, value, least, most: BYTES_MAX, set };
         // Half of a frame, so that what stands around the entries, and a frame begun before, have room.
         let half = |limit| Limit { most: frame / 2, ..limit };
         let count = |name, value, set| Limit { name, value: value as u64, least: 1, most: INFLIGHT_MAX as u64, set };
         [
-            half(bytes("raft.max_size_per_msg_bytes", size, 1, |c, n| c.raft.max_size_per_msg_bytes = n)),
-            half(bytes("raft.max_entry_size_bytes", raft.max_entry_size_bytes, 1, |c, n| c.raft.max_entry_size_bytes = n)),
-            bytes("raft.max_committed_size_per_ready_bytes", raft.max_committed_size_per_ready_bytes, 1, |c, n| {
-                c.raft.max_committed_size_per_ready_bytes = n;
+            half(bytes("raft.message_bytes_max", size, 1, |c, n| c.raft.message_bytes_max = n)),
+            half(bytes("raft.entry_bytes_max", raft.entry_bytes_max, 1, |c, n| c.raft.entry_bytes_max = n)),
+            bytes("raft.committed_bytes_per_ready_max", raft.committed_bytes_per_ready_max, 1, |c, n| {
+                c.raft.committed_bytes_per_ready_max = n;
             }),
-            bytes("raft.max_uncommitted_size_bytes", raft.max_uncommitted_size_bytes, size.max(64 << 10), |c, n| {
-                c.raft.max_uncommitted_size_bytes = n;
+            bytes("raft.uncommitted_bytes_max", raft.uncommitted_bytes_max, size.max(64 << 10), |c, n| {
+                c.raft.uncommitted_bytes_max = n;
             }),
-            bytes("raft.max_inflight_bytes", raft.max_inflight_bytes, frame, |c, n| c.raft.max_inflight_bytes = n),
-            bytes("raft.max_waiting_bytes", raft.max_waiting_bytes, raft.max_entry_size_bytes, |c, n| {
-                c.raft.max_waiting_bytes = n;
+            bytes("raft.inflight_bytes_max", raft.inflight_bytes_max, frame, |c, n| c.raft.inflight_bytes_max = n),
+            bytes("raft.waiting_bytes_max", raft.waiting_bytes_max, raft.entry_bytes_max, |c, n| {
+                c.raft.waiting_bytes_max = n;
             }),
-            count("raft.max_inflight_msgs", raft.max_inflight_msgs, |c, n| c.raft.max_inflight_msgs = n as usize),
-            count("raft.max_inflight_writes", raft.max_inflight_writes, |c, n| c.raft.max_inflight_writes = n as usize),
+            count("raft.inflight_messages_max", raft.inflight_messages_max, |c, n| c.raft.inflight_messages_max = n as usize),
+            count("raft.inflight_writes_max", raft.inflight_writes_max, |c, n| c.raft.inflight_writes_max = n as usize),
             bytes("log.bytes_per_shard_max", log.bytes_per_shard_max, 1 << 16, |c, n| c.log.bytes_per_shard_max = n),
             bytes("log.bytes_max", log.bytes_max, log.bytes_per_shard_max, |c, n| c.log.bytes_max = n),
             bytes("log.unapplied_bytes_max", log.unapplied_bytes_max, 64 << 10, |c, n| c.log.unapplied_bytes_max = n),
@@ -293,31 +302,31 @@ impl CoreConfig {
     /// off. Followers stand by their leader for at least `election_ticks - 1` ticks after they heard it.
     pub(crate) fn lease(&self) -> Option<Time> {
         let ticks = u32::try_from(self.raft.election_ticks.saturating_sub(2)).unwrap_or(0);
-        self.reads.lease.then(|| self.tick() * ticks * (100 - self.reads.clock_drift_max_percent.min(100)) / 100)
+        self.reads.lease.then(|| self.tick() * ticks * (100 - self.reads.clock_drift_percent_max.min(100)) / 100)
     }
 
     /// What leases rest on, where they are on: the length of a tick in milliseconds, ticks of an election timeout, percent of drift.
     /// A leader counts on what its followers promise by theirs, so all nodes must have the same.
     pub fn lease_terms(&self) -> Option<(u64, u64, u32)> {
         let raft = &self.raft;
-        self.reads.lease.then_some((raft.tick_ms, raft.election_ticks as u64, self.reads.clock_drift_max_percent))
+        self.reads.lease.then_some((raft.tick_ms, raft.election_ticks as u64, self.reads.clock_drift_percent_max))
     }
 
     /// What may be on its way to one follower of one group.
     pub(crate) fn flow_bytes_max(&self) -> u64 {
-        self.raft.max_inflight_bytes / 8
+        self.raft.inflight_bytes_max / 8
     }
 
     /// What one append may have at most.
     pub(crate) fn append_bytes_max(&self) -> u64 {
         let command = (COMMAND_BYTES_MAX as u64).min(self.frame_bytes_max as u64 / 2);
-        self.raft.max_size_per_msg_bytes.max(self.raft.max_entry_size_bytes).max(command)
+        self.raft.message_bytes_max.max(self.raft.entry_bytes_max).max(command)
     }
 
     /// How many messages may be in flight to a follower to which none is.
     pub(crate) fn inflight_msgs_at_first(&self) -> usize {
         let room = usize::try_from(self.flow_bytes_max() / self.append_bytes_max()).unwrap_or(usize::MAX);
-        room.clamp(1, self.raft.max_inflight_msgs)
+        room.clamp(1, self.raft.inflight_messages_max)
     }
 
     /// raft-rs's own configuration for one replica.
@@ -327,12 +336,12 @@ impl CoreConfig {
             election_tick: self.raft.election_ticks,
             heartbeat_tick: self.raft.heartbeat_ticks,
             applied,
-            max_size_per_msg: self.raft.max_size_per_msg_bytes,
+            max_size_per_msg: self.raft.message_bytes_max,
             max_inflight_msgs: self.inflight_msgs_at_first(),
             check_quorum: self.raft.check_quorum,
             pre_vote: self.raft.pre_vote,
-            max_uncommitted_size: self.raft.max_uncommitted_size_bytes,
-            max_committed_size_per_ready: self.raft.max_committed_size_per_ready_bytes,
+            max_uncommitted_size: self.raft.uncommitted_bytes_max,
+            max_committed_size_per_ready: self.raft.committed_bytes_per_ready_max,
             // Leases are ours: raft-rs's lease mode checks no clock.
             read_only_option: raft::ReadOnlyOption::Safe,
             batch_append: true,
@@ -350,17 +359,17 @@ mod tests {
         CoreConfig::default().validate().unwrap();
         type Spoil = fn(&mut CoreConfig);
         let bad: [(&str, Spoil); 12] = [
-            ("raft.max_size_per_msg_bytes", |c| c.raft.max_size_per_msg_bytes = 9 << 20),
-            ("raft.max_entry_size_bytes", |c| c.raft.max_entry_size_bytes = 9 << 20),
-            ("raft.max_inflight_bytes", |c| c.raft.max_inflight_bytes = 2 << 20),
+            ("raft.message_bytes_max", |c| c.raft.message_bytes_max = 9 << 20),
+            ("raft.entry_bytes_max", |c| c.raft.entry_bytes_max = 9 << 20),
+            ("raft.inflight_bytes_max", |c| c.raft.inflight_bytes_max = 2 << 20),
             ("raft.heartbeat_ticks", |c| c.raft.heartbeat_ticks = 0),
             ("raft.election_ticks", |c| c.raft.election_ticks = c.raft.heartbeat_ticks),
             ("raft.election_ticks", |c| c.raft.election_ticks = usize::MAX / 2 + 1),
-            ("raft.max_inflight_msgs", |c| c.raft.max_inflight_msgs = usize::MAX),
+            ("raft.inflight_messages_max", |c| c.raft.inflight_messages_max = usize::MAX),
             ("log.cache_bytes_max", |c| c.log.cache_bytes_max = u64::MAX),
-            ("raft.max_size_per_msg_bytes", |c| c.raft.max_size_per_msg_bytes = 0),
-            ("raft.max_inflight_msgs", |c| c.raft.max_inflight_msgs = 0),
-            ("raft.max_uncommitted_size_bytes", |c| c.raft.max_uncommitted_size_bytes = 1),
+            ("raft.message_bytes_max", |c| c.raft.message_bytes_max = 0),
+            ("raft.inflight_messages_max", |c| c.raft.inflight_messages_max = 0),
+            ("raft.uncommitted_bytes_max", |c| c.raft.uncommitted_bytes_max = 1),
             ("reads.lease", |c| {
                 c.reads.lease = true;
                 c.raft.check_quorum = false;

@@ -119,7 +119,7 @@ pub enum Effect {
     },
     /// After `Drain`: no shard is led here any more that could be handed over.
     Drained,
-    /// A shard is set aside, because going on would break a promise; a person must look.
+    /// A shard is quarantined, because going on would break a promise; a person must look.
     Quarantined {
         /// The shard.
         shard: ShardId,

@@ -6,7 +6,7 @@ use super::budgets::UnderWay;
 impl Node {
     /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings us here again.
     pub(super) fn propose_gathered(&mut self) {
-        if self.pass.writes_under_way() >= self.config.raft.max_inflight_writes || self.budgets.gathering.is_empty() {
+        if self.pass.writes_under_way() >= self.config.raft.inflight_writes_max || self.budgets.gathering.is_empty() {
             return;
         }
         if self.budgets.room.is_full() || self.liveness.is_any_disk_full() {

@@ -197,7 +197,7 @@ impl Node {
                 self.with(shard, Replica::advance);
             }
         }
-        self.pass.emit_writes(self.config.raft.max_inflight_writes);
+        self.pass.emit_writes(self.config.raft.inflight_writes_max);
         self.pass.emit_apply();
         if self.drain.ends(&self.replicas, &self.liveness) {
             self.pass.effects.push(Effect::Drained);

@@ -10,8 +10,8 @@ pub struct ShardReport {
     pub descriptor: Arc<Descriptor>,
     /// This node's member of it.
     pub replica: ReplicaId,
-    /// What this replica is: leader, follower, candidate, …
-    pub role: &'static str,
+    /// What part this replica plays.
+    pub part: Part,
     /// The leader's node, as far as this replica knows.
     pub leader: Option<NodeId>,
     /// The current term.
@@ -41,8 +41,34 @@ pub struct FollowerReport {
     pub matched: u64,
     /// The index to be sent next.
     pub next: u64,
-    /// `probe`, `replicate` or `snapshot`.
-    pub progress: &'static str,
+    /// How it is sent to.
+    pub progress: Progress,
     /// Whether it was heard of within the last election timeout.
     pub recent_active: bool,
+}
+
+/// What part a replica plays in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// It leads.
+    Leader,
+    /// It follows, and has a vote.
+    Follower,
+    /// It follows, and has none.
+    Learner,
+    /// It has called an election.
+    Candidate,
+    /// It asks whether it could win one.
+    PreCandidate,
+}
+
+/// How a leader sends to a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// One message, to see how far it is.
+    Probe,
+    /// As fast as there is room.
+    Replicate,
+    /// Nothing, until a snapshot has arrived.
+    Snapshot,
 }

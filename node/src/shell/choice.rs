@@ -5,7 +5,7 @@
 //! 3. Its own replica: if anybody leads, it knows who. It is asked through the loop, as any request is.
 //! 4. Where it has none that can tell, every other replica in turn, as long as it can be reached: whoever has one knows more.
 //!
-//! A node that said that it holds no replica is passed over from then on, its own included: a replica that was set aside stands in the
+//! A node that said that it holds no replica is passed over from then on, its own included: a replica that was quarantined stands in the
 //! descriptor as before, may stand in the hints of others, and answers nothing. When all have said so, all are asked anew.
 
 use flotilla_router::{Descriptor, NodeId, Refusal};

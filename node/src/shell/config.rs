@@ -60,9 +60,10 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Every node of the cluster, this one included.
     pub peers: Vec<PeerConfig>,
-    /// What a new cluster starts with. The same on every founder; ignored once the data folder is in use.
+    /// What a new cluster starts with. The same on each of its first nodes; ignored once the data folder is in use. It was
+    /// called `founding` once, and files that say so are read.
     #[serde(default)]
-    pub founding: FoundingConfig,
+    pub bootstrap: BootstrapConfig,
     /// Elections, replication, and what may be in flight.
     #[serde(default)]
     pub raft: RaftConfig,
@@ -119,17 +120,17 @@ pub struct PeerConfig {
     pub http: Option<String>,
 }
 
-/// The `[founding]` table.
+/// The `[bootstrap]` table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct FoundingConfig {
+pub struct BootstrapConfig {
     /// How many shards the key space is cut into.
     pub shards: usize,
     /// On how many nodes each is kept: at most as many as there are, which is also the default where there are fewer than 3.
     pub replicas: usize,
 }
 
-impl Default for FoundingConfig {
+impl Default for BootstrapConfig {
     fn default() -> Self {
         Self { shards: 8, replicas: 3 }
     }
@@ -174,7 +175,7 @@ impl Default for StorageConfig {
     }
 }
 
-/// The `[transport]` table. `raft.max_inflight_bytes` bounds each lane's outbox.
+/// The `[transport]` table. `raft.inflight_bytes_max` bounds each lane's outbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TransportConfig {
@@ -281,7 +282,7 @@ impl Config {
             listen: self.quic,
             peers: self.peers.iter().filter(|p| p.id != self.node).map(|p| (p.id, p.quic.clone())).collect(),
             append_lanes: self.transport.append_lanes,
-            outbox_bytes_max: self.raft.max_inflight_bytes as usize,
+            outbox_bytes_max: self.raft.inflight_bytes_max as usize,
             keep_alive: self.transport.keep_alive,
             idle_timeout: self.transport.idle_timeout,
             snapshot_bytes_per_second: self.transport.snapshot_bytes_per_second,
@@ -316,7 +317,7 @@ impl Config {
             shutdown_grace: default_grace(),
             tls: TlsConfig { ca: "ca.pem".into(), cert: "node.pem".into(), key: "node.key".into() },
             peers: (1..=3).map(peer).collect(),
-            founding: FoundingConfig::default(),
+            bootstrap: BootstrapConfig::default(),
             raft: RaftConfig::default(),
             reads: ReadsConfig::default(),
             log: LogConfig::default(),

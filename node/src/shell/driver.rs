@@ -12,11 +12,13 @@ use super::rates::Rates;
 use super::snapshots::Snapshots;
 use super::views::Views;
 use super::{Engine, View, writer};
-use crate::core::{Ask, Counters, Effect, Event, Node, Ticket, Time, wire};
+use crate::core::dispatch::{self, Hands};
+use crate::core::{Ask, Beat, Counters, Done, Event, Node, SnapshotId, Ticket, Time, wire};
 use flotilla_ops::Metrics;
+use flotilla_router::call::Staleness;
 use flotilla_router::sizes::FRAME_BYTES_MAX;
-use flotilla_router::{NodeId, Routes, ShardId};
-use flotilla_storage::Engine as _;
+use flotilla_router::{Descriptor, KeyRange, NodeId, Refusal, ReplicaId, Routes, ShardId};
+use flotilla_storage::{ApplyWork, Engine as _, HardState, LogBatch};
 use flotilla_transport::{Lane, Transport};
 use raft::eraftpb::MessageType;
 use std::collections::{BTreeSet, HashMap};
@@ -32,18 +34,23 @@ pub struct LoopState {
     pub last_pass_ms: AtomicU64,
     /// Set when the process is going down.
     pub draining: std::sync::atomic::AtomicBool,
-    /// Shards whose replica here was set aside: others are asked about them.
-    pub set_aside: std::sync::Mutex<BTreeSet<ShardId>>,
-    /// How many shards are led here, as of the last tick.
-    pub leaders: AtomicU64,
-    /// How many committed entries are not yet applied here, over all shards, as of the last tick.
-    pub apply_lag: AtomicU64,
+    /// Shards whose replica here was quarantined: others are asked about them.
+    pub quarantined: std::sync::Mutex<BTreeSet<ShardId>>,
+    /// What the core counted, as of the last tick.
+    counters: std::sync::Mutex<Counters>,
     /// How busy each shard is.
     pub rates: std::sync::Mutex<Rates>,
 }
 
-/// The loop's hands.
-pub struct Hands {
+impl LoopState {
+    /// What the core counted, as of the last tick: a look at every shard would hold all of them up.
+    pub fn counters(&self) -> Counters {
+        *self.counters.lock().expect("nothing panics while it holds them")
+    }
+}
+
+/// What the loop works with.
+pub struct Workers {
     /// Log writes.
     pub writer: Arc<Queue<writer::Work>>,
     /// Apply work.
@@ -69,13 +76,12 @@ pub struct Hands {
 /// The loop.
 pub struct Driver {
     core: Node,
-    hands: Hands,
+    workers: Workers,
     mailbox: Mailbox,
     /// Who waits for each ticket.
     waiters: HashMap<Ticket, ReplyTo>,
     next_ticket: u64,
     drained: Vec<oneshot::Sender<()>>,
-    counted: Counters,
     requests: HashMap<ShardId, (u64, u64)>,
     /// The core's time in this pass.
     now: Time,
@@ -83,15 +89,14 @@ pub struct Driver {
 
 impl Driver {
     /// A loop around `core`.
-    pub fn new(core: Node, hands: Hands, mailbox: Mailbox) -> Self {
+    pub fn new(core: Node, workers: Workers, mailbox: Mailbox) -> Self {
         Self {
             core,
-            hands,
+            workers,
             mailbox,
             waiters: HashMap::new(),
             next_ticket: 1,
             drained: Vec::new(),
-            counted: Counters::default(),
             requests: HashMap::new(),
             now: Time::ZERO,
         }
@@ -115,8 +120,8 @@ impl Driver {
             let events = mails.len();
             for mail in mails.drain(..) {
                 if matches!(mail, Mail::Stop) {
-                    self.hands.writer.close();
-                    self.hands.applier.close();
+                    self.workers.writer.close();
+                    self.workers.applier.close();
                     // Whoever asked meanwhile is told so at once, since what is asked is dropped with the queue.
                     self.mailbox.close();
                     return;
@@ -124,19 +129,11 @@ impl Driver {
                 self.take_in(mail);
             }
             let effects = self.core.finish_pass();
-            // Before anybody is answered, and all at once: each change makes a new table.
-            self.hands.routes.learn(effects.iter().filter_map(|effect| match effect {
-                Effect::PublishDescriptor { descriptor } => Some(descriptor.clone()),
-                _ => None,
-            }));
-            let mut view = None;
-            for effect in effects {
-                self.carry_out(effect, &mut view);
-            }
+            dispatch::carry_out(effects, &mut Turn { driver: &mut self, view: None });
             let now = self.mailbox.time(Instant::now());
-            self.hands.state.last_pass_ms.store(now.as_millis() as u64, Ordering::Relaxed);
-            self.hands.metrics.loop_pass_seconds.observe(started.elapsed().as_secs_f64());
-            self.hands.metrics.loop_events.observe(events as f64);
+            self.workers.state.last_pass_ms.store(now.as_millis() as u64, Ordering::Relaxed);
+            self.workers.metrics.loop_pass_seconds.observe(started.elapsed().as_secs_f64());
+            self.workers.metrics.loop_events.observe(events as f64);
         }
     }
 
@@ -151,7 +148,7 @@ impl Driver {
         let event = match mail {
             Mail::Event(event) => {
                 if matches!(event, Event::Disk { free_bytes, reserve_bytes } if free_bytes < reserve_bytes) {
-                    self.hands.views.make_room();
+                    self.workers.views.make_room();
                 }
                 event
             }
@@ -166,7 +163,7 @@ impl Driver {
                 Event::Ask { ticket, ask, deadline }
             }
             Mail::Drain { reply } => {
-                self.hands.state.draining.store(true, Ordering::Relaxed);
+                self.workers.state.draining.store(true, Ordering::Relaxed);
                 self.drained.push(reply);
                 Event::Drain
             }
@@ -175,106 +172,131 @@ impl Driver {
         self.core.handle(event);
     }
 
-    /// `view` is that of the pass, once a read needs one: all that may look now may look at the same.
-    fn carry_out(&mut self, effect: Effect, view: &mut Option<Arc<View>>) {
-        match effect {
-            Effect::Send { to, messages, beat } => self.send(to, &messages, beat),
-            // The queues are closed by this thread alone, when it ends.
-            Effect::Persist { write, batch } => {
-                self.hands.writer.send((write, batch));
-            }
-            Effect::Apply { work } => {
-                self.hands.applier.send(applier::Work::Apply(work));
-            }
-            Effect::Read { tickets, descriptor, staleness } => {
-                let view = view.get_or_insert_with(|| Arc::new(self.hands.engine.view())).clone();
-                let grant = Grant { view, descriptor, staleness, at: self.now };
-                let mut of_peers = Vec::new();
-                for ticket in tickets {
-                    match self.waiters.remove(&ticket) {
-                        Some(ReplyTo::Peer(answered)) => of_peers.push(answered),
-                        Some(reply) => reply.send(Ok(Answered::Granted(grant.clone()))),
-                        None => {}
-                    }
-                }
-                if !of_peers.is_empty() {
-                    // Looking may have to wait for the disk: not here.
-                    self.hands.runtime.spawn(async move {
-                        of_peers.into_iter().for_each(|answered| answered(Ok(Answered::Granted(grant.clone()))));
-                    });
-                }
-            }
-            Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
-                self.hands.metrics.entry_fetches.inc();
-                self.hands.snapshots.fetch_entries(fetch, shard, low, high, bytes_max);
-            }
-            Effect::BuildSnapshot { shard, snapshot } => {
-                self.hands.applier.send(applier::Work::Pin { shard, snapshot });
-            }
-            Effect::DropSnapshot { snapshot } => self.hands.snapshots.drop_built(snapshot),
-            Effect::SendSnapshot { to, replica, snapshot, envelope } => {
-                self.hands.snapshots.send(&self.hands.transport, to, replica, snapshot, &envelope);
-            }
-            Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _, clear } => {
-                self.hands.views.give_up(Some(shard));
-                self.hands.snapshots.install((shard, replica), staged, hard_state, clear, self.hands.applier.clone());
-            }
-            Effect::DiscardStaged { staged } => self.hands.snapshots.discard(staged),
-            Effect::PublishLeader { shard, leader } => self.hands.routes.follow(shard, leader),
-            // Learnt already, with the others of the pass.
-            Effect::PublishDescriptor { .. } => {}
-            Effect::Reply { ticket, result } => {
-                if let Some(reply) = self.waiters.remove(&ticket) {
-                    reply.send(result.map(Answered::Done));
-                }
-            }
-            Effect::Drained => self.drained.drain(..).for_each(|reply| {
-                let _ = reply.send(());
-            }),
-            Effect::Quarantined { shard, why } => {
-                self.hands.views.give_up(Some(shard));
-                tracing::error!(%shard, why, "shard set aside on this node; its other replicas go on, and requests go to them");
-                self.hands.state.set_aside.lock().expect("nothing panics while it holds them").insert(shard);
-            }
+    /// Once per tick: what the core counted, for all to see.
+    fn count(&mut self) {
+        *self.workers.state.counters.lock().expect("nothing panics while it holds them") = self.core.counters();
+        self.workers.metrics.mailbox_events.set(self.mailbox.waiting() as i64);
+        if !self.requests.is_empty() {
+            let mut rates = self.workers.state.rates.lock().expect("nothing panics while it holds the rates");
+            self.requests.drain().for_each(|(shard, (reads, writes))| rates.count(shard, reads, writes));
         }
+    }
+}
+
+/// One turn of the loop, while its effects are carried out.
+struct Turn<'a> {
+    driver: &'a mut Driver,
+    /// The view of the pass, once a read needs one: all that may look now may look at the same.
+    view: Option<Arc<View>>,
+}
+
+impl Turn<'_> {
+    fn workers(&self) -> &Workers {
+        &self.driver.workers
+    }
+}
+
+impl Hands for Turn<'_> {
+    fn publish_descriptors(&mut self, descriptors: Vec<Arc<Descriptor>>) {
+        self.workers().routes.learn(descriptors);
     }
 
     /// One frame per lane, unless it grows too large.
-    fn send(&self, to: NodeId, messages: &[wire::Envelope], beat: Option<crate::core::Beat>) {
-        let transport = &self.hands.transport;
+    fn send(&mut self, to: NodeId, messages: Vec<wire::Envelope>, beat: Option<Beat>) {
+        let transport = &self.workers().transport;
         let lanes = transport.append_lanes();
         let lane_of = |envelope: &wire::Envelope| match envelope.message.get_msg_type() {
             MessageType::MsgAppend | MessageType::MsgAppendResponse => Lane::append_for(envelope.shard, lanes),
             _ => Lane::Control,
         };
-        wire::frames(messages, beat.map(|beat| (Lane::Control, beat)), FRAME_BYTES_MAX, lane_of, |lane, frame| {
+        let beat = beat.map(|beat| (Lane::Control, beat));
+        wire::frames(&messages, beat, FRAME_BYTES_MAX, lane_of, |lane, frame| {
             transport.send(to, lane, frame);
         });
     }
 
-    /// Once per tick: what the core counted, into the metrics.
-    fn count(&mut self) {
-        let (now, before, metrics) = (self.core.counters(), self.counted, &self.hands.metrics);
-        metrics.proposals.inc_by(now.commands - before.commands);
-        metrics.entries.inc_by(now.proposals - before.proposals);
-        metrics.elections.inc_by(now.elections - before.elections);
-        metrics.elections_won.inc_by(now.elections_won - before.elections_won);
-        metrics.context_reads.inc_by(now.context_reads - before.context_reads);
-        metrics.lease_reads_refused.inc_by(now.lease_reads_refused - before.lease_reads_refused);
-        metrics.apply_lag_entries.set(now.apply_lag as i64);
-        metrics.read_contexts.inc_by(now.read_contexts - before.read_contexts);
-        metrics.malformed_messages.inc_by(now.messages_refused - before.messages_refused);
-        metrics.leaders.set(now.leaders as i64);
-        self.hands.state.leaders.store(now.leaders, Ordering::Relaxed);
-        self.hands.state.apply_lag.store(now.apply_lag, Ordering::Relaxed);
-        metrics.replicas.set(now.replicas as i64);
-        metrics.entry_cache_bytes.set(now.cache_bytes as i64);
-        metrics.mailbox_events.set(self.mailbox.waiting() as i64);
-        self.counted = now;
-        if !self.requests.is_empty() {
-            let mut rates = self.hands.state.rates.lock().expect("nothing panics while it holds the rates");
-            self.requests.drain().for_each(|(shard, (reads, writes))| rates.count(shard, reads, writes));
+    // The queues are closed by this thread alone, when it ends.
+
+    fn persist(&mut self, write: u64, batch: LogBatch) {
+        self.workers().writer.send((write, batch));
+    }
+
+    fn apply(&mut self, work: Vec<ApplyWork>) {
+        self.workers().applier.send(applier::Work::Apply(work));
+    }
+
+    fn read(&mut self, tickets: Vec<Ticket>, descriptor: Arc<Descriptor>, staleness: Option<Staleness>) {
+        let workers = &self.driver.workers;
+        let view = self.view.get_or_insert_with(|| Arc::new(workers.engine.view())).clone();
+        let grant = Grant { view, descriptor, staleness, at: self.driver.now };
+        let mut of_peers = Vec::new();
+        for ticket in tickets {
+            match self.driver.waiters.remove(&ticket) {
+                Some(ReplyTo::Peer(answered)) => of_peers.push(answered),
+                Some(reply) => reply.send(Ok(Answered::Granted(grant.clone()))),
+                None => {}
+            }
         }
+        if !of_peers.is_empty() {
+            // Looking may have to wait for the disk: not here.
+            self.driver.workers.runtime.spawn(async move {
+                of_peers.into_iter().for_each(|answered| answered(Ok(Answered::Granted(grant.clone()))));
+            });
+        }
+    }
+
+    fn fetch_entries(&mut self, fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64) {
+        self.workers().metrics.entry_fetches.inc();
+        self.workers().snapshots.fetch_entries(fetch, shard, low, high, bytes_max);
+    }
+
+    fn build_snapshot(&mut self, shard: ShardId, snapshot: SnapshotId) {
+        self.workers().applier.send(applier::Work::Pin { shard, snapshot });
+    }
+
+    fn drop_snapshot(&mut self, snapshot: SnapshotId) {
+        self.workers().snapshots.drop_built(snapshot);
+    }
+
+    fn send_snapshot(&mut self, to: NodeId, replica: ReplicaId, snapshot: SnapshotId, envelope: wire::Envelope) {
+        self.workers().snapshots.send(&self.workers().transport, to, replica, snapshot, &envelope);
+    }
+
+    fn install_snapshot(
+        &mut self,
+        replica: (ShardId, ReplicaId),
+        staged: SnapshotId,
+        hard_state: HardState,
+        clear: Vec<KeyRange>,
+    ) {
+        self.workers().views.give_up(Some(replica.0));
+        self.workers().snapshots.install(replica, staged, hard_state, clear, self.workers().applier.clone());
+    }
+
+    fn discard_staged(&mut self, staged: SnapshotId) {
+        self.workers().snapshots.discard(staged);
+    }
+
+    fn publish_leader(&mut self, shard: ShardId, leader: Option<NodeId>) {
+        self.workers().routes.follow(shard, leader);
+    }
+
+    fn reply(&mut self, ticket: Ticket, result: Result<Done, Refusal>) {
+        if let Some(reply) = self.driver.waiters.remove(&ticket) {
+            reply.send(result.map(Answered::Done));
+        }
+    }
+
+    fn drained(&mut self) {
+        self.driver.drained.drain(..).for_each(|reply| {
+            let _ = reply.send(());
+        });
+    }
+
+    fn quarantined(&mut self, shard: ShardId, why: String) {
+        self.workers().views.give_up(Some(shard));
+        tracing::error!(%shard, why, "shard quarantined on this node; its other replicas go on, and requests go to them");
+        self.workers().state.quarantined.lock().expect("nothing panics while it holds them").insert(shard);
     }
 }
 

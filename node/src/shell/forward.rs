@@ -132,7 +132,7 @@ fn not_answered(error: RequestError, to: NodeId, shard: ShardId, is_write: bool)
         }
         RequestError::NotSent(_) => Refusal::NoLeader { shard },
         RequestError::TooLate => Refusal::Expired { shard },
-        RequestError::Lost | RequestError::Expired | RequestError::NoRoom if is_write => Refusal::Unknown { shard },
+        RequestError::Lost | RequestError::Expired | RequestError::NoRoom if is_write => Refusal::OutcomeUnknown { shard },
         RequestError::NoRoom => no_room(),
         RequestError::Lost => Refusal::NoLeader { shard },
         RequestError::Expired => Refusal::Expired { shard },

@@ -12,7 +12,7 @@ use flotilla_transport::Transport;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 /// A loop that has not turned for so long is stuck.
@@ -40,14 +40,6 @@ pub struct Health {
     pub space: Arc<Space>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What was counted of the transport so far.
-    pub last: Mutex<Last>,
-}
-
-/// What the last collection saw; counters of other rooms only ever grow, so the difference is added.
-#[derive(Default)]
-pub struct Last {
-    transport: [u64; 20],
 }
 
 impl Inspect for Health {
@@ -66,7 +58,7 @@ impl Inspect for Health {
         let peers = self.transport.peers();
         let reachable = peers.iter().filter(|p| self.transport.reachable(**p)).count();
         let quorum = peers.len().div_ceil(2);
-        let (leaderless, set_aside) = (self.leaderless(), self.set_aside().len());
+        let (leaderless, quarantined) = (self.leaderless(), self.quarantined().len());
         let draining = self.state.draining.load(Ordering::Relaxed);
         let Seen { free_bytes, needed_bytes } = self.space.seen();
         let disk_check = check("disk", free_bytes >= needed_bytes, format!("{free_bytes} bytes free, {needed_bytes} needed"));
@@ -75,7 +67,7 @@ impl Inspect for Health {
             check("joined", reachable >= quorum, format!("{reachable} of {} other nodes connected", peers.len())),
             check("leaders", leaderless == 0, format!("{leaderless} shards of this node without a leader")),
             // Its other replicas answer; a person has to look all the same.
-            check("replicas", true, format!("{set_aside} shards of this node set aside")),
+            check("replicas", true, format!("{quarantined} shards of this node quarantined")),
             disk_check,
             check("staying", !draining, if draining { "shutting down".into() } else { String::new() }),
         ];
@@ -97,45 +89,23 @@ impl Inspect for Health {
         metrics.rocksdb_memtable_bytes.set(statistics.memtable_bytes as i64);
         metrics.rocksdb_pending_compaction_bytes.set(statistics.compaction_pending_bytes as i64);
         metrics.shards_without_leader.set(self.leaderless() as i64);
-        metrics.shards_set_aside.set(self.set_aside().len() as i64);
+        metrics.shards_quarantined.set(self.quarantined().len() as i64);
         let connected = self.transport.peers().iter().filter(|p| self.transport.reachable(**p)).count();
         metrics.peers_connected.set(connected as i64);
-        let mut last = self.last.lock().expect("nothing panics while it holds it");
-        self.collect_transport(&mut last);
         self.collect_busiest();
     }
 }
 
 impl Health {
-    fn set_aside(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
-        self.state.set_aside.lock().expect("nothing panics while it holds them")
+    fn quarantined(&self) -> MutexGuard<'_, BTreeSet<ShardId>> {
+        self.state.quarantined.lock().expect("nothing panics while it holds them")
     }
 
-    /// Shards of this node whose replica here has no leader. A replica that was set aside knows nothing, and need not.
+    /// Shards of this node whose replica here has no leader. A replica that was quarantined knows nothing, and need not.
     fn leaderless(&self) -> usize {
-        let (table, set_aside) = (self.routes.table(), self.set_aside());
-        let mine = table.shards().filter(|s| s.on_node(self.node).is_some() && !set_aside.contains(&s.id));
+        let (table, quarantined) = (self.routes.table(), self.quarantined());
+        let mine = table.shards().filter(|s| s.on_node(self.node).is_some() && !quarantined.contains(&s.id));
         mine.filter(|s| self.routes.followed(s.id).is_none()).count()
-    }
-
-    fn collect_transport(&self, last: &mut Last) {
-        let (stats, metrics) = (self.transport.stats(), &self.metrics);
-        let (control, append, requests) = (metrics.lane("control"), metrics.lane("append"), metrics.lane("requests"));
-        let mut counters = Vec::with_capacity(20);
-        for (lane, stats) in [(&control, &stats.control), (&append, &stats.append), (&requests, &stats.requests)] {
-            counters.push((stats.frames_sent.get(), &lane.sent));
-            counters.push((stats.bytes_sent.get(), &lane.sent_bytes));
-            counters.push((stats.frames_received.get(), &lane.received));
-            counters.push((stats.bytes_received.get(), &lane.received_bytes));
-            counters.push((stats.frames_dropped.get(), &lane.dropped));
-        }
-        counters.push((stats.snapshot_bytes_sent.get(), &metrics.snapshot_bytes_sent));
-        counters.push((stats.connections_opened.get() + stats.connections_accepted.get(), &metrics.peer_connects));
-        counters.push((stats.connections_refused.get(), &metrics.peer_rejects));
-        for ((now, counter), before) in counters.into_iter().zip(&mut last.transport) {
-            counter.inc_by(now.saturating_sub(*before));
-            *before = now;
-        }
     }
 
     fn collect_busiest(&self) {

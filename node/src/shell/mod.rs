@@ -8,7 +8,7 @@
 //!          …Built, …Installed, …Fetched ── blocking pool ◀── files and cold entries ───┘
 //! ```
 //!
-//! - [`config`]: the configuration file and its flags. [`founding`]: the shards that a new cluster starts with. [`files`]: who may
+//! - [`config`]: the configuration file and its flags. [`bootstrap`]: the shards that a new cluster starts with. [`files`]: who may
 //!   open how many.
 //! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
 //! - [`clock`]: the time that leases and ages rest on.
@@ -22,13 +22,14 @@
 
 pub mod admin;
 pub mod applier;
+pub mod bootstrap;
 mod choice;
 pub mod clock;
 pub mod config;
 pub mod driver;
+mod figures;
 pub mod files;
 mod forward;
-pub mod founding;
 pub mod health;
 pub mod lines;
 pub mod logger;

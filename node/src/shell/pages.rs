@@ -22,7 +22,7 @@ impl Service {
         }
         let now = Instant::now();
         let until = now + deadline.saturating_duration_since(now) / 2;
-        let look = PageLook::new(scan.clone(), descriptor.range.clone(), descriptor.id.is_meta(), keep);
+        let look = PageLook::new(scan.clone(), descriptor.range.clone(), descriptor.id.key_space(), keep);
         let look = self.readers.look(descriptor.id, &grant.view, look, until).await?;
         if look.is_bare() { Err(Refusal::Expired { shard: descriptor.id }) } else { Ok(look.page()) }
     }

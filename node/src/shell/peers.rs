@@ -134,7 +134,7 @@ impl Handler for Peers {
             let admin = admin.clone();
             self.runtime.spawn(async move {
                 let answer = tokio::time::timeout_at(deadline.into(), admin.answer_peer(&question)).await;
-                let unknown = Err(Refusal::Unknown { shard: ShardId::META });
+                let unknown = Err(Refusal::OutcomeUnknown { shard: ShardId::META });
                 super::forward::respond(responder, &answer.unwrap_or(unknown));
             });
             return;

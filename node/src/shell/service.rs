@@ -257,7 +257,7 @@ impl Service {
         if !grant.descriptor.range.contains(key) {
             return Err(wrong_shard(grant));
         }
-        let found = or_stop(grant.descriptor.id, read::get(&*grant.view, grant.descriptor.id.is_meta(), key));
+        let found = or_stop(grant.descriptor.id, read::get(&*grant.view, grant.descriptor.id.key_space(), key));
         let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
         self.reply(grant, answer, consistency)
     }
@@ -273,7 +273,7 @@ impl Service {
     async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Result<Reply, Refusal> {
         let (command, rest) = cut_to_shard(command, &shard.range);
         // The loop answers every ticket; it is gone only when the process ends, and then nobody knows.
-        let gone = Refusal::Unknown { shard: shard.id };
+        let gone = Refusal::OutcomeUnknown { shard: shard.id };
         let answered = self.mailbox.ask(core::Ask::Write { shard: shard.id, command }, deadline, gone).await;
         self.written(shard.id, answered, rest)
     }

@@ -5,7 +5,7 @@
 
 use super::admin::Admin;
 use super::config::{Config, TlsConfig};
-use super::driver::{Driver, Hands, LoopState};
+use super::driver::{Driver, LoopState, Workers};
 use super::forward::Forwarder;
 use super::health::Health;
 use super::lines::Lines;
@@ -17,7 +17,7 @@ use super::service::Service;
 use super::snapshots::Snapshots;
 use super::space::Space;
 use super::views::Views;
-use super::{applier, files, founding, logger, writer};
+use super::{applier, bootstrap, figures, files, logger, writer};
 use crate::core::{Identity, Node};
 use anyhow::Context as _;
 use flotilla_ops::{Limits, Metrics, Server, Serves};
@@ -67,10 +67,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let opened = flotilla_storage::open(&config.data, identity, &rocks).map_err(with_cure)?;
     let (engine, incarnation) = (Arc::new(opened.engine), opened.incarnation);
     if !flotilla_storage::is_bootstrapped(&*engine).map_err(with_cure)? {
-        let shards = founding::descriptors(config);
-        let contents = founding::meta_contents(config, &shards);
+        let shards = bootstrap::descriptors(config);
+        let contents = bootstrap::meta_contents(config, &shards);
         flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents).map_err(with_cure)?;
-        tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was founded");
+        tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was bootstrapped");
     }
     let recovered = flotilla_storage::recover(&*engine).map_err(with_cure).context("recover replicas")?;
     let routes = Arc::new(Routes::default());
@@ -118,12 +118,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         runtime,
     });
-    let founding = flotilla_storage::founding(&*engine).map_err(with_cure)?.context("the data directory was founded just now")?;
+    let bootstrap =
+        flotilla_storage::bootstrap_mark(&*engine).map_err(with_cure)?.context("the data directory was bootstrapped just now")?;
     let identity = flotilla_transport::Identity {
         cluster: config.cluster,
         node: config.node,
         incarnation,
-        founding,
+        bootstrap,
         directory: opened.directory,
         leases: config.core().lease_terms().map(|(tick_ms, election_ticks, drift_max_percent)| LeaseTerms {
             tick_ms,
@@ -142,13 +143,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let views = Arc::new(Views::new(config.node, incarnation.0 << 32, idle_max));
     tokio::spawn(sweep(Arc::downgrade(&views)));
     let state = Arc::new(LoopState::default());
+    figures::show(&metrics, &state, &transport);
     let core = Node::new(
         config.core().fit(disk(&config.data).context("look at the disk")?.capacity_bytes),
         Identity { node: config.node, incarnation },
         recovered,
         logger::logger(),
     );
-    let hands = Hands {
+    let workers = Workers {
         writer: to_write,
         applier: to_apply,
         snapshots: snapshots.clone(),
@@ -160,7 +162,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         state: state.clone(),
     };
-    let driver = Driver::new(core, hands, mailbox.clone());
+    let driver = Driver::new(core, workers, mailbox.clone());
     let tick = config.core().tick();
     threads.push(std::thread::Builder::new().name("loop".into()).spawn(move || driver.run(tick))?);
 
@@ -203,7 +205,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         data: config.data.clone(),
         space: space.clone(),
         metrics: metrics.clone(),
-        last: std::sync::Mutex::default(),
     });
     let disk_watch = tokio::spawn(watch_disk(space.clone()));
     let pages = config.pages().map_err(anyhow::Error::msg)?;

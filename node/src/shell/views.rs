@@ -9,7 +9,7 @@
 //!
 //! - in number: when there are too many, those go that were not asked for the longest, if that is long enough; otherwise none is kept;
 //! - in time: since it was asked for last, and since it was taken, which is less while the disk is full;
-//! - by what happens to the replica: where it is set aside, or replaced by a snapshot, its past is nothing to build on.
+//! - by what happens to the replica: where it is quarantined, or replaced by a snapshot, its past is nothing to build on.
 
 use super::mailbox::Grant;
 use flotilla_router::{HeldView, NodeId, Refusal, ShardId};

@@ -10,7 +10,7 @@ use crate::check::{Input, Operation, Output};
 use crate::core::Ticket;
 use bytes::Bytes;
 use flotilla_router::call::Staleness;
-use flotilla_router::{Descriptor, NodeId, Outcome, Refusal, Revision, ShardId};
+use flotilla_router::{Descriptor, KeySpace, NodeId, Outcome, Refusal, Revision, ShardId};
 use flotilla_storage::{WriteResult, read};
 
 impl World {
@@ -78,7 +78,7 @@ impl World {
                 if !descriptor.range.contains(key) {
                     return Err(format!("{ticket:?} looks outside of shard {}", descriptor.id));
                 }
-                let look = read::get(&self.seats[&node].member.engine, false, key).map_err(|error| error.to_string())?;
+                let look = read::get(&self.seats[&node].member.engine, KeySpace::User, key).map_err(|error| error.to_string())?;
                 self.invariants.shown(key, look.as_ref())?;
                 if let Some((revision, _)) = &look {
                     self.clients.seen.insert(key.clone(), *revision);

@@ -5,7 +5,9 @@ use super::invariants::{Holds, hold};
 use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
-use flotilla_router::{Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, ReplicaId, Revision, Role, ShardId};
+use flotilla_router::{
+    Command, Condition, Descriptor, Epoch, KeyRange, KeySpace, NodeId, Op, ReplicaId, Revision, Role, ShardId,
+};
 use flotilla_storage::{
     Applier, ApplyEntry, ApplyWork, Engine as _, EntryKind, Family, INITIAL, LogEntry, LogPosition, MemoryEngine,
     WriteBatch as _, WriteResult, bootstrap, keys, read, records, recover, tombstones,
@@ -71,7 +73,7 @@ fn apply(rng: &mut Rng) -> Holds {
             hold!(result == expected, "entry {n} of range epoch {range_epoch}: {command:?} came to {result:?}, not {expected:?}");
         }
         for key in commands.iter().map(Command::routing_key) {
-            let found = read::get(&engine, false, key).map_err(words)?;
+            let found = read::get(&engine, KeySpace::User, key).map_err(words)?;
             hold!(found.as_ref() == model.get(key), "entry {n}: {key:?} is {found:?}, not {:?}", model.get(key));
         }
     }

@@ -120,13 +120,13 @@ impl Plan {
         let mut config = configured(seed, rng);
         // Leases and ages hold as long as clocks differ by no more than was allowed for.
         let (spread, drift) = if config.reads.lease { (40, 10) } else { rng.pick(&[(0, 0), (100, 20), (300, 50)]) };
-        config.reads.clock_drift_max_percent = drift;
+        config.reads.clock_drift_percent_max = drift;
         let clock_permille = (0..nodes).map(|_| 1000 - spread + rng.below(2 * spread + 1)).collect();
         let latency = rng.pick(&LATENCIES);
         if latency > 20 * MS {
             // One entry per round trip would take minutes to catch up.
-            config.raft.max_inflight_msgs = 256;
-            config.raft.max_size_per_msg_bytes = config.raft.max_size_per_msg_bytes.max(4 << 10);
+            config.raft.inflight_messages_max = 256;
+            config.raft.message_bytes_max = config.raft.message_bytes_max.max(4 << 10);
         }
         let mut faults: Vec<_> = Fault::ALL.into_iter().filter(|_| rng.percent(45)).collect();
         if faults.is_empty() {
@@ -185,10 +185,10 @@ fn configured(seed: u64, rng: &mut Rng) -> CoreConfig {
     let mut config = CoreConfig { seed, ..CoreConfig::default() };
     config.frame_bytes_max = rng.pick(&[FRAME_BYTES_MIN, FRAME_BYTES_MIN, 16 << 20]);
     let half = config.frame_bytes_max as u64 / 2;
-    config.raft.max_inflight_writes = rng.pick(&[1, 1, 2, 4]);
-    config.raft.max_size_per_msg_bytes = rng.pick(&[4 << 10, half]);
-    config.raft.max_inflight_msgs = rng.pick(&[4, 256]);
-    config.raft.max_entry_size_bytes = rng.pick(&[1 << 10, half.min(256 << 10)]);
+    config.raft.inflight_writes_max = rng.pick(&[1, 1, 2, 4]);
+    config.raft.message_bytes_max = rng.pick(&[4 << 10, half]);
+    config.raft.inflight_messages_max = rng.pick(&[4, 256]);
+    config.raft.entry_bytes_max = rng.pick(&[1 << 10, half.min(256 << 10)]);
     config.log.bytes_per_shard_max = rng.pick(&[64 << 10, 64 << 10, 300 << 10, 64 << 20]);
     config.log.cache_bytes_max = rng.pick(&[100 << 10, 128 << 20]);
     config.raft.balance_leaders = rng.percent(50);

@@ -160,7 +160,7 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let transfer = self.in_time(self.admin.transfer(shard, node, if_match, dry_run)).await;
         // What was given up may have been ordered, and be carried out still.
         let late = |problem: &Problem| !dry_run && problem.members().code == "expired";
-        match transfer.map_err(|problem| if late(&problem) { Refusal::Unknown { shard }.into() } else { problem })? {
+        match transfer.map_err(|problem| if late(&problem) { Refusal::OutcomeUnknown { shard }.into() } else { problem })? {
             Ordered::Done(transfer) => {
                 let mut response = answer::json(&transfer)?;
                 response.headers_mut().insert(header::ETAG, etag::of_epoch(transfer.shard.epoch));

@@ -68,18 +68,11 @@ fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Tags<'a>
 
 /// The ETag of a revision.
 pub(super) fn of_revision(revision: Revision) -> HeaderValue {
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(revision.0).as_bytes();
     let mut text = [b'"'; 22];
-    let mut at = 21;
-    let mut rest = revision.0;
-    loop {
-        at -= 1;
-        text[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-        if rest == 0 {
-            break;
-        }
-    }
-    HeaderValue::from_bytes(&text[at - 1..]).expect("digits in quotes are a header value")
+    text[1..=digits.len()].copy_from_slice(digits);
+    HeaderValue::from_bytes(&text[..digits.len() + 2]).expect("digits in quotes are a header value")
 }
 
 /// The ETag of an epoch.

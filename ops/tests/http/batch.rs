@@ -71,7 +71,7 @@ async fn one_key_keeps_its_order_and_all_others_go_at_once() {
 #[tokio::test]
 async fn what_is_behind_an_unknown_outcome_is_not_tried() {
     let rig = Rig::start().await;
-    rig.fake.break_shard(3, Refusal::Unknown { shard: ShardId(3) });
+    rig.fake.break_shard(3, Refusal::OutcomeUnknown { shard: ShardId(3) });
     let put = |key: &str| json!({"put": {"key": key, "value": "v"}});
     let results = results(&rig, json!([put("h"), put("h"), put("i"), put("a")])).await;
     let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64().unwrap()).collect();

@@ -187,7 +187,7 @@ async fn refusals_keep_their_outcome() {
         (Refusal::ShuttingDown, 503, "not_applied", Some("1")),
         (Refusal::Expired { shard }, 503, "not_applied", Some("1")),
         (Refusal::Overloaded { what: "proposals".into(), limit: 3 }, 429, "not_applied", Some("1")),
-        (Refusal::Unknown { shard }, 504, "unknown", None),
+        (Refusal::OutcomeUnknown { shard }, 504, "unknown", None),
         (Refusal::DiskFull { free_bytes: 1, reserve_bytes: 2 }, 507, "not_applied", None),
         (Refusal::Internal { why: "x".into(), outcome: Outcome::Unknown }, 500, "unknown", None),
     ] {

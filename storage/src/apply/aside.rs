@@ -108,7 +108,9 @@ impl Applier {
         // What can't be read is for apply to complain about.
         let Ok(payload) = Payload::decode(data.clone()) else { return Vec::new() };
         let range = |command: Command| match command.op() {
-            Op::DeleteRange { range } => Some(keys::data_range(work.shard.is_meta(), &range.intersect(&state.descriptor.range))),
+            Op::DeleteRange { range } => {
+                Some(keys::data_range(work.shard.key_space(), &range.intersect(&state.descriptor.range)))
+            }
             Op::Put { .. } | Op::Delete { .. } => None,
         };
         payload.map_while(Result::ok).filter_map(range).filter(|(start, end)| start < end).collect()

@@ -12,7 +12,7 @@ use crate::keys;
 use crate::records;
 use crate::work::WriteResult;
 use bytes::Bytes;
-use flotilla_router::{Command, Condition, KeyRange, Op, Revision};
+use flotilla_router::{Command, Condition, KeyRange, KeySpace, Op, Revision};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// From how many keys on a range is deleted by one tombstone instead of one per key.
@@ -28,8 +28,8 @@ pub(super) struct Commands<'a, E: Engine> {
     pub(super) key: &'a mut Vec<u8>,
     /// A buffer for one record.
     pub(super) record: &'a mut Vec<u8>,
-    /// Whether the keys are the meta shard's.
-    pub(super) meta: bool,
+    /// Where the shard's keys are.
+    pub(super) space: KeySpace,
     /// The highest revision of the shard so far.
     pub(super) revision: &'a mut Revision,
     /// Set when what takes long is to be given up.
@@ -45,7 +45,7 @@ impl<E: Engine> Commands<'_, E> {
                     return Ok(refused);
                 }
                 let revision = self.next_revision();
-                keys::data_into(self.key, self.meta, key);
+                keys::data_into(self.key, self.space, key);
                 records::encode_data(self.record, revision, value);
                 self.batch.put(Family::Data, self.key, self.record);
                 self.overlay.note(key.clone(), Some(revision));
@@ -82,13 +82,13 @@ impl<E: Engine> Commands<'_, E> {
         }
         let current = match self.overlay.look(key) {
             Some(change) => change,
-            None => crate::read::revision(self.engine, self.meta, key)?,
+            None => crate::read::revision(self.engine, self.space, key)?,
         };
         Ok((!condition.holds(current)).then_some(WriteResult::ConditionFailed { current }))
     }
 
     fn delete(&mut self, key: &Bytes) {
-        keys::data_into(self.key, self.meta, key);
+        keys::data_into(self.key, self.space, key);
         self.batch.delete(Family::Data, self.key);
         self.overlay.note(key.clone(), None);
     }
@@ -108,7 +108,7 @@ impl<E: Engine> Commands<'_, E> {
         };
         let changed: Vec<(Bytes, bool)> = self.overlay.changed(range).map(|(key, there)| (key.clone(), there)).collect();
         let mut changed = changed.iter().peekable();
-        let (start, end) = keys::data_range(self.meta, range);
+        let (start, end) = keys::data_range(self.space, range);
         // What is counted is about to go; it must not drive out what is read.
         let pace = Pace { removed_max: u64::MAX, keep: false };
         let mut cursor = self.engine.cursor_at(Family::Data, &start, Some(&end), Order::Forward, pace);
@@ -116,7 +116,7 @@ impl<E: Engine> Commands<'_, E> {
             if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                 return Err(StorageError::engine("delete a range", "it was given up"));
             }
-            let key = keys::parse_data(self.meta, stored).unwrap_or_default();
+            let key = keys::parse_data(self.space, stored).unwrap_or_default();
             let mut changed_too = false;
             while let Some((changed_key, there)) = changed.next_if(|(changed_key, _)| &changed_key[..] <= key) {
                 changed_too |= changed_key == key;

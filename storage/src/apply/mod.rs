@@ -218,7 +218,7 @@ impl ShardState {
             overlay,
             key: &mut staged.key,
             record: &mut staged.record,
-            meta: shard.is_meta(),
+            space: shard.key_space(),
             revision: &mut self.applied.revision,
             stop: staged.stop.as_deref(),
         };

@@ -9,7 +9,7 @@ use crate::recover::recover;
 use crate::testing::{SHARD, append_committed, delete, delete_range, descriptor, found, normal, payload, put, put_payload, work};
 use crate::work::{HardState, LogBatch, LogWrite};
 use bytes::Bytes;
-use flotilla_router::{ChangeKind, MemberChange, NodeId, OperationId, ReplicaId, Role, Transition};
+use flotilla_router::{ChangeKind, KeySpace, MemberChange, NodeId, OperationId, ReplicaId, Role, Transition};
 use flotilla_router::{Command, Condition, Epoch, Revision};
 
 fn started() -> (MemoryEngine, Applier) {
@@ -32,7 +32,7 @@ fn run(engine: &MemoryEngine, applier: &mut Applier, commands: &[Command]) -> Ve
 }
 
 fn value(engine: &MemoryEngine, key: &str) -> Option<(u64, String)> {
-    let found = read::get(engine, false, key.as_bytes()).unwrap();
+    let found = read::get(engine, KeySpace::User, key.as_bytes()).unwrap();
     found.map(|(revision, value)| (revision.0, String::from_utf8(value.to_vec()).unwrap()))
 }
 
@@ -98,9 +98,9 @@ fn the_meta_shards_keys_are_not_the_clients() {
     for shard in applied {
         assert_eq!(shard.results[0].1, [written(1)], "the other space's key was seen");
     }
-    assert_eq!(read::get(&engine, true, b"k").unwrap(), Some((Revision(1), "v".into())));
+    assert_eq!(read::get(&engine, KeySpace::Meta, b"k").unwrap(), Some((Revision(1), "v".into())));
     run(&engine, &mut applier, &[delete_range("b", Some("y"))]);
-    assert!(read::get(&engine, true, b"k").unwrap().is_some());
+    assert!(read::get(&engine, KeySpace::Meta, b"k").unwrap().is_some());
 }
 
 #[test]

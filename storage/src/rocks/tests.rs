@@ -5,7 +5,7 @@ use crate::engine::Cursor;
 use crate::read::PageLook;
 use crate::testing::{TestEngine, small_rocks};
 use crate::{keys, records};
-use flotilla_router::{KeyRange, Revision, Scan};
+use flotilla_router::{KeyRange, KeySpace, Revision, Scan};
 use std::fs;
 
 /// Copies the files of an open database, which is what a kill leaves: everything that was handed to the kernel.
@@ -172,7 +172,7 @@ fn a_walk_over_removed_records_has_an_end() {
     let engine = RocksEngine::start(dir.path());
     let mut record = Vec::new();
     records::encode_data(&mut record, Revision(1), b"value");
-    let key = |n: u32| keys::data(false, &n.to_be_bytes());
+    let key = |n: u32| keys::data(KeySpace::User, &n.to_be_bytes());
     const REMOVED: u32 = 120_000;
     for n in 0..REMOVED {
         let mut batch = engine.batch();
@@ -202,7 +202,7 @@ fn a_walk_over_removed_records_has_an_end() {
         assert_eq!(step(u64::from(REMOVED) * 4).unwrap(), order == Order::Forward, "{order:?}");
     }
     let asked = Scan { range: KeyRange::all(), reverse: false, limit: 10, bytes_max: 1000, keys_only: false };
-    let mut look = PageLook::new(asked, KeyRange::all(), false, false);
+    let mut look = PageLook::new(asked, KeyRange::all(), KeySpace::User, false);
     assert!(!look.look_on(&view, || true).unwrap() && look.is_bare(), "it came over {REMOVED} removed records in one step");
     while !look.look_on(&view, || true).unwrap() {}
     assert_eq!(look.page().items.len(), 1);
@@ -254,7 +254,7 @@ fn a_deletion_over_removed_records_keeps_nobody() {
         let mut applier = crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
         let mut record = Vec::new();
         records::encode_data(&mut record, Revision(1), b"value");
-        let key = |n: u32| keys::data(false, format!("k{n:08}").as_bytes());
+        let key = |n: u32| keys::data(KeySpace::User, format!("k{n:08}").as_bytes());
         let mut batch = engine.batch();
         for n in 0..REMOVED {
             batch.put(Family::Data, &key(n), &record);
@@ -289,7 +289,7 @@ fn a_deletion_of_much_is_among_the_longest() {
         let mut record = Vec::new();
         records::encode_data(&mut record, Revision(1), &[n as u8; 64 << 10]);
         let mut batch = engine.batch();
-        batch.put(Family::Data, &keys::data(false, format!("k{n:08}").as_bytes()), &record);
+        batch.put(Family::Data, &keys::data(KeySpace::User, format!("k{n:08}").as_bytes()), &record);
         engine.write(batch, false).unwrap();
     }
     engine.flush().unwrap();

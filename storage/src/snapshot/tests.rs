@@ -8,7 +8,7 @@ use crate::testing::{
     SHARD, Tampering, TestEngine, append_committed, descriptor, found, normal, on_both_engines, payload, put, work,
 };
 use crate::work::{LogEntry, LogPosition};
-use flotilla_router::Descriptor;
+use flotilla_router::{Descriptor, KeySpace};
 use std::path::Path;
 
 on_both_engines!(
@@ -95,7 +95,7 @@ impl<E: TestEngine> Scene<E> {
         let (mut batch, mut record) = (scene.target.batch(), Vec::new());
         records::encode_data(&mut record, flotilla_router::Revision(1), b"old");
         for key in ["a", "c", "n", "p", "q", "x"] {
-            batch.put(Family::Data, &keys::data(false, key.as_bytes()), &record);
+            batch.put(Family::Data, &keys::data(KeySpace::User, key.as_bytes()), &record);
         }
         scene.target.write(batch, true).unwrap();
         scene
@@ -103,7 +103,7 @@ impl<E: TestEngine> Scene<E> {
 
     /// Which of these keys the target has, in the order in which they are given.
     fn has(&self, keys: &str) -> String {
-        let look = |key: &str| read::get(&self.target, false, key.as_bytes()).unwrap();
+        let look = |key: &str| read::get(&self.target, KeySpace::User, key.as_bytes()).unwrap();
         let is_there = |key: &&str| look(key).is_some();
         keys.split(' ').filter(is_there).collect::<Vec<_>>().join(" ")
     }
@@ -125,7 +125,7 @@ impl<E: TestEngine> Scene<E> {
         let hash = |engine: &E| read::hash(engine, &self.manifest.descriptor).unwrap();
         assert_eq!(hash(&self.target), hash(&self.source), "{when}");
         assert_eq!(read::applied_record(&self.target, SHARD).unwrap().revision, self.manifest.revision, "{when}");
-        assert_eq!(read::get(&self.target, false, b"z").unwrap().unwrap().1, "old", "{when}: the neighbour was touched");
+        assert_eq!(read::get(&self.target, KeySpace::User, b"z").unwrap().unwrap().1, "old", "{when}: the neighbour was touched");
         assert!(Install::marked(&self.target).unwrap().is_empty(), "{when}");
     }
 

@@ -142,7 +142,7 @@ impl Node {
             cluster: ca.cluster(),
             node: NodeId(id),
             incarnation: Incarnation(incarnation),
-            founding: 0,
+            bootstrap: 0,
             directory: 1,
             leases: None,
         };

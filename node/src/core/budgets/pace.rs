@@ -29,7 +29,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// Slow, until it is known better: a full queue would take eight seconds.
     pub(crate) fn new(config: &CoreConfig) -> Self {
-        let rate = config.raft.max_waiting_bytes / 8;
+        let rate = config.raft.waiting_bytes_max / 8;
         Self { rate, bytes: 0, looked_at: Time::ZERO, under_way: 0, standing: 0, waited: false }
     }
 

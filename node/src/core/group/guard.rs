@@ -183,14 +183,14 @@ fn check_append(group: &Group, envelope: &Envelope, ctx: &Context<'_>) -> Verdic
         return Verdict::Refuse("more entries than fit in a message");
     }
     // What the disk has not taken yet lies in memory; with what is persisted it shrinks.
-    if bytes > 0 && group.ready.unpersisted_bytes > 0 && ctx.budgets.unpersisted_bytes > ctx.config.raft.max_inflight_bytes {
+    if bytes > 0 && group.ready.unpersisted_bytes > 0 && ctx.budgets.unpersisted_bytes > ctx.config.raft.inflight_bytes_max {
         return Verdict::Drop;
     }
     if !message.entries.is_empty() && group.apply_lags(ctx.budgets.unapplied_bytes, ctx.config) {
         // Bounds memory when apply can't keep up. The leader sends it again.
         return Verdict::Drop;
     }
-    // Once committed they would set the shard aside, or end the process, on every node.
+    // Once committed they would quarantine the shard, or end the process, on every node.
     let spoilt = message.entries.iter().find_map(|entry| check_entry(entry).err());
     spoilt.map_or(Verdict::Step, Verdict::Refuse)
 }

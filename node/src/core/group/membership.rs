@@ -4,7 +4,7 @@
 //! from a descriptor, and a change of one ([`Change`]) is translated into what raft-rs calls a conf
 //! change ([`to_raft`]). Apply judges a change by the descriptor alone; raft-rs hears of those that
 //! were taken, and of no other, and must then come to the configuration of the new descriptor.
-//! Where it does not, something is broken, and the shard is set aside.
+//! Where it does not, something is broken, and the shard is quarantined.
 //!
 //! An entry's data is what raft-rs reads, its context what apply reads. Both say the same
 //! ([`check_context`]), or the entry is not let into the log.

@@ -1,6 +1,6 @@
 //! What raft-rs has to say to others, put right before it leaves.
 //!
-//! **Sizes.** No append has more entries than `raft.max_size_per_msg_bytes`, or it has one: a message always fits into a
+//! **Sizes.** No append has more entries than `raft.message_bytes_max`, or it has one: a message always fits into a
 //! frame.
 
 use super::Group;

@@ -1,7 +1,7 @@
 //! The state of a group, as people see it: built on request, never on the hot path.
 
 use super::Group;
-use crate::core::report::{FollowerReport, ShardReport};
+use crate::core::report::{FollowerReport, Part, Progress, ShardReport};
 use flotilla_router::ReplicaId;
 use raft::{ProgressState, StateRole};
 
@@ -18,9 +18,9 @@ impl Group {
                     matched: progress.matched,
                     next: progress.next_idx,
                     progress: match progress.state {
-                        ProgressState::Probe => "probe",
-                        ProgressState::Replicate => "replicate",
-                        ProgressState::Snapshot => "snapshot",
+                        ProgressState::Probe => Progress::Probe,
+                        ProgressState::Replicate => Progress::Replicate,
+                        ProgressState::Snapshot => Progress::Snapshot,
                     },
                     recent_active: progress.recent_active || *id == self.id.0,
                 })
@@ -33,12 +33,12 @@ impl Group {
         ShardReport {
             descriptor: self.descriptor.clone(),
             replica: self.id,
-            role: match raft.state {
-                StateRole::Leader => "leader",
-                StateRole::Follower if !raft.promotable() => "learner",
-                StateRole::Follower => "follower",
-                StateRole::Candidate => "candidate",
-                StateRole::PreCandidate => "pre_candidate",
+            part: match raft.state {
+                StateRole::Leader => Part::Leader,
+                StateRole::Follower if !raft.promotable() => Part::Learner,
+                StateRole::Follower => Part::Follower,
+                StateRole::Candidate => Part::Candidate,
+                StateRole::PreCandidate => Part::PreCandidate,
             },
             leader: self.leader_node(),
             term: raft.term,

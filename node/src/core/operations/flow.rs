@@ -16,7 +16,7 @@
 //! *Giving up.* A follower that acknowledges nothing for long (its replica may have been quarantined) is probed, so that
 //! what it has in flight is no longer charged to its node.
 //!
-//! **Bounds.** To one follower of one group an eighth of `raft.max_inflight_bytes`; to one node, over all groups, half of
+//! **Bounds.** To one follower of one group an eighth of `raft.inflight_bytes_max`; to one node, over all groups, half of
 //! it, and one message of each group beyond. One message may always leave, however large, where none is in flight.
 
 use super::{Changes, Operation, RoleChange};
@@ -139,7 +139,7 @@ impl Flow {
             return;
         }
         let (now, election_ticks) = (ctx.ticks, ctx.config.raft.election_ticks as u64);
-        let (message, most) = (ctx.config.append_bytes_max(), ctx.config.raft.max_inflight_msgs);
+        let (message, most) = (ctx.config.append_bytes_max(), ctx.config.raft.inflight_messages_max);
         for (id, in_flight) in &mut self.followers {
             let node = group.descriptor().replica(*id).map(|replica| replica.node);
             let progress = group.raw.raft.mut_prs().get_mut(id.0);
@@ -151,7 +151,7 @@ impl Flow {
                 in_flight.moved(now, election_ticks);
             }
             let to_node = node.map_or(0, |node| ctx.budgets.charge(node, std::mem::take(&mut in_flight.uncharged), freed));
-            let room = (ctx.config.raft.max_inflight_bytes / 2).saturating_sub(to_node);
+            let room = (ctx.config.raft.inflight_bytes_max / 2).saturating_sub(to_node);
             let room = room.min(ctx.config.flow_bytes_max().saturating_sub(in_flight.bytes)) / message;
             let room = usize::try_from(room).unwrap_or(usize::MAX);
             in_flight.full = room == 0 && !in_flight.messages.is_empty();
@@ -303,9 +303,9 @@ mod tests {
     fn however_small_the_room_one_message_may_leave() {
         let mut config = CoreConfig::default();
         assert_eq!(config.inflight_msgs_at_first(), 7);
-        config.raft.max_size_per_msg_bytes = 8 << 20;
+        config.raft.message_bytes_max = 8 << 20;
         assert_eq!(config.inflight_msgs_at_first(), 1);
-        config.raft.max_inflight_bytes = 1 << 50;
-        assert_eq!(config.inflight_msgs_at_first(), config.raft.max_inflight_msgs);
+        config.raft.inflight_bytes_max = 1 << 50;
+        assert_eq!(config.inflight_msgs_at_first(), config.raft.inflight_messages_max);
     }
 }

@@ -18,7 +18,7 @@
 //! - **What was known by then is at or below c**: the leader's commit index, once it has committed an entry of its own term.
 //! - **On the follower's clock**: the leader heard `f` after it was sent, so `now` on the leader's clock is no earlier than `f` plus
 //!   the time for which it was held. Spans that the other's clock has measured are shortened, or stretched, by the drift that is
-//!   allowed for (`reads.clock_drift_max_percent`).
+//!   allowed for (`reads.clock_drift_percent_max`).
 //!
 //! A leader uses the same rule for itself, without the way back, and it, too, must have applied what it has committed.
 
@@ -136,7 +136,7 @@ impl Freshness {
     /// Notes what a message that is about to be stepped tells of its sender: that it leads, and what the clocks show.
     pub(crate) fn note_heard(&mut self, envelope: &Envelope, group: &mut Group, ctx: &Context<'_>) {
         let (now, life) = (ctx.now, ctx.identity.incarnation);
-        let drift = ctx.config.reads.clock_drift_max_percent.min(50);
+        let drift = ctx.config.reads.clock_drift_percent_max.min(50);
         let (message, timing) = (&envelope.message, envelope.timing);
         let (from, term) = (ReplicaId(message.from), group.raw.raft.term);
         if group.leads() {

@@ -1,5 +1,18 @@
 //! Linearizable reads, through a quorum (thesis §6.4).
 //!
+//! A read must see every write that anybody was told of before it began. The leader has applied all of those, if it *is* the
+//! leader: nobody tells a leader that was cut off that others have elected another one, which has taken writes since. So
+//! before it answers it asks: it sends every follower a heartbeat in its term, and waits until a majority has answered in
+//! that term. Whoever wants to be elected needs the vote of one of them, and had none when it answered; so at the moment at
+//! which the heartbeats left nobody of a higher term had committed anything, and all that was committed by then is at or
+//! below this leader's commit index of that moment. Once that index is applied the read may look. It costs no entry in the
+//! log and no disk, only one round of heartbeats, which all reads that wait share.
+//!
+//! Three things go wrong easily. A read that joins a round which has *already left* is vouched for by answers that may be
+//! older than itself. A leader that has committed nothing in its own term yet does not know its commit index. And an answer
+//! that is later than all, to a round of an earlier life of this node or of an earlier use of the same number, vouches for
+//! the wrong moment.
+//!
 //! *Propose*: all reads of a shard that wait when the pass ends share one context, which the leader's heartbeats carry.
 //! *On result*: a quorum has answered, so no other leader had committed anything when the context was sent; the reads wait
 //! until the index of that moment is applied, and look. A read joins only a context that is **not yet sent**. Contexts are

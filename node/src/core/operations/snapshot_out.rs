@@ -1,5 +1,16 @@
 //! Snapshots for followers that fell behind the truncated log: the sender's half.
 //!
+//! A log can't grow for ever: once entries are applied their effect is in the data, and the front of the log is forgotten.
+//! A follower that was away for longer than the log remembers can't be told what happened any more; it is told how things
+//! stand. A **snapshot** is the shard's data as of one index, with the term of that entry and the members of that moment,
+//! in files. The follower throws away what it has, data and log, and goes on from there as if it had applied all of it.
+//!
+//! What makes it hard is that everything goes on meanwhile. The snapshot is of a moment that is past when it is built, and
+//! further past when it arrives: the log above it must still be there, or the follower needs another one at once. The
+//! members may change between building and sending. It takes long, and takes disk and network from everybody else at both
+//! ends. And at the other end it replaces what stands there, in steps that a power cut may separate: an install is marked
+//! before it begins, and completed by a restart, since there is no way back once the old data are gone.
+//!
 //! ```text
 //! raft-rs finds no entries ─▶ ask ─▶ its turn? ─▶ BuildSnapshot ─▶ built, offered ─▶ raft-rs: MsgSnapshot ─▶ SendSnapshot
 //! ─▶ SnapshotSent ─▶ raft-rs hears of it, well or not, always

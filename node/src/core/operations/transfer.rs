@@ -107,7 +107,7 @@ impl Operation for Transfer {
     }
 
     fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
-        let why = format!("shard {} was set aside on this node", group.shard);
+        let why = format!("shard {} was quarantined on this node", group.shard);
         self.finish(Err(Refusal::Conflict { why }), ctx);
     }
 

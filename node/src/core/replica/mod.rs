@@ -263,7 +263,7 @@ impl Replica {
         let passed_over = self.write.take_passed_over(at.index);
         self.persisted(ready, ctx);
         self.group.raw.advance_apply_to(at.index);
-        ctx.refuse_all(passed_over, &Refusal::Unknown { shard });
+        ctx.refuse_all(passed_over, &Refusal::OutcomeUnknown { shard });
         self.freshness.note_applied(&self.group);
     }
 

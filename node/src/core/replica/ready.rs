@@ -63,7 +63,7 @@ impl Replica {
             }
             self.flow.sent(to, &message, &self.group, ctx.now);
         }
-        while let Some(first) = cut(&mut message, ctx.config.raft.max_size_per_msg_bytes) {
+        while let Some(first) = cut(&mut message, ctx.config.raft.message_bytes_max) {
             let envelope = self.envelope(first, ctx);
             ctx.pass.send(node, envelope);
         }

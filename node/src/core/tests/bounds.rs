@@ -14,11 +14,11 @@ const N3: NodeId = NodeId(3);
 #[test]
 fn writes_larger_than_every_limit_pass_one_by_one() {
     let mut config = config();
-    config.raft.max_size_per_msg_bytes = 1;
-    config.raft.max_uncommitted_size_bytes = 64 << 10;
-    config.raft.max_entry_size_bytes = 1;
-    config.raft.max_waiting_bytes = 1;
-    config.raft.max_committed_size_per_ready_bytes = 1;
+    config.raft.message_bytes_max = 1;
+    config.raft.uncommitted_bytes_max = 64 << 10;
+    config.raft.entry_bytes_max = 1;
+    config.raft.waiting_bytes_max = 1;
+    config.raft.committed_bytes_per_ready_max = 1;
     let mut cluster = Cluster::led_with(config);
     for n in 0..5 {
         let written = cluster.put(N1, "k", &format!("{n}").repeat(100_000));
@@ -316,7 +316,7 @@ fn a_shard_that_is_applied_aside_keeps_no_other() {
     for node in [N1, N3] {
         let mut config = config();
         config.log.unapplied_bytes_max = 64 << 10;
-        config.raft.max_entry_size_bytes = 1;
+        config.raft.entry_bytes_max = 1;
         let mut cluster = Cluster::new(3, 2, config);
         cluster.run(20);
         let other = cluster.shards[1].clone();
@@ -350,7 +350,7 @@ fn small_log() -> CoreConfig {
     let mut config = config();
     config.log.bytes_per_shard_max = 1 << 16;
     config.log.cache_bytes_max = 0;
-    config.raft.max_entry_size_bytes = 1;
+    config.raft.entry_bytes_max = 1;
     config
 }
 

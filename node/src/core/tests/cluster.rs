@@ -19,7 +19,9 @@ use crate::sim::plan::descriptors;
 use crate::sim::trace;
 use bytes::Bytes;
 use flotilla_router::call::Staleness;
-use flotilla_router::{Command, Condition, Consistency, Descriptor, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId};
+use flotilla_router::{
+    Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId,
+};
 use flotilla_storage::{WriteResult, read};
 use raft::StateRole;
 use raft::eraftpb::MessageType;
@@ -422,7 +424,7 @@ impl Cluster {
 
     /// What stands under a key on a node, whatever is committed.
     pub(super) fn look(&self, node: NodeId, key: &str) -> Option<(Revision, Bytes)> {
-        read::get(&self.members[&node].engine, false, key.as_bytes()).unwrap()
+        read::get(&self.members[&node].engine, KeySpace::User, key.as_bytes()).unwrap()
     }
 
     /// The hash of a shard's data on a node that runs.
@@ -535,7 +537,7 @@ impl Surroundings for Cluster {
         for ticket in tickets {
             let key = self.clients[ticket].key.clone();
             assert!(descriptor.range.contains(&key), "a read looks outside of its shard");
-            let found = read::get(&self.members[&id].engine, false, &key).unwrap();
+            let found = read::get(&self.members[&id].engine, KeySpace::User, &key).unwrap();
             self.settle_ticket(id, *ticket, Answer::Read { found, staleness });
         }
         Ok(())

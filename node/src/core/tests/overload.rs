@@ -14,7 +14,7 @@ const MIB: u64 = 1 << 20;
 /// Least limits on what is on its way: 16 MiB, of which a quarter may be proposed and not applied, and an eighth in flight to a follower.
 fn small_flow() -> CoreConfig {
     let mut config = config();
-    config.raft.max_inflight_bytes = 16 << 20;
+    config.raft.inflight_bytes_max = 16 << 20;
     config
 }
 
@@ -22,7 +22,7 @@ fn small_flow() -> CoreConfig {
 #[test]
 fn a_shard_that_stands_still_closes_no_others_line() {
     let mut config = small_flow();
-    config.raft.max_waiting_bytes = 4 * MIB;
+    config.raft.waiting_bytes_max = 4 * MIB;
     let mut cluster = Cluster::new(3, 2, config);
     cluster.run(20);
     let other = cluster.shards[1].clone();

@@ -600,8 +600,8 @@ fn trap_18_many_large_entries_never_become_one_message() {
     // The core: whatever is proposed at once, and whatever a follower lacks. The cluster refuses frames that are too large.
     let mut config = config();
     config.frame_bytes_max = 64 << 10;
-    config.raft.max_size_per_msg_bytes = 8 << 10;
-    config.raft.max_entry_size_bytes = 8 << 10;
+    config.raft.message_bytes_max = 8 << 10;
+    config.raft.entry_bytes_max = 8 << 10;
     let mut cluster = Cluster::led_with(config);
     let value = "v".repeat(4 << 10);
     for lagging in [false, true] {

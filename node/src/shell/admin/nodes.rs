@@ -6,7 +6,6 @@ use super::asking::AdminRequest;
 use flotilla_ops::admin::{DiskView, NodeState, NodeView};
 use flotilla_router::NodeId;
 use flotilla_storage::{Engine as _, disk};
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 impl Admin {
@@ -53,9 +52,8 @@ impl Admin {
             incarnation: Some(self.incarnation),
             version: Some(env!("CARGO_PKG_VERSION").into()),
             disk,
-            // As of the loop's last tick: a look at every shard would hold all of them up.
-            apply_lag: Some(self.state.apply_lag.load(Ordering::Relaxed)),
-            leaders: self.state.leaders.load(Ordering::Relaxed) as usize,
+            apply_lag: Some(self.state.counters().apply_lag),
+            leaders: self.state.counters().leaders as usize,
             uptime_seconds: Some(self.started.elapsed().as_secs_f64()),
             ..self.view_from_afar(self.forwarder.node, NodeState::Up)
         }

@@ -4,7 +4,7 @@
 use super::Admin;
 use super::PEER_PATIENCE;
 use super::asking::AdminRequest;
-use crate::core::report::ShardReport;
+use crate::core::report::{Part, Progress, ShardReport};
 use crate::core::{self, Done};
 use crate::shell::mailbox::{Answered, another_answer};
 use flotilla_ops::admin::{LocalView, ProgressState, RangeView, ReplicaState, ReplicaView, ShardView};
@@ -63,20 +63,19 @@ impl Admin {
     fn view(&self, descriptor: &Descriptor, report: Option<ShardReport>) -> ShardView {
         let leader = self.forwarder.routes.leader(descriptor.id);
         let me = self.forwarder.node;
-        let state_of = |role: &str| match role {
-            "leader" => ReplicaState::Leader,
-            "follower" | "learner" => ReplicaState::Follower,
-            "candidate" => ReplicaState::Candidate,
-            "pre_candidate" => ReplicaState::PreCandidate,
-            _ => ReplicaState::Unknown,
+        let state_of = |part: Part| match part {
+            Part::Leader => ReplicaState::Leader,
+            Part::Follower | Part::Learner => ReplicaState::Follower,
+            Part::Candidate => ReplicaState::Candidate,
+            Part::PreCandidate => ReplicaState::PreCandidate,
         };
         let replicas = descriptor.replicas.iter().map(|replica| {
             let progress = report.as_ref().and_then(|r| r.followers.iter().find(|f| f.replica == replica.id));
             let last = report.as_ref().map(|r| r.log.1);
             let state = match &report {
-                Some(report) if replica.node == me => state_of(report.role),
+                Some(report) if replica.node == me => state_of(report.part),
                 _ if leader == Some(replica.node) => ReplicaState::Leader,
-                Some(report) if report.role == "leader" => ReplicaState::Follower,
+                Some(report) if report.part == Part::Leader => ReplicaState::Follower,
                 _ => ReplicaState::Unknown,
             };
             ReplicaView {
@@ -89,9 +88,9 @@ impl Admin {
                 lag: progress.and_then(|p| Some(last?.saturating_sub(p.matched))),
                 recent_active: progress.map(|p| p.recent_active),
                 progress: progress.map(|p| match p.progress {
-                    "replicate" => ProgressState::Replicate,
-                    "snapshot" => ProgressState::Snapshot,
-                    _ => ProgressState::Probe,
+                    Progress::Replicate => ProgressState::Replicate,
+                    Progress::Snapshot => ProgressState::Snapshot,
+                    Progress::Probe => ProgressState::Probe,
                 }),
             }
         });
@@ -101,13 +100,13 @@ impl Admin {
                 node: me,
                 replica: replica.id,
                 role: replica.role,
-                state: state_of(report.role),
+                state: state_of(report.part),
                 applied: report.applied,
                 hash: None,
                 keys: None,
             })
         });
-        let (start, end) = keys::data_range(descriptor.id.is_meta(), &descriptor.range);
+        let (start, end) = keys::data_range(descriptor.id.key_space(), &descriptor.range);
         let led_here = leader == Some(me);
         let rates = &self.state.rates;
         let rate = rates.lock().expect("nothing panics while it holds the rates").last().get(&descriptor.id).copied();

@@ -20,7 +20,7 @@ impl Config {
         self.check_node()?;
         self.check_peers()?;
         self.check_addresses()?;
-        self.check_founding()?;
+        self.check_bootstrap()?;
         self.check_storage()?;
         self.check_transport()?;
         self.pages()?;
@@ -114,15 +114,15 @@ impl Config {
         Ok(())
     }
 
-    fn check_founding(&self) -> Result<(), String> {
-        within("founding.shards", self.founding.shards as u64, 1, 100_000)?;
-        let (replicas, nodes) = (self.founding.replicas, self.peers.len());
+    fn check_bootstrap(&self) -> Result<(), String> {
+        within("bootstrap.shards", self.bootstrap.shards as u64, 1, 100_000)?;
+        let (replicas, nodes) = (self.bootstrap.replicas, self.peers.len());
         if replicas == 0 {
-            return Err("founding.replicas is 0; at least 1, and 3 to survive a loss".into());
+            return Err("bootstrap.replicas is 0; at least 1, and 3 to survive a loss".into());
         }
         if replicas > nodes {
             return Err(format!(
-                "founding.replicas is {replicas}, and peers are {nodes}: a shard has at most one replica on a node; name more nodes, or \
+                "bootstrap.replicas is {replicas}, and peers are {nodes}: a shard has at most one replica on a node; name more nodes, or \
                  write {} or less",
                 nodes
             ));

@@ -61,7 +61,13 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
     let text =
         std::str::from_utf8(text).map_err(|_| ConfigError(format!("{shown} is no text: name a TOML file with --config")))?;
-    text.parse().map_err(|error| ConfigError(format!("{shown}: {error}")))
+    let mut table: Table = text.parse().map_err(|error| ConfigError(format!("{shown}: {error}")))?;
+    // What the table was called before the first release; `flotilla dev` has written it into many folders.
+    if let (Some(old), false) = (table.get("founding").cloned(), table.contains_key("bootstrap")) {
+        table.remove("founding");
+        table.insert("bootstrap".into(), old);
+    }
+    Ok(table)
 }
 
 /// What could not be read: the key, what is wrong with its value, and how it is written.
@@ -122,9 +128,9 @@ fn parse_flag(kind: Option<&Value>, text: &str) -> Result<Value, String> {
 fn as_many_replicas_as_there_are_nodes(table: &mut Table) {
     let Some(Value::Array(peers)) = table.get("peers") else { return };
     let replicas = (peers.len() as i64).clamp(1, REPLICAS);
-    let founding = table.entry("founding").or_insert_with(|| Value::Table(Table::new()));
-    if let Value::Table(founding) = founding {
-        founding.entry("replicas").or_insert(Value::Integer(replicas));
+    let bootstrap = table.entry("bootstrap").or_insert_with(|| Value::Table(Table::new()));
+    if let Value::Table(bootstrap) = bootstrap {
+        bootstrap.entry("replicas").or_insert(Value::Integer(replicas));
     }
 }
 

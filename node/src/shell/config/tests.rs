@@ -129,8 +129,8 @@ fn every_number_and_every_duration_has_a_least_and_a_greatest_value() {
 fn what_can_not_be_meant_is_refused_with_its_key() {
     type Edit = fn(&mut toml::Table);
     let cases: [(&str, &str, Edit); 24] = [
-        ("founding.replicas is 7", "peers are 3", |t| set(t, "founding.replicas", 7)),
-        ("founding.replicas is 0", "", |t| set(t, "founding.replicas", 0)),
+        ("bootstrap.replicas is 7", "peers are 3", |t| set(t, "bootstrap.replicas", 7)),
+        ("bootstrap.replicas is 0", "", |t| set(t, "bootstrap.replicas", 0)),
         ("peers[1].quic", "for node 1", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "127.0.0.1:7101")),
         ("peers[1].http", "for node 1", |t| set(t["peers"][1].as_table_mut().unwrap(), "http", "127.0.0.1:7001")),
         ("peers[1].id", "an id of its own", |t| set(t["peers"][1].as_table_mut().unwrap(), "id", 1)),
@@ -151,10 +151,10 @@ fn what_can_not_be_meant_is_refused_with_its_key() {
         ("storage.open_files_max is 1", "64 to", |t| set(t, "storage.open_files_max", 1)),
         ("transport.keep_alive is 5s", "idle_timeout", |t| set(t, "transport.keep_alive", "5s")),
         ("transport.append_lanes is 0", "1 to 16", |t| set(t, "transport.append_lanes", 0)),
-        ("raft.max_inflight_bytes is 10", "16777216", |t| set(t, "raft.max_inflight_bytes", 10)),
-        ("raft.max_uncommitted_size_bytes is 65535", "65536", |t| {
-            set(t, "raft.max_size_per_msg_bytes", 1);
-            set(t, "raft.max_uncommitted_size_bytes", 65535);
+        ("raft.inflight_bytes_max is 10", "16777216", |t| set(t, "raft.inflight_bytes_max", 10)),
+        ("raft.uncommitted_bytes_max is 65535", "65536", |t| {
+            set(t, "raft.message_bytes_max", 1);
+            set(t, "raft.uncommitted_bytes_max", 65535);
         }),
     ];
     for (key, cure, edit) in cases {
@@ -177,10 +177,25 @@ fn what_can_be_meant_is_taken() {
     for (nodes, replicas) in [(1, 1), (2, 2), (3, 3)] {
         let file = File::edited(|t| {
             t["peers"].as_array_mut().unwrap().truncate(nodes);
-            t.remove("founding");
+            t.remove("bootstrap");
         });
-        assert_eq!(file.load(&[]).unwrap().founding, FoundingConfig { shards: 8, replicas });
+        assert_eq!(file.load(&[]).unwrap().bootstrap, BootstrapConfig { shards: 8, replicas });
     }
+    // As it was called once.
+    let file = File::edited(|t| {
+        let mut table = t.remove("bootstrap").unwrap();
+        set(table.as_table_mut().unwrap(), "shards", 77);
+        t.insert("founding".into(), table);
+    });
+    assert_eq!(file.load(&[]).unwrap().bootstrap.shards, 77);
+    let file = File::edited(|t| {
+        t["raft"].as_table_mut().unwrap().remove("waiting_bytes_max");
+        t["reads"].as_table_mut().unwrap().remove("clock_drift_percent_max");
+        set(t, "raft.max_waiting_bytes", 77 << 20);
+        set(t, "reads.clock_drift_max_percent", 7);
+    });
+    let config = file.load(&[]).unwrap();
+    assert_eq!((config.raft.waiting_bytes_max, config.reads.clock_drift_percent_max), (77 << 20, 7));
     // As editors on other systems write it.
     let file = File::new();
     let text = std::fs::read_to_string(file.path()).unwrap();
@@ -213,7 +228,7 @@ fn a_reserve_above_the_disk_is_refused() {
 #[test]
 fn every_key_is_listed_with_its_default() {
     let keys = Config::keys();
-    for key in ["node", "raft.pre_vote", "raft.max_inflight_bytes", "reads.default_consistency", "limits.value_bytes_max"] {
+    for key in ["node", "raft.pre_vote", "raft.inflight_bytes_max", "reads.default_consistency", "limits.value_bytes_max"] {
         assert!(keys.iter().any(|(k, _)| k == key), "{key} is not among {keys:?}");
     }
 }

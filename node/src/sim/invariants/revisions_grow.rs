@@ -2,7 +2,7 @@
 
 use super::{Holds, hold};
 use bytes::Bytes;
-use flotilla_router::{NodeId, Revision};
+use flotilla_router::{KeySpace, NodeId, Revision};
 use flotilla_storage::{MemoryEngine, read};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -19,7 +19,7 @@ pub(crate) struct RevisionsGrow {
 impl RevisionsGrow {
     /// A node has applied a write of `key`.
     pub(crate) fn look(&mut self, node: NodeId, key: &Bytes, disk: &MemoryEngine) -> Holds {
-        let found = read::get(disk, false, key).map_err(|error| format!("node {node}: {error}"))?;
+        let found = read::get(disk, KeySpace::User, key).map_err(|error| format!("node {node}: {error}"))?;
         let Some((revision, value)) = found else { return Ok(()) };
         let highest = self.highest.entry((node, key.clone())).or_default();
         let name = key.escape_ascii();

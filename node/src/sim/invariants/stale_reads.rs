@@ -5,7 +5,7 @@
 
 use super::{Holds, hold};
 use bytes::Bytes;
-use flotilla_router::{Descriptor, NodeId, Replica, ReplicaId, Revision, Role, ShardId};
+use flotilla_router::{Descriptor, KeySpace, NodeId, Replica, ReplicaId, Revision, Role, ShardId};
 use flotilla_storage::{
     Applier, ApplyEntry, ApplyWork, Engine as _, LogEntry, MemoryEngine, StorageError, bootstrap, read, recover,
 };
@@ -67,7 +67,7 @@ impl StaleReads {
             self.engine.flush().map_err(words)?;
         }
         for key in keys {
-            let found = read::get(&self.engine, false, key).map_err(words)?;
+            let found = read::get(&self.engine, KeySpace::User, key).map_err(words)?;
             let found = found.map(|(revision, value)| (revision, xxh3_64(&value)));
             self.states.entry(key.clone()).or_default().push((entry.at.index, found));
         }

@@ -30,7 +30,7 @@ impl Write {
         if !command.is_within(&group.descriptor().range) {
             return Err(Refusal::WrongShard { shard, descriptors: vec![(&**group.descriptor()).into()] });
         }
-        let (budgets, most) = (&*ctx.budgets, ctx.config.raft.max_waiting_bytes);
+        let (budgets, most) = (&*ctx.budgets, ctx.config.raft.waiting_bytes_max);
         let own = self.waiting_bytes();
         if most.checked_sub(budgets.waiting_bytes).is_none_or(|left| left == 0 || own > left) {
             return Err(Refusal::Overloaded { what: FULL_LINE.into(), limit: most });

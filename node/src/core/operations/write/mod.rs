@@ -1,5 +1,15 @@
 //! Writes: from a client's command to the entry that carries it, and from the applied entry back to the client.
 //!
+//! Every replica of a shard keeps a **log**, a row of entries, each with its index and the **term** of the leader that
+//! proposed it. A write is safe once its entry is on the disks of a majority: whoever is elected later has asked a majority
+//! for its votes, so one of those who hold the entry was among them, and gives its vote only to a log that ends no earlier
+//! than its own. Such an entry is **committed**: every later leader has it at that index, and every replica applies the
+//! same entries in the same order. Until then nothing is certain. A leader that is cut off may have proposed an entry that
+//! another, elected meanwhile, overrules by its own at the same index; or the entry reached one more replica than anybody
+//! knows, and the next leader carries it on. So what was proposed and not seen committed is neither done nor undone, and
+//! the only honest answer to whoever can't wait is *unknown*. That it is lost is certain at one moment alone: when another
+//! entry is committed in its place, or one of a higher term below it, since terms only grow along a log.
+//!
 //! *Propose*: commands of a shard wait in line ([`admission`] says which are taken in); when no write to the log is under
 //! way (or fewer than allowed), all that wait become one entry, up to a size. While a write is under way the next ones
 //! gather: self-clocking, no timer.
@@ -171,7 +181,7 @@ impl Write {
             return;
         }
         loop {
-            let next = self.next_entry(ctx.config.raft.max_entry_size_bytes);
+            let next = self.next_entry(ctx.config.raft.entry_bytes_max);
             if next.0 == 0 {
                 break;
             }
@@ -195,12 +205,12 @@ impl Write {
         let under_way = ctx.budgets.under_way;
         let more = bytes + PAYLOAD_HEADER_BYTES as u64;
         let own = group.under_way_bytes();
-        let most = config.raft.max_inflight_bytes;
+        let most = config.raft.inflight_bytes_max;
         let stands_still = self.stands_still(group, ctx.now, config.stand_still_patience());
         let beside = if stands_still { 0 } else { under_way.standing };
         let left = (most / 4).saturating_sub(under_way.bytes - beside).min(most.saturating_sub(under_way.bytes));
         let uncommitted = raft.uncommitted_size() as u64;
-        let full = own > 0 && (uncommitted + more > config.raft.max_uncommitted_size_bytes || own + more > left);
+        let full = own > 0 && (uncommitted + more > config.raft.uncommitted_bytes_max || own + more > left);
         full || raft.raft_log.committed.saturating_sub(group.applied.index) > APPLY_LAG_ENTRIES_MAX
             || group.apply_lags(ctx.budgets.unapplied_bytes, config)
     }
@@ -230,8 +240,8 @@ impl Write {
             }
             // raft-rs appended nothing, so nothing of it can ever be committed.
             Err(_) => {
-                let limit = ctx.config.raft.max_uncommitted_size_bytes;
-                let refusal = Refusal::Overloaded { what: "raft.max_uncommitted_size_bytes".into(), limit };
+                let limit = ctx.config.raft.uncommitted_bytes_max;
+                let refusal = Refusal::Overloaded { what: "raft.uncommitted_bytes_max".into(), limit };
                 ctx.refuse_all(tickets.into_iter().filter_map(|(ticket, _)| ticket), &refusal);
             }
         }
@@ -277,7 +287,7 @@ impl Operation for Write {
         ctx.refuse_all(tickets, &Refusal::Expired { shard });
         let overdue = match Mutation::UnknownAsFailure.is_on() {
             true => Refusal::Expired { shard },
-            false => Refusal::Unknown { shard },
+            false => Refusal::OutcomeUnknown { shard },
         };
         ctx.refuse_all(self.proposed.take_expired(ctx.now), &overdue);
     }
@@ -287,7 +297,7 @@ impl Operation for Write {
         let (tickets, bytes) = self.take_waiting();
         ctx.budgets.waiting_bytes -= bytes;
         ctx.refuse_all(tickets, &Refusal::NotHosted { shard });
-        ctx.refuse_all(self.proposed.take_all(), &Refusal::Unknown { shard });
+        ctx.refuse_all(self.proposed.take_all(), &Refusal::OutcomeUnknown { shard });
     }
 
     fn is_idle(&self) -> bool {
