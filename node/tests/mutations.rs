@@ -12,7 +12,7 @@ use strum::IntoEnumIterator as _;
 
 /// Mistakes that show only under one kind of fault, which then strikes in every seed.
 const FAULTS: &[(Mutation, &str)] = &[
-    (Mutation::ReusedReadContext, "Echo"),
+    (Mutation::ReusedReadContext, "Echo,Transfer"),
     (Mutation::LeaseWithoutClock, "Echo,Isolate"),
     (Mutation::LeaseKeptInTransfer, "Transfer"),
     (Mutation::ReadBeforeApplied, "SlowDisk,Transfer"),
