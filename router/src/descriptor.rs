@@ -208,7 +208,8 @@ impl Descriptor {
     /// The encoding: format ‖ id ‖ epoch ‖ range ‖ replicas.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.replicas.len() * 17);
-        out.put_u8(FORMAT);
+        // As long as the older form says all there is to say it is written: hashes of first states rest on it.
+        out.put_u8(if self.is_joint() { FORMAT } else { FORMAT_BEFORE_JOINT });
         out.put_u64(self.id.0);
         out.put_u64(self.epoch.membership);
         out.put_u64(self.epoch.range);
@@ -278,6 +279,17 @@ mod tests {
         };
         let (id, range, epoch) = (ShardId(7), KeyRange::all(), Epoch::default());
         Descriptor { id, range, epoch, replicas: roles.iter().enumerate().map(replica).collect() }
+    }
+
+    /// Hashes of first states rest on the form that they were written in.
+    #[test]
+    fn what_the_older_form_can_say_is_written_in_it() {
+        let replica = |id, role| Replica { id: ReplicaId(id), node: NodeId(id), role };
+        let (range, epoch) = (KeyRange::all(), Epoch::default());
+        let mut descriptor = Descriptor { id: ShardId(7), range, epoch, replicas: vec![replica(1, Voter)] };
+        assert_eq!(descriptor.encode()[0], FORMAT_BEFORE_JOINT);
+        descriptor.replicas.push(replica(2, Incoming));
+        assert_eq!(descriptor.encode()[0], FORMAT);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The dialling end opens the first stream and sends a [`Hello`]; the other answers with its own, or closes the connection with
 //! a [`Refusal`] as the reason, in words that say what to do. Both ends log it. What is refused:
 //!
-//! - another protocol version, another cluster, or the same cluster founded otherwise;
+//! - another protocol version, another cluster, or the same cluster bootstrapped otherwise;
 //! - a node that is not the one its certificate names, or not the one that was dialled, or that claims to be this node;
 //! - leases on one end that the other end makes no promises for ([`LeaseTerms`]);
 //! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy of a data directory.

@@ -21,8 +21,8 @@ const SNAPSHOT: u8 = 1;
 fn hello(cluster: u64, node: u64, incarnation: u64, purpose: u8) -> Vec<u8> {
     let (bootstrap, directory) = (0u64, 1u64);
     let numbers = [node, cluster, incarnation, bootstrap, directory].map(u64::to_be_bytes).concat();
-    // Protocol 2; no leases.
-    let body = [b"flotilla\0\x02", &numbers[..], &[purpose, 0]].concat();
+    // Protocol 3; no leases.
+    let body = [b"flotilla\0\x03", &numbers[..], &[purpose, 0]].concat();
     framed(&body)
 }
 
@@ -89,7 +89,7 @@ fn each_bad_handshake_is_refused_with_what_to_do() {
         ("the certificate names no node", ca.client("backup").unwrap(), hello(CLUSTER.0, 2, 1, LANES)),
         ("unknown purpose 7", node_2(), hello(CLUSTER.0, 2, 1, 7)),
         ("this is no flotilla node", node_2(), framed(b"GET / HTTP/1.1\r\n\r\n")),
-        ("2 speaks transport protocol 9, the other end 2", node_2(), framed(b"flotilla\0\x09\0\0\0\0\0\0\0\x02 and more")),
+        ("2 speaks transport protocol 9, the other end 3", node_2(), framed(b"flotilla\0\x09\0\0\0\0\0\0\0\x02 and more")),
         ("malformed handshake", node_2(), framed(b"flot")),
     ];
     for (n, (expected, pems, bytes)) in cases.into_iter().enumerate() {

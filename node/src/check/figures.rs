@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// Digits of a latency that are kept: a quantile is at most a hundredth too high.
 const DIGITS: u8 = 2;
+/// What is slower counts as this slow: more than an hour.
+const LATENCY_MAX_MICROS: u64 = 1 << 32;
 
 /// The figures of a load, as they grow.
 #[derive(Clone, Debug)]
@@ -68,7 +70,7 @@ impl Default for Figures {
     fn default() -> Self {
         Self {
             outcomes: [0; 4],
-            latencies: Histogram::new(DIGITS).expect("a histogram may have so many digits"),
+            latencies: Histogram::new_with_bounds(1, LATENCY_MAX_MICROS, DIGITS).expect("sound bounds"),
             slowest: Duration::ZERO,
             last_success: Duration::ZERO,
             longest_silence: Duration::ZERO,

@@ -40,31 +40,23 @@ pub struct RaftConfig {
     pub check_quorum: bool,
     /// Bytes of entries in one append message; a larger single entry still goes as one. 0 would mean one entry per message, and is
     /// refused; so is more than half of what a frame between nodes may have (16 MiB).
-    #[serde(alias = "max_size_per_msg_bytes")]
     pub message_bytes_max: u64,
     /// Bytes of committed entries handed to apply at once, per group and pass.
-    #[serde(alias = "max_committed_size_per_ready_bytes")]
     pub committed_bytes_per_ready_max: u64,
     /// Bytes of entries that a leader may have proposed and not yet committed, per group. Further commands wait.
-    #[serde(alias = "max_uncommitted_size_bytes")]
     pub uncommitted_bytes_max: u64,
     /// Append messages in flight to one follower of one group.
-    #[serde(alias = "max_inflight_msgs")]
     pub inflight_messages_max: usize,
     /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable. Of it, half
     /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and a quarter proposed on this node and not
     /// yet applied, of which one shard takes no more than it leaves to the others. No less than a frame (16 MiB).
-    #[serde(alias = "max_inflight_bytes")]
     pub inflight_bytes_max: u64,
     /// Bytes of commands that become one log entry. A larger single command still becomes one. At most half of a frame (8 MiB).
-    #[serde(alias = "max_entry_size_bytes")]
     pub entry_bytes_max: u64,
     /// Writes to the log that may be under way at once; commands gather while all are.
-    #[serde(alias = "max_inflight_writes")]
     pub inflight_writes_max: usize,
     /// Bytes of commands that may wait to be proposed on this node, of which one shard takes no more than it leaves to the others; beyond,
     /// they are refused as too much in flight, and so is what would wait for more than a third of its time at the pace of the last moments.
-    #[serde(alias = "max_waiting_bytes")]
     pub waiting_bytes_max: u64,
     /// Moves leadership to nodes that lead clearly fewer shards.
     pub balance_leaders: bool,
@@ -124,7 +116,6 @@ pub struct ReadsConfig {
     pub lease: bool,
     /// How much faster another node's clock may run than this one's, in percent. A lease is shorter by as much, and what other clocks have
     /// measured counts for as much less where the age of a stale read is shown.
-    #[serde(alias = "clock_drift_max_percent")]
     pub clock_drift_percent_max: u32,
 }
 

@@ -89,7 +89,8 @@ impl Node {
 
     /// The shard is what this descriptor says, from now on.
     fn change(&mut self, descriptor: Arc<Descriptor>) {
-        self.replicas.change(descriptor.clone());
-        self.pass.effects.push(Effect::PublishDescriptor { descriptor });
+        if self.replicas.change(descriptor.clone()) {
+            self.pass.effects.push(Effect::PublishDescriptor { descriptor });
+        }
     }
 }

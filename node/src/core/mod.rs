@@ -34,7 +34,7 @@
 //!    ([`dispatch::carry_out`]);
 //! 4. report [`Event::Persisted`] only once the batch, and every batch before it, is durable, in the order of the numbers;
 //! 5. apply in order, data and applied index in one batch, and report [`Event::Applied`] for each piece of work;
-//! 6. let a read look at the state as of the moment at which its effect comes up, or later, never at an earlier one;
+//! 6. let a read look at what was applied when its pass began, or later, never at an earlier state;
 //! 7. report the end of every [`Effect::SendSnapshot`], well or not, always; and of every [`Effect::BuildSnapshot`];
 //! 8. build a snapshot in apply order, and install one whole, so that a crash leaves the old state or the new one;
 //! 9. hand in from peers only what the connection's certificate vouches for: `from` is the node that it names;

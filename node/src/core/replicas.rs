@@ -46,6 +46,9 @@ impl Index {
         }
         if before.active != now.active {
             keep(&mut self.active, now.active);
+            if !now.active {
+                replica.rest();
+            }
         }
         self.sums.replace(before, now);
     }
@@ -102,19 +105,20 @@ impl Replicas {
         Some(outcome)
     }
 
-    /// The shard is what this descriptor says, from now on.
+    /// The shard is what this descriptor says, from now on; false where it has no replica here.
     ///
     /// # Panics
     /// If its range overlaps another's.
-    pub(crate) fn change(&mut self, descriptor: Arc<Descriptor>) {
+    pub(crate) fn change(&mut self, descriptor: Arc<Descriptor>) -> bool {
         let shard = descriptor.id;
         assert_eq!(self.overlapping(shard, &descriptor.range), None, "the new range of shard {shard} overlaps another's");
-        let Some(replica) = self.replicas.get_mut(&shard) else { return };
+        let Some(replica) = self.replicas.get_mut(&shard) else { return false };
         if !shard.is_meta() {
             self.by_start.remove(&replica.group.descriptor().range.start);
             self.by_start.insert(descriptor.range.start.clone(), shard);
         }
         replica.group.set_descriptor(descriptor);
+        true
     }
 
     /// Judges the range that a shard will have once a snapshot is installed: against what replicas of other shards own, and

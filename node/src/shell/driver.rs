@@ -78,8 +78,8 @@ pub struct Driver {
     core: Node,
     workers: Workers,
     mailbox: Mailbox,
-    /// Who waits for each ticket.
-    waiters: HashMap<Ticket, ReplyTo>,
+    /// Who waits for each ticket, and whether for a write.
+    waiters: HashMap<Ticket, (ReplyTo, bool)>,
     next_ticket: u64,
     drained: Vec<oneshot::Sender<()>>,
     requests: HashMap<ShardId, (u64, u64)>,
@@ -137,10 +137,10 @@ impl Driver {
         }
     }
 
-    fn ticket(&mut self, waiter: ReplyTo) -> Ticket {
+    fn ticket(&mut self, waiter: ReplyTo, is_write: bool) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.waiters.insert(ticket, waiter);
+        self.waiters.insert(ticket, (waiter, is_write));
         ticket
     }
 
@@ -159,7 +159,7 @@ impl Driver {
                     Ask::Read { shard, .. } => self.requests.entry(*shard).or_default().0 += 1,
                     Ask::Transfer { .. } | Ask::Inspect { .. } => {}
                 }
-                let ticket = self.ticket(reply);
+                let ticket = self.ticket(reply, matches!(ask, Ask::Write { .. }));
                 Event::Ask { ticket, ask, deadline }
             }
             Mail::Drain { reply } => {
@@ -232,8 +232,8 @@ impl Hands for Turn<'_> {
         let mut of_peers = Vec::new();
         for ticket in tickets {
             match self.driver.waiters.remove(&ticket) {
-                Some(ReplyTo::Peer(answered)) => of_peers.push(answered),
-                Some(reply) => reply.send(Ok(Answered::Granted(grant.clone()))),
+                Some((ReplyTo::Peer(answered), _)) => of_peers.push(answered),
+                Some((reply, _)) => reply.send(Ok(Answered::Granted(grant.clone()))),
                 None => {}
             }
         }
@@ -282,9 +282,11 @@ impl Hands for Turn<'_> {
     }
 
     fn reply(&mut self, ticket: Ticket, result: Result<Done, Refusal>) {
-        if let Some(reply) = self.driver.waiters.remove(&ticket) {
-            reply.send(result.map(Answered::Done));
-        }
+        let Some((reply, is_write)) = self.driver.waiters.remove(&ticket) else { return };
+        let metrics = &self.workers().metrics;
+        metrics.proposals_refused.inc_by((is_write && result.is_err()).into());
+        metrics.leader_transfers.inc_by(matches!(result, Ok(Done::Transferred(_))).into());
+        reply.send(result.map(Answered::Done));
     }
 
     fn drained(&mut self) {

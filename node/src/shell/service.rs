@@ -221,7 +221,9 @@ impl Service {
         };
         if shard.on_node(self.forwarder.node).is_none() {
             return match self.forwarder.routes.leader(shard.id) {
-                Some(leader) if leader != self.forwarder.node && hops < HOPS_MAX => {
+                Some(leader)
+                    if leader != self.forwarder.node && hops < HOPS_MAX && self.forwarder.transport.reachable(leader) =>
+                {
                     self.forwarder.forward_hop(leader, shard.id, &request, hops + 1, deadline).await
                 }
                 _ => Err(Refusal::NotHosted { shard: shard.id }),
@@ -280,7 +282,6 @@ impl Service {
 
     /// What a write came to, as an answer; `rest` is the part of a range that other shards own.
     fn written(&self, shard: ShardId, answered: Result<Answered, Refusal>, rest: Option<KeyRange>) -> Result<Reply, Refusal> {
-        self.forwarder.metrics.proposals_refused.inc_by(answered.is_err().into());
         let Answered::Done(Done::Written(result)) = answered? else { return Err(another_answer()) };
         let answer = match result {
             WriteResult::Written { revision } => Answer::Written { revision },

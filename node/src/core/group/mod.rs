@@ -22,7 +22,7 @@ use flotilla_storage::{LogPosition, Recovered};
 use log::LogView;
 use membership::conf_state;
 use queue::ReadyQueue;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use raft::{RawNode, StateRole};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,6 +71,9 @@ pub(crate) enum Sender {
 
 /// A group changes few members at a time.
 const NEWCOMERS_MAX: usize = 8;
+/// How many changes of members a replica may have missed: one a second for more than a month. A number out of the air shows
+/// nothing.
+const EPOCHS_AHEAD_MAX: u64 = 1 << 22;
 
 impl Group {
     /// The group as it was found on disk.
@@ -113,20 +116,30 @@ impl Group {
     /// Who says `envelope`, which came from a node by its certificate. The certificate proves the node, and no more: a known
     /// replica speaks from its own node alone. A replica that is not known here may have been added while this one was away
     /// (thesis §4.1: a leader that is not in a server's configuration is heard), which its epoch shows; at the same epoch
-    /// both know the same members.
+    /// both know the same members. Such a one may lead or ask for votes, in this term or a later one; from nobody else is
+    /// anything to be learnt. Which node it is on is noted once, and it speaks from there alone.
     pub(crate) fn sender(&self, node: NodeId, envelope: &Envelope) -> Sender {
-        match self.descriptor.replica(ReplicaId(envelope.message.from)) {
-            Some(member) if member.node == node => Sender::Member,
-            None if envelope.epoch.membership > self.descriptor.epoch.membership => Sender::Newcomer,
-            _ => Sender::Stranger,
+        let (message, replica) = (&envelope.message, ReplicaId(envelope.message.from));
+        match self.descriptor.replica(replica) {
+            Some(member) if member.node == node => return Sender::Member,
+            Some(_) => return Sender::Stranger,
+            None => {}
         }
+        let ahead = envelope.epoch.membership.checked_sub(self.descriptor.epoch.membership);
+        let is_later = ahead.is_some_and(|ahead| (1..=EPOCHS_AHEAD_MAX).contains(&ahead));
+        let elsewhere = self.newcomers.get(&replica).is_some_and(|known| *known != node);
+        if is_later && !elsewhere && leads_or_asks(message) && message.term >= self.raw.raft.term {
+            return Sender::Newcomer;
+        }
+        Sender::Stranger
     }
 
-    /// A newcomer was heard, and is answered there.
+    /// A newcomer is heard, and is answered where it spoke from. Of more than a group may have the first is forgotten.
     pub(crate) fn note_newcomer(&mut self, replica: ReplicaId, node: NodeId) {
-        if self.newcomers.len() < NEWCOMERS_MAX {
-            self.newcomers.insert(replica, node);
+        if self.newcomers.len() >= NEWCOMERS_MAX && !self.newcomers.contains_key(&replica) {
+            self.newcomers.pop_first();
         }
+        self.newcomers.insert(replica, node);
     }
 
     /// The node of a member, be it one that the descriptor does not know yet.
@@ -187,4 +200,10 @@ impl Group {
             self.raw.mut_store().evict(index);
         }
     }
+}
+
+/// Whether a leader says this, or somebody who would lead.
+fn leads_or_asks(message: &Message) -> bool {
+    use MessageType::{MsgAppend, MsgHeartbeat, MsgRequestPreVote, MsgRequestVote, MsgSnapshot};
+    matches!(message.get_msg_type(), MsgAppend | MsgHeartbeat | MsgRequestVote | MsgRequestPreVote | MsgSnapshot)
 }

@@ -24,7 +24,7 @@ use crate::core::context::Context;
 use crate::core::group::Group;
 use crate::core::group::log::entry_bytes;
 use crate::core::time::Time;
-use flotilla_router::ReplicaId;
+use flotilla_router::{NodeId, ReplicaId};
 use raft::eraftpb::{Message, MessageType};
 use raft::{Progress, ProgressState};
 use std::collections::{BTreeMap, VecDeque};
@@ -54,6 +54,8 @@ struct InFlight {
     bytes: u64,
     /// Of these, bytes that its node is not yet charged with.
     uncharged: u64,
+    /// The node that is charged: it stays so when the follower is a member no more.
+    node: Option<NodeId>,
     /// Whether there is room for no more.
     full: bool,
     /// The tick at which something was last acknowledged, or sent without room for it, and for how many ticks nothing more is.
@@ -141,7 +143,7 @@ impl Flow {
         let (now, election_ticks) = (ctx.ticks, ctx.config.raft.election_ticks as u64);
         let (message, most) = (ctx.config.append_bytes_max(), ctx.config.raft.inflight_messages_max);
         for (id, in_flight) in &mut self.followers {
-            let node = group.descriptor().replica(*id).map(|replica| replica.node);
+            in_flight.node = in_flight.node.or_else(|| group.node_of(*id));
             let progress = group.raw.raft.mut_prs().get_mut(id.0);
             let freed = match &progress {
                 Some(p) if leads && p.state == ProgressState::Replicate => in_flight.settle(p.matched, p.next_idx),
@@ -150,7 +152,8 @@ impl Flow {
             if freed > 0 || in_flight.patience == 0 {
                 in_flight.moved(now, election_ticks);
             }
-            let to_node = node.map_or(0, |node| ctx.budgets.charge(node, std::mem::take(&mut in_flight.uncharged), freed));
+            let to_node =
+                in_flight.node.map_or(0, |node| ctx.budgets.charge(node, std::mem::take(&mut in_flight.uncharged), freed));
             let room = (ctx.config.raft.inflight_bytes_max / 2).saturating_sub(to_node);
             let room = room.min(ctx.config.flow_bytes_max().saturating_sub(in_flight.bytes)) / message;
             let room = usize::try_from(room).unwrap_or(usize::MAX);

@@ -71,6 +71,9 @@ impl SnapshotIn {
             _ => return ctx.pass.effects.push(Effect::DiscardStaged { staged }),
         };
         ctx.pass.touch(group.shard);
+        if group.sender(from, &envelope) == Sender::Newcomer {
+            group.note_newcomer(ReplicaId(envelope.message.from), from);
+        }
         let _ = group.step(envelope.message, ctx.config);
         if group.raw.snap().is_some_and(|s| s.get_metadata().index == manifest.at.index) {
             group.installing = true;
@@ -120,7 +123,12 @@ fn is_honest(from: NodeId, envelope: &Envelope, manifest: &SnapshotManifest, gro
         // A leader that was added while this replica was away stands in what it sends.
         && match group.sender(from, envelope) {
             Sender::Member => true,
-            Sender::Newcomer => manifest.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from),
+            Sender::Newcomer => {
+                let (theirs, ours) = (manifest.descriptor.epoch, group.descriptor().epoch);
+                theirs.membership > ours.membership
+                    && theirs.range >= ours.range
+                    && manifest.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from)
+            }
             Sender::Stranger => false,
         }
         && manifest.descriptor.id == group.shard
@@ -144,8 +152,12 @@ impl Operation for SnapshotIn {
     fn on_role(&mut self, _: &mut Group, _: &mut Context<'_>, _: RoleChange) {}
     fn on_tick(&mut self, _: &mut Group, _: &mut Context<'_>) {}
 
-    fn end(&mut self, _: &mut Group, _: &mut Context<'_>) {
-        // An install that was handed out goes on to its end, and is reported.
+    /// An install that was handed out goes on to its end, and is reported; one that was not will never be.
+    fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
+        if let Some(Incoming { staged, .. }) = self.incoming.take_if(|incoming| incoming.ready.is_none()) {
+            group.installing = false;
+            ctx.pass.effects.push(Effect::DiscardStaged { staged });
+        }
     }
 
     fn is_idle(&self) -> bool {

@@ -92,8 +92,7 @@ impl Truncation {
         self.bytes() > PINNED_SHARES_MAX.saturating_mul(Share::of(ctx).lent)
     }
 
-    /// Forgets the front of a log that is too large, up to `pinned` where a snapshot on its way needs what is above. Whoever
-    /// has a snapshot that becomes its state, or was quarantined, keeps its log.
+    /// Forgets the front of a log that is too large, up to `pinned` where a snapshot on its way needs what is above.
     pub(crate) fn cut(&mut self, pinned: Option<u64>, group: &mut Group, ctx: &mut Context<'_>) {
         let Share { kept, lent } = Share::of(ctx);
         if self.bytes() <= kept {

@@ -300,6 +300,13 @@ impl Replica {
         (now != self.tally).then(|| (std::mem::replace(&mut self.tally, now), now))
     }
 
+    /// Nothing goes on in it any more. A buffer for every follower of every group that is idle would add up.
+    pub(crate) fn rest(&mut self) {
+        if self.group.leads() {
+            self.group.raw.raft.maybe_free_inflight_buffers();
+        }
+    }
+
     /// What is to be summed up of it.
     pub(crate) fn tally(&mut self) -> Tally {
         let cache_bytes = self.group.raw.store().cache_bytes();

@@ -481,3 +481,30 @@ fn a_change_that_is_applied_while_a_snapshot_is_built_does_not_spoil_it() {
     cluster.check_members(&[N1, N2, N3], &expected);
     assert_eq!(cluster.running_mut(N3).core.counters().messages_refused, 0, "the snapshot was refused");
 }
+
+/// What a newcomer may say is bounded: it leads or asks for votes, at an epoch that can be, from one node.
+#[test]
+fn a_newcomer_is_believed_no_more_than_it_must_be() {
+    let mut cluster = Cluster::led();
+    cluster.partition(&[N3], &[N1, N2]);
+    let (newcomer, refused) = (ReplicaId(99), |cluster: &mut Cluster| cluster.running_mut(N3).core.counters().messages_refused);
+    let mut say = |from: NodeId, envelope: Envelope| {
+        let before = refused(&mut cluster);
+        cluster.post(N3, Event::Message { from, envelope });
+        cluster.pass(N3);
+        refused(&mut cluster) > before
+    };
+    let spoil: [fn(&mut Envelope); 3] = [
+        |envelope| envelope.epoch.membership = u64::MAX,
+        |envelope| envelope.message.set_msg_type(MessageType::MsgAppendResponse),
+        |envelope| envelope.message.set_msg_type(MessageType::MsgTimeoutNow),
+    ];
+    let honest = heartbeat(&Cluster::led(), newcomer, 2);
+    for spoil in spoil {
+        let mut envelope = honest.clone();
+        spoil(&mut envelope);
+        assert!(say(N2, envelope.clone()), "{envelope:?} was heard");
+    }
+    assert!(!say(N2, honest.clone()), "it is not heard at all");
+    assert!(say(N1, honest), "it speaks from two nodes");
+}

@@ -206,7 +206,6 @@ impl Admin {
         let deadline = Instant::now() + TRANSFER_PATIENCE;
         let ask = core::Ask::Transfer { shard, to };
         self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?;
-        self.forwarder.metrics.leader_transfers.inc();
         Ok(())
     }
 

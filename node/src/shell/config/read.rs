@@ -54,6 +54,28 @@ pub fn flag(key: &str) -> String {
     format!("--{}", key.replace(['.', '_'], "-"))
 }
 
+/// What keys were called before the first release, by section. `flotilla dev` has written them into many folders.
+const OLD_NAMES: &[(&str, &str, &str)] = &[
+    ("raft", "max_size_per_msg_bytes", "message_bytes_max"),
+    ("raft", "max_committed_size_per_ready_bytes", "committed_bytes_per_ready_max"),
+    ("raft", "max_uncommitted_size_bytes", "uncommitted_bytes_max"),
+    ("raft", "max_inflight_msgs", "inflight_messages_max"),
+    ("raft", "max_inflight_bytes", "inflight_bytes_max"),
+    ("raft", "max_entry_size_bytes", "entry_bytes_max"),
+    ("raft", "max_inflight_writes", "inflight_writes_max"),
+    ("raft", "max_waiting_bytes", "waiting_bytes_max"),
+    ("reads", "clock_drift_max_percent", "clock_drift_percent_max"),
+];
+
+/// Takes an old name for the new one, unless both are there: then the old one is complained about.
+fn rename(table: &mut Table, old: &str, new: &str) {
+    if !table.contains_key(new)
+        && let Some(value) = table.remove(old)
+    {
+        table.insert(new.into(), value);
+    }
+}
+
 fn read(path: &Path) -> Result<Table, ConfigError> {
     let shown = path.display();
     let text = std::fs::read(path)
@@ -62,10 +84,11 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     let text =
         std::str::from_utf8(text).map_err(|_| ConfigError(format!("{shown} is no text: name a TOML file with --config")))?;
     let mut table: Table = text.parse().map_err(|error| ConfigError(format!("{shown}: {error}")))?;
-    // What the table was called before the first release; `flotilla dev` has written it into many folders.
-    if let (Some(old), false) = (table.get("founding").cloned(), table.contains_key("bootstrap")) {
-        table.remove("founding");
-        table.insert("bootstrap".into(), old);
+    rename(&mut table, "founding", "bootstrap");
+    for (section, old, new) in OLD_NAMES {
+        if let Some(Value::Table(section)) = table.get_mut(*section) {
+            rename(section, old, new);
+        }
     }
     Ok(table)
 }
