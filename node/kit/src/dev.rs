@@ -18,6 +18,15 @@ pub(crate) struct Dev {
 }
 
 impl Fleet {
+    /// The same where whoever runs the tests ignores hang-ups, as under `nohup`: it would be told so, and ignore them, too.
+    pub fn dev_command_on_a_terminal(&self) -> Command {
+        let dev = self.dev_command();
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP").arg(dev.get_program()).args(dev.get_args());
+        command.envs(dev.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command
+    }
+
     /// The command that runs the cluster.
     pub fn dev_command(&self) -> Command {
         let mut command = self.flotilla();

@@ -23,7 +23,7 @@ impl Drop for Dev {
 #[test]
 fn a_reader_that_is_gone_ends_nothing_and_a_terminal_that_is_gone_ends_it() {
     let mut cluster = Fleet::prepare(3, 4, None);
-    let mut dev = Dev(cluster.dev_command().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut dev = Dev(cluster.dev_command_on_a_terminal().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
     let mut said = BufReader::new(dev.0.stdout.take().unwrap()).lines();
     assert!(said.any(|line| line.unwrap() == "ready"), "it ended before it was ready");
     drop((said, dev.0.stderr.take()));

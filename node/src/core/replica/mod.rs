@@ -1,8 +1,9 @@
-//! One replica: a group, and one field per operation. The only file that knows more than one operation, and the order in
+//! One replica: a group, and one field per operation. The only room that knows more than one operation, and the order in
 //! which they hear of what happens.
 //!
-//! The Ready of its group is handled in [`ready`]. What comes in is a function here, which asks one operation, or tells several in order. What every operation is told (an
-//! apply, a change of role, a tick, the end) goes through the trait [`Operation`].
+//! What comes in is a function here, which asks one operation, or tells several in order; what the group has ready is
+//! handled in `ready.rs`. What every operation is told (an apply, a change of role, a tick, the end) goes through the trait
+//! [`Operation`]. After each visit the replica is summed up anew ([`Tally`]).
 
 mod ready;
 
@@ -288,9 +289,8 @@ impl Replica {
     /// Drops from memory what is not needed soon; all that is applied, where memory is short.
     pub(crate) fn evict(&mut self, is_short: bool, ctx: &Context<'_>) {
         self.group.evict(ctx.liveness, is_short);
-        if self.group.leads() && self.write.pending() == 0 {
-            // A buffer for every follower of every group that is idle would add up.
-            self.group.raw.raft.maybe_free_inflight_buffers();
+        if self.write.pending() == 0 {
+            self.rest();
         }
     }
 
@@ -300,7 +300,7 @@ impl Replica {
         (now != self.tally).then(|| (std::mem::replace(&mut self.tally, now), now))
     }
 
-    /// Nothing goes on in it any more. A buffer for every follower of every group that is idle would add up.
+    /// Nothing is written to it just now. A buffer for every follower of every group that is idle would add up.
     pub(crate) fn rest(&mut self) {
         if self.group.leads() {
             self.group.raw.raft.maybe_free_inflight_buffers();

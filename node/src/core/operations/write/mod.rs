@@ -128,31 +128,16 @@ impl Write {
         (self.waiting.drain(..).map(|w| w.ticket).collect(), std::mem::take(&mut self.waiting_bytes))
     }
 
-    /// Takes the puts that wait, with their bytes.
-    fn take_puts(&mut self) -> (Vec<Ticket>, u64) {
+    /// Takes those that wait and that `goes` is true of, with their bytes.
+    fn take_those(&mut self, goes: impl Fn(&Waiting) -> bool) -> (Vec<Ticket>, u64) {
         let (mut tickets, mut bytes) = (Vec::new(), 0);
         self.waiting.retain(|waiting| {
-            let is_put = matches!(waiting.command.op(), Op::Put { .. });
-            if is_put {
+            let goes = goes(waiting);
+            if goes {
                 tickets.push(waiting.ticket);
                 bytes += waiting.command.encoded_bytes() as u64;
             }
-            !is_put
-        });
-        self.waiting_bytes -= bytes;
-        (tickets, bytes)
-    }
-
-    /// Takes those that were not proposed and whose time is up, with their bytes.
-    fn take_expired(&mut self, now: Time) -> (Vec<Ticket>, u64) {
-        let (mut tickets, mut bytes) = (Vec::new(), 0);
-        self.waiting.retain(|waiting| {
-            let expired = waiting.deadline <= now;
-            if expired {
-                tickets.push(waiting.ticket);
-                bytes += waiting.command.encoded_bytes() as u64;
-            }
-            !expired
+            !goes
         });
         self.waiting_bytes -= bytes;
         (tickets, bytes)
@@ -251,7 +236,7 @@ impl Write {
     /// replica: puts are refused, for certain; deletions go on.
     pub(crate) fn turn_puts_away_without_room(&mut self, group: &Group, ctx: &mut Context<'_>) {
         if ctx.budgets.room.is_full() || ctx.liveness.lacks_room_for(group.descriptor()) {
-            let (tickets, bytes) = self.take_puts();
+            let (tickets, bytes) = self.take_those(|waiting| matches!(waiting.command.op(), Op::Put { .. }));
             ctx.budgets.waiting_bytes -= bytes;
             ctx.refuse_all(tickets, &Refusal::DiskFull { free_bytes: 0, reserve_bytes: 0 });
         }
@@ -282,7 +267,8 @@ impl Operation for Write {
     /// Answers those whose time is up, as honestly as is known.
     fn on_tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let shard = group.shard;
-        let (tickets, bytes) = self.take_expired(ctx.now);
+        let now = ctx.now;
+        let (tickets, bytes) = self.take_those(|waiting| waiting.deadline <= now);
         ctx.budgets.waiting_bytes -= bytes;
         ctx.refuse_all(tickets, &Refusal::Expired { shard });
         let overdue = match Mutation::UnknownAsFailure.is_on() {
