@@ -1,7 +1,7 @@
 //! The decisions of a Flotilla node.
 //!
-//! - [`core`]: every Raft group of the process as one pure state machine. It builds, and its tests run, without tokio, hyper,
-//!   RocksDB and quinn (`--no-default-features`).
+//! - [`core`]: every Raft group of the process as one pure state machine. It builds, and its tests
+//!   run, without tokio, hyper, RocksDB and quinn (`--no-default-features`).
 //! - [`check`]: whether what clients were told is linearizable.
 //! - [`rng`]: numbers from a seed, for whatever is left to chance.
 //! - `sim` (feature `sim`): whole clusters in simulated time, from seeds.

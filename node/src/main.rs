@@ -13,12 +13,16 @@ use std::process::ExitCode;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What `--version` shows. Who runs a build in which a test could end the process is to see it.
-const VERSION: &str =
-    if cfg!(feature = "failpoints") { concat!(env!("CARGO_PKG_VERSION"), " with failpoints") } else { env!("CARGO_PKG_VERSION") };
+const VERSION: &str = if cfg!(feature = "failpoints") {
+    concat!(env!("CARGO_PKG_VERSION"), " with failpoints")
+} else {
+    env!("CARGO_PKG_VERSION")
+};
 
 /// A sharded, strongly consistent key-value store in one binary.
 #[derive(Parser)]
-#[command(name = "flotilla", version = VERSION, max_term_width = 100, after_help = "Try it:  flotilla dev")]
+#[command(name = "flotilla", version = VERSION, max_term_width = 100, after_help = "Try it:  \
+    flotilla dev")]
 struct Flotilla {
     #[command(subcommand)]
     command: Command,
@@ -51,7 +55,8 @@ fn main() -> ExitCode {
     let done = match flotilla.command {
         Command::Dev(dev) => commands::dev::run(&dev),
         Command::Start(start) => {
-            let flags = matches.subcommand_matches("start").map(commands::start::flags).unwrap_or_default();
+            let flags =
+                matches.subcommand_matches("start").map(commands::start::flags).unwrap_or_default();
             commands::start::run(&start, &flags)
         }
         Command::Cert(cert) => commands::cert::run(&cert),
@@ -62,7 +67,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             commands::err(&format!("flotilla: {error:#}"));
-            let usage = error.is::<flotilla_node::shell::config::ConfigError>() || error.is::<commands::Usage>();
+            let usage = error.is::<flotilla_node::shell::config::ConfigError>()
+                || error.is::<commands::Usage>();
             ExitCode::from(if usage { 2 } else { 1 })
         }
     }
@@ -88,7 +94,10 @@ mod tests {
         fn check(command: &clap::Command, path: &str) {
             for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
                 let path = format!("{path} {}", sub.get_name());
-                let help = sub.get_after_help().unwrap_or_else(|| panic!("{path} has no example")).to_string();
+                let help = sub
+                    .get_after_help()
+                    .unwrap_or_else(|| panic!("{path} has no example"))
+                    .to_string();
                 assert!(help.contains(&format!("flotilla{path}")), "{path}: {help}");
                 check(sub, &path);
             }

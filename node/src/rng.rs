@@ -80,7 +80,8 @@ mod tests {
 
     #[test]
     fn what_a_seed_draws_says_nothing_about_the_next() {
-        let firsts: Vec<_> = (0..10_000).map(|seed| Rng::new(seed).below(1000) as f64 - 499.5).collect();
+        let firsts: Vec<_> =
+            (0..10_000).map(|seed| Rng::new(seed).below(1000) as f64 - 499.5).collect();
         let both: f64 = firsts.windows(2).map(|pair| pair[0] * pair[1]).sum();
         let correlation = both / firsts.iter().map(|first| first * first).sum::<f64>();
         assert!(correlation.abs() < 0.05, "{correlation}");

@@ -1,6 +1,6 @@
-//! The corpus of the fuzz targets, replayed on a stable toolchain: every input that a fuzzer found to reach something new, and every
-//! input that once broke something. What each target checks is told in its file in `fuzz/targets`; how to run the fuzzers, in
-//! `docs/fuzzing.md`.
+//! The corpus of the fuzz targets, replayed on a stable toolchain: every input that a fuzzer found
+//! to reach something new, and every input that once broke something. What each target checks is
+//! told in its file in `fuzz/targets`; how to run the fuzzers, in `docs/fuzzing.md`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,14 +38,19 @@ const INPUTS_MIN: usize = 50;
 /// Runs every input of a target; one that panics is named.
 fn replay(target: &str, run: fn(&[u8])) {
     let folder = folder().join(target);
-    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let entries =
+        fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut inputs: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
     inputs.sort();
     assert!(inputs.len() >= INPUTS_MIN, "the corpus of {target} has {} inputs only", inputs.len());
     for input in inputs {
         let data = fs::read(&input).unwrap();
         let outcome = std::panic::catch_unwind(|| run(&data));
-        assert!(outcome.is_ok(), "{} breaks the target {target}; see above for what it says", input.display());
+        assert!(
+            outcome.is_ok(),
+            "{} breaks the target {target}; see above for what it says",
+            input.display()
+        );
     }
 }
 
@@ -81,15 +86,20 @@ fn what_people_configure() {
     replay("config", config::run);
 }
 
-/// Every target has its test above: one that is added to the fuzz package and not here would never be replayed.
+/// Every target has its test above: one that is added to the fuzz package and not here would never
+/// be replayed.
 #[test]
 fn every_target_is_replayed() {
-    let here = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus.rs")).unwrap();
+    let here =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus.rs")).unwrap();
     let targets = fs::read_dir(folder().parent().unwrap().join("fuzz_targets")).unwrap();
     let mut seen = 0;
     for target in targets {
         let name = target.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned();
-        assert!(here.contains(&format!("replay(\"{name}\", {name}::run)")), "the target {name} is not replayed");
+        assert!(
+            here.contains(&format!("replay(\"{name}\", {name}::run)")),
+            "the target {name} is not replayed"
+        );
         seen += 1;
     }
     assert!(seen >= 5, "only {seen} targets were found");

@@ -1,7 +1,8 @@
-//! The net is tested too: each known mistake, switched into the code, is caught by the simulation within so many seeds.
+//! The net is tested too: each known mistake, switched into the code, is caught by the simulation
+//! within so many seeds.
 //!
-//! Built only with the features `sim` and `mutation` (`ops/test` does so). What catches which, and how soon, is told in
-//! `docs/simulation.md`; a run prints it anew with `-- --nocapture`.
+//! Built only with the features `sim` and `mutation` (`ops/test` does so). What catches which, and
+//! how soon, is told in `docs/simulation.md`; a run prints it anew with `-- --nocapture`.
 
 #![cfg(all(feature = "sim", feature = "mutation"))]
 
@@ -23,14 +24,18 @@ const FAULTS: &[(Mutation, &str)] = &[
     (Mutation::PromiseForgotten, "Startle"),
 ];
 
-/// Mistakes that take an order of events which seeds meet too seldom: the core's own harness plays it (`core/tests/promises.rs`).
+/// Mistakes that take an order of events which seeds meet too seldom: the core's own harness plays
+/// it (`core/tests/promises.rs`).
 const PLAYED: &[Mutation] = &[Mutation::PromiseByLeaderId];
 
 /// Within so many seeds every mistake is caught.
 const SEEDS_MAX: u64 = 5000;
 
 fn simulate(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_flotilla-sim")).args(arguments).output().expect("run flotilla-sim")
+    Command::new(env!("CARGO_BIN_EXE_flotilla-sim"))
+        .args(arguments)
+        .output()
+        .expect("run flotilla-sim")
 }
 
 fn said(output: &Output) -> String {
@@ -43,12 +48,17 @@ fn every_known_mistake_is_caught() {
         let name: &str = mutation.into();
         let begun = Instant::now();
         let seeds = SEEDS_MAX.to_string();
-        let faults = FAULTS.iter().find(|(of, _)| *of == mutation).map(|(_, faults)| ["--faults", faults]);
+        let faults =
+            FAULTS.iter().find(|(of, _)| *of == mutation).map(|(_, faults)| ["--faults", faults]);
         let mut arguments = vec!["--mutation", name, "--seeds", &seeds];
         arguments.extend(faults.iter().flatten());
         let output = simulate(&arguments);
         let said = said(&output);
-        assert_eq!(output.status.code(), Some(1), "{name} goes unnoticed in {SEEDS_MAX} seeds:\n{said}");
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "{name} goes unnoticed in {SEEDS_MAX} seeds:\n{said}"
+        );
         let seeds = said.lines().find(|line| line.contains(" seeds in ")).unwrap_or_default();
         let caught = said.lines().find(|line| line.starts_with("seed ")).unwrap_or_default();
         println!(
@@ -59,7 +69,8 @@ fn every_known_mistake_is_caught() {
     }
 }
 
-/// Without a mistake the same faults are survived: what catches the mistakes is not the faults themselves.
+/// Without a mistake the same faults are survived: what catches the mistakes is not the faults
+/// themselves.
 #[test]
 fn without_a_mistake_nothing_is_caught() {
     for (_, faults) in FAULTS {

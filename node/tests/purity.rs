@@ -1,4 +1,5 @@
-//! The core is pure: without the shell, nothing that has threads, sockets or a disk is in the dependency tree.
+//! The core is pure: without the shell, nothing that has threads, sockets or a disk is in the
+//! dependency tree.
 
 use std::process::Command;
 
@@ -23,9 +24,21 @@ fn the_core_depends_on_no_runtime_no_network_and_no_disk() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).unwrap();
     let names: Vec<&str> = tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    assert!(names.contains(&"raft") && names.contains(&"flotilla-storage"), "this is not the tree that was meant:\n{tree}");
-    for banned in ["tokio", "hyper", "rocksdb", "librocksdb-sys", "quinn", "quinn-proto", "rustls", "crossbeam-channel", "rustix"]
-    {
+    assert!(
+        names.contains(&"raft") && names.contains(&"flotilla-storage"),
+        "this is not the tree that was meant:\n{tree}"
+    );
+    for banned in [
+        "tokio",
+        "hyper",
+        "rocksdb",
+        "librocksdb-sys",
+        "quinn",
+        "quinn-proto",
+        "rustls",
+        "crossbeam-channel",
+        "rustix",
+    ] {
         assert!(!names.contains(&banned), "{banned} is in the core's tree:\n{tree}");
     }
 }

@@ -1,8 +1,10 @@
-//! What the admin API shows, as it stands in JSON: the answers of [`crate::Admin`], one struct each.
+//! What the admin API shows, as it stands in JSON: the answers of [`crate::Admin`], one struct
+//! each.
 //!
-//! Written for the operator who asks: is everything up, does every shard have a leader, who is behind and by how much, where is
-//! the disk going. Member names are `snake_case`; ids are numbers; epochs are objects, and `"membership.range"` in ETags; durations are in
-//! seconds. What nobody knows (a node that is down, a replica elsewhere) is `null`, never a made-up zero.
+//! Written for the operator who asks: is everything up, does every shard have a leader, who is
+//! behind and by how much, where is the disk going. Member names are `snake_case`; ids are numbers;
+//! epochs are objects, and `"membership.range"` in ETags; durations are in seconds. What nobody
+//! knows (a node that is down, a replica elsewhere) is `null`, never a made-up zero.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -94,7 +96,8 @@ pub struct DiskView {
     pub capacity_bytes: u64,
 }
 
-/// A range of keys in JSON: each a string where it is UTF-8, otherwise base64 under a name of its own.
+/// A range of keys in JSON: each a string where it is UTF-8, otherwise base64 under a name of its
+/// own.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct RangeView {
     /// The first key, where it is UTF-8.
@@ -103,7 +106,8 @@ pub struct RangeView {
     /// The first key, where it is not.
     #[serde(default)]
     pub start_b64: Option<String>,
-    /// The first key above the range, where there is one and it is UTF-8. `null`, and no `end_b64`, for "to the end".
+    /// The first key above the range, where there is one and it is UTF-8. `null`, and no `end_b64`,
+    /// for "to the end".
     #[serde(default)]
     pub end: Option<String>,
     /// The first key above the range, where there is one and it is not UTF-8.
@@ -142,7 +146,8 @@ pub fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
     }
 }
 
-/// The bytes that stand in JSON in one of the two ways; `None` where both do, or neither, or the base64 is none.
+/// The bytes that stand in JSON in one of the two ways; `None` where both do, or neither, or the
+/// base64 is none.
 pub fn bytes_of(text: Option<&str>, base64: Option<&str>) -> Option<Vec<u8>> {
     match (text, base64) {
         (Some(text), None) => Some(text.as_bytes().to_vec()),
@@ -216,8 +221,8 @@ pub struct LocalView {
     pub state: ReplicaState,
     /// The last entry that it applied.
     pub applied: u64,
-    /// The hash of its state at `applied`, 16 hexadecimal digits, where it was asked for: equal on every replica at the same
-    /// applied index.
+    /// The hash of its state at `applied`, 16 hexadecimal digits, where it was asked for: equal on
+    /// every replica at the same applied index.
     pub hash: Option<String>,
     /// Keys that it holds, where that was counted.
     pub keys: Option<u64>,

@@ -1,8 +1,8 @@
 //! What people and programs touch: the HTTP server, metrics, logs and the command line.
 //!
-//! Router names, storage keeps, transport carries, **ops shows**, node decides. This crate speaks HTTP on one side and the nouns
-//! of `flotilla-router` on the other, and knows nothing of Raft, disks or peers: what it needs from a node it says in three
-//! traits, and `node` implements them.
+//! Router names, storage keeps, transport carries, **ops shows**, node decides. This crate speaks
+//! HTTP on one side and the nouns of `flotilla-router` on the other, and knows nothing of Raft,
+//! disks or peers: what it needs from a node it says in three traits, and `node` implements them.
 //!
 //! - [`traits`]: those three: [`Kv`] (keys), [`Admin`] (the cluster), [`Inspect`] (health).
 //! - [`http`]: the server: connections, routes, the KV API, admin, health. It begins at [`Server`].
@@ -13,8 +13,8 @@
 //! - [`cli`]: the command-line client, which speaks HTTP to any node.
 //! - [`logging`]: how logs are set up. Keys and values are never logged.
 //!
-//! **Invariants.** No sibling crate but `router` is imported. An unknown outcome is never shown as a failure or a success. Memory
-//! that a client can make us hold is bounded by [`Limits`].
+//! **Invariants.** No sibling crate but `router` is imported. An unknown outcome is never shown as
+//! a failure or a success. Memory that a client can make us hold is bounded by [`Limits`].
 
 pub mod admin;
 pub mod cli;

@@ -1,13 +1,16 @@
-//! The limits on what one client, and all clients together, can make a node do or hold. `GET /v1/limits` shows them.
+//! The limits on what one client, and all clients together, can make a node do or hold.
+//! `GET /v1/limits` shows them.
 //!
-//! Part of the configuration: each has a default that suits production, unknown names are refused, and [`Limits::check`] refuses
-//! values that can't work. Durations are written as people write them (`10s`); counts of bytes are plain numbers.
+//! Part of the configuration: each has a default that suits production, unknown names are refused,
+//! and [`Limits::check`] refuses values that can't work. Durations are written as people write them
+//! (`10s`); counts of bytes are plain numbers.
 
 use flotilla_router::sizes::{KEY_BYTES_MAX, PAGE_BYTES_MAX, VALUE_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// The least of [`Limits::answer_bytes_max`]: a page takes the largest item, with what it takes in memory.
+/// The least of [`Limits::answer_bytes_max`]: a page takes the largest item, with what it takes in
+/// memory.
 const ANSWER_BYTES_LEAST: usize = 2 * VALUE_BYTES_MAX;
 
 /// The limits in force.
@@ -18,18 +21,22 @@ pub struct Limits {
     pub key_bytes_max: usize,
     /// The largest value, in bytes. At most 1 MiB: log entries and frames rely on it.
     pub value_bytes_max: usize,
-    /// The largest request head (request line and header fields together), in bytes. HTTP/1.1 takes no less than 8 KiB.
+    /// The largest request head (request line and header fields together), in bytes. HTTP/1.1 takes
+    /// no less than 8 KiB.
     pub header_bytes_max: usize,
     /// The most header fields of a request.
     pub headers_max: usize,
-    /// Connections at a time. For one more the longest idle is closed; where none is idle, it is told 503.
+    /// Connections at a time. For one more the longest idle is closed; where none is idle, it is
+    /// told 503.
     pub connections_max: usize,
-    /// Requests at a time, over all connections, until their answers are taken; one more is answered with 429.
+    /// Requests at a time, over all connections, until their answers are taken; one more is
+    /// answered with 429.
     pub requests_in_flight_max: usize,
-    /// Bytes of request bodies at a time, over all connections; a body that would pass it is answered with 429.
+    /// Bytes of request bodies at a time, over all connections; a body that would pass it is
+    /// answered with 429.
     pub in_flight_bytes_max: usize,
-    /// Bytes of answers at a time that clients have not taken, over all connections; a read that would pass it is answered with 429.
-    /// At least 2 MiB, so that the largest item can be read.
+    /// Bytes of answers at a time that clients have not taken, over all connections; a read that
+    /// would pass it is answered with 429. At least 2 MiB, so that the largest item can be read.
     pub answer_bytes_max: usize,
     /// Streams at a time on one HTTP/2 connection.
     pub http2_streams_max: u32,
@@ -42,8 +49,9 @@ pub struct Limits {
     /// The longest time that a client may leave an answer unread; then the connection is closed.
     #[serde(with = "humantime_serde")]
     pub write_timeout: Duration,
-    /// The least rate at which a client must send a body (after two `body_read_timeout`s; then 408) and take an answer (after a
-    /// `write_timeout`; then the connection is closed), in bytes per second on average, over all requests of a connection.
+    /// The least rate at which a client must send a body (after two `body_read_timeout`s; then 408)
+    /// and take an answer (after a `write_timeout`; then the connection is closed), in bytes per
+    /// second on average, over all requests of a connection.
     pub client_bytes_per_second_min: u64,
     /// The longest silence between requests on one connection; then it is closed.
     #[serde(with = "humantime_serde")]
@@ -57,7 +65,8 @@ pub struct Limits {
     pub scan_items_max: u32,
     /// Bytes of keys and values in a scan's page where the request names no `max_bytes`.
     pub scan_bytes_default: u32,
-    /// The greatest `max_bytes` of a scan. At most 8 MiB: a page that another node made comes in one frame.
+    /// The greatest `max_bytes` of a scan. At most 8 MiB: a page that another node made comes in
+    /// one frame.
     pub scan_bytes_max: u32,
     /// Operations in one batch.
     pub batch_ops_max: usize,
@@ -106,15 +115,26 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// For a server that answers nothing but probes: few who ask, small questions. Its connections take files from everybody else.
+    /// For a server that answers nothing but probes: few who ask, small questions. Its connections
+    /// take files from everybody else.
     pub fn of_probes() -> Self {
-        Self { connections_max: 32, requests_in_flight_max: 256, header_bytes_max: 8 << 10, accept_loops: 1, ..Self::default() }
+        Self {
+            connections_max: 32,
+            requests_in_flight_max: 256,
+            header_bytes_max: 8 << 10,
+            accept_loops: 1,
+            ..Self::default()
+        }
     }
 
     /// Whether every limit can work; if not, which can't and what is allowed.
     pub fn check(&self) -> Result<(), String> {
         let within = |name: &str, value: usize, min: usize, max: usize| {
-            if (min..=max).contains(&value) { Ok(()) } else { Err(format!("{name} = {value}: allowed is {min} to {max}")) }
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(format!("{name} = {value}: allowed is {min} to {max}"))
+            }
         };
         within("key_bytes_max", self.key_bytes_max, 1, KEY_BYTES_MAX)?;
         within("value_bytes_max", self.value_bytes_max, 1, VALUE_BYTES_MAX)?;
@@ -124,15 +144,35 @@ impl Limits {
         within("requests_in_flight_max", self.requests_in_flight_max, 1, 10_000_000)?;
         within("in_flight_bytes_max", self.in_flight_bytes_max, self.value_bytes_max, 1 << 50)?;
         within("answer_bytes_max", self.answer_bytes_max, ANSWER_BYTES_LEAST, 1 << 50)?;
-        within("client_bytes_per_second_min", self.client_bytes_per_second_min as usize, 1, 1 << 30)?;
+        within(
+            "client_bytes_per_second_min",
+            self.client_bytes_per_second_min as usize,
+            1,
+            1 << 30,
+        )?;
         within("http2_streams_max", self.http2_streams_max as usize, 1, 100_000)?;
         within("scan_items_max", self.scan_items_max as usize, 1, 1_000_000)?;
-        within("scan_items_default", self.scan_items_default as usize, 1, self.scan_items_max as usize)?;
+        within(
+            "scan_items_default",
+            self.scan_items_default as usize,
+            1,
+            self.scan_items_max as usize,
+        )?;
         within("scan_bytes_max", self.scan_bytes_max as usize, 1 << 10, PAGE_BYTES_MAX)?;
-        within("scan_bytes_default", self.scan_bytes_default as usize, 1 << 10, self.scan_bytes_max as usize)?;
+        within(
+            "scan_bytes_default",
+            self.scan_bytes_default as usize,
+            1 << 10,
+            self.scan_bytes_max as usize,
+        )?;
         within("batch_ops_max", self.batch_ops_max, 1, 100_000)?;
         within("batch_bytes_max", self.batch_bytes_max, 1 << 10, self.in_flight_bytes_max)?;
-        within("batch_answer_bytes_max", self.batch_answer_bytes_max, 1 << 10, self.answer_bytes_max)?;
+        within(
+            "batch_answer_bytes_max",
+            self.batch_answer_bytes_max,
+            1 << 10,
+            self.answer_bytes_max,
+        )?;
         within("admin_page_max", self.admin_page_max, 1, 100_000)?;
         within("admin_bytes_max", self.admin_bytes_max, 1 << 10, 16 << 20)?;
         within("accept_loops", self.accept_loops, 1, 64)?;
@@ -144,7 +184,10 @@ impl Limits {
             ("request_timeout", self.request_timeout),
         ] {
             if value < Duration::from_millis(10) || value > Duration::from_secs(3600) {
-                return Err(format!("{name} = {}: allowed is 10ms to 1h", humantime::format_duration(value)));
+                return Err(format!(
+                    "{name} = {}: allowed is 10ms to 1h",
+                    humantime::format_duration(value)
+                ));
             }
         }
         Ok(())
@@ -170,6 +213,11 @@ mod tests {
         assert_eq!(limits.check().unwrap_err(), "key_bytes_max = 5000: allowed is 1 to 4096");
         let limits = Limits { request_timeout: Duration::ZERO, ..Limits::default() };
         assert!(limits.check().unwrap_err().starts_with("request_timeout"));
-        assert!(toml::from_str::<Limits>("key_bytes = 3").unwrap_err().to_string().contains("unknown field `key_bytes`"));
+        assert!(
+            toml::from_str::<Limits>("key_bytes = 3")
+                .unwrap_err()
+                .to_string()
+                .contains("unknown field `key_bytes`")
+        );
     }
 }

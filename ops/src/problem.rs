@@ -1,4 +1,5 @@
-//! Every error as people and programs get it: `application/problem+json` (RFC 9457), with stable members.
+//! Every error as people and programs get it: `application/problem+json` (RFC 9457), with stable
+//! members.
 //!
 //! | member | |
 //! |---|---|
@@ -11,7 +12,8 @@
 //! | `limit`, `actual` | for what is too large or too many |
 //! | `count` | keys that were deleted before a range delete stopped |
 //!
-//! [`Problem`] is what a handler returns instead of an answer; [`From<Refusal>`] says which status each of a node's refusals is.
+//! [`Problem`] is what a handler returns instead of an answer; [`From<Refusal>`] says which status
+//! each of a node's refusals is.
 
 use flotilla_router::{Descriptor, NodeId, Outcome, Refusal, ShardId};
 use http::StatusCode;
@@ -66,8 +68,14 @@ pub struct Members {
 }
 
 impl Problem {
-    /// A problem that is certain to have written nothing, and that the same request would meet again.
-    pub fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
+    /// A problem that is certain to have written nothing, and that the same request would meet
+    /// again.
+    pub fn new(
+        status: StatusCode,
+        code: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
         Self(Box::new(Members {
             status,
             code,
@@ -95,7 +103,8 @@ impl Problem {
 
     /// 404: nothing is at this path.
     pub fn no_such_path() -> Self {
-        let detail = "nothing is at this path; keys are at /v1/kv/{key}, ranges at /v1/kv, the cluster at /v1/admin/cluster";
+        let detail = "nothing is at this path; keys are at /v1/kv/{key}, ranges at /v1/kv, the \
+                      cluster at /v1/admin/cluster";
         Self::new(StatusCode::NOT_FOUND, "no_such_path", "no such path", detail)
     }
 
@@ -119,13 +128,24 @@ impl Problem {
 
     /// 412: the condition did not hold.
     pub fn precondition_failed(detail: impl Into<String>, etag: Option<HeaderValue>) -> Self {
-        let mut problem = Self::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", "precondition failed", detail);
+        let mut problem = Self::new(
+            StatusCode::PRECONDITION_FAILED,
+            "precondition_failed",
+            "precondition failed",
+            detail,
+        );
         problem.0.etag = etag;
         problem
     }
 
     /// Something is larger than its limit.
-    pub fn too_large(status: StatusCode, code: &'static str, what: &str, limit: usize, actual: Option<usize>) -> Self {
+    pub fn too_large(
+        status: StatusCode,
+        code: &'static str,
+        what: &str,
+        limit: usize,
+        actual: Option<usize>,
+    ) -> Self {
         let detail = match actual {
             Some(actual) => format!("{what} is limited to {limit} bytes; this one has {actual}"),
             None => format!("{what} is limited to {limit} bytes; this one has more"),
@@ -191,15 +211,17 @@ impl Problem {
         self
     }
 
-    /// The same, from an operation over many shards that had deleted `count` keys in `shards_done` shards before this happened.
+    /// The same, from an operation over many shards that had deleted `count` keys in `shards_done`
+    /// shards before this happened.
     ///
-    /// Once a shard was done it would be a lie to say that nothing was applied, so the outcome is unknown; repeating a range delete
-    /// does no harm.
+    /// Once a shard was done it would be a lie to say that nothing was applied, so the outcome is
+    /// unknown; repeating a range delete does no harm.
     pub fn after_deleting(mut self, count: u64, shards_done: u64) -> Self {
         self.0.count = Some(count);
         if shards_done > 0 {
             self.0.detail = format!(
-                "stopped after {shards_done} shards and {count} deleted keys: {}; repeat to delete the rest",
+                "stopped after {shards_done} shards and {count} deleted keys: {}; repeat to delete \
+                 the rest",
                 self.0.detail
             );
             self.0.status = StatusCode::GATEWAY_TIMEOUT;
@@ -266,7 +288,8 @@ fn clipped(detail: &str) -> Cow<'_, str> {
         return detail.into();
     }
     let half = DETAIL_BYTES_MAX / 2;
-    let (head, tail) = (detail.floor_char_boundary(half), detail.ceil_char_boundary(detail.len() - half));
+    let (head, tail) =
+        (detail.floor_char_boundary(half), detail.ceil_char_boundary(detail.len() - half));
     format!("{} … ({} bytes left out) … {}", &detail[..head], tail - head, &detail[tail..]).into()
 }
 
@@ -303,10 +326,14 @@ impl From<Refusal> for Problem {
             Refusal::NotLeader { leader, .. } => m.leader = leader,
             Refusal::WrongShard { descriptors, .. } => {
                 let first = descriptors.into_iter().next();
-                m.epoch = first.and_then(|bytes| Descriptor::decode(bytes.0).ok()).map(|d| d.epoch.to_string());
+                m.epoch = first
+                    .and_then(|bytes| Descriptor::decode(bytes.0).ok())
+                    .map(|d| d.epoch.to_string());
             }
             Refusal::Overloaded { limit, .. } => m.limit = Some(limit),
-            Refusal::DiskFull { free_bytes, reserve_bytes } => (m.limit, m.actual) = (Some(reserve_bytes), Some(free_bytes)),
+            Refusal::DiskFull { free_bytes, reserve_bytes } => {
+                (m.limit, m.actual) = (Some(reserve_bytes), Some(free_bytes))
+            }
             _ => {}
         }
         problem
@@ -341,7 +368,8 @@ mod tests {
         ];
         for (refusal, status, outcome, retryable) in table {
             let code = refusal.code();
-            let json: serde_json::Value = serde_json::from_slice(&Problem::from(refusal).to_json()).unwrap();
+            let json: serde_json::Value =
+                serde_json::from_slice(&Problem::from(refusal).to_json()).unwrap();
             assert_eq!(json["status"], status, "{json}");
             assert_eq!(json["outcome"], outcome, "{json}");
             assert_eq!(json["retryable"], retryable, "{json}");
@@ -353,11 +381,18 @@ mod tests {
     #[test]
     fn a_detail_that_quotes_a_whole_body_is_cut() {
         let quoted = "ä".repeat(1 << 20);
-        let json = Problem::malformed("malformed_json", format!("unknown field `{quoted}`, expected `ops`")).to_json();
+        let json = Problem::malformed(
+            "malformed_json",
+            format!("unknown field `{quoted}`, expected `ops`"),
+        )
+        .to_json();
         assert!(json.len() < 2048, "{} bytes", json.len());
         let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
         let detail = json["detail"].as_str().unwrap();
-        assert!(detail.starts_with("unknown field `ää") && detail.ends_with("ä`, expected `ops`"), "{detail}");
+        assert!(
+            detail.starts_with("unknown field `ää") && detail.ends_with("ä`, expected `ops`"),
+            "{detail}"
+        );
         assert!(detail.contains("bytes left out"));
     }
 

@@ -1,7 +1,9 @@
-//! What is asked of a node, and what it answers: the same whether the question came by HTTP or from another node.
+//! What is asked of a node, and what it answers: the same whether the question came by HTTP or from
+//! another node.
 //!
-//! Every question names a key (or the start of a range) and so a shard. A question about a range is answered by **one** shard,
-//! for the part of the range that it owns; the answer says where to go on.
+//! Every question names a key (or the start of a range) and so a shard. A question about a range is
+//! answered by **one** shard, for the part of the range that it owns; the answer says where to go
+//! on.
 
 use crate::codec::DecodeError;
 use crate::command::Command;
@@ -17,7 +19,8 @@ use std::time::{Duration, Instant};
 pub enum Consistency {
     /// It sees every write that was acknowledged before it began: confirmed by a quorum.
     Linearizable,
-    /// The same, vouched for by the leader's clock instead of a quorum. Linearizable where leases are off or void.
+    /// The same, vouched for by the leader's clock instead of a quorum. Linearizable where leases
+    /// are off or void.
     Lease,
     /// What any one replica has, no older than this where it is given.
     Stale {
@@ -51,18 +54,21 @@ pub enum Request {
         /// How fresh.
         consistency: Consistency,
     },
-    /// The part of a range that one shard owns: the one with the range's first key, or, in reverse, with its last.
+    /// The part of a range that one shard owns: the one with the range's first key, or, in reverse,
+    /// with its last.
     Scan {
         /// Which keys, in which order, how many.
         scan: Scan,
         /// How fresh.
         consistency: Consistency,
     },
-    /// A write, durable on a quorum and applied when it is answered. A range is cut to what one shard owns.
+    /// A write, durable on a quorum and applied when it is answered. A range is cut to what one
+    /// shard owns.
     Write(Command),
     /// An admin question or order, in JSON between ops and node; routing is the asker's business.
     Admin(Bytes),
-    /// A part of a stream. Like a scan; but a shard's parts, which are asked for one after the other, all show the same view of it.
+    /// A part of a stream. Like a scan; but a shard's parts, which are asked for one after the
+    /// other, all show the same view of it.
     Part {
         /// Which keys, in which order, how many in this part. A limit of 0 lets the view go.
         scan: Scan,
@@ -73,8 +79,9 @@ pub enum Request {
     },
 }
 
-/// A view of a shard that a node keeps for a stream. It is given up when nobody asks for it for some time, when it gets old, when there
-/// are too many, and when the replica that it is of is quarantined or replaced.
+/// A view of a shard that a node keeps for a stream. It is given up when nobody asks for it for
+/// some time, when it gets old, when there are too many, and when the replica that it is of is
+/// quarantined or replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeldView {
     /// Who keeps it.
@@ -101,7 +108,8 @@ pub struct Item {
 pub struct ScanPage {
     /// In the order that was asked for.
     pub items: Vec<Item>,
-    /// The part of the range not yet looked at (in this shard or in its neighbours); `None` when all of it was.
+    /// The part of the range not yet looked at (in this shard or in its neighbours); `None` when
+    /// all of it was.
     pub rest: Option<KeyRange>,
 }
 
@@ -167,7 +175,8 @@ pub struct Reply {
 pub struct Staleness {
     /// The replica's applied index.
     pub applied: u64,
-    /// The time since the replica last knew that it had applied all that was committed; `None` when it never did.
+    /// The time since the replica last knew that it had applied all that was committed; `None` when
+    /// it never did.
     pub age: Option<Duration>,
 }
 
@@ -188,7 +197,8 @@ const SMALL_BYTES: usize = 256;
 /// The bytes of a [`Forwarded`], or of what it comes to.
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
     let into = Vec::with_capacity(SMALL_BYTES);
-    let mut bytes = postcard::to_extend(value, into).expect("encoding to memory can't fail for these types");
+    let mut bytes =
+        postcard::to_extend(value, into).expect("encoding to memory can't fail for these types");
     // It may wait in a queue that counts bytes, not the room that they were written into.
     if bytes.capacity() > bytes.len() + bytes.len() / 4 {
         bytes.shrink_to_fit();
@@ -205,19 +215,24 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
     }
 }
 
-/// A page of a forwarded scan has no more items, so that it fits into a frame however short its keys are.
+/// A page of a forwarded scan has no more items, so that it fits into a frame however short its
+/// keys are.
 const PAGE_ITEMS_MAX: u32 = (PAGE_BYTES_MAX / 64) as u32;
 /// The longest that any node lets a request take.
 const TIME_LEFT_MAX: Duration = Duration::from_secs(3600);
 
 impl Forwarded {
-    /// The question as this node takes it from another: in bounds, whatever that node's own limits are, or refused with what is
-    /// wrong. A page may be shorter than it was asked to be, and time is only ever cut.
+    /// The question as this node takes it from another: in bounds, whatever that node's own limits
+    /// are, or refused with what is wrong. A page may be shorter than it was asked to be, and time
+    /// is only ever cut.
     pub fn checked(mut self) -> Result<Self, String> {
         self.time_left = self.time_left.min(TIME_LEFT_MAX);
         match &mut self.request {
             Request::Get { key, .. } if !(1..=KEY_BYTES_MAX).contains(&key.len()) => {
-                return Err(format!("a key of {} bytes; 1 to {KEY_BYTES_MAX} are allowed", key.len()));
+                return Err(format!(
+                    "a key of {} bytes; 1 to {KEY_BYTES_MAX} are allowed",
+                    key.len()
+                ));
             }
             Request::Write(command) => command.check_sizes()?,
             Request::Scan { scan, .. } | Request::Part { scan, .. } => {
@@ -241,7 +256,8 @@ impl Forwarded {
 }
 
 impl Request {
-    /// The key by which the question finds its shard; `None` for admin questions, and for "from the end" of an open range.
+    /// The key by which the question finds its shard; `None` for admin questions, and for "from the
+    /// end" of an open range.
     pub fn routing_key(&self) -> Option<&Bytes> {
         match self {
             Self::Get { key, .. } => Some(key),
@@ -279,36 +295,53 @@ mod tests {
         for n in 0..bytes.len() {
             assert!(decode::<Forwarded>("request", &bytes[..n]).is_err());
         }
-        let refusal: Result<Reply, Refusal> = Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
+        let refusal: Result<Reply, Refusal> =
+            Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) });
         assert_eq!(decode::<Result<Reply, Refusal>>("response", &encode(&refusal)), Ok(refusal));
     }
 
-    /// Queues between nodes count bytes, so thousands of answers must not hold several times as many.
+    /// Queues between nodes count bytes, so thousands of answers must not hold several times as
+    /// many.
     #[test]
     fn what_is_encoded_holds_little_more_room_than_its_bytes() {
         for value in [0, 10, 50, 60, 70, 200, 300, 5000, 1 << 20] {
             // What comes behind a large value makes twice the room for it.
             let bytes = encode(&(Bytes::from(vec![7_u8; value]), 1_u8));
-            let (len, room) = (bytes.len(), bytes.try_into_mut().expect("nobody else has it").capacity());
+            let (len, room) =
+                (bytes.len(), bytes.try_into_mut().expect("nobody else has it").capacity());
             assert!(room <= len + len / 4, "{len} bytes hold {room}");
         }
     }
 
     #[test]
     fn what_another_node_asks_is_held_to_bounds() {
-        let scan = Scan { range: KeyRange::all(), reverse: false, limit: u32::MAX, bytes_max: u32::MAX, keys_only: true };
+        let scan = Scan {
+            range: KeyRange::all(),
+            reverse: false,
+            limit: u32::MAX,
+            bytes_max: u32::MAX,
+            keys_only: true,
+        };
         let request = Request::Scan { scan, consistency: Consistency::Linearizable };
-        let question = Forwarded { request, hops: 255, time_left: Duration::MAX }.checked().unwrap();
+        let question =
+            Forwarded { request, hops: 255, time_left: Duration::MAX }.checked().unwrap();
         let now = Instant::now();
         assert!(question.deadline(now) > now);
-        let Request::Scan { scan, .. } = question.request else { panic!("it has become another question") };
+        let Request::Scan { scan, .. } = question.request else {
+            panic!("it has become another question")
+        };
         assert!(scan.bytes_max as usize + scan.limit as usize * 16 < crate::sizes::FRAME_BYTES_MAX);
         for key in [0, KEY_BYTES_MAX + 1] {
             let key = Bytes::from(vec![7; key]);
             let get = Request::Get { key: key.clone(), consistency: Consistency::Lease };
-            let put = Request::Write(Command::new(Op::Put { key, value: Bytes::new() }, Condition::Always));
+            let put = Request::Write(Command::new(
+                Op::Put { key, value: Bytes::new() },
+                Condition::Always,
+            ));
             for request in [get, put] {
-                assert!(Forwarded { request, hops: 0, time_left: Duration::ZERO }.checked().is_err());
+                assert!(
+                    Forwarded { request, hops: 0, time_left: Duration::ZERO }.checked().is_err()
+                );
             }
         }
     }

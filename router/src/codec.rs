@@ -1,7 +1,9 @@
-//! The byte encoding shared by everything that is stored or sent: big-endian integers and length-prefixed strings.
+//! The byte encoding shared by everything that is stored or sent: big-endian integers and
+//! length-prefixed strings.
 //!
-//! Written with [`bytes::BufMut`] and the few helpers of [`Put`]; read with a [`Reader`], which never panics, never
-//! allocates more than it was given, and hands out slices of the original buffer without copying.
+//! Written with [`bytes::BufMut`] and the few helpers of [`Put`]; read with a [`Reader`], which
+//! never panics, never allocates more than it was given, and hands out slices of the original
+//! buffer without copying.
 
 use bytes::{BufMut, Bytes};
 
@@ -26,14 +28,17 @@ impl DecodeError {
 pub trait Put: BufMut {
     /// A string of at most 4 GiB: its length in four bytes, then itself.
     fn put_bytes_prefixed(&mut self, bytes: &[u8]) {
-        self.put_u32(u32::try_from(bytes.len()).expect("no string in Flotilla is longer than a frame"));
+        self.put_u32(
+            u32::try_from(bytes.len()).expect("no string in Flotilla is longer than a frame"),
+        );
         self.put_slice(bytes);
     }
 }
 
 impl<B: BufMut> Put for B {}
 
-/// Reads one record from front to back. Every method fails, rather than panics, where the record ends too early.
+/// Reads one record from front to back. Every method fails, rather than panics, where the record
+/// ends too early.
 pub struct Reader {
     what: &'static str,
     rest: Bytes,
@@ -107,11 +112,15 @@ impl Reader {
     }
 
     /// A value that may be absent: a yes or no, then the value.
-    pub fn option<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, DecodeError>) -> Result<Option<T>, DecodeError> {
+    pub fn option<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, DecodeError>,
+    ) -> Result<Option<T>, DecodeError> {
         if self.bool()? { read(self).map(Some) } else { Ok(None) }
     }
 
-    /// The count of a list whose items take at least `item_bytes_min` bytes each, so that a forged count allocates nothing.
+    /// The count of a list whose items take at least `item_bytes_min` bytes each, so that a forged
+    /// count allocates nothing.
     pub fn count(&mut self, item_bytes_min: usize) -> Result<usize, DecodeError> {
         let n = self.u32()? as usize;
         if n.saturating_mul(item_bytes_min) > self.rest.len() {
@@ -122,6 +131,10 @@ impl Reader {
 
     /// The end of the record; anything left over is an error.
     pub fn end(self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() { Ok(()) } else { Err(self.error(format!("{} bytes too many", self.rest.len()))) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(self.error(format!("{} bytes too many", self.rest.len())))
+        }
     }
 }

@@ -9,8 +9,9 @@
 //! condition:= 0 | 1 | 2 | 3 ‖ revision (8)        always, absent, present, at this revision
 //! ```
 //!
-//! A command is encoded once, where the request came in, and travels as the same bytes through forwarding, log and apply.
-//! The range epoch is the one that the leader saw when it proposed; apply compares it again.
+//! A command is encoded once, where the request came in, and travels as the same bytes through
+//! forwarding, log and apply. The range epoch is the one that the leader saw when it proposed;
+//! apply compares it again.
 
 use crate::codec::{DecodeError, Put, Reader};
 use crate::ids::Revision;
@@ -66,7 +67,8 @@ pub enum Op {
         /// 1 to 4096 bytes.
         key: Bytes,
     },
-    /// Removes every key of a range, and answers how many there were. The range lies within the shard.
+    /// Removes every key of a range, and answers how many there were. The range lies within the
+    /// shard.
     DeleteRange {
         /// The keys to remove.
         range: KeyRange,
@@ -83,7 +85,8 @@ pub struct Command {
 }
 
 impl Command {
-    /// Encodes a command: the only time that its key and value are copied before an entry is made of it.
+    /// Encodes a command: the only time that its key and value are copied before an entry is made
+    /// of it.
     pub fn new(op: Op, condition: Condition) -> Self {
         let mut out = BytesMut::with_capacity(encoded_bytes(&op, condition));
         encode(&op, condition, &mut out);
@@ -176,7 +179,9 @@ fn encoded_bytes(op: &Op, condition: Condition) -> usize {
         + match op {
             Op::Put { key, value } => 4 + key.len() + value.len(),
             Op::Delete { key } => key.len(),
-            Op::DeleteRange { range } => 5 + range.start.len() + range.end.as_ref().map_or(0, |end| 4 + end.len()),
+            Op::DeleteRange { range } => {
+                5 + range.start.len() + range.end.as_ref().map_or(0, |end| 4 + end.len())
+            }
         }
 }
 
@@ -252,7 +257,8 @@ impl Payload {
     }
 }
 
-/// How many commands an entry's data carry; found by their lengths alone, for the metrics. 0 where they make no sense.
+/// How many commands an entry's data carry; found by their lengths alone, for the metrics. 0 where
+/// they make no sense.
 pub fn count_commands(data: &[u8]) -> usize {
     let Some(mut rest) = data.get(PAYLOAD_HEADER_BYTES..) else { return 0 };
     let mut count = 0;
@@ -264,7 +270,8 @@ pub fn count_commands(data: &[u8]) -> usize {
     count
 }
 
-/// Whether any command of an entry's data deletes a range; found without reading the commands. `false` where they make no sense.
+/// Whether any command of an entry's data deletes a range; found without reading the commands.
+/// `false` where they make no sense.
 pub fn deletes_a_range(data: &[u8]) -> bool {
     let Some(mut rest) = data.get(PAYLOAD_HEADER_BYTES..) else { return false };
     while let Some((length, behind)) = rest.split_first_chunk::<4>() {
@@ -302,9 +309,11 @@ mod tests {
     fn any_command() -> impl Strategy<Value = Command> {
         let key = || proptest::collection::vec(any::<u8>(), 1..20).prop_map(Bytes::from);
         let op = prop_oneof![
-            (key(), proptest::collection::vec(any::<u8>(), 0..50)).prop_map(|(key, value)| Op::Put { key, value: value.into() }),
+            (key(), proptest::collection::vec(any::<u8>(), 0..50))
+                .prop_map(|(key, value)| Op::Put { key, value: value.into() }),
             key().prop_map(|key| Op::Delete { key }),
-            (key(), proptest::option::of(key())).prop_map(|(start, end)| Op::DeleteRange { range: KeyRange { start, end } }),
+            (key(), proptest::option::of(key()))
+                .prop_map(|(start, end)| Op::DeleteRange { range: KeyRange { start, end } }),
         ];
         let condition = prop_oneof![
             Just(Condition::Always),
@@ -317,12 +326,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_payload_survives_its_encoding(epoch in any::<u64>(), commands in proptest::collection::vec(any_command(), 0..8)) {
+        fn a_payload_survives_its_encoding(
+            epoch in any::<u64>(),
+            commands in proptest::collection::vec(any_command(), 0..8),
+        ) {
             let mut builder = PayloadBuilder::new(epoch, 0);
             for command in &commands {
                 builder.push(command);
-                prop_assert_eq!(command.encoded.len(), encoded_bytes(command.op(), command.condition()));
-                let read: Command = crate::call::decode("command", &crate::call::encode(command)).unwrap();
+                let bytes = encoded_bytes(command.op(), command.condition());
+                prop_assert_eq!(command.encoded.len(), bytes);
+                let encoded = crate::call::encode(command);
+                let read: Command = crate::call::decode("command", &encoded).unwrap();
                 prop_assert_eq!(&read, command);
                 prop_assert_eq!((read.op(), read.condition()), (command.op(), command.condition()));
             }
@@ -336,7 +350,9 @@ mod tests {
         }
 
         #[test]
-        fn bytes_that_are_no_payload_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn bytes_that_are_no_payload_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+        ) {
             count_commands(&bytes);
             deletes_a_range(&bytes);
             if let Ok(payload) = Payload::decode(bytes.into()) {

@@ -33,8 +33,11 @@ const FORMAT_BEFORE_JOINT: u8 = 1;
 /// More members than this no group has. What costs more than linear time in them may rest on it.
 pub const REPLICAS_MAX: usize = 64;
 
-/// How often a shard changed. A request, a message or a plan made against an older epoch is refused, not half done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// How often a shard changed. A request, a message or a plan made against an older epoch is
+/// refused, not half done.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Epoch {
     /// Rises with each change of the replicas.
     pub membership: u64,
@@ -208,7 +211,8 @@ impl Descriptor {
     /// The encoding: format ‖ id ‖ epoch ‖ range ‖ replicas.
     pub fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(64 + self.replicas.len() * 17);
-        // As long as the older form says all there is to say it is written: hashes of first states rest on it.
+        // As long as the older form says all there is to say it is written: hashes of first states
+        // rest on it.
         out.put_u8(if self.is_joint() { FORMAT } else { FORMAT_BEFORE_JOINT });
         out.put_u64(self.id.0);
         out.put_u64(self.epoch.membership);
@@ -286,7 +290,8 @@ mod tests {
     fn what_the_older_form_can_say_is_written_in_it() {
         let replica = |id, role| Replica { id: ReplicaId(id), node: NodeId(id), role };
         let (range, epoch) = (KeyRange::all(), Epoch::default());
-        let mut descriptor = Descriptor { id: ShardId(7), range, epoch, replicas: vec![replica(1, Voter)] };
+        let mut descriptor =
+            Descriptor { id: ShardId(7), range, epoch, replicas: vec![replica(1, Voter)] };
         assert_eq!(descriptor.encode()[0], FORMAT_BEFORE_JOINT);
         descriptor.replicas.push(replica(2, Incoming));
         assert_eq!(descriptor.encode()[0], FORMAT);

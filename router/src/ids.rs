@@ -1,4 +1,5 @@
-//! A newtype for every id and counter of the cluster, so that the compiler keeps a shard from being taken for a node.
+//! A newtype for every id and counter of the cluster, so that the compiler keeps a shard from being
+//! taken for a node.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -7,7 +8,8 @@ use std::str::FromStr;
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub u64);
 
@@ -35,7 +37,8 @@ id! {
     ShardId
 }
 id! {
-    /// One member of a shard's group on one node: the Raft id. Never reused in the whole cluster, never 0.
+    /// One member of a shard's group on one node: the Raft id. Never reused in the whole cluster,
+    /// never 0.
     ReplicaId
 }
 id! {
@@ -48,7 +51,8 @@ id! {
     OperationId
 }
 id! {
-    /// What a key's ETag shows. Grows with each write of that key and never goes back. 0 stands for "no such key".
+    /// What a key's ETag shows. Grows with each write of that key and never goes back. 0 stands for
+    /// "no such key".
     Revision
 }
 
@@ -67,8 +71,8 @@ impl ShardId {
     }
 }
 
-/// The cluster that a node, a certificate and a data directory belong to: drawn at random when the cluster is made.
-/// Written as 16 hexadecimal digits.
+/// The cluster that a node, a certificate and a data directory belong to: drawn at random when the
+/// cluster is made. Written as 16 hexadecimal digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClusterId(pub u64);
 
@@ -83,7 +87,9 @@ impl FromStr for ClusterId {
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         match u64::from_str_radix(s, 16) {
             Ok(id) if s.len() == 16 && id != 0 => Ok(Self(id)),
-            _ => Err(format!("cluster id {s:?} is not 16 hexadecimal digits; `flotilla cert ca` prints one")),
+            _ => Err(format!(
+                "cluster id {s:?} is not 16 hexadecimal digits; `flotilla cert ca` prints one"
+            )),
         }
     }
 }

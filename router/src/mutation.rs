@@ -1,8 +1,9 @@
-//! Known mistakes, to show that the tests would notice them. Without the feature `mutation` none can be switched on, and every
-//! question about one is the constant `false`; releases are built without it.
+//! Known mistakes, to show that the tests would notice them. Without the feature `mutation` none
+//! can be switched on, and every question about one is the constant `false`; releases are built
+//! without it.
 //!
-//! One process makes at most one mistake, from its start to its end. Which test catches which, and how soon, is a table in
-//! `docs/simulation.md`.
+//! One process makes at most one mistake, from its start to its end. Which test catches which, and
+//! how soon, is a table in `docs/simulation.md`.
 
 use strum::{EnumIter, EnumString, IntoStaticStr, VariantNames};
 
@@ -23,7 +24,8 @@ pub enum Mutation {
     TombstoneForgotten,
     /// Data and applied index are written one after the other.
     AppliedApart,
-    /// A write that was proposed, and may yet be applied, is called *not applied* when its time is up.
+    /// A write that was proposed, and may yet be applied, is called *not applied* when its time is
+    /// up.
     UnknownAsFailure,
     /// A follower answers before what it answers for is durable.
     EarlyAnswers,
@@ -37,7 +39,8 @@ pub enum Mutation {
     ProposedTwice,
     /// A stale read is answered while a snapshot is being installed.
     ReadDuringInstall,
-    /// Contexts that no quorum has confirmed within a heartbeat interval are called lost, the youngest too.
+    /// Contexts that no quorum has confirmed within a heartbeat interval are called lost, the
+    /// youngest too.
     YoungContextsDropped,
     /// What a leader says is as fresh as the moment at which it arrives.
     AgeByArrival,

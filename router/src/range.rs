@@ -4,7 +4,8 @@
 //! A list is *plain* when its ranges are in order, none is empty, and none touches the next: then
 //! equal sets of keys are equal lists. [`union`] and [`without`] give plain lists of any.
 //!
-//! Keys are compared as unsigned bytes. The empty key stands below every key; an absent end stands above every key.
+//! Keys are compared as unsigned bytes. The empty key stands below every key; an absent end stands
+//! above every key.
 
 use crate::codec::{DecodeError, Put, Reader};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -144,7 +145,8 @@ pub fn to_clear(old: Option<&KeyRange>, new: &KeyRange, others: &[KeyRange]) -> 
     without(old.into_iter().chain([new]).cloned(), others)
 }
 
-/// The smallest key above every key with this prefix; `None` where there is none (the prefix is all `0xff`).
+/// The smallest key above every key with this prefix; `None` where there is none (the prefix is all
+/// `0xff`).
 pub fn successor_of_prefix(prefix: &[u8]) -> Option<Bytes> {
     let last = prefix.iter().rposition(|&b| b != 0xff)?;
     let mut end = prefix[..=last].to_vec();
@@ -160,7 +162,8 @@ pub fn successor_of_key(key: &[u8]) -> Bytes {
     next.freeze()
 }
 
-/// How often a byte is taken to occur in people's keys, relative to the others. Only the initial boundaries rest on it.
+/// How often a byte is taken to occur in people's keys, relative to the others. Only the initial
+/// boundaries rest on it.
 fn weight(byte: u8) -> u64 {
     match byte {
         b'a'..=b'z' => 16,
@@ -171,13 +174,16 @@ fn weight(byte: u8) -> u64 {
     }
 }
 
-/// Cuts the key space into `shards` neighbouring ranges that would hold equally many keys if keys were drawn byte by byte
-/// with [`weight`]: plain byte-wise halving would leave all ASCII keys to two shards in eight.
+/// Cuts the key space into `shards` neighbouring ranges that would hold equally many keys if keys
+/// were drawn byte by byte with [`weight`]: plain byte-wise halving would leave all ASCII keys to
+/// two shards in eight.
 ///
 /// The boundaries are quantiles, written with as few bytes as tell them apart.
 pub fn initial_ranges(shards: usize) -> Vec<KeyRange> {
     assert!(shards > 0, "a cluster has at least one shard");
-    let starts: Vec<Bytes> = (0..shards).map(|i| if i == 0 { Bytes::new() } else { quantile(i as u64, shards as u64) }).collect();
+    let starts: Vec<Bytes> = (0..shards)
+        .map(|i| if i == 0 { Bytes::new() } else { quantile(i as u64, shards as u64) })
+        .collect();
     (0..shards).map(|i| KeyRange::new(starts[i].clone(), starts.get(i + 1).cloned())).collect()
 }
 
@@ -185,7 +191,8 @@ pub fn initial_ranges(shards: usize) -> Vec<KeyRange> {
 fn quantile(i: u64, n: u64) -> Bytes {
     let total: u64 = (0..=255).map(weight).sum();
     let mut key = Vec::new();
-    // What is left of `i / n` inside the prefix chosen so far, and that prefix's own share: both as fractions of one.
+    // What is left of `i / n` inside the prefix chosen so far, and that prefix's own share: both as
+    // fractions of one.
     let (mut target, mut share) = (i as f64 / n as f64, 1.0);
     while share > 0.25 / n as f64 && key.len() < 16 {
         let mut below = 0;
@@ -193,7 +200,8 @@ fn quantile(i: u64, n: u64) -> Bytes {
             let next = below + weight(byte);
             if byte == 255 || (next as f64 / total as f64) > target {
                 key.push(byte);
-                target = (target - below as f64 / total as f64) * total as f64 / weight(byte) as f64;
+                target =
+                    (target - below as f64 / total as f64) * total as f64 / weight(byte) as f64;
                 share *= weight(byte) as f64 / total as f64;
                 break;
             }
@@ -210,9 +218,15 @@ mod tests {
 
     #[test]
     fn a_prefix_ends_where_the_next_begins() {
-        let cases: [(&[u8], Option<&[u8]>); 4] = [(b"a", Some(b"b")), (b"a\xff", Some(b"b")), (b"\xff\xff", None), (b"", None)];
+        let cases: [(&[u8], Option<&[u8]>); 4] =
+            [(b"a", Some(b"b")), (b"a\xff", Some(b"b")), (b"\xff\xff", None), (b"", None)];
         for (prefix, end) in cases {
-            assert_eq!(KeyRange::prefix(prefix.to_vec()).end.as_deref(), end, "{}", prefix.escape_ascii());
+            assert_eq!(
+                KeyRange::prefix(prefix.to_vec()).end.as_deref(),
+                end,
+                "{}",
+                prefix.escape_ascii()
+            );
         }
     }
 
@@ -313,8 +327,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn overlap_is_a_key_in_both(a in any::<[u8; 2]>(), b in any::<[u8; 2]>(), c in any::<[u8; 2]>(), d in any::<[u8; 2]>()) {
-            let (x, y) = (KeyRange::new(a.to_vec(), Some(b.to_vec().into())), KeyRange::new(c.to_vec(), Some(d.to_vec().into())));
+        fn overlap_is_a_key_in_both(
+            a in any::<[u8; 2]>(),
+            b in any::<[u8; 2]>(),
+            c in any::<[u8; 2]>(),
+            d in any::<[u8; 2]>(),
+        ) {
+            let x = KeyRange::new(a.to_vec(), Some(b.to_vec().into()));
+            let y = KeyRange::new(c.to_vec(), Some(d.to_vec().into()));
             // In a discrete space the larger of the starts is the only candidate that needs a look.
             let witness = a.max(c);
             prop_assert_eq!(x.overlaps(&y), x.contains(&witness) && y.contains(&witness));

@@ -1,8 +1,8 @@
-//! Every way a node says no, in three families: *routable* (carries its cure, and is followed inside the cluster), *retryable*
-//! (the same question may succeed later) and *final*.
+//! Every way a node says no, in three families: *routable* (carries its cure, and is followed
+//! inside the cluster), *retryable* (the same question may succeed later) and *final*.
 //!
-//! Each knows its outcome: whether it is certain that a write was not applied. An unknown outcome is never dressed up as a
-//! failure, and never retried by us.
+//! Each knows its outcome: whether it is certain that a write was not applied. An unknown outcome
+//! is never dressed up as a failure, and never retried by us.
 
 use crate::descriptor::Descriptor;
 use crate::ids::{NodeId, ShardId};
@@ -19,7 +19,8 @@ pub enum Outcome {
 }
 
 /// What is limited where a leader has more writes in line than it proposes in time.
-pub const FULL_LINE: &str = "the line of writes on the leader's node, at the pace at which it proposes, in bytes,";
+pub const FULL_LINE: &str =
+    "the line of writes on the leader's node, at the pace at which it proposes, in bytes,";
 
 /// A node's no.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -76,13 +77,18 @@ pub enum Refusal {
         shard: ShardId,
     },
     /// Final, and unknown: the write was proposed, and nothing more was heard of it in time.
-    #[error("the write to shard {shard} was proposed, and its outcome was not known before the deadline")]
+    #[error(
+        "the write to shard {shard} was proposed, and its outcome was not known before the deadline"
+    )]
     OutcomeUnknown {
         /// The shard.
         shard: ShardId,
     },
     /// Retryable once there is room: the disk is nearly full.
-    #[error("the disk is nearly full: {free_bytes} bytes free, {reserve_bytes} reserved; deletes are still taken")]
+    #[error(
+        "the disk is nearly full: {free_bytes} bytes free, {reserve_bytes} reserved; deletes are \
+         still taken"
+    )]
     DiskFull {
         /// What is free.
         free_bytes: u64,
@@ -117,8 +123,9 @@ pub enum Refusal {
     },
     /// Retryable, from where the stream came to: the view of the shard that it showed was given up.
     #[error(
-        "the view of shard {shard} that this stream showed was given up, since it was old, long unused or one of too many, or the \
-         replica was quarantined; go on at the cursor, which shows the rest as it is now"
+        "the view of shard {shard} that this stream showed was given up, since it was old, long \
+         unused or one of too many, or the replica was quarantined; go on at the cursor, which \
+         shows the rest as it is now"
     )]
     ViewGivenUp {
         /// The shard.

@@ -1,11 +1,12 @@
 //! Key to shard, and shard to the node that probably leads it.
 //!
-//! Two structures, because they change at different rates. Which shard owns a key changes with a split or a merge: an immutable
-//! ordered snapshot, swapped whole, so that a look-up takes no lock and sees one consistent cut of the key space. Who leads a
-//! shard changes with every election: a `DashMap` of hints, each possibly wrong; whoever follows one is told better.
+//! Two structures, because they change at different rates. Which shard owns a key changes with a
+//! split or a merge: an immutable ordered snapshot, swapped whole, so that a look-up takes no lock
+//! and sees one consistent cut of the key space. Who leads a shard changes with every election: a
+//! `DashMap` of hints, each possibly wrong; whoever follows one is told better.
 //!
-//! **Invariants.** The ranges of a snapshot are disjoint. A descriptor is replaced only by one with a higher epoch. No
-//! `DashMap` reference leaves this file, so none is ever held across an await.
+//! **Invariants.** The ranges of a snapshot are disjoint. A descriptor is replaced only by one with
+//! a higher epoch. No `DashMap` reference leaves this file, so none is ever held across an await.
 
 use crate::descriptor::Descriptor;
 use crate::ids::{NodeId, ShardId};
@@ -24,7 +25,8 @@ pub struct Routes {
     leaders: DashMap<ShardId, NodeId>,
     /// Whom this node's own replicas take for their leaders; no hint of anybody else's changes it.
     followed: DashMap<ShardId, NodeId>,
-    /// Held while a new table is made of the old one, so that no two makers lose each other's change.
+    /// Held while a new table is made of the old one, so that no two makers lose each other's
+    /// change.
     writing: Mutex<()>,
 }
 
@@ -38,7 +40,8 @@ pub struct Table {
 impl Table {
     /// The shard that owns `key`.
     pub fn owner(&self, key: &[u8]) -> Option<&Arc<Descriptor>> {
-        let (_, descriptor) = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
+        let (_, descriptor) =
+            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(key))).next_back()?;
         descriptor.range.contains(key).then_some(descriptor)
     }
 
@@ -61,10 +64,15 @@ impl Table {
     }
 
     /// Every user shard that owns a key of `range`, in key order.
-    pub fn overlapping<'a>(&'a self, range: &'a KeyRange) -> impl Iterator<Item = &'a Arc<Descriptor>> {
-        // Ranges are disjoint: at most one begins at or before `range` and reaches into it, and the others begin within.
+    pub fn overlapping<'a>(
+        &'a self,
+        range: &'a KeyRange,
+    ) -> impl Iterator<Item = &'a Arc<Descriptor>> {
+        // Ranges are disjoint: at most one begins at or before `range` and reaches into it, and the
+        // others begin within.
         let start = &range.start[..];
-        let first = self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(start))).next_back();
+        let first =
+            self.by_start.range::<[u8], _>((Bound::Unbounded, Bound::Included(start))).next_back();
         let others = self.by_start.range::<[u8], _>((Bound::Excluded(start), Bound::Unbounded));
         let first = first.into_iter().filter(|(_, d)| d.range.overlaps(range));
         first.chain(others.take_while(|(_, d)| d.range.overlaps(range))).map(|(_, d)| d)
@@ -73,7 +81,9 @@ impl Table {
     /// Whether as much is known about this shard already, or more.
     fn knows(&self, descriptor: &Descriptor) -> bool {
         let known = self.by_id.get(&descriptor.id);
-        known.is_some_and(|known| known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch)
+        known.is_some_and(|known| {
+            known.epoch.range > descriptor.epoch.range || known.epoch >= descriptor.epoch
+        })
     }
 
     /// Takes a descriptor in, unless a newer one about the same keys is known.
@@ -83,7 +93,10 @@ impl Table {
         }
         if !descriptor.id.is_meta() {
             let overlapping: Vec<_> = self.overlapping(&descriptor.range).cloned().collect();
-            if overlapping.iter().any(|d| d.id != descriptor.id && d.epoch.range >= descriptor.epoch.range) {
+            if overlapping
+                .iter()
+                .any(|d| d.id != descriptor.id && d.epoch.range >= descriptor.epoch.range)
+            {
                 return;
             }
             for old in overlapping {
@@ -110,8 +123,9 @@ impl Routes {
         self.table.load().owner(key).cloned()
     }
 
-    /// Takes in what was learnt about shards; older news is ignored. A table is made for all of it together, and only where any of
-    /// it is news: with many shards a table is large, and at a start each of them is published.
+    /// Takes in what was learnt about shards; older news is ignored. A table is made for all of it
+    /// together, and only where any of it is news: with many shards a table is large, and at a
+    /// start each of them is published.
     pub fn learn<D: Into<Arc<Descriptor>>>(&self, descriptors: impl IntoIterator<Item = D>) {
         let mut descriptors = descriptors.into_iter().map(Into::into).peekable();
         if descriptors.peek().is_none() {
@@ -138,8 +152,8 @@ impl Routes {
         self.followed.get(&shard).map(|leader| *leader)
     }
 
-    /// Notes whom this node's own replica takes for its leader. It says so when that changes, and not again: what others say of it
-    /// later, and too late, may take the hint away, but not this.
+    /// Notes whom this node's own replica takes for its leader. It says so when that changes, and
+    /// not again: what others say of it later, and too late, may take the hint away, but not this.
     pub fn follow(&self, shard: ShardId, leader: Option<NodeId>) {
         match leader {
             Some(node) => {
@@ -175,7 +189,12 @@ mod tests {
     use super::*;
     use crate::descriptor::Epoch;
 
-    fn shard(id: u64, start: &'static str, end: Option<&'static str>, range_epoch: u64) -> Descriptor {
+    fn shard(
+        id: u64,
+        start: &'static str,
+        end: Option<&'static str>,
+        range_epoch: u64,
+    ) -> Descriptor {
         Descriptor {
             id: ShardId(id),
             range: KeyRange::new(start, end.map(Bytes::from)),
@@ -187,13 +206,21 @@ mod tests {
     #[test]
     fn every_key_has_one_owner() {
         let routes = Routes::default();
-        routes.learn([shard(2, "", Some("g"), 1), shard(3, "g", Some("p"), 1), shard(4, "p", None, 1)]);
+        routes.learn([
+            shard(2, "", Some("g"), 1),
+            shard(3, "g", Some("p"), 1),
+            shard(4, "p", None, 1),
+        ]);
         for (key, id) in [("", 2), ("a", 2), ("fzz", 2), ("g", 3), ("p", 4), ("zzz", 4)] {
             assert_eq!(routes.owner(key.as_bytes()).unwrap().id, ShardId(id), "{key:?}");
         }
         let table = routes.table();
         for (end, id) in [(Some("g"), 2), (Some("ga"), 3), (None, 4)] {
-            assert_eq!(table.owner_before(end.map(Bytes::from).as_ref()).unwrap().id, ShardId(id), "before {end:?}");
+            assert_eq!(
+                table.owner_before(end.map(Bytes::from).as_ref()).unwrap().id,
+                ShardId(id),
+                "before {end:?}"
+            );
         }
     }
 
@@ -205,7 +232,10 @@ mod tests {
         routes.not_leader(shard, NodeId(1));
         assert_eq!((routes.leader(shard), routes.followed(shard)), (None, Some(NodeId(1))));
         routes.set_leader(shard, Some(NodeId(3)));
-        assert_eq!((routes.leader(shard), routes.followed(shard)), (Some(NodeId(3)), Some(NodeId(1))));
+        assert_eq!(
+            (routes.leader(shard), routes.followed(shard)),
+            (Some(NodeId(3)), Some(NodeId(1)))
+        );
         routes.follow(shard, None);
         assert_eq!((routes.leader(shard), routes.followed(shard)), (None, None));
     }
@@ -247,7 +277,12 @@ mod tests {
             for end in bounds.iter().map(|end| Some(Bytes::from(*end))).chain([None]) {
                 let range = KeyRange::new(start, end);
                 let found: Vec<_> = table.overlapping(&range).map(|d| d.id.0).collect();
-                let expected: Vec<_> = table.by_start.values().filter(|d| d.range.overlaps(&range)).map(|d| d.id.0).collect();
+                let expected: Vec<_> = table
+                    .by_start
+                    .values()
+                    .filter(|d| d.range.overlaps(&range))
+                    .map(|d| d.id.0)
+                    .collect();
                 assert_eq!(found, expected, "{range:?}");
             }
         }

@@ -1,7 +1,9 @@
-//! How often a line of one kind may be written to the log, when strangers decide how often there is reason to.
+//! How often a line of one kind may be written to the log, when strangers decide how often there is
+//! reason to.
 //!
-//! One throttle stands for one **kind** of line, never for a text: texts hold what strangers send, and whoever varies his would
-//! have each of them written. What was held back is counted, and told with the next line that is let through. The time is handed in.
+//! One throttle stands for one **kind** of line, never for a text: texts hold what strangers send,
+//! and whoever varies his would have each of them written. What was held back is counted, and told
+//! with the next line that is let through. The time is handed in.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

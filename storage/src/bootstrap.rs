@@ -1,9 +1,12 @@
-//! How a cluster begins on one node: every first node makes the same first state by itself, without a word to the others.
+//! How a cluster begins on one node: every first node makes the same first state by itself, without
+//! a word to the others.
 //!
-//! Every shard starts as if one entry had been written, applied and truncated ([`INITIAL`]): raft-rs tells an empty replica from
-//! a first node by an index above 0. All of it is one synced batch, so a crash leaves a node that was bootstrapped or one that was not.
+//! Every shard starts as if one entry had been written, applied and truncated ([`INITIAL`]):
+//! raft-rs tells an empty replica from a first node by an index above 0. All of it is one synced
+//! batch, so a crash leaves a node that was bootstrapped or one that was not.
 //!
-//! Beside its own replicas a node remembers the descriptors of all shards, so that it can route to those which it does not hold.
+//! Beside its own replicas a node remembers the descriptors of all shards, so that it can route to
+//! those which it does not hold.
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
@@ -16,11 +19,11 @@ use flotilla_router::{DecodeError, Descriptor, KeySpace, NodeId, Revision};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Founds this node's replicas of `shards`, which are all shards of the cluster, unless the node was bootstrapped before. Says
-/// whether it was bootstrapped now.
+/// Founds this node's replicas of `shards`, which are all shards of the cluster, unless the node
+/// was bootstrapped before. Says whether it was bootstrapped now.
 ///
-/// `meta_contents` are the first keys of the meta shard, the same on every first node, in this order: they take its revisions from
-/// 1 on.
+/// `meta_contents` are the first keys of the meta shard, the same on every first node, in this
+/// order: they take its revisions from 1 on.
 pub fn bootstrap<E: Engine>(
     engine: &E,
     shards: &[Descriptor],
@@ -44,7 +47,11 @@ pub fn bootstrap<E: Engine>(
         records::encode_replica(&mut record, &key, replica.id);
         batch.put(Family::State, &key, &record);
         let key = keys::state(shard, StateTag::HardState);
-        records::encode_hard_state(&mut record, &key, HardState { term: INITIAL.term, vote: 0, commit: INITIAL.index });
+        records::encode_hard_state(
+            &mut record,
+            &key,
+            HardState { term: INITIAL.term, vote: 0, commit: INITIAL.index },
+        );
         batch.put(Family::State, &key, &record);
         let key = keys::state(shard, StateTag::Truncated);
         records::encode_truncated(&mut record, &key, INITIAL);
@@ -57,7 +64,11 @@ pub fn bootstrap<E: Engine>(
                 batch.put(Family::Data, &keys::data(KeySpace::Meta, key), &record);
             }
         }
-        batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(AppliedRecord { at: INITIAL, revision }));
+        batch.put(
+            Family::Data,
+            &keys::applied(shard),
+            &records::encode_applied(AppliedRecord { at: INITIAL, revision }),
+        );
     }
     for (key, value) in meta_contents {
         hash.update(key);
@@ -77,13 +88,16 @@ pub fn is_bootstrapped<R: Read>(read: &R) -> Result<bool, StorageError> {
     Ok(bootstrap_mark(read)?.is_some())
 }
 
-/// A hash of what the node was bootstrapped with, shards and first keys: equal on first nodes that agree. `None` before.
+/// A hash of what the node was bootstrapped with, shards and first keys: equal on first nodes that
+/// agree. `None` before.
 pub fn bootstrap_mark<R: Read>(read: &R) -> Result<Option<u64>, StorageError> {
     const WHAT: &str = "bootstrap mark";
     let key = keys::node(NodeTag::Founded);
     let decode = |record: &[u8]| {
         let body = records::unseal(WHAT, &key, record)?;
-        body.try_into().map(u64::from_be_bytes).map_err(|_| DecodeError::new(WHAT, format!("{} bytes, not 8", body.len())))
+        body.try_into()
+            .map(u64::from_be_bytes)
+            .map_err(|_| DecodeError::new(WHAT, format!("{} bytes, not 8", body.len())))
     };
     read.look(Family::State, &key, decode)?.transpose().map_err(StorageError::node)
 }
@@ -94,7 +108,8 @@ pub fn routes<R: Read>(read: &R) -> Result<Vec<Descriptor>, StorageError> {
     let mut cursor = read.cursor(Family::State, &start, Some(&end), Order::Forward);
     let mut routes = Vec::new();
     while let Some((key, record)) = cursor.next()? {
-        let descriptor = records::decode_descriptor(key, &Bytes::copy_from_slice(record)).map_err(StorageError::node)?;
+        let descriptor = records::decode_descriptor(key, &Bytes::copy_from_slice(record))
+            .map_err(StorageError::node)?;
         if key != keys::route(descriptor.id) {
             let why = format!("the descriptor of shard {} stands under another", descriptor.id);
             return Err(StorageError::node(DecodeError::new("route", why)));
@@ -104,9 +119,11 @@ pub fn routes<R: Read>(read: &R) -> Result<Vec<Descriptor>, StorageError> {
     Ok(routes)
 }
 
-/// Remembers exactly these descriptors. Writes only what changed, and syncs nothing: what a crash takes is learnt again.
+/// Remembers exactly these descriptors. Writes only what changed, and syncs nothing: what a crash
+/// takes is learnt again.
 pub fn save_routes<E: Engine>(engine: &E, shards: &[Descriptor]) -> Result<(), StorageError> {
-    let mut stored: BTreeMap<_, _> = routes(engine)?.into_iter().map(|descriptor| (descriptor.id, descriptor)).collect();
+    let mut stored: BTreeMap<_, _> =
+        routes(engine)?.into_iter().map(|descriptor| (descriptor.id, descriptor)).collect();
     let (mut batch, mut record) = (engine.batch(), Vec::new());
     for descriptor in shards {
         if stored.remove(&descriptor.id).as_ref() != Some(descriptor) {
@@ -148,12 +165,21 @@ mod tests {
         let found = recover(&engine).unwrap();
         assert_eq!(found.iter().map(|r| r.descriptor.clone()).collect::<Vec<_>>(), shards[..2]);
         for replica in &found {
-            assert_eq!((replica.applied, replica.truncated, replica.last), (INITIAL, INITIAL, INITIAL));
+            assert_eq!(
+                (replica.applied, replica.truncated, replica.last),
+                (INITIAL, INITIAL, INITIAL)
+            );
             assert_eq!(replica.hard_state, HardState { term: 1, vote: 0, commit: 1 });
             assert_eq!(replica.replica, replica.descriptor.on_node(NodeId(1)).unwrap().id);
         }
-        assert_eq!(crate::read::get(&engine, KeySpace::Meta, b"b").unwrap(), Some((Revision(2), "2".into())));
-        assert_eq!(crate::read::applied_record(&engine, ShardId::META).unwrap().revision, Revision(2));
+        assert_eq!(
+            crate::read::get(&engine, KeySpace::Meta, b"b").unwrap(),
+            Some((Revision(2), "2".into()))
+        );
+        assert_eq!(
+            crate::read::applied_record(&engine, ShardId::META).unwrap().revision,
+            Revision(2)
+        );
         assert_eq!(crate::read::applied_record(&engine, ShardId(7)).unwrap().revision, Revision(0));
     }
 
@@ -165,7 +191,13 @@ mod tests {
         assert!(!bootstrap(&engine, &[descriptor(8, "", None)], NodeId(1), &[]).unwrap());
         assert_eq!(bootstrap_mark(&engine).unwrap(), mark);
         let other = MemoryEngine::new();
-        bootstrap(&other, &[descriptor(7, "", Some("m")), descriptor(8, "m", None)], NodeId(2), &[]).unwrap();
+        bootstrap(
+            &other,
+            &[descriptor(7, "", Some("m")), descriptor(8, "m", None)],
+            NodeId(2),
+            &[],
+        )
+        .unwrap();
         assert_ne!(bootstrap_mark(&other).unwrap(), mark, "another bootstrap has the same hash");
         assert_eq!(routes(&engine).unwrap(), [descriptor(7, "", None)]);
     }

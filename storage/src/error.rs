@@ -1,8 +1,9 @@
 //! Everything that storage can say no with: three families, as in the whole house.
 //!
-//! Nothing here is *routable* or *retryable* by a client: storage speaks to the node alone. What is left is **refusals to start**
-//! (each carries its cure, and nothing on disk was changed), **corruption** (names the shard and the index, and is never skipped)
-//! and **failures** of the engine. After either of the last two the process stops: a failed write is never retried, because
+//! Nothing here is *routable* or *retryable* by a client: storage speaks to the node alone. What is
+//! left is **refusals to start** (each carries its cure, and nothing on disk was changed),
+//! **corruption** (names the shard and the index, and is never skipped) and **failures** of the
+//! engine. After either of the last two the process stops: a failed write is never retried, because
 //! after a failed fsync nobody knows what the disk holds.
 
 use flotilla_router::cure::NO_WAY_BACK;
@@ -19,7 +20,8 @@ pub enum StorageError {
         dir: PathBuf,
     },
     /// Refusal to start: nothing can be written there.
-    #[error("{} can't be written to ({why}); make it writable for this user, or give this node another directory", dir.display())]
+    #[error("{} can't be written to ({why}); make it writable for this user, or give this node \
+             another directory", dir.display())]
     ReadOnly {
         /// The path that was given.
         dir: PathBuf,
@@ -28,8 +30,9 @@ pub enum StorageError {
     },
     /// Refusal to start: the disk is full to the last.
     #[error(
-        "{}: the disk has {free_bytes} bytes left, and this node needs {needed_bytes} to start, without puts: remove something else from \
-         the disk, or copy the folder as it is to a larger one; nothing was changed", dir.display()
+        "{}: the disk has {free_bytes} bytes left, and this node needs {needed_bytes} to start, \
+         without puts: remove something else from the disk, or copy the folder as it is to a \
+         larger one; nothing was changed", dir.display()
     )]
     NoRoom {
         /// The path that was given.
@@ -40,15 +43,17 @@ pub enum StorageError {
         needed_bytes: u64,
     },
     /// Refusal to start: another process works in the directory.
-    #[error("{} is in use by another process; stop that one first, or give this node a directory of its own", dir.display())]
+    #[error("{} is in use by another process; stop that one first, or give this node a directory \
+             of its own", dir.display())]
     InUse {
         /// The path that was given.
         dir: PathBuf,
     },
     /// Refusal to start: the directory belongs to somebody else.
     #[error(
-        "{} belongs to node {node} of cluster {cluster}, not to node {wanted_node} of cluster {wanted_cluster}; \
-         start it with that id, or give this node its own directory (an empty one only if it never ran)", dir.display()
+        "{} belongs to node {node} of cluster {cluster}, not to node {wanted_node} of cluster \
+         {wanted_cluster}; start it with that id, or give this node its own directory (an empty \
+         one only if it never ran)", dir.display()
     )]
     ForeignDirectory {
         /// The path that was given.
@@ -64,7 +69,8 @@ pub enum StorageError {
     },
     /// Refusal to start: the directory was written by another program, or by another release.
     #[error(
-        "{}: {why}; start it with the release that wrote it, or restore the directory as it was when the node ran last", dir.display()
+        "{}: {why}; start it with the release that wrote it, or restore the directory as it was \
+         when the node ran last", dir.display()
     )]
     UnknownFormat {
         /// The path that was given.
@@ -74,8 +80,8 @@ pub enum StorageError {
     },
     /// Refusal to start: RocksDB does not open its own files.
     #[error(
-        "{} can't be opened ({why}); nothing was removed: repair the disk or restore the directory as it was when the node ran last; \
-         {NO_WAY_BACK}", dir.display()
+        "{} can't be opened ({why}); nothing was removed: repair the disk or restore the directory \
+         as it was when the node ran last; {NO_WAY_BACK}", dir.display()
     )]
     Unopenable {
         /// The path that was given.
@@ -85,8 +91,8 @@ pub enum StorageError {
     },
     /// Refusal to start: RocksDB opened its files, and some of what was durable is not in them.
     #[error(
-        "{} has forgotten what it knew ({why}), and this node what it promised: restore the directory as it was when the node ran \
-         last; {NO_WAY_BACK}", dir.display()
+        "{} has forgotten what it knew ({why}), and this node what it promised: restore the \
+         directory as it was when the node ran last; {NO_WAY_BACK}", dir.display()
     )]
     Forgotten {
         /// The path that was given.
@@ -95,7 +101,9 @@ pub enum StorageError {
         why: String,
     },
     /// Corruption of a log.
-    #[error("shard {shard}, log index {index}: {why}; the log of this replica can't be trusted any more")]
+    #[error(
+        "shard {shard}, log index {index}: {why}; the log of this replica can't be trusted any more"
+    )]
     LogEntry {
         /// The shard.
         shard: ShardId,
@@ -130,8 +138,8 @@ pub enum StorageError {
         /// What is wrong with the record.
         why: String,
     },
-    /// A step of a walk passed over more removed records than its [`Pace`](crate::engine::Pace) allows. Nothing is wrong: the walk may
-    /// be begun anew with more patience.
+    /// A step of a walk passed over more removed records than its [`Pace`](crate::engine::Pace)
+    /// allows. Nothing is wrong: the walk may be begun anew with more patience.
     #[error("more than {0} removed records lie before the next key")]
     TooManyRemoved(u64),
     /// An entry that can't be applied; the same on every replica.

@@ -1,7 +1,9 @@
-//! Fail points: named places at which a test has the process die, or the disk say no, to see what a restart makes of it.
+//! Fail points: named places at which a test has the process die, or the disk say no, to see what a
+//! restart makes of it.
 //!
-//! Without the feature `failpoints`, which no release has, [`FailPoint::pass`] is the constant `Ok(())` and nothing can be armed.
-//! With it, `flotilla start` reads the environment variable `FAILPOINTS` ([`arm`]):
+//! Without the feature `failpoints`, which no release has, [`FailPoint::pass`] is the constant
+//! `Ok(())` and nothing can be armed. With it, `flotilla start` reads the environment variable
+//! `FAILPOINTS` ([`arm`]):
 //!
 //! ```text
 //! FAILPOINTS='install-marked=return'             dies there, the first time
@@ -9,11 +11,12 @@
 //! FAILPOINTS='apply-begun=1%return(error)'       one time in a hundred, fails there like a disk that answers with an error
 //! ```
 //!
-//! To die is to abort on the spot, as a crash would: nothing is flushed, no destructor runs. One line on standard error says where,
-//! and at which pass. The grammar is that of the crate `fail`.
+//! To die is to abort on the spot, as a crash would: nothing is flushed, no destructor runs. One
+//! line on standard error says where, and at which pass. The grammar is that of the crate `fail`.
 //!
-//! A point between two steps stands for the death before the second as much as for the one after the first. Each has a round of its
-//! own in `node/tests/failpoints.rs`, and one that no round ever meets fails that test. What was seen is told in `docs/crashes.md`.
+//! A point between two steps stands for the death before the second as much as for the one after
+//! the first. Each has a round of its own in `node/tests/failpoints.rs`, and one that no round ever
+//! meets fails that test. What was seen is told in `docs/crashes.md`.
 
 use crate::error::StorageError;
 use strum::{EnumCount, EnumIter, EnumString, IntoStaticStr};
@@ -108,8 +111,8 @@ impl FailPoint {
     }
 }
 
-/// Arms what the environment variable `FAILPOINTS` names, for the rest of the process's life. A name that is not known, or an action
-/// that can't be read, is an error that says so.
+/// Arms what the environment variable `FAILPOINTS` names, for the rest of the process's life. A
+/// name that is not known, or an action that can't be read, is an error that says so.
 #[cfg(feature = "failpoints")]
 pub use armed::arm;
 
@@ -130,14 +133,17 @@ mod armed {
     /// How often each point was passed.
     static PASSES: [AtomicU64; FailPoint::COUNT] = [const { AtomicU64::new(0) }; FailPoint::COUNT];
 
-    /// Who holds it is dying: where several threads come to a point at once, one of them says so and ends the process.
+    /// Who holds it is dying: where several threads come to a point at once, one of them says so
+    /// and ends the process.
     static DYING: Mutex<()> = Mutex::new(());
 
     /// Arms what `FAILPOINTS` names.
     pub fn arm() -> Result<(), String> {
         let Ok(wanted) = std::env::var("FAILPOINTS") else { return Ok(()) };
         for item in wanted.split(';').map(str::trim).filter(|item| !item.is_empty()) {
-            let Some((name, actions)) = item.split_once('=') else { return Err(format!("FAILPOINTS: no action in {item:?}")) };
+            let Some((name, actions)) = item.split_once('=') else {
+                return Err(format!("FAILPOINTS: no action in {item:?}"));
+            };
             if name.parse::<FailPoint>().is_err() {
                 return Err(format!("FAILPOINTS: there is no fail point {name:?}"));
             }
@@ -150,10 +156,17 @@ mod armed {
         let passes = PASSES[point as usize].fetch_add(1, Ordering::Relaxed) + 1;
         fail::fail_point!(point.name(), |argument| {
             if argument.as_deref() == Some(ERROR) {
-                return Err(StorageError::engine(point.name(), format!("input/output error, injected at pass {passes}")));
+                return Err(StorageError::engine(
+                    point.name(),
+                    format!("input/output error, injected at pass {passes}"),
+                ));
             }
             let _dying = DYING.lock().unwrap_or_else(PoisonError::into_inner);
-            let _ = writeln!(std::io::stderr(), "fail point {}, pass {passes}: the process dies here", point.name());
+            let _ = writeln!(
+                std::io::stderr(),
+                "fail point {}, pass {passes}: the process dies here",
+                point.name()
+            );
             std::process::abort()
         });
         Ok(())

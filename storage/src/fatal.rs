@@ -1,9 +1,10 @@
 //! The one place where storage ends the process.
 //!
-//! After a failed write or fsync nobody knows what the disk holds: the kernel may have dropped the dirty pages and report success
-//! the next time (the PostgreSQL "fsyncgate" of 2018). So nothing is retried, nothing is cleaned up, no destructor runs: one line that
-//! says what happened, then `abort`. A restart reads what is really there. Corruption and an entry that can't be applied end here
-//! as well, because every further step would build on it.
+//! After a failed write or fsync nobody knows what the disk holds: the kernel may have dropped the
+//! dirty pages and report success the next time (the PostgreSQL "fsyncgate" of 2018). So nothing is
+//! retried, nothing is cleaned up, no destructor runs: one line that says what happened, then
+//! `abort`. A restart reads what is really there. Corruption and an entry that can't be applied end
+//! here as well, because every further step would build on it.
 
 use crate::engine::Engine;
 use crate::error::StorageError;
@@ -51,6 +52,9 @@ mod tests {
             .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.signal(), Some(6), "it did not abort: {stderr}");
-        assert!(stderr.contains("the process ends: write batch: no space left on device"), "{stderr}");
+        assert!(
+            stderr.contains("the process ends: write batch: no space left on device"),
+            "{stderr}"
+        );
     }
 }

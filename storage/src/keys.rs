@@ -9,8 +9,8 @@
 //!        3 (1) ‖ key of the meta shard       a space of its own, which no user key reaches
 //! ```
 //!
-//! Integers are big-endian, so that records lie in the order of shards and indexes. User keys carry no shard: the ranges of a
-//! node's shards are disjoint, and a split moves no bytes.
+//! Integers are big-endian, so that records lie in the order of shards and indexes. User keys carry
+//! no shard: the ranges of a node's shards are disjoint, and a split moves no bytes.
 
 use bytes::BufMut;
 use flotilla_router::{KeyRange, KeySpace, NodeId, ShardId};
@@ -181,7 +181,8 @@ pub fn data(space: KeySpace, key: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The part of the data family where the keys of `range` lie: its first key, and the first above it.
+/// The part of the data family where the keys of `range` lie: its first key, and the first above
+/// it.
 pub fn data_range(space: KeySpace, range: &KeyRange) -> (Vec<u8>, Vec<u8>) {
     let end = match &range.end {
         Some(end) => data(space, end),
@@ -205,10 +206,19 @@ mod tests {
             let (shard, key) = (ShardId(shard), log_entry(ShardId(shard), index));
             assert_eq!(parse_log_entry(&key), Some((shard, index)));
             assert!(key[..] < log_end(shard)[..]);
-            assert_eq!(parse_state(&state(shard, StateTag::Install)), Some((shard, StateTag::Install as u8)));
+            assert_eq!(
+                parse_state(&state(shard, StateTag::Install)),
+                Some((shard, StateTag::Install as u8))
+            );
             assert_eq!(parse_applied(&applied(shard)), Some(shard));
-            assert!(route(shard)[..] < node_end(NodeTag::Route)[..], "a route lies outside of the routes");
-            assert!(node_end(NodeTag::Directory)[..] < state_start()[..], "a node's record lies among the replicas'");
+            assert!(
+                route(shard)[..] < node_end(NodeTag::Route)[..],
+                "a route lies outside of the routes"
+            );
+            assert!(
+                node_end(NodeTag::Directory)[..] < state_start()[..],
+                "a node's record lies among the replicas'"
+            );
             assert!(state(shard, StateTag::HardState)[..] > state_start()[..]);
         }
         assert!(log_end(ShardId(1))[..] < log_entry(ShardId(2), 0)[..]);
@@ -219,7 +229,10 @@ mod tests {
 
     #[test]
     fn user_keys_and_meta_keys_never_meet() {
-        let (user, meta) = (data_range(KeySpace::User, &KeyRange::all()), data_range(KeySpace::Meta, &KeyRange::all()));
+        let (user, meta) = (
+            data_range(KeySpace::User, &KeyRange::all()),
+            data_range(KeySpace::Meta, &KeyRange::all()),
+        );
         assert!(user.1 <= meta.0);
         assert!(user.0 > applied(ShardId(u64::MAX)).to_vec());
         let key = data(KeySpace::User, b"\xff\xff\xff");

@@ -1,15 +1,17 @@
 //! The logs of all shards: written by the pass, read by who fell behind.
 //!
-//! [`append`] carries out one [`LogBatch`]: whatever all shards of a pass have to write goes into **one** engine batch, and, where
-//! any of it must be durable before it counts, under one fsync. Within a shard: overruled entries are deleted, new ones appended,
-//! the hard state stored, the front truncated, with the truncated position in the same batch, so that a restart finds either
+//! [`append`] carries out one [`LogBatch`]: whatever all shards of a pass have to write goes into
+//! **one** engine batch, and, where any of it must be durable before it counts, under one fsync.
+//! Within a shard: overruled entries are deleted, new ones appended, the hard state stored, the
+//! front truncated, with the truncated position in the same batch, so that a restart finds either
 //! the entries or the position that replaces them.
 //!
-//! **Invariant.** A log holds exactly the entries above its truncated position, without a gap. [`recover`](crate::recover())
-//! checks it.
+//! **Invariant.** A log holds exactly the entries above its truncated position, without a gap.
+//! [`recover`](crate::recover()) checks it.
 //!
-//! Truncation deletes few entries one by one and many by one range. Tombstones of single keys vanish with the entries when a
-//! memtable is flushed; range tombstones are looked at by every later walk over the family, so there must never be thousands.
+//! Truncation deletes few entries one by one and many by one range. Tombstones of single keys
+//! vanish with the entries when a memtable is flushed; range tombstones are looked at by every
+//! later walk over the family, so there must never be thousands.
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
@@ -48,12 +50,21 @@ pub fn append<E: Engine>(engine: &E, log_batch: &LogBatch) -> Result<(), Storage
 /// Adds one shard's share to the batch.
 fn stage(batch: &mut impl WriteBatch, record: &mut Vec<u8>, write: &LogWrite) {
     let shard = write.shard;
-    assert!(write.entries.windows(2).all(|pair| pair[0].at.index + 1 == pair[1].at.index), "appended entries leave a gap");
+    assert!(
+        write.entries.windows(2).all(|pair| pair[0].at.index + 1 == pair[1].at.index),
+        "appended entries leave a gap"
+    );
     if let Some((first, last)) = write.delete {
         // What is overwritten needs no tombstone.
-        let overwritten = write.entries.first().map(|first| first.at.index).zip(write.entries.last().map(|last| last.at.index));
+        let overwritten = write
+            .entries
+            .first()
+            .map(|first| first.at.index)
+            .zip(write.entries.last().map(|last| last.at.index));
         match overwritten {
-            Some((from, to)) if from <= first && to >= first => delete(batch, shard, to.saturating_add(1), last),
+            Some((from, to)) if from <= first && to >= first => {
+                delete(batch, shard, to.saturating_add(1), last)
+            }
             _ => delete(batch, shard, first, last),
         }
     }
@@ -78,7 +89,11 @@ fn stage(batch: &mut impl WriteBatch, record: &mut Vec<u8>, write: &LogWrite) {
 /// Deletes the entries from `first` to `last`.
 fn delete(batch: &mut impl WriteBatch, shard: ShardId, first: u64, last: u64) {
     if last.saturating_sub(first) >= RANGE_DELETE_ENTRIES_MIN {
-        let end = if last == u64::MAX { keys::log_end(shard).to_vec() } else { keys::log_entry(shard, last + 1).to_vec() };
+        let end = if last == u64::MAX {
+            keys::log_end(shard).to_vec()
+        } else {
+            keys::log_entry(shard, last + 1).to_vec()
+        };
         batch.delete_range(Family::Log, &keys::log_entry(shard, first), &end);
     } else {
         for index in first..=last {
@@ -87,16 +102,25 @@ fn delete(batch: &mut impl WriteBatch, shard: ShardId, first: u64, last: u64) {
     }
 }
 
-/// The entries from `low` up to, and without, `high`: as many as `bytes_max` allows by [`LogEntry::bytes`], but at least one.
-/// Each is verified; one that is corrupt is an error that names it. One that is not there (truncated or overruled since it was
-/// asked for) ends the run, before it.
-pub fn entries<R: Read>(read: &R, shard: ShardId, low: u64, high: u64, bytes_max: u64) -> Result<Vec<LogEntry>, StorageError> {
+/// The entries from `low` up to, and without, `high`: as many as `bytes_max` allows by
+/// [`LogEntry::bytes`], but at least one. Each is verified; one that is corrupt is an error that
+/// names it. One that is not there (truncated or overruled since it was asked for) ends the run,
+/// before it.
+pub fn entries<R: Read>(
+    read: &R,
+    shard: ShardId,
+    low: u64,
+    high: u64,
+    bytes_max: u64,
+) -> Result<Vec<LogEntry>, StorageError> {
     let (mut found, mut bytes) = (Vec::new(), 0u64);
     let (start, end) = (keys::log_entry(shard, low), keys::log_entry(shard, high));
     let mut cursor = read.cursor(Family::Log, &start, Some(&end), Order::Forward);
     for index in low..high {
         let key = keys::log_entry(shard, index);
-        let Some((_, record)) = cursor.next()?.filter(|(found, _)| *found == &key[..]) else { break };
+        let Some((_, record)) = cursor.next()?.filter(|(found, _)| *found == &key[..]) else {
+            break;
+        };
         let entry = decode(shard, index, &key, Bytes::copy_from_slice(record))?;
         bytes = bytes.saturating_add(entry.bytes());
         if bytes > bytes_max && !found.is_empty() {
@@ -109,9 +133,14 @@ pub fn entries<R: Read>(read: &R, shard: ShardId, low: u64, high: u64, bytes_max
 
 /// Decodes the entry that must stand at `index`.
 fn decode(shard: ShardId, index: u64, key: &[u8], record: Bytes) -> Result<LogEntry, StorageError> {
-    let entry = records::decode_entry(key, &record).map_err(|e| StorageError::entry(shard, index, e))?;
+    let entry =
+        records::decode_entry(key, &record).map_err(|e| StorageError::entry(shard, index, e))?;
     if entry.at.index != index {
-        return Err(StorageError::entry(shard, index, format!("the entry of index {} stands here", entry.at.index)));
+        return Err(StorageError::entry(
+            shard,
+            index,
+            format!("the entry of index {} stands here", entry.at.index),
+        ));
     }
     Ok(entry)
 }
@@ -142,7 +171,8 @@ mod tests {
 
     fn filled() -> MemoryEngine {
         let engine = MemoryEngine::new();
-        let entries = (2..=6).map(|index| normal(index, 1, put_payload(1, &[("k", "v")]))).collect();
+        let entries =
+            (2..=6).map(|index| normal(index, 1, put_payload(1, &[("k", "v")]))).collect();
         write(&engine, LogWrite { shard: SHARD, entries, ..Default::default() });
         engine
     }
@@ -151,11 +181,17 @@ mod tests {
     fn an_overruled_suffix_is_replaced() {
         let engine = filled();
         let entries = vec![normal(4, 2, Bytes::new()), normal(5, 2, Bytes::new())];
-        write(&engine, LogWrite { shard: SHARD, delete: Some((4, 6)), entries, ..Default::default() });
+        write(
+            &engine,
+            LogWrite { shard: SHARD, delete: Some((4, 6)), entries, ..Default::default() },
+        );
         assert_eq!(indexes(&engine), [(2, 1), (3, 1), (4, 2), (5, 2)]);
         // Deleted entries may also lie wholly above the new ones.
         let entries = vec![normal(4, 3, Bytes::new())];
-        write(&engine, LogWrite { shard: SHARD, delete: Some((5, 5)), entries, ..Default::default() });
+        write(
+            &engine,
+            LogWrite { shard: SHARD, delete: Some((5, 5)), entries, ..Default::default() },
+        );
         assert_eq!(indexes(&engine), [(2, 1), (3, 1), (4, 3)]);
         write(&engine, LogWrite { shard: SHARD, delete: Some((3, 4)), ..Default::default() });
         assert_eq!(indexes(&engine), [(2, 1)]);
@@ -165,10 +201,20 @@ mod tests {
     fn truncation_removes_the_front_and_remembers_where_it_ended() {
         let engine = filled();
         let to = LogPosition { index: 4, term: 1 };
-        write(&engine, LogWrite { shard: SHARD, truncate: Some(Truncate { from: 2, to }), ..Default::default() });
+        write(
+            &engine,
+            LogWrite {
+                shard: SHARD,
+                truncate: Some(Truncate { from: 2, to }),
+                ..Default::default()
+            },
+        );
         assert_eq!(indexes(&engine), [(5, 1), (6, 1)]);
         let key = keys::state(SHARD, StateTag::Truncated);
-        assert_eq!(records::decode_truncated(&key, &engine.get(Family::State, &key).unwrap().unwrap()), Ok(to));
+        assert_eq!(
+            records::decode_truncated(&key, &engine.get(Family::State, &key).unwrap().unwrap()),
+            Ok(to)
+        );
     }
 
     #[test]
@@ -194,8 +240,16 @@ mod tests {
         assert_eq!(entries(&engine, SHARD, 2, 7, two).unwrap(), all[..2]);
         assert_eq!(entries(&engine, SHARD, 3, 7, 0).unwrap(), all[1..2]);
         assert_eq!(entries(&engine, SHARD, 3, 3, 0).unwrap(), []);
-        assert_eq!(entries(&engine, SHARD, 5, 9, u64::MAX).unwrap(), all[3..], "the run ends where the log does");
-        assert_eq!(entries(&engine, SHARD, 1, 4, u64::MAX).unwrap(), [], "the first is not there any more");
+        assert_eq!(
+            entries(&engine, SHARD, 5, 9, u64::MAX).unwrap(),
+            all[3..],
+            "the run ends where the log does"
+        );
+        assert_eq!(
+            entries(&engine, SHARD, 1, 4, u64::MAX).unwrap(),
+            [],
+            "the first is not there any more"
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
-//! A snapshot's manifest in bytes, as it travels in the raft message and lies in the install marker.
+//! A snapshot's manifest in bytes, as it travels in the raft message and lies in the install
+//! marker.
 //!
 //! ```text
 //! manifest := format (1) ‖ descriptor (4 + n) ‖ index (8) ‖ term (8) ‖ revision (8) ‖ count (4) ‖ file*
 //! file     := name (4 + n) ‖ bytes (8) ‖ checksum (4)
 //! ```
 //!
-//! It may come from another node, and its names become names of files. So decoding refuses every name that could lead out of
-//! the snapshot's folder.
+//! It may come from another node, and its names become names of files. So decoding refuses every
+//! name that could lead out of the snapshot's folder.
 
 use crate::records::FORMAT;
 use crate::work::{LogPosition, SnapshotFile, SnapshotManifest};
@@ -31,7 +32,9 @@ impl SnapshotManifest {
         out.put_u64(self.at.index);
         out.put_u64(self.at.term);
         out.put_u64(self.revision.0);
-        out.put_u32(u32::try_from(self.files.len()).expect("a snapshot has far fewer than 4 billion files"));
+        out.put_u32(
+            u32::try_from(self.files.len()).expect("a snapshot has far fewer than 4 billion files"),
+        );
         for file in &self.files {
             out.put_bytes_prefixed(file.name.as_bytes());
             out.put_u64(file.bytes);
@@ -53,8 +56,14 @@ impl SnapshotManifest {
         let count = reader.count(16)?;
         let mut files = Vec::with_capacity(count);
         for _ in 0..count {
-            let file = SnapshotFile { name: reader.string()?, bytes: reader.u64()?, checksum: reader.u32()? };
-            if !is_plain_name(&file.name) || files.iter().any(|known: &SnapshotFile| known.name == file.name) {
+            let file = SnapshotFile {
+                name: reader.string()?,
+                bytes: reader.u64()?,
+                checksum: reader.u32()?,
+            };
+            if !is_plain_name(&file.name)
+                || files.iter().any(|known: &SnapshotFile| known.name == file.name)
+            {
                 return Err(reader.error(format!("the file name {:?}", file.name)));
             }
             files.push(file);
@@ -64,10 +73,14 @@ impl SnapshotManifest {
     }
 }
 
-/// Whether a name is that of a file inside a folder, on every system: letters, digits, `-` and `.`, and no `.` in front.
+/// Whether a name is that of a file inside a folder, on every system: letters, digits, `-` and `.`,
+/// and no `.` in front.
 pub fn is_plain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
-    !name.is_empty() && name.len() <= NAME_BYTES_MAX && !name.starts_with('.') && name.bytes().all(plain)
+    !name.is_empty()
+        && name.len() <= NAME_BYTES_MAX
+        && !name.starts_with('.')
+        && name.bytes().all(plain)
 }
 
 #[cfg(test)]
@@ -77,9 +90,17 @@ mod tests {
     use proptest::prelude::*;
 
     fn manifest(names: &[&str]) -> SnapshotManifest {
-        let files = names.iter().map(|name| SnapshotFile { name: name.to_string(), bytes: 3, checksum: 4 }).collect();
+        let files = names
+            .iter()
+            .map(|name| SnapshotFile { name: name.to_string(), bytes: 3, checksum: 4 })
+            .collect();
         let at = LogPosition { index: 9, term: 2 };
-        SnapshotManifest { descriptor: descriptor(7, "a", Some("b")), at, revision: Revision(5), files }
+        SnapshotManifest {
+            descriptor: descriptor(7, "a", Some("b")),
+            at,
+            revision: Revision(5),
+            files,
+        }
     }
 
     #[test]
@@ -87,22 +108,34 @@ mod tests {
         let manifest = manifest(&["000000.sst", "000001.sst"]);
         let bytes = manifest.encode();
         for n in 0..bytes.len() {
-            assert!(SnapshotManifest::decode(bytes.slice(..n)).is_err(), "the first {n} bytes were taken for a manifest");
+            assert!(
+                SnapshotManifest::decode(bytes.slice(..n)).is_err(),
+                "the first {n} bytes were taken for a manifest"
+            );
         }
         assert_eq!(SnapshotManifest::decode(bytes), Ok(manifest));
     }
 
     #[test]
     fn a_name_that_leads_out_of_the_folder_is_refused() {
-        for bad in ["..", ".", "", "a/b", "/etc", "a\\b", "a\0", "ü", ".hidden", &"x".repeat(101)] {
-            assert!(SnapshotManifest::decode(manifest(&[bad]).encode()).is_err(), "{bad:?} was taken");
+        for bad in ["..", ".", "", "a/b", "/etc", "a\\b", "a\0", "ü", ".hidden", &"x".repeat(101)]
+        {
+            assert!(
+                SnapshotManifest::decode(manifest(&[bad]).encode()).is_err(),
+                "{bad:?} was taken"
+            );
         }
-        assert!(SnapshotManifest::decode(manifest(&["a", "a"]).encode()).is_err(), "a name was taken twice");
+        assert!(
+            SnapshotManifest::decode(manifest(&["a", "a"]).encode()).is_err(),
+            "a name was taken twice"
+        );
     }
 
     proptest! {
         #[test]
-        fn bytes_that_are_no_manifest_never_panic(mut bytes in proptest::collection::vec(any::<u8>(), 1..100)) {
+        fn bytes_that_are_no_manifest_never_panic(
+            mut bytes in proptest::collection::vec(any::<u8>(), 1..100),
+        ) {
             bytes[0] = FORMAT;
             let _ = SnapshotManifest::decode(bytes.into());
         }

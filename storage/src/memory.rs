@@ -1,13 +1,14 @@
 //! An engine in memory, which forgets in a crash what a disk would forget.
 //!
-//! It keeps two copies of the truth: what readers see, and what a crash would leave. A write goes into the first at once and
-//! into a queue; a synced write moves the whole queue into the second, because the write-ahead log is sequential: what was
-//! written before is durable with it. [`MemoryEngine::crash`] throws the queue away, [`MemoryEngine::crash_keeping`] all but a
-//! prefix of it: a real crash may keep any prefix.
+//! It keeps two copies of the truth: what readers see, and what a crash would leave. A write goes
+//! into the first at once and into a queue; a synced write moves the whole queue into the second,
+//! because the write-ahead log is sequential: what was written before is durable with it.
+//! [`MemoryEngine::crash`] throws the queue away, [`MemoryEngine::crash_keeping`] all but a prefix
+//! of it: a real crash may keep any prefix.
 //!
-//! The maps are shared copy-on-write: a view costs three reference counts, and a write while a view lives copies one map. No
-//! thread, no clock, no randomness. Exported files are byte strings inside the engine, under folder and name; they survive a
-//! crash, as files that were synced do.
+//! The maps are shared copy-on-write: a view costs three reference counts, and a write while a view
+//! lives copies one map. No thread, no clock, no randomness. Exported files are byte strings inside
+//! the engine, under folder and name; they survive a crash, as files that were synced do.
 
 mod files;
 
@@ -85,8 +86,8 @@ impl MemoryEngine {
         self.crash_keeping(0);
     }
 
-    /// Loses power with luck: the first `kept` writes behind the last synced one survive. With `usize::MAX` it is the process
-    /// alone that dies.
+    /// Loses power with luck: the first `kept` writes behind the last synced one survive. With
+    /// `usize::MAX` it is the process alone that dies.
     pub fn crash_keeping(&self, kept: usize) {
         let mut inner = self.lock();
         let kept = kept.min(inner.unsynced.len());
@@ -158,7 +159,8 @@ impl Families {
                 }
                 Change::DeleteRange(family, start, end) => {
                     let map = self.map_mut(*family);
-                    let keys: Vec<Bytes> = map.range(start.clone()..end.clone()).map(|(key, _)| key.clone()).collect();
+                    let keys: Vec<Bytes> =
+                        map.range(start.clone()..end.clone()).map(|(key, _)| key.clone()).collect();
                     for key in keys {
                         map.remove(&key);
                     }
@@ -172,7 +174,9 @@ impl MemoryBatch {
     /// Whether some change touches a key of the data family from `first` to `last`.
     fn touches_data(&self, first: &[u8], last: &[u8]) -> bool {
         self.changes.iter().any(|change| match change {
-            Change::Put(Family::Data, key, _) | Change::Delete(Family::Data, key) => &key[..] >= first && &key[..] <= last,
+            Change::Put(Family::Data, key, _) | Change::Delete(Family::Data, key) => {
+                &key[..] >= first && &key[..] <= last
+            }
             Change::DeleteRange(Family::Data, start, end) => &start[..] <= last && &end[..] > first,
             _ => false,
         })
@@ -182,7 +186,11 @@ impl MemoryBatch {
 impl WriteBatch for MemoryBatch {
     fn put(&mut self, family: Family, key: &[u8], value: &[u8]) {
         self.bytes += key.len() + value.len();
-        self.changes.push(Change::Put(family, Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        self.changes.push(Change::Put(
+            family,
+            Bytes::copy_from_slice(key),
+            Bytes::copy_from_slice(value),
+        ));
     }
 
     fn delete(&mut self, family: Family, key: &[u8]) {
@@ -193,7 +201,11 @@ impl WriteBatch for MemoryBatch {
     fn delete_range(&mut self, family: Family, start: &[u8], end: &[u8]) {
         if start < end {
             self.bytes += start.len() + end.len();
-            self.changes.push(Change::DeleteRange(family, Bytes::copy_from_slice(start), Bytes::copy_from_slice(end)));
+            self.changes.push(Change::DeleteRange(
+                family,
+                Bytes::copy_from_slice(start),
+                Bytes::copy_from_slice(end),
+            ));
         }
     }
 
@@ -209,11 +221,22 @@ impl WriteBatch for MemoryBatch {
 impl Read for MemoryView {
     type Cursor<'a> = MemoryCursor;
 
-    fn look<R>(&self, family: Family, key: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, StorageError> {
+    fn look<R>(
+        &self,
+        family: Family,
+        key: &[u8],
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, StorageError> {
         Ok(self.families.map(family).get(key).map(|value| look(value)))
     }
 
-    fn cursor(&self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> MemoryCursor {
+    fn cursor(
+        &self,
+        family: Family,
+        start: &[u8],
+        end: Option<&[u8]>,
+        order: Order,
+    ) -> MemoryCursor {
         let end = end.map_or(Bound::Unbounded, |end| Bound::Excluded(Bytes::copy_from_slice(end)));
         let rest = (Bound::Included(Bytes::copy_from_slice(start)), end);
         MemoryCursor { map: self.families.map(family).clone(), rest, order }
@@ -223,20 +246,33 @@ impl Read for MemoryView {
 impl Read for MemoryEngine {
     type Cursor<'a> = MemoryCursor;
 
-    fn look<R>(&self, family: Family, key: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, StorageError> {
+    fn look<R>(
+        &self,
+        family: Family,
+        key: &[u8],
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, StorageError> {
         // The value is taken out of the lock first: what looks may look again.
         let value = self.lock().current.map(family).get(key).cloned();
         Ok(value.map(|value| look(&value)))
     }
 
-    fn cursor(&self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> MemoryCursor {
+    fn cursor(
+        &self,
+        family: Family,
+        start: &[u8],
+        end: Option<&[u8]>,
+        order: Order,
+    ) -> MemoryCursor {
         self.view().cursor(family, start, end, order)
     }
 }
 
 impl Cursor for MemoryCursor {
     fn next(&mut self) -> Result<Option<Record<'_>>, StorageError> {
-        let (Bound::Included(start) | Bound::Excluded(start)) = &self.rest.0 else { return Ok(None) };
+        let (Bound::Included(start) | Bound::Excluded(start)) = &self.rest.0 else {
+            return Ok(None);
+        };
         if let Bound::Excluded(end) = &self.rest.1
             && start >= end
         {
@@ -304,19 +340,30 @@ impl Engine for MemoryEngine {
     fn check_file(&self, folder: &Path, file: &SnapshotFile) -> Result<(), StorageError> {
         const ACTION: &str = "check snapshot file";
         let contents = self.file(folder, &file.name);
-        let contents = contents.ok_or_else(|| StorageError::engine(ACTION, format!("{} is not there", file.name)))?;
+        let contents = contents
+            .ok_or_else(|| StorageError::engine(ACTION, format!("{} is not there", file.name)))?;
         if contents.len() as u64 != file.bytes || crc32fast::hash(&contents) != file.checksum {
-            return Err(StorageError::engine(ACTION, format!("{} is not what was sent", file.name)));
+            return Err(StorageError::engine(
+                ACTION,
+                format!("{} is not what was sent", file.name),
+            ));
         }
         Ok(())
     }
 
-    fn check_span(&self, folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+    fn check_span(
+        &self,
+        folder: &Path,
+        files: &[SnapshotFile],
+        start: &[u8],
+        end: &[u8],
+    ) -> Result<(), StorageError> {
         let outside = |(key, _): &(Bytes, Bytes)| key[..] < *start || key[..] >= *end;
         match files::records(self, folder, files)?.iter().find(|record| outside(record)) {
-            Some((key, _)) => {
-                Err(StorageError::engine("check snapshot file", format!("it holds the key {key:?} of another shard")))
-            }
+            Some((key, _)) => Err(StorageError::engine(
+                "check snapshot file",
+                format!("it holds the key {key:?} of another shard"),
+            )),
             None => Ok(()),
         }
     }
@@ -327,14 +374,17 @@ impl Engine for MemoryEngine {
         for (key, value) in files::records(self, folder, files)? {
             batch.changes.push(Change::Put(Family::Data, key, value));
         }
-        let (Some(Change::Put(_, first, _)), Some(Change::Put(_, last, _))) = (batch.changes.first(), batch.changes.last())
+        let (Some(Change::Put(_, first, _)), Some(Change::Put(_, last, _))) =
+            (batch.changes.first(), batch.changes.last())
         else {
             return Ok(());
         };
         let mut inner = self.lock();
-        // An engine with files flushes its memtable first where it overlaps; otherwise the files are durable by themselves,
-        // before writes that came earlier.
-        if let Some(overlapping) = inner.unsynced.iter().rposition(|unsynced| unsynced.touches_data(first, last)) {
+        // An engine with files flushes its memtable first where it overlaps; otherwise the files
+        // are durable by themselves, before writes that came earlier.
+        if let Some(overlapping) =
+            inner.unsynced.iter().rposition(|unsynced| unsynced.touches_data(first, last))
+        {
             inner.settle(overlapping + 1);
         }
         inner.current.change(&batch);
@@ -393,11 +443,17 @@ mod tests {
 
     #[test]
     fn a_crash_keeps_a_prefix_of_what_was_not_synced() {
-        for (n, want) in [(0, vec![0]), (1, vec![0, 1]), (2, vec![0, 1, 2]), (usize::MAX, vec![0, 1, 2])] {
+        for (n, want) in
+            [(0, vec![0]), (1, vec![0, 1]), (2, vec![0, 1, 2]), (usize::MAX, vec![0, 1, 2])]
+        {
             let engine = engine_with_three_writes();
             assert_eq!(engine.unsynced(), 2);
             engine.crash_keeping(n);
-            assert_eq!((kept(&engine, Family::Data), kept(&engine, Family::State)), (want.clone(), want), "keeping {n}");
+            assert_eq!(
+                (kept(&engine, Family::Data), kept(&engine, Family::State)),
+                (want.clone(), want),
+                "keeping {n}"
+            );
             assert_eq!(engine.unsynced(), 0);
         }
     }
@@ -419,9 +475,17 @@ mod tests {
         let mut batch = target.batch();
         batch.put(Family::Data, &[4], &[4]);
         target.write(batch, false).unwrap();
-        target.put_file(Path::new("f"), &files[0].name, source.file(Path::new("f"), &files[0].name).unwrap());
+        target.put_file(
+            Path::new("f"),
+            &files[0].name,
+            source.file(Path::new("f"), &files[0].name).unwrap(),
+        );
         target.ingest(Path::new("f"), &files).unwrap();
         target.crash();
-        assert_eq!(kept(&target, Family::Data), [0, 1, 2], "4 was not synced, 1 lies before the overlapping 2");
+        assert_eq!(
+            kept(&target, Family::Data),
+            [0, 1, 2],
+            "4 was not synced, 1 lies before the overlapping 2"
+        );
     }
 }

@@ -6,16 +6,20 @@
 //! <dir>/db/                RocksDB's files; made in db.new/, so that what stands here is never half a database
 //! ```
 //!
-//! 1. The directory is made, if it is not there, closed to other users, and locked. A second process is told so, and touches nothing.
-//!    Snapshots that a former self had built, or half received, are removed. Where the disk has no room left, it is opened lean, or refused with what it needs (`room.rs`).
-//! 2. RocksDB opens its files and replays its write-ahead log. A database that lies behind what the directory remembers of it is refused,
-//!    as far as that can be seen before RocksDB changes anything.
-//! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A foreign one is refused with
-//!    the cure. An empty directory is bound now.
-//!    It gets a number at random, by which the other nodes know it again: a node that comes back with an empty directory has
-//!    forgotten what it promised, and must not pass for its former self.
-//! 4. The incarnation is raised by one, synced, before anything else happens: what a former self of this node sent or promised
-//!    by incarnation can't be mistaken for ours. The directory remembers it.
+//! 1. The directory is made, if it is not there, closed to other users, and locked. A second
+//!    process is told so, and touches nothing. Snapshots that a former self had built, or half
+//!    received, are removed. Where the disk has no room left, it is opened lean, or refused with
+//!    what it needs (`room.rs`).
+//! 2. RocksDB opens its files and replays its write-ahead log. A database that lies behind what the
+//!    directory remembers of it is refused, as far as that can be seen before RocksDB changes
+//!    anything.
+//! 3. The identity record is compared: a directory belongs to one node of one cluster for ever. A
+//!    foreign one is refused with the cure. An empty directory is bound now. It gets a number at
+//!    random, by which the other nodes know it again: a node that comes back with an empty
+//!    directory has forgotten what it promised, and must not pass for its former self.
+//! 4. The incarnation is raised by one, synced, before anything else happens: what a former self of
+//!    this node sent or promised by incarnation can't be mistaken for ours. The directory remembers
+//!    it.
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
@@ -66,7 +70,11 @@ pub struct Opened {
 }
 
 /// Opens a node's data directory.
-pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Opened, StorageError> {
+pub fn open(
+    dir: &Path,
+    identity: Identity,
+    options: &RocksOptions,
+) -> Result<Opened, StorageError> {
     let lock = lock(dir)?;
     FailPoint::OpenLocked.pass()?;
     let (started, db) = (Started::read(dir)?, dir.join(DB));
@@ -102,15 +110,21 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
         let Some(IdentityRecord { directory, incarnation, .. }) = known else {
             return Err(forgotten(dir, "its database knows of no node"));
         };
-        started.check(dir, &Started { cluster, node, directory, incarnation, sequence, manifest })?;
+        started
+            .check(dir, &Started { cluster, node, directory, incarnation, sequence, manifest })?;
     }
     let incarnation = Incarnation(known.map_or(0, |known| known.incarnation.0) + 1);
     let directory = match known {
         Some(known) => known.directory,
-        None => draw().map_err(|error| StorageError::engine("draw a number for the directory", error))?,
+        None => draw()
+            .map_err(|error| StorageError::engine("draw a number for the directory", error))?,
     };
     let (key, mut record, mut batch) = (keys::node(NodeTag::Identity), Vec::new(), engine.batch());
-    records::encode_identity(&mut record, &key, IdentityRecord { cluster, node, incarnation, directory });
+    records::encode_identity(
+        &mut record,
+        &key,
+        IdentityRecord { cluster, node, incarnation, directory },
+    );
     batch.put(Family::State, &key, &record);
     engine.write(batch, true)?;
     let (sequence, manifest) = (engine.sequence(), engine.manifest()?);
@@ -119,15 +133,17 @@ pub fn open(dir: &Path, identity: Identity, options: &RocksOptions) -> Result<Op
     Ok(Opened { engine, incarnation, directory, fresh })
 }
 
-/// Removes snapshots that were built to be sent, or had not arrived: nobody asks for them any more, and they may be what a full disk
-/// lacks.
+/// Removes snapshots that were built to be sent, or had not arrived: nobody asks for them any more,
+/// and they may be what a full disk lacks.
 fn clear_unfinished(dir: &Path) -> Result<(), StorageError> {
     if !dir.join(INSTALL).is_dir() {
         // An earlier release installed from where they arrive.
         return Ok(());
     }
     UNFINISHED.iter().try_for_each(|folder| match fs::remove_dir_all(dir.join(folder)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StorageError::engine("remove old snapshots", error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(StorageError::engine("remove old snapshots", error))
+        }
         _ => Ok(()),
     })
 }
@@ -149,7 +165,12 @@ fn lock(dir: &Path) -> Result<File, StorageError> {
     fs::create_dir_all(dir).map_err(unusable)?;
     close(dir).map_err(unusable)?;
     // Not truncated, and never removed: a lock on a file that is gone keeps nobody out.
-    let lock = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK)).map_err(unusable)?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(LOCK))
+        .map_err(unusable)?;
     // Whoever has just ended, or has just been forked from whoever had it, lets go within a moment.
     for left in (0..LOCK_TRIES).rev() {
         match lock.try_lock() {
@@ -162,8 +183,9 @@ fn lock(dir: &Path) -> Result<File, StorageError> {
     Err(StorageError::InUse { dir: dir.to_owned() })
 }
 
-/// Leaves the directory to its owner. What is in it may have been made by an earlier release, readable by all. One that belongs to somebody
-/// else, or lies on a file system without modes, stays as it is: what is made inside is closed all the same.
+/// Leaves the directory to its owner. What is in it may have been made by an earlier release,
+/// readable by all. One that belongs to somebody else, or lies on a file system without modes,
+/// stays as it is: what is made inside is closed all the same.
 fn close(dir: &Path) -> io::Result<()> {
     let mode = fs::metadata(dir)?.permissions().mode() & 0o777;
     if mode & 0o077 == 0 {
@@ -171,9 +193,19 @@ fn close(dir: &Path) -> io::Result<()> {
     }
     let (shown, mode) = (dir.display(), format!("{mode:03o}"));
     match fs::set_permissions(dir, fs::Permissions::from_mode(0o700)) {
-        Ok(()) => tracing::info!(dir = %shown, mode, "the data directory was open to others; it is closed (700)"),
-        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => {
-            tracing::warn!(dir = %shown, mode, %error, "the data directory is open to others, and can't be closed, since it is not this user's");
+        Ok(()) => {
+            tracing::info!(dir = %shown, mode, "the data directory was open to others; it is \
+                                                closed (700)")
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported
+            ) =>
+        {
+            tracing::warn!(dir = %shown, mode, %error, "the data directory is open to others, and \
+                                                        can't be closed, since it is not this \
+                                                        user's");
         }
         Err(error) => return Err(error),
     }
@@ -187,11 +219,16 @@ pub fn is_in_use(dir: &Path) -> bool {
 }
 
 /// Who the directory belongs to; `None` for an empty one.
-fn known_identity(engine: &RocksEngine, dir: &Path) -> Result<Option<IdentityRecord>, StorageError> {
+fn known_identity(
+    engine: &RocksEngine,
+    dir: &Path,
+) -> Result<Option<IdentityRecord>, StorageError> {
     let unknown = |why: String| StorageError::UnknownFormat { dir: dir.to_owned(), why };
     let key = keys::node(NodeTag::Identity);
     if let Some(record) = engine.get(Family::State, &key)? {
-        return records::decode_identity(&key, &record).map(Some).map_err(|e| unknown(e.to_string()));
+        return records::decode_identity(&key, &record)
+            .map(Some)
+            .map_err(|e| unknown(e.to_string()));
     }
     // Binding is the first thing that is ever written; records without it are somebody else's.
     for family in [Family::State, Family::Log, Family::Data] {

@@ -1,11 +1,13 @@
 //! Looks at what is applied: one key, a page of keys, the hash of a shard.
 //!
-//! Everything here is generic over [`Read`]: the engine itself, where one look is enough, or a view, where several looks must
-//! agree. A value is copied once, out of the engine's pinned memory into the answer.
+//! Everything here is generic over [`Read`]: the engine itself, where one look is enough, or a
+//! view, where several looks must agree. A value is copied once, out of the engine's pinned memory
+//! into the answer.
 //!
-//! What may take long (a [page](PageLook) over large values or masses of removed records, a [hash](HashLook)) is looked at in **slices**:
-//! `look_on` goes on until it is done, or until it is told that its time is up, and knows where to go on. Between two slices nothing
-//! is held but what was found, so that whoever runs them can let others in, or give up.
+//! What may take long (a [page](PageLook) over large values or masses of removed records, a
+//! [hash](HashLook)) is looked at in **slices**: `look_on` goes on until it is done, or until it is
+//! told that its time is up, and knows where to go on. Between two slices nothing is held but what
+//! was found, so that whoever runs them can let others in, or give up.
 
 use crate::engine::{Cursor, Family, Order, Pace, Read};
 use crate::error::StorageError;
@@ -14,7 +16,9 @@ use crate::records::{self, AppliedRecord};
 use crate::work::LogPosition;
 use bytes::Bytes;
 use flotilla_router::range::successor_of_key;
-use flotilla_router::{DecodeError, Descriptor, Item, KeyRange, KeySpace, Revision, Scan, ScanPage, ShardId};
+use flotilla_router::{
+    DecodeError, Descriptor, Item, KeyRange, KeySpace, Revision, Scan, ScanPage, ShardId,
+};
 use xxhash_rust::xxh3::Xxh3;
 
 /// How replicas are compared: equal at equal `applied`.
@@ -34,7 +38,12 @@ pub struct StateHash {
 const KEY_BYTES_ON_STACK: usize = 256;
 
 /// Shows the record of `key` to `then`.
-fn look<R: Read, T>(read: &R, space: KeySpace, key: &[u8], then: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, StorageError> {
+fn look<R: Read, T>(
+    read: &R,
+    space: KeySpace,
+    key: &[u8],
+    then: impl FnOnce(&[u8]) -> T,
+) -> Result<Option<T>, StorageError> {
     let prefix = keys::data_prefix(space);
     let mut small = [prefix; 1 + KEY_BYTES_ON_STACK];
     match small.get_mut(1..1 + key.len()) {
@@ -51,28 +60,45 @@ fn corrupt(key: &[u8], error: DecodeError) -> StorageError {
 }
 
 /// The revision and the value of a key, if it is there. Of which space it is, `space` says.
-pub fn get<R: Read>(read: &R, space: KeySpace, key: &[u8]) -> Result<Option<(Revision, Bytes)>, StorageError> {
+pub fn get<R: Read>(
+    read: &R,
+    space: KeySpace,
+    key: &[u8],
+) -> Result<Option<(Revision, Bytes)>, StorageError> {
     look(read, space, key, |record| {
-        records::decode_data(record).map(|(revision, value)| (revision, Bytes::copy_from_slice(value)))
+        records::decode_data(record)
+            .map(|(revision, value)| (revision, Bytes::copy_from_slice(value)))
     })?
     .transpose()
     .map_err(|e| corrupt(key, e))
 }
 
 /// The revision of a key, if it is there.
-pub fn revision<R: Read>(read: &R, space: KeySpace, key: &[u8]) -> Result<Option<Revision>, StorageError> {
-    let found = look(read, space, key, |record| records::decode_data(record).map(|(revision, _)| revision))?;
+pub fn revision<R: Read>(
+    read: &R,
+    space: KeySpace,
+    key: &[u8],
+) -> Result<Option<Revision>, StorageError> {
+    let found = look(read, space, key, |record| {
+        records::decode_data(record).map(|(revision, _)| revision)
+    })?;
     found.transpose().map_err(|e| corrupt(key, e))
 }
 
 /// One page of a scan, in one go; see [`PageLook`].
-pub fn scan<R: Read>(read: &R, scan: &Scan, shard_range: &KeyRange, space: KeySpace) -> Result<ScanPage, StorageError> {
+pub fn scan<R: Read>(
+    read: &R,
+    scan: &Scan,
+    shard_range: &KeyRange,
+    space: KeySpace,
+) -> Result<ScanPage, StorageError> {
     let mut look = PageLook::new(scan.clone(), shard_range.clone(), space, true);
     while !look.look_on(read, || true)? {}
     Ok(look.page())
 }
 
-/// How many removed records a step passes over before the time is looked at: some tens of milliseconds.
+/// How many removed records a step passes over before the time is looked at: some tens of
+/// milliseconds.
 const REMOVED_MAX: u64 = 50_000;
 /// How many records, or KiB of them, are read between two looks at the time.
 const STRIDE: usize = 32;
@@ -99,8 +125,9 @@ impl<F: FnMut() -> bool> Stride<F> {
     }
 }
 
-/// A page of a scan that is being filled, out of the part of its range that lies within the shard's. The shard owns the scan's first
-/// key (in reverse: its last); what it does not own on the other side is left to the neighbours, in [`ScanPage::rest`].
+/// A page of a scan that is being filled, out of the part of its range that lies within the
+/// shard's. The shard owns the scan's first key (in reverse: its last); what it does not own on the
+/// other side is left to the neighbours, in [`ScanPage::rest`].
 ///
 /// A limit of 0 is taken for 1: every page moves on.
 pub struct PageLook {
@@ -121,8 +148,13 @@ impl PageLook {
         Self { asked, shard_range, space, pace, items: Vec::new(), bytes: 0, done: None }
     }
 
-    /// Looks on, in the same view as before; `true` when the page is done. Where `go_on` says no it may be shown as it is.
-    pub fn look_on<R: Read>(&mut self, read: &R, go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+    /// Looks on, in the same view as before; `true` when the page is done. Where `go_on` says no it
+    /// may be shown as it is.
+    pub fn look_on<R: Read>(
+        &mut self,
+        read: &R,
+        go_on: impl FnMut() -> bool,
+    ) -> Result<bool, StorageError> {
         if self.done.is_some() {
             return Ok(true);
         }
@@ -140,7 +172,8 @@ impl PageLook {
                 Ok(Some(record)) => record,
                 Ok(None) => break,
                 Err(StorageError::TooManyRemoved(_)) => {
-                    // Where the step came to is not known, so it is taken again; never more than twice in vain for what it takes.
+                    // Where the step came to is not known, so it is taken again; never more than
+                    // twice in vain for what it takes.
                     self.pace.removed_max = self.pace.removed_max.saturating_mul(2);
                     return Ok(false);
                 }
@@ -151,7 +184,8 @@ impl PageLook {
             let read = value.len();
             let value = if self.asked.keys_only { &[] } else { value };
             let bytes = self.bytes + key.len() + value.len();
-            let full = self.items.len() >= self.asked.limit as usize || bytes > self.asked.bytes_max as usize;
+            let full = self.items.len() >= self.asked.limit as usize
+                || bytes > self.asked.bytes_max as usize;
             if full && !self.items.is_empty() {
                 // This key is the first that was not shown.
                 let range = &self.asked.range;
@@ -164,7 +198,11 @@ impl PageLook {
                 return Ok(true);
             }
             self.bytes = bytes;
-            self.items.push(Item { key: Bytes::copy_from_slice(key), value: Bytes::copy_from_slice(value), revision });
+            self.items.push(Item {
+                key: Bytes::copy_from_slice(key),
+                value: Bytes::copy_from_slice(value),
+                revision,
+            });
             self.pace.removed_max = REMOVED_MAX;
             if stride.is_over(read) {
                 return Ok(false);
@@ -179,7 +217,9 @@ impl PageLook {
         let range = &self.asked.range;
         match self.items.last() {
             None => range.clone(),
-            Some(last) if self.asked.reverse => KeyRange::new(range.start.clone(), Some(last.key.clone())),
+            Some(last) if self.asked.reverse => {
+                KeyRange::new(range.start.clone(), Some(last.key.clone()))
+            }
             Some(last) => KeyRange::new(successor_of_key(&last.key), range.end.clone()),
         }
     }
@@ -221,7 +261,11 @@ pub fn applied<R: Read>(read: &R, shard: ShardId) -> Result<LogPosition, Storage
 pub fn applied_record<R: Read>(read: &R, shard: ShardId) -> Result<AppliedRecord, StorageError> {
     match read.look(Family::Data, &keys::applied(shard), records::decode_applied)? {
         Some(applied) => applied.map_err(|e| StorageError::record(shard, e)),
-        None => Err(StorageError::ShardRecord { shard, record: "applied state", why: "it is missing".into() }),
+        None => Err(StorageError::ShardRecord {
+            shard,
+            record: "applied state",
+            why: "it is missing".into(),
+        }),
     }
 }
 
@@ -232,7 +276,8 @@ pub fn hash<R: Read>(read: &R, descriptor: &Descriptor) -> Result<StateHash, Sto
     look.hash(read)
 }
 
-/// The hash of a shard's data that is being worked out. Reads all of them, and keeps none of them in the cache.
+/// The hash of a shard's data that is being worked out. Reads all of them, and keeps none of them
+/// in the cache.
 pub struct HashLook {
     shard: ShardId,
     pace: Pace,
@@ -252,7 +297,11 @@ impl HashLook {
     }
 
     /// Looks on, in the same view as before, until all is seen (`true`) or `go_on` says no.
-    pub fn look_on<R: Read>(&mut self, read: &R, go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+    pub fn look_on<R: Read>(
+        &mut self,
+        read: &R,
+        go_on: impl FnMut() -> bool,
+    ) -> Result<bool, StorageError> {
         let (start, end) = &mut self.rest;
         let mut cursor = read.cursor_at(Family::Data, start, Some(end), Order::Forward, self.pace);
         let mut stride = Stride::new(go_on);
@@ -306,13 +355,21 @@ mod tests {
         let engine = MemoryEngine::new();
         let (mut batch, mut record) = (engine.batch(), Vec::new());
         for (i, key) in keys.iter().enumerate() {
-            records::encode_data(&mut record, Revision(i as u64 + 1), format!("value of {key}").as_bytes());
+            records::encode_data(
+                &mut record,
+                Revision(i as u64 + 1),
+                format!("value of {key}").as_bytes(),
+            );
             batch.put(Family::Data, &keys::data(KeySpace::User, key.as_bytes()), &record);
         }
         // Neighbours in the family that belong to nobody's range.
         records::encode_data(&mut record, Revision(1), b"meta");
         batch.put(Family::Data, &keys::data(KeySpace::Meta, b"b"), &record);
-        batch.put(Family::Data, &keys::applied(ShardId(2)), &records::encode_applied(AppliedRecord::default()));
+        batch.put(
+            Family::Data,
+            &keys::applied(ShardId(2)),
+            &records::encode_applied(AppliedRecord::default()),
+        );
         engine.write(batch, false).unwrap();
         engine
     }
@@ -330,17 +387,27 @@ mod tests {
     ) -> (Vec<String>, Option<KeyRange>) {
         let asked = Scan { range, reverse, limit, bytes_max: u32::MAX, keys_only: false };
         let page = scan(engine, &asked, &shard, KeySpace::User).unwrap();
-        (page.items.iter().map(|item| String::from_utf8(item.key.to_vec()).unwrap()).collect(), page.rest)
+        (
+            page.items.iter().map(|item| String::from_utf8(item.key.to_vec()).unwrap()).collect(),
+            page.rest,
+        )
     }
 
     #[test]
     fn get_finds_a_key_with_its_revision_in_its_own_space() {
         let long = "x".repeat(1000);
         let engine = filled(&["a", &long]);
-        assert_eq!(get(&engine, KeySpace::User, b"a").unwrap(), Some((Revision(1), "value of a".into())));
+        assert_eq!(
+            get(&engine, KeySpace::User, b"a").unwrap(),
+            Some((Revision(1), "value of a".into()))
+        );
         assert_eq!(get(&engine, KeySpace::User, long.as_bytes()).unwrap().unwrap().0, Revision(2));
         assert_eq!(revision(&engine, KeySpace::User, long.as_bytes()).unwrap(), Some(Revision(2)));
-        assert_eq!(get(&engine, KeySpace::User, b"b").unwrap(), None, "the meta shard's key shows among the clients'");
+        assert_eq!(
+            get(&engine, KeySpace::User, b"b").unwrap(),
+            None,
+            "the meta shard's key shows among the clients'"
+        );
         assert_eq!(get(&engine, KeySpace::Meta, b"b").unwrap(), Some((Revision(1), "meta".into())));
     }
 
@@ -363,7 +430,11 @@ mod tests {
         ];
         for (asked, reverse, limit, keys, rest) in table {
             let got = page(&engine, asked.clone(), shard.clone(), reverse, limit);
-            assert_eq!(got, (keys.into_iter().map(String::from).collect(), rest), "{asked:?} reverse {reverse} limit {limit}");
+            assert_eq!(
+                got,
+                (keys.into_iter().map(String::from).collect(), rest),
+                "{asked:?} reverse {reverse} limit {limit}"
+            );
         }
         assert_eq!(page(&engine, all.clone(), all, false, 100).0.len(), 5);
     }
@@ -371,8 +442,11 @@ mod tests {
     #[test]
     fn bytes_are_bounded_but_one_item_always_comes() {
         let engine = filled(&["a", "b", "c"]);
-        for (bytes_max, keys_only, items) in [(0, false, 1), (22, false, 2), (21, false, 1), (2, true, 2), (1000, false, 3)] {
-            let asked = Scan { range: KeyRange::all(), reverse: false, limit: 10, bytes_max, keys_only };
+        for (bytes_max, keys_only, items) in
+            [(0, false, 1), (22, false, 2), (21, false, 1), (2, true, 2), (1000, false, 3)]
+        {
+            let asked =
+                Scan { range: KeyRange::all(), reverse: false, limit: 10, bytes_max, keys_only };
             let page = scan(&engine, &asked, &KeyRange::all(), KeySpace::User).unwrap();
             assert_eq!(page.items.len(), items, "{bytes_max} bytes, keys only: {keys_only}");
             assert_eq!(page.items[0].value.is_empty(), keys_only);
@@ -380,14 +454,20 @@ mod tests {
         }
     }
 
-    /// However often it is interrupted, a page and a hash come to what they come to in one go; and what a page shows halfway is
-    /// the beginning of it, with a rest that goes on right behind.
+    /// However often it is interrupted, a page and a hash come to what they come to in one go; and
+    /// what a page shows halfway is the beginning of it, with a rest that goes on right behind.
     #[test]
     fn slices_together_are_the_whole() {
         let names: Vec<String> = (0..100).map(|n| format!("k{n:03}")).collect();
         let engine = filled(&names.iter().map(String::as_str).collect::<Vec<_>>());
         for reverse in [false, true] {
-            let asked = Scan { range: range("k010", Some("k090")), reverse, limit: 75, bytes_max: u32::MAX, keys_only: false };
+            let asked = Scan {
+                range: range("k010", Some("k090")),
+                reverse,
+                limit: 75,
+                bytes_max: u32::MAX,
+                keys_only: false,
+            };
             let whole = scan(&engine, &asked, &KeyRange::all(), KeySpace::User).unwrap();
             let mut look = PageLook::new(asked.clone(), KeyRange::all(), KeySpace::User, true);
             let mut slices = 1;
@@ -395,14 +475,20 @@ mod tests {
             while !look.look_on(&engine, || false).unwrap() {
                 slices += 1;
                 let rest = look.to_come();
-                let asked = Scan { range: rest, limit: 75 - look.items.len() as u32, ..asked.clone() };
+                let asked =
+                    Scan { range: rest, limit: 75 - look.items.len() as u32, ..asked.clone() };
                 let next = scan(&engine, &asked, &KeyRange::all(), KeySpace::User).unwrap();
                 assert_eq!([look.items.clone(), next.items].concat(), whole.items);
             }
             assert!(slices > 2, "only {slices} slices");
             assert_eq!(look.page(), whole);
         }
-        let shard = Descriptor { id: ShardId(2), range: KeyRange::all(), epoch: Default::default(), replicas: Vec::new() };
+        let shard = Descriptor {
+            id: ShardId(2),
+            range: KeyRange::all(),
+            epoch: Default::default(),
+            replicas: Vec::new(),
+        };
         let (mut look, mut slices) = (HashLook::new(&shard), 1);
         while !look.look_on(&engine, || false).unwrap() {
             slices += 1;
@@ -417,12 +503,19 @@ mod tests {
         let mut batch = engine.batch();
         batch.put(Family::Data, &keys::data(KeySpace::User, b"k"), b"\x01short");
         engine.write(batch, false).unwrap();
-        assert!(get(&engine, KeySpace::User, b"k").unwrap_err().to_string().contains("key of 1 bytes"));
+        assert!(
+            get(&engine, KeySpace::User, b"k").unwrap_err().to_string().contains("key of 1 bytes")
+        );
     }
 
     #[test]
     fn the_hash_tells_keys_values_and_revisions_apart() {
-        let shard = Descriptor { id: ShardId(2), range: KeyRange::all(), epoch: Default::default(), replicas: Vec::new() };
+        let shard = Descriptor {
+            id: ShardId(2),
+            range: KeyRange::all(),
+            epoch: Default::default(),
+            replicas: Vec::new(),
+        };
         let of = |keys: &[&str]| hash(&filled(keys), &shard).unwrap();
         assert_eq!(of(&["a", "b"]), of(&["a", "b"]));
         assert_ne!(of(&["a", "b"]).hash, of(&["b", "a"]).hash, "the same keys at other revisions");
@@ -442,9 +535,13 @@ mod tests {
             let shards = [range("", Some(&cut)), range(&cut, None)];
             let (mut rest, mut seen) = (Some(KeyRange::all()), Vec::new());
             while let Some(asked) = rest {
-                let below = |end: &Option<Bytes>| end.as_ref().is_some_and(|end| end[..] <= *cut.as_bytes());
-                let left = if reverse { below(&asked.end) } else { asked.start[..] < *cut.as_bytes() };
-                let (page, next) = page(&engine, asked, shards[usize::from(!left)].clone(), reverse, limit);
+                let below = |end: &Option<Bytes>| {
+                    end.as_ref().is_some_and(|end| end[..] <= *cut.as_bytes())
+                };
+                let left =
+                    if reverse { below(&asked.end) } else { asked.start[..] < *cut.as_bytes() };
+                let shard = shards[usize::from(!left)].clone();
+                let (page, next) = page(&engine, asked, shard, reverse, limit);
                 seen.extend(page);
                 rest = next;
             }

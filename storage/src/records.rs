@@ -1,4 +1,5 @@
-//! What stands under the keys, byte by byte. Every record has a format byte; those of `log` and `state` a checksum as well.
+//! What stands under the keys, byte by byte. Every record has a format byte; those of `log` and
+//! `state` a checksum as well.
 //!
 //! ```text
 //! sealed     checksum (4) ‖ format (1) ‖ body          CRC-32 over key ‖ format ‖ body
@@ -12,14 +13,17 @@
 //! applied    format (1) ‖ index (8) ‖ term (8) ‖ revision (8)
 //! ```
 //!
-//! The checksum covers the key, so that a record which strayed to another shard or index is told from one that belongs there.
-//! The `data` family rests on the engine's block checksums: its records are read on every request.
-//! Decoding never panics, and shares the buffer that it was given.
+//! The checksum covers the key, so that a record which strayed to another shard or index is told
+//! from one that belongs there. The `data` family rests on the engine's block checksums: its
+//! records are read on every request. Decoding never panics, and shares the buffer that it was
+//! given.
 
 use crate::work::{EntryKind, HardState, LogEntry, LogPosition};
 use bytes::{BufMut, Bytes};
 use flotilla_router::codec::{Put, Reader};
-use flotilla_router::{ClusterId, DecodeError, Descriptor, Incarnation, NodeId, ReplicaId, Revision};
+use flotilla_router::{
+    ClusterId, DecodeError, Descriptor, Incarnation, NodeId, ReplicaId, Revision,
+};
 
 /// The format byte of every record that this release writes, but for the install marker
 /// ([`snapshot`](crate::snapshot)).
@@ -97,7 +101,11 @@ pub fn seal_as(out: &mut Vec<u8>, key: &[u8], format: u8, fill: impl FnOnce(&mut
 }
 
 /// Checks a sealed record under `key`, and shows its body.
-pub fn unseal<'a>(what: &'static str, key: &[u8], record: &'a [u8]) -> Result<&'a [u8], DecodeError> {
+pub fn unseal<'a>(
+    what: &'static str,
+    key: &[u8],
+    record: &'a [u8],
+) -> Result<&'a [u8], DecodeError> {
     let (format, body) = unseal_any(what, key, record)?;
     check_format(what, format)?;
     Ok(body)
@@ -105,13 +113,24 @@ pub fn unseal<'a>(what: &'static str, key: &[u8], record: &'a [u8]) -> Result<&'
 
 /// [`unseal`] for a record that may be in one of several formats: the format, which the caller has
 /// to look at, and the body.
-pub fn unseal_any<'a>(what: &'static str, key: &[u8], record: &'a [u8]) -> Result<(u8, &'a [u8]), DecodeError> {
-    let Some((sum, rest)) = record.split_first_chunk::<4>().filter(|(_, rest)| !rest.is_empty()) else {
-        return Err(DecodeError::new(what, format!("{} bytes are too few for a record", record.len())));
+pub fn unseal_any<'a>(
+    what: &'static str,
+    key: &[u8],
+    record: &'a [u8],
+) -> Result<(u8, &'a [u8]), DecodeError> {
+    let Some((sum, rest)) = record.split_first_chunk::<4>().filter(|(_, rest)| !rest.is_empty())
+    else {
+        return Err(DecodeError::new(
+            what,
+            format!("{} bytes are too few for a record", record.len()),
+        ));
     };
     let (stored, computed) = (u32::from_be_bytes(*sum), checksum(key, rest));
     if stored != computed {
-        return Err(DecodeError::new(what, format!("checksum {stored:08x} is stored, {computed:08x} computed")));
+        return Err(DecodeError::new(
+            what,
+            format!("checksum {stored:08x} is stored, {computed:08x} computed"),
+        ));
     }
     Ok((rest[0], &rest[1..]))
 }
@@ -166,11 +185,18 @@ pub fn check_entry(key: &[u8], record: &[u8]) -> Result<EntryHead, DecodeError> 
         2 => EntryKind::ConfChangeV2,
         other => return Err(DecodeError::new(WHAT, format!("kind {other}"))),
     };
-    let eight = |from: usize| u64::from_be_bytes(head[from..from + 8].try_into().expect("eight bytes of a fixed array"));
+    let eight = |from: usize| {
+        u64::from_be_bytes(head[from..from + 8].try_into().expect("eight bytes of a fixed array"))
+    };
     let at = LogPosition { term: eight(1), index: eight(9) };
-    let context_bytes = u32::from_be_bytes(head[17..].try_into().expect("the last four bytes of a fixed array")) as usize;
+    let context_bytes =
+        u32::from_be_bytes(head[17..].try_into().expect("the last four bytes of a fixed array"))
+            as usize;
     let Some(data_bytes) = rest.len().checked_sub(context_bytes) else {
-        return Err(DecodeError::new(WHAT, format!("a context of {context_bytes} bytes in {}", rest.len())));
+        return Err(DecodeError::new(
+            WHAT,
+            format!("a context of {context_bytes} bytes in {}", rest.len()),
+        ));
     };
     Ok(EntryHead { at, kind, context_bytes, data_bytes })
 }
@@ -179,7 +205,12 @@ pub fn check_entry(key: &[u8], record: &[u8]) -> Result<EntryHead, DecodeError> 
 pub fn decode_entry(key: &[u8], record: &Bytes) -> Result<LogEntry, DecodeError> {
     let head = check_entry(key, record)?;
     let (context, data) = record[SEAL_BYTES + ENTRY_HEADER_BYTES..].split_at(head.context_bytes);
-    Ok(LogEntry { at: head.at, kind: head.kind, data: record.slice_ref(data), context: record.slice_ref(context) })
+    Ok(LogEntry {
+        at: head.at,
+        kind: head.kind,
+        data: record.slice_ref(data),
+        context: record.slice_ref(context),
+    })
 }
 
 /// Replaces `out` by a hard state's record.
@@ -253,7 +284,8 @@ pub fn encode_identity(out: &mut Vec<u8>, key: &[u8], identity: IdentityRecord) 
 /// Reads what [`encode_identity`] wrote.
 pub fn decode_identity(key: &[u8], record: &Bytes) -> Result<IdentityRecord, DecodeError> {
     open("node identity", key, record, |r| {
-        let (cluster, node, incarnation) = (ClusterId(r.u64()?), NodeId(r.u64()?), Incarnation(r.u64()?));
+        let (cluster, node, incarnation) =
+            (ClusterId(r.u64()?), NodeId(r.u64()?), Incarnation(r.u64()?));
         Ok(IdentityRecord { cluster, node, incarnation, directory: r.u64()? })
     })
 }
@@ -271,10 +303,16 @@ pub fn encode_data(out: &mut Vec<u8>, revision: Revision, value: &[u8]) {
 /// The revision and the value of a data record.
 pub fn decode_data(record: &[u8]) -> Result<(Revision, &[u8]), DecodeError> {
     let Some((head, value)) = record.split_first_chunk::<DATA_HEADER_BYTES>() else {
-        return Err(DecodeError::new("data record", format!("{} bytes are too few for a record", record.len())));
+        return Err(DecodeError::new(
+            "data record",
+            format!("{} bytes are too few for a record", record.len()),
+        ));
     };
     check_format("data record", head[0])?;
-    Ok((Revision(u64::from_be_bytes(head[1..9].try_into().expect("eight bytes of a fixed array"))), value))
+    Ok((
+        Revision(u64::from_be_bytes(head[1..9].try_into().expect("eight bytes of a fixed array"))),
+        value,
+    ))
 }
 
 /// An applied state's record.
@@ -289,11 +327,19 @@ pub fn encode_applied(applied: AppliedRecord) -> [u8; 25] {
 /// Reads what [`encode_applied`] wrote.
 pub fn decode_applied(record: &[u8]) -> Result<AppliedRecord, DecodeError> {
     let Ok(record) = <&[u8; 25]>::try_from(record) else {
-        return Err(DecodeError::new("applied state", format!("{} bytes instead of 25", record.len())));
+        return Err(DecodeError::new(
+            "applied state",
+            format!("{} bytes instead of 25", record.len()),
+        ));
     };
     check_format("applied state", record[0])?;
-    let eight = |from: usize| u64::from_be_bytes(record[from..from + 8].try_into().expect("eight bytes of a fixed array"));
-    Ok(AppliedRecord { at: LogPosition { index: eight(1), term: eight(9) }, revision: Revision(eight(17)) })
+    let eight = |from: usize| {
+        u64::from_be_bytes(record[from..from + 8].try_into().expect("eight bytes of a fixed array"))
+    };
+    Ok(AppliedRecord {
+        at: LogPosition { index: eight(1), term: eight(9) },
+        revision: Revision(eight(17)),
+    })
 }
 
 #[cfg(test)]
@@ -314,13 +360,21 @@ mod tests {
         let hard = HardState { term: 3, vote: 2, commit: 17 };
         encode_hard_state(&mut out, key, hard);
         assert_eq!(decode_hard_state(key, &out.clone().into()), Ok(hard));
-        assert!(decode_hard_state(b"kez", &out.clone().into()).is_err(), "a record of another key was taken");
+        assert!(
+            decode_hard_state(b"kez", &out.clone().into()).is_err(),
+            "a record of another key was taken"
+        );
         let at = LogPosition { index: 5, term: 2 };
         encode_truncated(&mut out, key, at);
         assert_eq!(decode_truncated(key, &out.clone().into()), Ok(at));
         encode_replica(&mut out, key, ReplicaId(8));
         assert_eq!(decode_replica(key, &out.clone().into()), Ok(ReplicaId(8)));
-        let identity = IdentityRecord { cluster: ClusterId(1), node: NodeId(2), incarnation: Incarnation(3), directory: 4 };
+        let identity = IdentityRecord {
+            cluster: ClusterId(1),
+            node: NodeId(2),
+            incarnation: Incarnation(3),
+            directory: 4,
+        };
         encode_identity(&mut out, key, identity);
         assert_eq!(decode_identity(key, &out.clone().into()), Ok(identity));
         let applied = AppliedRecord { at, revision: Revision(11) };
@@ -333,7 +387,12 @@ mod tests {
     fn a_record_of_another_format_says_so() {
         let mut record = encode_applied(AppliedRecord::default());
         record[0] = 9;
-        assert!(decode_applied(&record).unwrap_err().to_string().contains("format 9; this binary reads 1"));
+        assert!(
+            decode_applied(&record)
+                .unwrap_err()
+                .to_string()
+                .contains("format 9; this binary reads 1")
+        );
     }
 
     proptest! {
@@ -344,17 +403,22 @@ mod tests {
             flip in any::<prop::sample::Index>(),
             bit in 0..8u8,
         ) {
-            let (key, entry, mut out) = (keys::log_entry(ShardId(7), 9), entry(data, context), Vec::new());
+            let (key, entry) = (keys::log_entry(ShardId(7), 9), entry(data, context));
+            let mut out = Vec::new();
             encode_entry(&mut out, &key, &entry);
             prop_assert_eq!(decode_entry(&key, &out.clone().into()).unwrap(), entry);
-            prop_assert!(decode_entry(&keys::log_entry(ShardId(8), 9), &out.clone().into()).is_err());
+            let elsewhere = keys::log_entry(ShardId(8), 9);
+            prop_assert!(decode_entry(&elsewhere, &out.clone().into()).is_err());
             let at = flip.index(out.len());
             out[at] ^= 1 << bit;
             prop_assert!(decode_entry(&key, &out.into()).is_err());
         }
 
         #[test]
-        fn bytes_that_are_no_record_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), sealed in any::<bool>()) {
+        fn bytes_that_are_no_record_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..80),
+            sealed in any::<bool>(),
+        ) {
             // A valid seal lets the bytes through to what lies behind it.
             let mut record = bytes.clone();
             if sealed {

@@ -1,17 +1,22 @@
 //! What a node finds when it starts: its replicas, verified from the first log entry to the last.
 //!
 //! 1. A snapshot install that a crash cut short is completed ([`snapshot`](crate::snapshot)).
-//! 2. One ordered walk over `state` gathers what each replica remembers, one over the applied states up to where it applied.
-//! 3. One ordered walk over `log` checks every entry: its checksum, that it belongs to this shard and index, that it follows the
-//!    one before without a gap, that terms don't fall. Bodies are copied only above the applied position.
-//! 4. Per replica the pieces must fit: truncated ≤ applied ≤ last, commit ≤ last, and the log holds the applied entry with the
-//!    applied term. No number lies so high that sums of it could overflow, and raft-rs can make a group of the members.
+//! 2. One ordered walk over `state` gathers what each replica remembers, one over the applied
+//!    states up to where it applied.
+//! 3. One ordered walk over `log` checks every entry: its checksum, that it belongs to this shard
+//!    and index, that it follows the one before without a gap, that terms don't fall. Bodies are
+//!    copied only above the applied position.
+//! 4. Per replica the pieces must fit: truncated ≤ applied ≤ last, commit ≤ last, and the log holds
+//!    the applied entry with the applied term. No number lies so high that sums of it could
+//!    overflow, and raft-rs can make a group of the members.
 //!
-//! Anything else is an error that names shard and index. Nothing is skipped or repaired by guess: a replica that forgot what it
-//! promised may cost an acknowledged write, a process that does not start costs none.
+//! Anything else is an error that names shard and index. Nothing is skipped or repaired by guess: a
+//! replica that forgot what it promised may cost an acknowledged write, a process that does not
+//! start costs none.
 //!
-//! The hard state's commit may lie below the applied index, because nothing waits for an fsync to learn a commit. It is raised to
-//! it, which raft-rs demands, but only after the applied entry was found in the log: then it was committed indeed.
+//! The hard state's commit may lie below the applied index, because nothing waits for an fsync to
+//! learn a commit. It is raised to it, which raft-rs demands, but only after the applied entry was
+//! found in the log: then it was committed indeed.
 
 use crate::engine::{Cursor, Engine, Family, Order, Read};
 use crate::error::StorageError;
@@ -23,8 +28,9 @@ use flotilla_router::mutation::Mutation;
 use flotilla_router::{Descriptor, ReplicaId, ShardId};
 use std::collections::BTreeMap;
 
-/// No number on a disk comes this far. Above what peers may say, since a node counts on from that: a term that was taken from a peer
-/// and raised by an election must not keep the node from starting.
+/// No number on a disk comes this far. Above what peers may say, since a node counts on from that:
+/// a term that was taken from a peer and raised by an election must not keep the node from
+/// starting.
 const REACHED_MAX: u64 = NUMBER_MAX << 4;
 
 /// What one replica remembers beside its log and data.
@@ -61,14 +67,19 @@ pub fn recover<E: Engine>(engine: &E) -> Result<Vec<Recovered>, StorageError> {
     walk_states(&view, &mut node)?;
     walk_applied(&view, &mut node)?;
     walk_logs(&view, &mut node)?;
-    node.into_iter().filter_map(|(shard, remembered)| finish(shard, remembered).transpose()).collect()
+    node.into_iter()
+        .filter_map(|(shard, remembered)| finish(shard, remembered).transpose())
+        .collect()
 }
 
 /// Replicas that were removed from this node, by shard: none of these ids may come back.
 pub fn tombstones<R: Read>(read: &R) -> Result<BTreeMap<ShardId, ReplicaId>, StorageError> {
     let mut node = Node::new();
     walk_states(read, &mut node)?;
-    Ok(node.into_iter().filter_map(|(shard, remembered)| Some((shard, remembered.tombstone?))).collect())
+    Ok(node
+        .into_iter()
+        .filter_map(|(shard, remembered)| Some((shard, remembered.tombstone?)))
+        .collect())
 }
 
 fn walk_states<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> {
@@ -89,12 +100,22 @@ fn walk_states<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> {
         let record = Bytes::copy_from_slice(record);
         let mut read = || {
             match tag {
-                StateTag::HardState => remembered.hard_state = Some(records::decode_hard_state(key, &record)?),
-                StateTag::Truncated => remembered.truncated = Some(records::decode_truncated(key, &record)?),
-                StateTag::Descriptor => remembered.descriptor = Some(records::decode_descriptor(key, &record)?),
-                StateTag::Replica => remembered.replica = Some(records::decode_replica(key, &record)?),
+                StateTag::HardState => {
+                    remembered.hard_state = Some(records::decode_hard_state(key, &record)?)
+                }
+                StateTag::Truncated => {
+                    remembered.truncated = Some(records::decode_truncated(key, &record)?)
+                }
+                StateTag::Descriptor => {
+                    remembered.descriptor = Some(records::decode_descriptor(key, &record)?)
+                }
+                StateTag::Replica => {
+                    remembered.replica = Some(records::decode_replica(key, &record)?)
+                }
                 StateTag::Tombstone if Mutation::TombstoneForgotten.is_on() => {}
-                StateTag::Tombstone => remembered.tombstone = Some(records::decode_replica(key, &record)?),
+                StateTag::Tombstone => {
+                    remembered.tombstone = Some(records::decode_replica(key, &record)?)
+                }
                 // Completed before the walk began.
                 StateTag::Install => {}
             }
@@ -110,9 +131,13 @@ fn walk_applied<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> 
     let mut cursor = read.cursor(Family::Data, &start, Some(&end), Order::Forward);
     while let Some((key, record)) = cursor.next()? {
         let Some(shard) = keys::parse_applied(key) else {
-            return Err(StorageError::NodeRecord { record: "applied state", why: format!("a key of {} bytes", key.len()) });
+            return Err(StorageError::NodeRecord {
+                record: "applied state",
+                why: format!("a key of {} bytes", key.len()),
+            });
         };
-        let applied = records::decode_applied(record).map_err(|e| StorageError::record(shard, e))?;
+        let applied =
+            records::decode_applied(record).map_err(|e| StorageError::record(shard, e))?;
         node.entry(shard).or_default().applied = Some(applied);
     }
     Ok(())
@@ -120,18 +145,30 @@ fn walk_applied<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> 
 
 fn walk_logs<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> {
     let mut cursor = read.cursor(Family::Log, &[], None, Order::Forward);
-    // The replica whose log the walk is in. Its truncated position stands for the entry before the first.
+    // The replica whose log the walk is in. Its truncated position stands for the entry before the
+    // first.
     let mut current: Option<(ShardId, &mut Remembered)> = None;
     while let Some((key, record)) = cursor.next()? {
         let Some((shard, index)) = keys::parse_log_entry(key) else {
-            return Err(StorageError::NodeRecord { record: "log key", why: format!("a key of {} bytes", key.len()) });
+            return Err(StorageError::NodeRecord {
+                record: "log key",
+                why: format!("a key of {} bytes", key.len()),
+            });
         };
         if current.as_ref().is_none_or(|(of, _)| *of != shard) {
             let Some(remembered) = node.get_mut(&shard) else {
-                return Err(StorageError::entry(shard, index, "the entry belongs to no replica of this node"));
+                return Err(StorageError::entry(
+                    shard,
+                    index,
+                    "the entry belongs to no replica of this node",
+                ));
             };
             let Some(truncated) = remembered.truncated else {
-                return Err(StorageError::ShardRecord { shard, record: "truncated position", why: "it is missing".into() });
+                return Err(StorageError::ShardRecord {
+                    shard,
+                    record: "truncated position",
+                    why: "it is missing".into(),
+                });
             };
             remembered.log.last = truncated;
             current = Some((shard, remembered));
@@ -145,22 +182,40 @@ fn walk_logs<R: Read>(read: &R, node: &mut Node) -> Result<(), StorageError> {
 
 impl Remembered {
     /// Takes in the next entry of the log.
-    fn next_entry(&mut self, shard: ShardId, index: u64, key: &[u8], record: &[u8]) -> Result<(), StorageError> {
+    fn next_entry(
+        &mut self,
+        shard: ShardId,
+        index: u64,
+        key: &[u8],
+        record: &[u8],
+    ) -> Result<(), StorageError> {
         let before = self.log.last;
         if index <= before.index {
-            let why = format!("the entry was truncated with those up to {}, and is still there", before.index);
+            let why = format!(
+                "the entry was truncated with those up to {}, and is still there",
+                before.index
+            );
             return Err(StorageError::entry(shard, index, why));
         }
         if index != before.index + 1 {
             let why = format!("the entry is missing; the next one is {index}");
             return Err(StorageError::entry(shard, before.index + 1, why));
         }
-        let head = records::check_entry(key, record).map_err(|e| StorageError::entry(shard, index, e))?;
+        let head =
+            records::check_entry(key, record).map_err(|e| StorageError::entry(shard, index, e))?;
         if head.at.index != index {
-            return Err(StorageError::entry(shard, index, format!("the entry of index {} stands here", head.at.index)));
+            return Err(StorageError::entry(
+                shard,
+                index,
+                format!("the entry of index {} stands here", head.at.index),
+            ));
         }
         if head.at.term < before.term {
-            return Err(StorageError::entry(shard, index, format!("term {} follows term {}", head.at.term, before.term)));
+            return Err(StorageError::entry(
+                shard,
+                index,
+                format!("term {} follows term {}", head.at.term, before.term),
+            ));
         }
         if self.log.term_starts.last().is_none_or(|run| run.term != head.at.term) {
             self.log.term_starts.push(head.at);
@@ -169,8 +224,8 @@ impl Remembered {
         if index == applied {
             self.log.applied_term = Some(head.at.term);
         } else if index > applied {
-            let entry =
-                records::decode_entry(key, &Bytes::copy_from_slice(record)).map_err(|e| StorageError::entry(shard, index, e))?;
+            let entry = records::decode_entry(key, &Bytes::copy_from_slice(record))
+                .map_err(|e| StorageError::entry(shard, index, e))?;
             self.log.unapplied.push(entry);
         }
         self.log.bytes += head.bytes();
@@ -181,8 +236,14 @@ impl Remembered {
 
 /// Fits the pieces of one replica together; `None` where only a tombstone is left of it.
 fn finish(shard: ShardId, remembered: Remembered) -> Result<Option<Recovered>, StorageError> {
-    let Remembered { hard_state, truncated, descriptor, replica, tombstone, applied, log } = remembered;
-    if tombstone.is_some() && descriptor.is_none() && hard_state.is_none() && applied.is_none() && log.last.index == 0 {
+    let Remembered { hard_state, truncated, descriptor, replica, tombstone, applied, log } =
+        remembered;
+    if tombstone.is_some()
+        && descriptor.is_none()
+        && hard_state.is_none()
+        && applied.is_none()
+        && log.last.index == 0
+    {
         return Ok(None);
     }
     let missing = |record| StorageError::ShardRecord { shard, record, why: "it is missing".into() };
@@ -216,19 +277,35 @@ fn finish(shard: ShardId, remembered: Remembered) -> Result<Option<Recovered>, S
     if applied.index < truncated.index {
         return wrong(
             applied.index + 1,
-            format!("the entry was truncated with those up to {}, but never applied", truncated.index),
+            format!(
+                "the entry was truncated with those up to {}, but never applied",
+                truncated.index
+            ),
         );
     }
     if applied.index > last.index {
-        return wrong(last.index + 1, format!("the entry is missing, but was applied with those up to {}", applied.index));
+        return wrong(
+            last.index + 1,
+            format!("the entry is missing, but was applied with those up to {}", applied.index),
+        );
     }
-    let term = if applied.index == truncated.index { Some(truncated.term) } else { log.applied_term };
+    let term =
+        if applied.index == truncated.index { Some(truncated.term) } else { log.applied_term };
     if term != Some(applied.term) {
         let held = term.map_or("none".into(), |term| format!("term {term}"));
-        return wrong(applied.index, format!("term {} was applied here, the log holds {held}", applied.term));
+        return wrong(
+            applied.index,
+            format!("term {} was applied here, the log holds {held}", applied.term),
+        );
     }
     if hard_state.commit > last.index {
-        return wrong(last.index + 1, format!("the entry is missing, but was committed with those up to {}", hard_state.commit));
+        return wrong(
+            last.index + 1,
+            format!(
+                "the entry is missing, but was committed with those up to {}",
+                hard_state.commit
+            ),
+        );
     }
     if hard_state.term < last.term {
         let why = format!("it is at term {}, the log at term {}", hard_state.term, last.term);
@@ -236,7 +313,17 @@ fn finish(shard: ShardId, remembered: Remembered) -> Result<Option<Recovered>, S
     }
     hard_state.commit = hard_state.commit.max(applied.index);
     let Log { term_starts, unapplied, bytes: log_bytes, .. } = log;
-    Ok(Some(Recovered { descriptor, replica, hard_state, truncated, last, term_starts, applied, unapplied, log_bytes }))
+    Ok(Some(Recovered {
+        descriptor,
+        replica,
+        hard_state,
+        truncated,
+        last,
+        term_starts,
+        applied,
+        unapplied,
+        log_bytes,
+    }))
 }
 
 #[cfg(test)]

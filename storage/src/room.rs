@@ -1,9 +1,12 @@
-//! Room on the disk: how much there is, how much a node needs to start, and a little that is kept for when there is none.
+//! Room on the disk: how much there is, how much a node needs to start, and a little that is kept
+//! for when there is none.
 //!
-//! RocksDB replays its write-ahead logs at start and turns them into files before it removes them. On a full disk there is no room for
-//! those files, and a node that ended for want of room could never start again, not even to delete something. So it starts *lean*
-//! there: the logs stay where they are, what they hold stays in memory, and a few hundred KiB are enough. For a disk on which there is
-//! nothing left at all a **ballast** lies in the directory: a file that is removed then, and made again once there is room.
+//! RocksDB replays its write-ahead logs at start and turns them into files before it removes them.
+//! On a full disk there is no room for those files, and a node that ended for want of room could
+//! never start again, not even to delete something. So it starts *lean* there: the logs stay where
+//! they are, what they hold stays in memory, and a few hundred KiB are enough. For a disk on which
+//! there is nothing left at all a **ballast** lies in the directory: a file that is removed then,
+//! and made again once there is room.
 
 use crate::error::StorageError;
 use crate::rocks::RocksOptions;
@@ -35,12 +38,19 @@ pub fn disk(folder: &Path) -> io::Result<Disk> {
 /// The bytes of the write-ahead logs in a database's folder.
 pub(crate) fn wal_bytes(db: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(db) else { return 0 };
-    let logs = entries.flatten().filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
+    let logs = entries
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "log"));
     logs.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
-/// How the database in `dir` is to be opened on the disk that it lies on; refused where even the least that it needs is not there.
-pub(crate) fn fit(dir: &Path, db: &Path, options: &RocksOptions) -> Result<RocksOptions, StorageError> {
+/// How the database in `dir` is to be opened on the disk that it lies on; refused where even the
+/// least that it needs is not there.
+pub(crate) fn fit(
+    dir: &Path,
+    db: &Path,
+    options: &RocksOptions,
+) -> Result<RocksOptions, StorageError> {
     let look = || disk(dir).map_err(|error| StorageError::engine("look at the disk", error));
     let mut found = look()?;
     let mut options = options.clone().fit(found.capacity_bytes);
@@ -54,12 +64,17 @@ pub(crate) fn fit(dir: &Path, db: &Path, options: &RocksOptions) -> Result<Rocks
     }
     let free_bytes = found.free_bytes;
     if free_bytes < START_BYTES {
-        return Err(StorageError::NoRoom { dir: dir.to_owned(), free_bytes, needed_bytes: START_BYTES });
+        return Err(StorageError::NoRoom {
+            dir: dir.to_owned(),
+            free_bytes,
+            needed_bytes: START_BYTES,
+        });
     }
     tracing::warn!(
         free_bytes,
         needed_bytes,
-        "the disk has no room for what the write-ahead logs hold: the node starts with it in memory, takes deletes and refuses puts"
+        "the disk has no room for what the write-ahead logs hold: the node starts with it in \
+         memory, takes deletes and refuses puts"
     );
     // At least one, so that it is lean.
     options.lean_bytes = logs.max(1);
@@ -88,9 +103,12 @@ impl Ballast {
             return Ok(());
         }
         let file = File::options().write(true).create(true).truncate(true).open(&self.0)?;
-        let made = match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes) {
+        let made = match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)
+        {
             // Not every file system can; a file with holes would be no ballast.
-            Err(rustix::io::Errno::OPNOTSUPP) => io::copy(&mut io::Read::take(io::repeat(0), bytes), &mut &file).map(drop),
+            Err(rustix::io::Errno::OPNOTSUPP) => {
+                io::copy(&mut io::Read::take(io::repeat(0), bytes), &mut &file).map(drop)
+            }
             other => other.map_err(io::Error::from),
         };
         if made.is_err() {

@@ -1,7 +1,9 @@
-//! Snapshots of one shard: built from a view, verified where they arrive, installed so that a restart can finish the job.
+//! Snapshots of one shard: built from a view, verified where they arrive, installed so that a
+//! restart can finish the job.
 //!
-//! **Build.** The view was pinned in apply order, and everything is read from it: descriptor, applied state and data. So the
-//! manifest's index and the files agree, whatever is applied meanwhile.
+//! **Build.** The view was pinned in apply order, and everything is read from it: descriptor,
+//! applied state and data. So the manifest's index and the files agree, whatever is applied
+//! meanwhile.
 //!
 //! **Install**, each step durable before the next begins:
 //!
@@ -11,7 +13,8 @@
 //! 3. *clear*: the data in the ranges to clear and the shard's log are deleted, and the space of
 //!    the data given back.
 //! 4. *ingest*: the files' records are taken in. The files themselves stay.
-//! 5. *finish*: one batch with applied state, truncated position, hard state, descriptor and replica, which removes the marker.
+//! 5. *finish*: one batch with applied state, truncated position, hard state, descriptor and
+//!    replica, which removes the marker.
 //! 6. *tidy*: the files are removed.
 //!
 //! **What is cleared** the caller says: the keys that the snapshot brings, and those that the shard
@@ -20,10 +23,11 @@
 //! outside of these ranges is touched. What others own here changes, so the marker holds the ranges
 //! themselves: a restart clears what was to be cleared when the install began.
 //!
-//! A restart that finds the marker begins again at step 3: each step may be done twice. If the files are gone while the marker
-//! stands, the shard can't be completed, and [`recover`](crate::recover()) says so. The caller keeps the applier away from the
-//! shard meanwhile, and tells it [`installed`](crate::Applier::installed) afterwards. After recovery nothing refers to any folder
-//! of snapshots any more: the node empties it.
+//! A restart that finds the marker begins again at step 3: each step may be done twice. If the
+//! files are gone while the marker stands, the shard can't be completed, and
+//! [`recover`](crate::recover()) says so. The caller keeps the applier away from the shard
+//! meanwhile, and tells it [`installed`](crate::Applier::installed) afterwards. After recovery
+//! nothing refers to any folder of snapshots any more: the node empties it.
 
 use crate::engine::{Cursor, Engine, Family, Order, Read, WriteBatch};
 use crate::error::StorageError;
@@ -36,11 +40,17 @@ use flotilla_router::codec::{Put, Reader};
 use flotilla_router::{DecodeError, KeyRange, ReplicaId, ShardId, range};
 use std::path::{Path, PathBuf};
 
-/// A file of a snapshot ends at about this size: small enough to be sent and taken in piece by piece.
+/// A file of a snapshot ends at about this size: small enough to be sent and taken in piece by
+/// piece.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Writes the shard, as `view` shows it, into files in `folder`, which is emptied first.
-pub fn build<E: Engine>(engine: &E, view: &E::View, shard: ShardId, folder: &Path) -> Result<SnapshotManifest, StorageError> {
+pub fn build<E: Engine>(
+    engine: &E,
+    view: &E::View,
+    shard: ShardId,
+    folder: &Path,
+) -> Result<SnapshotManifest, StorageError> {
     build_with(engine, view, shard, folder, FILE_BYTES_MAX)
 }
 
@@ -56,7 +66,8 @@ pub fn build_with<E: Engine>(
     let Some(record) = view.get(Family::State, &key)? else {
         return Err(StorageError::snapshot(shard, "this node has no replica of the shard"));
     };
-    let descriptor = records::decode_descriptor(&key, &record).map_err(|e| StorageError::record(shard, e))?;
+    let descriptor =
+        records::decode_descriptor(&key, &record).map_err(|e| StorageError::record(shard, e))?;
     let applied = crate::read::applied_record(view, shard)?;
     let (start, end) = keys::data_range(shard.key_space(), &descriptor.range);
     FailPoint::BuildBegun.pass()?;
@@ -66,7 +77,11 @@ pub fn build_with<E: Engine>(
 }
 
 /// Whether `folder` holds exactly what the manifest says.
-pub fn verify<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path) -> Result<(), StorageError> {
+pub fn verify<E: Engine>(
+    engine: &E,
+    manifest: &SnapshotManifest,
+    folder: &Path,
+) -> Result<(), StorageError> {
     let shard = manifest.descriptor.id;
     for file in &manifest.files {
         if !crate::manifest::is_plain_name(&file.name) {
@@ -77,13 +92,19 @@ pub fn verify<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path)
     Ok(())
 }
 
-/// The same for what another node has sent: and whether it can be taken in, and holds no key of another shard. For once it is being
-/// installed there is no way back.
-pub fn verify_foreign<E: Engine>(engine: &E, manifest: &SnapshotManifest, folder: &Path) -> Result<(), StorageError> {
+/// The same for what another node has sent: and whether it can be taken in, and holds no key of
+/// another shard. For once it is being installed there is no way back.
+pub fn verify_foreign<E: Engine>(
+    engine: &E,
+    manifest: &SnapshotManifest,
+    folder: &Path,
+) -> Result<(), StorageError> {
     verify(engine, manifest, folder)?;
     let shard = &manifest.descriptor;
     let (start, end) = keys::data_range(shard.id.key_space(), &shard.range);
-    engine.check_span(folder, &manifest.files, &start, &end).map_err(|e| StorageError::snapshot(shard.id, e))
+    engine
+        .check_span(folder, &manifest.files, &start, &end)
+        .map_err(|e| StorageError::snapshot(shard.id, e))
 }
 
 /// Replaces the shard by a verified snapshot, as `replica`, and clears the ranges of `clear`, in
@@ -103,7 +124,8 @@ pub fn install<E: Engine>(
     Ok(())
 }
 
-/// Step 1 of [`install`]; the others are [`Installing::step`]s. Whoever takes them one by one sees what readers see in between.
+/// Step 1 of [`install`]; the others are [`Installing::step`]s. Whoever takes them one by one sees
+/// what readers see in between.
 pub fn begin_install<E: Engine>(
     engine: &E,
     manifest: &SnapshotManifest,
@@ -152,7 +174,10 @@ pub(crate) fn complete_installs<E: Engine>(engine: &E) -> Result<(), StorageErro
     for install in Install::marked(engine)? {
         FailPoint::ResumeBegun.pass()?;
         verify(engine, &install.manifest, &install.folder).map_err(|e| {
-            StorageError::snapshot(install.shard(), format!("its install was cut short and can't be completed: {e}"))
+            StorageError::snapshot(
+                install.shard(),
+                format!("its install was cut short and can't be completed: {e}"),
+            )
         })?;
         install.complete(engine)?;
         FailPoint::ResumeEnded.pass()?;
@@ -290,8 +315,13 @@ impl Install {
         let mut cursor = engine.cursor(Family::State, &keys::state_start(), None, Order::Forward);
         let mut installs = Vec::new();
         while let Some((key, record)) = cursor.next()? {
-            let Some((shard, _)) = keys::parse_state(key).filter(|(_, tag)| *tag == StateTag::Install as u8) else { continue };
-            let mut install = Self::decode(key, record).map_err(|e| StorageError::record(shard, e))?;
+            let Some((shard, _)) =
+                keys::parse_state(key).filter(|(_, tag)| *tag == StateTag::Install as u8)
+            else {
+                continue;
+            };
+            let mut install =
+                Self::decode(key, record).map_err(|e| StorageError::record(shard, e))?;
             install.folder = engine.home().join(install.folder);
             if install.shard() != shard {
                 let why = format!("the marker of shard {} stands here", install.shard());

@@ -1,19 +1,22 @@
-//! What a data directory remembers outside of RocksDB, so that it notices when RocksDB has forgotten.
+//! What a data directory remembers outside of RocksDB, so that it notices when RocksDB has
+//! forgotten.
 //!
-//! RocksDB finds a flipped bit by checksums. But a write-ahead log that is gone, or a list of files that lost its end, look to it like a
-//! younger database, and it opens that without a word. So one small file says how far the database had come at least:
+//! RocksDB finds a flipped bit by checksums. But a write-ahead log that is gone, or a list of files
+//! that lost its end, look to it like a younger database, and it opens that without a word. So one
+//! small file says how far the database had come at least:
 //!
 //! ```text
 //! <dir>/flotilla.started
 //! flotilla 1 cluster 00abcdef01234567 node 3 directory 8c1f… incarnation 17 sequence 4711 manifest 12 bytes 961 crc32 5f3759df
 //! ```
 //!
-//! It is written when the directory was opened, when files were taken into the database, and when it is closed; each time as a whole,
-//! synced, and after what it speaks of is durable. So a database that lies behind it has lost something that was synced, and is
-//! refused. One that lies ahead of it was killed, which is no loss. A directory without the file is taken as it is.
+//! It is written when the directory was opened, when files were taken into the database, and when
+//! it is closed; each time as a whole, synced, and after what it speaks of is durable. So a
+//! database that lies behind it has lost something that was synced, and is refused. One that lies
+//! ahead of it was killed, which is no loss. A directory without the file is taken as it is.
 //!
-//! What it can't show: that a killed node's write-ahead log lost its end. That is what an ordinary crash leaves, too. A leader that knows
-//! better quarantines the shard.
+//! What it can't show: that a killed node's write-ahead log lost its end. That is what an ordinary
+//! crash leaves, too. A leader that knows better quarantines the shard.
 
 use crate::error::StorageError;
 use flotilla_router::{ClusterId, Incarnation, NodeId};
@@ -72,7 +75,9 @@ impl Started {
             Err(error) => return Err(StorageError::engine("read flotilla.started", error)),
         };
         let started = std::str::from_utf8(&text).ok().and_then(Self::parse);
-        started.map(Some).ok_or_else(|| forgotten(dir, format!("{NAME} is not what this release writes")))
+        started
+            .map(Some)
+            .ok_or_else(|| forgotten(dir, format!("{NAME} is not what this release writes")))
     }
 
     /// Writes it, durably, in the place of the one before.
@@ -89,34 +94,53 @@ impl Started {
 
     /// Refuses a database that lies behind.
     pub(crate) fn check(&self, dir: &Path, found: &Self) -> Result<(), StorageError> {
-        let why = if (found.cluster, found.node, found.directory) != (self.cluster, self.node, self.directory) {
+        let why = if (found.cluster, found.node, found.directory)
+            != (self.cluster, self.node, self.directory)
+        {
             "its database is that of another directory".into()
         } else if found.incarnation < self.incarnation {
-            format!("it was started {} times, and its database knows of {}", self.incarnation, found.incarnation)
+            format!(
+                "it was started {} times, and its database knows of {}",
+                self.incarnation, found.incarnation
+            )
         } else if found.sequence < self.sequence {
-            format!("write {} was durable, and its database ends with {}", self.sequence, found.sequence)
+            format!(
+                "write {} was durable, and its database ends with {}",
+                self.sequence, found.sequence
+            )
         } else {
             return self.check_manifest(dir, found.manifest);
         };
         Err(forgotten(dir, why))
     }
 
-    /// Refuses a list of files that has lost its end, before RocksDB removes what is no longer in it.
+    /// Refuses a list of files that has lost its end, before RocksDB removes what is no longer in
+    /// it.
     pub(crate) fn check_manifest(&self, dir: &Path, found: Manifest) -> Result<(), StorageError> {
         let Manifest { number, bytes } = self.manifest;
         let is_behind = found.number < number || (found.number == number && found.bytes < bytes);
         if !is_behind {
             return Ok(());
         }
-        let why = format!("MANIFEST-{number:06} had {bytes} bytes, and MANIFEST-{:06} has {}", found.number, found.bytes);
+        let why = format!(
+            "MANIFEST-{number:06} had {bytes} bytes, and MANIFEST-{:06} has {}",
+            found.number, found.bytes
+        );
         Err(forgotten(dir, why))
     }
 
     fn line(&self) -> String {
-        let Self { cluster, node, directory, incarnation, sequence, manifest: Manifest { number, bytes } } = self;
+        let Self {
+            cluster,
+            node,
+            directory,
+            incarnation,
+            sequence,
+            manifest: Manifest { number, bytes },
+        } = self;
         let line = format!(
-            "flotilla 1 cluster {cluster} node {node} directory {directory:016x} incarnation {incarnation} sequence {sequence} \
-             manifest {number} bytes {bytes}"
+            "flotilla 1 cluster {cluster} node {node} directory {directory:016x} incarnation \
+             {incarnation} sequence {sequence} manifest {number} bytes {bytes}"
         );
         format!("{line} crc32 {:08x}\n", crc32fast::hash(line.as_bytes()))
     }
@@ -178,7 +202,11 @@ mod tests {
             for damaged in [&flipped[..], &sound[..at]] {
                 fs::write(&path, damaged).unwrap();
                 let error = Started::read(dir.path()).unwrap_err().to_string();
-                assert!(error.contains("is not what this release writes") && error.contains("restore the directory"), "{error}");
+                assert!(
+                    error.contains("is not what this release writes")
+                        && error.contains("restore the directory"),
+                    "{error}"
+                );
             }
         }
     }
@@ -187,15 +215,26 @@ mod tests {
     fn what_lies_behind_is_refused_and_what_lies_ahead_is_not() {
         let dir = Path::new("/data");
         let ahead = Started { incarnation: Incarnation(18), sequence: 5000, ..started() };
-        for found in [started(), ahead, Started { manifest: Manifest { number: 13, bytes: 5 }, ..started() }] {
+        for found in
+            [started(), ahead, Started { manifest: Manifest { number: 13, bytes: 5 }, ..started() }]
+        {
             started().check(dir, &found).unwrap();
         }
         for (found, wanted) in [
             (Started { directory: 1, ..started() }, "another directory"),
-            (Started { incarnation: Incarnation(16), ..started() }, "started 17 times, and its database knows of 16"),
+            (
+                Started { incarnation: Incarnation(16), ..started() },
+                "started 17 times, and its database knows of 16",
+            ),
             (Started { sequence: 4710, ..started() }, "write 4711 was durable"),
-            (Started { manifest: Manifest { number: 12, bytes: 960 }, ..started() }, "MANIFEST-000012 had 961 bytes"),
-            (Started { manifest: Manifest { number: 11, bytes: 9999 }, ..started() }, "MANIFEST-000011"),
+            (
+                Started { manifest: Manifest { number: 12, bytes: 960 }, ..started() },
+                "MANIFEST-000012 had 961 bytes",
+            ),
+            (
+                Started { manifest: Manifest { number: 11, bytes: 9999 }, ..started() },
+                "MANIFEST-000011",
+            ),
         ] {
             let error = started().check(dir, &found).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");

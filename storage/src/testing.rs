@@ -4,10 +4,14 @@ use crate::bootstrap::bootstrap;
 use crate::engine::Engine;
 use crate::log::append;
 use crate::memory::MemoryEngine;
-use crate::work::{ApplyEntry, ApplyWork, EntryKind, HardState, LogBatch, LogEntry, LogPosition, LogWrite};
+use crate::work::{
+    ApplyEntry, ApplyWork, EntryKind, HardState, LogBatch, LogEntry, LogPosition, LogWrite,
+};
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
-use flotilla_router::{Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Replica, ReplicaId, Role, ShardId};
+use flotilla_router::{
+    Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Replica, ReplicaId, Role, ShardId,
+};
 use std::path::Path;
 
 /// The shard of most tests.
@@ -17,7 +21,10 @@ pub(crate) const SHARD: ShardId = ShardId(7);
 pub(crate) fn descriptor(id: u64, start: &str, end: Option<&str>) -> Descriptor {
     Descriptor {
         id: ShardId(id),
-        range: KeyRange::new(start.as_bytes().to_vec(), end.map(|end| end.as_bytes().to_vec().into())),
+        range: KeyRange::new(
+            start.as_bytes().to_vec(),
+            end.map(|end| end.as_bytes().to_vec().into()),
+        ),
         epoch: Epoch { membership: 1, range: 1 },
         replicas: vec![Replica { id: ReplicaId(id * 10 + 1), node: NodeId(1), role: Role::Voter }],
     }
@@ -30,12 +37,18 @@ pub(crate) fn found<E: Engine>(engine: &E, shards: &[Descriptor]) {
 
 /// A normal entry.
 pub(crate) fn normal(index: u64, term: u64, data: Bytes) -> LogEntry {
-    LogEntry { at: LogPosition { index, term }, kind: EntryKind::Normal, data, context: Bytes::new() }
+    LogEntry {
+        at: LogPosition { index, term },
+        kind: EntryKind::Normal,
+        data,
+        context: Bytes::new(),
+    }
 }
 
 /// A put without a condition.
 pub(crate) fn put(key: &str, value: &str) -> Command {
-    let op = Op::Put { key: key.as_bytes().to_vec().into(), value: value.as_bytes().to_vec().into() };
+    let op =
+        Op::Put { key: key.as_bytes().to_vec().into(), value: value.as_bytes().to_vec().into() };
     Command::new(op, Condition::Always)
 }
 
@@ -46,7 +59,8 @@ pub(crate) fn delete(key: &str) -> Command {
 
 /// A deletion of a range.
 pub(crate) fn delete_range(start: &str, end: Option<&str>) -> Command {
-    let range = KeyRange::new(start.as_bytes().to_vec(), end.map(|end| end.as_bytes().to_vec().into()));
+    let range =
+        KeyRange::new(start.as_bytes().to_vec(), end.map(|end| end.as_bytes().to_vec().into()));
     Command::new(Op::DeleteRange { range }, Condition::Always)
 }
 
@@ -64,15 +78,27 @@ pub(crate) fn put_payload(range_epoch: u64, puts: &[(&str, &str)]) -> Bytes {
 
 /// Work that wants all results.
 pub(crate) fn work(shard: ShardId, entries: impl IntoIterator<Item = LogEntry>) -> ApplyWork {
-    ApplyWork { shard, entries: entries.into_iter().map(|entry| ApplyEntry { entry, wants_results: true }).collect() }
+    ApplyWork {
+        shard,
+        entries: entries
+            .into_iter()
+            .map(|entry| ApplyEntry { entry, wants_results: true })
+            .collect(),
+    }
 }
 
 /// Appends entries, committed up to the last of them, and syncs.
 pub(crate) fn append_committed<E: Engine>(engine: &E, shard: ShardId, entries: Vec<LogEntry>) {
     let last = entries.last().unwrap().at;
     let hard_state = Some(HardState { term: last.term, vote: 0, commit: last.index });
-    append(engine, &LogBatch { writes: vec![LogWrite { shard, entries, hard_state, ..Default::default() }], sync: true })
-        .unwrap();
+    append(
+        engine,
+        &LogBatch {
+            writes: vec![LogWrite { shard, entries, hard_state, ..Default::default() }],
+            sync: true,
+        },
+    )
+    .unwrap();
 }
 
 /// What is done to the contents of a file; `None` removes it.

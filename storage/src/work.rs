@@ -1,7 +1,9 @@
-//! What the core asks of storage, and what it gets back: plain data, without a word of how it is kept.
+//! What the core asks of storage, and what it gets back: plain data, without a word of how it is
+//! kept.
 //!
-//! The core is pure: it never calls storage. It emits these as effects; the shell hands them to the [log](crate::log), to
-//! [apply](crate::apply) and to [snapshots](crate::snapshot), and brings the results back as events.
+//! The core is pure: it never calls storage. It emits these as effects; the shell hands them to the
+//! [log](crate::log), to [apply](crate::apply) and to [snapshots](crate::snapshot), and brings the
+//! results back as events.
 
 use bytes::Bytes;
 use flotilla_router::{Command, Descriptor, ReplicaId, Revision, ShardId, Unfit};
@@ -15,15 +17,17 @@ pub struct LogPosition {
     pub term: u64,
 }
 
-/// Where every shard's log starts when the cluster is bootstrapped: as if one entry had been written, applied and truncated.
-/// raft-rs asks for an index above 0, so that an empty replica is told from an initial one.
+/// Where every shard's log starts when the cluster is bootstrapped: as if one entry had been
+/// written, applied and truncated. raft-rs asks for an index above 0, so that an empty replica is
+/// told from an initial one.
 pub const INITIAL: LogPosition = LogPosition { index: 1, term: 1 };
 
-/// Above this an index, a term or a revision that a peer speaks of is not honest: nobody counts that far, and sums of it could
-/// overflow.
+/// Above this an index, a term or a revision that a peer speaks of is not honest: nobody counts
+/// that far, and sums of it could overflow.
 pub const NUMBER_MAX: u64 = 1 << 56;
 
-/// What a log entry is. The kind is looked at **before** the data: the entry that leaves joint consensus has none.
+/// What a log entry is. The kind is looked at **before** the data: the entry that leaves joint
+/// consensus has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryKind {
     /// Commands, or nothing (a new leader's first entry).
@@ -64,7 +68,8 @@ pub struct HardState {
 pub struct LogWrite {
     /// The shard.
     pub shard: ShardId,
-    /// Entries that a new leader overruled: first and last index to delete. They lie above, or are overwritten by, `entries`.
+    /// Entries that a new leader overruled: first and last index to delete. They lie above, or are
+    /// overwritten by, `entries`.
     pub delete: Option<(u64, u64)>,
     /// Entries to append, contiguous.
     pub entries: Vec<LogEntry>,
@@ -74,7 +79,8 @@ pub struct LogWrite {
     pub truncate: Option<Truncate>,
 }
 
-/// Forgets the front of a log. Never beyond what is applied: the shell writes applied data before it, to the same WAL.
+/// Forgets the front of a log. Never beyond what is applied: the shell writes applied data before
+/// it, to the same WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Truncate {
     /// The first index that the log holds.
@@ -83,7 +89,8 @@ pub struct Truncate {
     pub to: LogPosition,
 }
 
-/// One write for all shards of a pass: one batch, and one fsync where any of it must be durable before it counts.
+/// One write for all shards of a pass: one batch, and one fsync where any of it must be durable
+/// before it counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogBatch {
     /// What to write, each shard at most once.
@@ -200,14 +207,16 @@ pub struct SnapshotFile {
 }
 
 impl LogEntry {
-    /// What the entry is counted as against every limit in bytes: its payload and 32 bytes around it.
+    /// What the entry is counted as against every limit in bytes: its payload and 32 bytes around
+    /// it.
     pub fn bytes(&self) -> u64 {
         (self.data.len() + self.context.len() + 32) as u64
     }
 }
 
 impl WriteResult {
-    /// Whether `command` could have come to this result; pairs the two ends of apply in debug assertions and tests.
+    /// Whether `command` could have come to this result; pairs the two ends of apply in debug
+    /// assertions and tests.
     pub fn fits(&self, command: &Command) -> bool {
         use flotilla_router::Op;
         match self {

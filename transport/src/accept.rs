@@ -1,9 +1,11 @@
 //! Connections that peers dial: proved, then read.
 //!
-//! A connection is taken only after TLS and handshake have agreed on who dialled. From then on one task reads each stream and
-//! hands every frame on where it reads it. Whatever breaks the protocol (a frame too large, an unknown lane, a batch that can't be
-//! read) closes the whole connection with the reason: a peer that does this once is not to be trusted with the rest. Why somebody was turned
-//! away is logged, but only now and then: strangers decide how often there is reason to, and what the reason says.
+//! A connection is taken only after TLS and handshake have agreed on who dialled. From then on one
+//! task reads each stream and hands every frame on where it reads it. Whatever breaks the protocol
+//! (a frame too large, an unknown lane, a batch that can't be read) closes the whole connection
+//! with the reason: a peer that does this once is not to be trusted with the rest. Why somebody was
+//! turned away is logged, but only now and then: strangers decide how often there is reason to, and
+//! what the reason says.
 
 use crate::answers::Answers;
 use crate::dial::{receive_hello, send_hello};
@@ -31,7 +33,8 @@ const REASON_CHARS_MAX: usize = 400;
 enum Away {
     /// There is no connection: TLS said no, or he did.
     Connection(String),
-    /// He went away by himself before anybody said no: who has waited too long, or is stopped, gives up. Nothing is wrong with him.
+    /// He went away by himself before anybody said no: who has waited too long, or is stopped,
+    /// gives up. Nothing is wrong with him.
     Gone,
     /// He has a certificate of the cluster's, and is refused all the same.
     Handshake(String),
@@ -44,14 +47,18 @@ impl Away {
     fn of(error: &ConnectionError) -> Self {
         match error {
             ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => Self::Gone,
-            ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::APPLICATION_ERROR => Self::Gone,
+            ConnectionError::ConnectionClosed(close)
+                if close.error_code == TransportErrorCode::APPLICATION_ERROR =>
+            {
+                Self::Gone
+            }
             error => Self::Connection(quic::describe(error)),
         }
     }
 }
 
-/// When each kind of complaint was last logged: about strangers, and about those who come from where a peer is. What strangers do
-/// must not hide what is wrong with a node.
+/// When each kind of complaint was last logged: about strangers, and about those who come from
+/// where a peer is. What strangers do must not hide what is wrong with a node.
 struct Complaints([[Throttle; 3]; 2]);
 
 impl Complaints {
@@ -65,7 +72,9 @@ impl Complaints {
             Away::Connection(why) => (0, why.as_str()),
             Away::Handshake(why) => (1, why.as_str()),
             Away::Late => (2, "no handshake came in time"),
-            Away::Gone => return tracing::debug!(%address, "a connection ended before its handshake"),
+            Away::Gone => {
+                return tracing::debug!(%address, "a connection ended before its handshake");
+            }
         };
         if let Some(unsaid) = self.0[usize::from(is_peer)][kind].pass(Instant::now()) {
             let why: String = why.chars().take(REASON_CHARS_MAX).collect();
@@ -96,14 +105,18 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         };
         let (shared, complaints) = (shared.clone(), complaints.clone());
         shared.runtime.clone().spawn(async move {
-            let greeted = tokio::time::timeout(shared.config.idle_timeout * 2, greet(&shared, incoming)).await;
+            let greeted =
+                tokio::time::timeout(shared.config.idle_timeout * 2, greet(&shared, incoming))
+                    .await;
             drop(place);
             match greeted.unwrap_or(Err(Away::Late)) {
                 Ok((connection, identity, purpose)) => {
                     shared.stats.connections_accepted.count();
                     match purpose {
                         Purpose::Lanes => carry(&shared, connection, identity).await,
-                        Purpose::Snapshot => snapshot::receive(&shared, connection, identity.node).await,
+                        Purpose::Snapshot => {
+                            snapshot::receive(&shared, connection, identity.node).await
+                        }
                     }
                 }
                 Err(away) => {
@@ -116,14 +129,23 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// The dialled end's part of the handshake.
-async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Identity, Purpose), Away> {
+async fn greet(
+    shared: &Shared,
+    incoming: Incoming,
+) -> Result<(Connection, Identity, Purpose), Away> {
     let connection = incoming.await.map_err(|error| Away::of(&error))?;
-    let lost = |error: String| connection.close_reason().map_or(Away::Connection(error), |reason| Away::of(&reason));
+    let lost = |error: String| {
+        connection.close_reason().map_or(Away::Connection(error), |reason| Away::of(&reason))
+    };
     let (mut send, receive) = connection.accept_bi().await.map_err(|error| Away::of(&error))?;
     let hello = receive_hello(FrameReader::new(receive, HELLO_BYTES_MAX)).await.map_err(lost)?;
     let check = || {
         let hello = Hello::decode(hello)?;
-        hello.check(shared.identity, tls::peer_name(&connection).map_err(Refusal::NoName)?, None)?;
+        hello.check(
+            shared.identity,
+            tls::peer_name(&connection).map_err(Refusal::NoName)?,
+            None,
+        )?;
         shared.admit(hello.identity)?;
         Ok::<_, Refusal>(hello)
     };
@@ -140,8 +162,8 @@ async fn greet(shared: &Shared, incoming: Incoming) -> Result<(Connection, Ident
 async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity) {
     let node = identity.node;
     shared.supersede(node, identity.incarnation, &connection);
-    // Whoever dials opens its lanes once it is content with us, too. Only then is it worth dialling back at once: a node that turns us
-    // away would otherwise have us try again each time it dials.
+    // Whoever dials opens its lanes once it is content with us, too. Only then is it worth dialling
+    // back at once: a node that turns us away would otherwise have us try again each time it dials.
     let mut content = false;
     let answers = Arc::new(Answers::new(
         shared.stats.clone(),
@@ -170,7 +192,8 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
                 Ok(_) if has_requests => Some("a second stream of requests".into()),
                 Ok((send, receive)) => {
                     has_requests = true;
-                    start_requests(shared, node, &answers, send, receive, &mut streams, &mut writers);
+                    let (streams, writers) = (&mut streams, &mut writers);
+                    start_requests(shared, node, &answers, send, receive, streams, writers);
                     None
                 }
                 Err(_) => break,
@@ -182,7 +205,8 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
                 Err(_) => Some("a reader ended".into()),
             },
             () = stopped(&mut stop) => {
-                let _ = tokio::time::timeout(FLUSH, async { while writers.join_next().await.is_some() {} }).await;
+                let drained = async { while writers.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(FLUSH, drained).await;
                 connection.close(Close::ShuttingDown.into(), b"this node is shutting down");
                 break;
             }
@@ -190,7 +214,8 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
         if let Some(why) = broken {
             shared.stats.protocol_errors.count();
             if let Some(unsaid) = shared.protocol_complaints.pass(Instant::now()) {
-                tracing::warn!(peer = %node, why, unsaid, "connection closed: the peer breaks the protocol");
+                tracing::warn!(peer = %node, why, unsaid, "connection closed: the peer breaks the \
+                                                           protocol");
             }
             connection.close(Close::Protocol.into(), why.as_bytes());
             break;
@@ -198,7 +223,8 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
     }
     writers.shutdown().await;
     answers.close();
-    // Frames that came before the connection ended are worth having: readers end by themselves when they have read them.
+    // Frames that came before the connection ended are worth having: readers end by themselves when
+    // they have read them.
     while streams.join_next().await.is_some() {}
     shared.forget(node, &connection);
     let why = connection.close_reason().map_or_else(String::new, |reason| quic::describe(&reason));
@@ -214,14 +240,25 @@ fn start_requests(
     streams: &mut JoinSet<Result<(), FrameError>>,
     writers: &mut JoinSet<()>,
 ) {
-    let write = writer::write(answers.clone(), send, shared.stats.clone(), |stats| &stats.requests, shared.stop.subscribe());
+    let write = writer::write(
+        answers.clone(),
+        send,
+        shared.stats.clone(),
+        |stats| &stats.requests,
+        shared.stop.subscribe(),
+    );
     // An error of the writer is one of the connection.
     writers.spawn_on(async { drop(write.await) }, &shared.runtime);
-    streams.spawn_on(read_requests(shared.clone(), node, answers.clone(), receive), &shared.runtime);
+    streams
+        .spawn_on(read_requests(shared.clone(), node, answers.clone(), receive), &shared.runtime);
 }
 
 /// Hands on the frames of a lane.
-async fn read_lane(shared: Arc<Shared>, node: NodeId, mut stream: RecvStream) -> Result<(), FrameError> {
+async fn read_lane(
+    shared: Arc<Shared>,
+    node: NodeId,
+    mut stream: RecvStream,
+) -> Result<(), FrameError> {
     let mut tag = [0];
     if stream.read_exact(&mut tag).await.is_err() {
         return Ok(());
@@ -238,7 +275,12 @@ async fn read_lane(shared: Arc<Shared>, node: NodeId, mut stream: RecvStream) ->
 }
 
 /// Hands on requests, each with its responder.
-async fn read_requests(shared: Arc<Shared>, node: NodeId, answers: Arc<Answers>, stream: RecvStream) -> Result<(), FrameError> {
+async fn read_requests(
+    shared: Arc<Shared>,
+    node: NodeId,
+    answers: Arc<Answers>,
+    stream: RecvStream,
+) -> Result<(), FrameError> {
     let mut frames = FrameReader::new(stream, shared.config.frame_bytes_max);
     while let Some(frame) = frames.next().await? {
         shared.stats.requests.frames_received.count();

@@ -1,11 +1,13 @@
 //! Requests of one connection, from the side that answers.
 //!
-//! Every request comes with a [`Responder`]; what it is given leaves with the other answers that are ready by then, in one
-//! frame. Requests not yet answered and answers not yet written are bounded in bytes: beyond that nothing more is read from
-//! the connection, and QUIC's flow control holds the asker back.
+//! Every request comes with a [`Responder`]; what it is given leaves with the other answers that
+//! are ready by then, in one frame. Requests not yet answered and answers not yet written are
+//! bounded in bytes: beyond that nothing more is read from the connection, and QUIC's flow control
+//! holds the asker back.
 //!
-//! A request says nothing of how large its answer will be: many small ones that were taken in may each be answered with much. So
-//! answers that carry data have a bound of their own ([`DATA_BYTES_MAX`]); one that would pass it is replaced by what its giver says.
+//! A request says nothing of how large its answer will be: many small ones that were taken in may
+//! each be answered with much. So answers that carry data have a bound of their own
+//! ([`DATA_BYTES_MAX`]); one that would pass it is replaced by what its giver says.
 
 use crate::batch::{self, ANSWER_HEAD_BYTES, Answer};
 use crate::frame::{GATHER_BYTES, Gather};
@@ -21,7 +23,8 @@ const REQUEST_COST_BYTES: usize = 256;
 
 /// Answers up to so many bytes are always taken: they say what became of a request.
 pub(crate) const SMALL_BYTES: usize = 4 << 10;
-/// Bytes of larger answers of one connection that may wait: to be written where they are given, and to be taken where they come in.
+/// Bytes of larger answers of one connection that may wait: to be written where they are given, and
+/// to be taken where they come in.
 pub const DATA_BYTES_MAX: usize = 64 << 20;
 
 /// The answers to one connection's requests.
@@ -51,7 +54,14 @@ struct State {
 impl Answers {
     /// For a new connection.
     pub(crate) fn new(stats: Arc<Stats>, bytes_max: usize, frame_bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), ready: Notify::new(), room: Notify::new(), stats, bytes_max, frame_bytes_max }
+        Self {
+            state: Mutex::default(),
+            ready: Notify::new(),
+            room: Notify::new(),
+            stats,
+            bytes_max,
+            frame_bytes_max,
+        }
     }
 
     /// Makes room for a request, waiting where there is none, and gives the responder for it.
@@ -80,11 +90,21 @@ impl Answers {
         self.room.notify_one();
     }
 
-    fn push(&self, id: u64, cost: usize, mut answer: Answer, instead: impl FnOnce() -> Option<Bytes>) {
+    fn push(
+        &self,
+        id: u64,
+        cost: usize,
+        mut answer: Answer,
+        instead: impl FnOnce() -> Option<Bytes>,
+    ) {
         if let Answer::Given(bytes) = &answer
             && bytes.len() + ANSWER_HEAD_BYTES > self.frame_bytes_max
         {
-            tracing::error!(bytes = bytes.len(), self.frame_bytes_max, "an answer does not fit into a frame; it is dropped");
+            tracing::error!(
+                bytes = bytes.len(),
+                self.frame_bytes_max,
+                "an answer does not fit into a frame; it is dropped"
+            );
             answer = Answer::Dropped;
         }
         if answer == Answer::Dropped {
@@ -151,7 +171,8 @@ impl Source for Answers {
     }
 }
 
-/// Answers one request, from any thread. Dropped without an answer, it tells the asker at once that the request is lost.
+/// Answers one request, from any thread. Dropped without an answer, it tells the asker at once that
+/// the request is lost.
 #[derive(Debug)]
 #[must_use = "a responder that is dropped tells the asker that its request is lost"]
 pub struct Responder {
@@ -172,8 +193,8 @@ impl Responder {
         self.respond_or(answer, || None);
     }
 
-    /// Queues the answer, or what is said instead where it is large and too much waits to be written already; with nothing said, the
-    /// request is lost.
+    /// Queues the answer, or what is said instead where it is large and too much waits to be
+    /// written already; with nothing said, the request is lost.
     pub fn respond_or(mut self, answer: Bytes, instead: impl FnOnce() -> Option<Bytes>) {
         if let Some(answers) = self.answers.take() {
             answers.push(self.id, self.cost, Answer::Given(answer), instead);
@@ -210,7 +231,10 @@ mod tests {
         assert!(timeout(MOMENT, answers.admit(2, 100)).await.is_err(), "the answer still waits");
         let mut gather = Gather::default();
         assert_eq!(answers.gather(&mut gather), 1);
-        assert!(timeout(MOMENT, answers.admit(2, 100)).await.is_err(), "the answer is still being written");
+        assert!(
+            timeout(MOMENT, answers.admit(2, 100)).await.is_err(),
+            "the answer is still being written"
+        );
         gather.clear();
         assert_eq!(answers.gather(&mut gather), 0);
         drop(timeout(MOMENT, answers.admit(2, 100)).await.unwrap());
@@ -223,7 +247,10 @@ mod tests {
         answers.admit(2, 1).await.respond(vec![0; 1000].into());
         answers.admit(3, 1).await.respond("yes".into());
         let queue: Vec<_> = answers.lock().queue.drain(..).collect();
-        assert_eq!(queue, [(1, Answer::Dropped), (2, Answer::Dropped), (3, Answer::Given("yes".into()))]);
+        assert_eq!(
+            queue,
+            [(1, Answer::Dropped), (2, Answer::Dropped), (3, Answer::Given("yes".into()))]
+        );
         assert_eq!(answers.stats.requests_abandoned.get(), 2);
     }
 
@@ -238,7 +265,9 @@ mod tests {
             answers.admit(id, 1).await.respond("small".into());
         }
         let queue: Vec<_> = answers.lock().queue.iter().map(|(_, answer)| answer.clone()).collect();
-        let count = |wanted: &[u8]| queue.iter().filter(|a| matches!(a, Answer::Given(bytes) if bytes == wanted)).count();
+        let count = |wanted: &[u8]| {
+            queue.iter().filter(|a| matches!(a, Answer::Given(bytes) if bytes == wanted)).count()
+        };
         assert_eq!((count(&data), count(b"no room"), count(b"small")), (63, 17, 10));
         assert_eq!(answers.stats.answers_refused.get(), 17);
     }

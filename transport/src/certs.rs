@@ -1,14 +1,16 @@
 //! The cluster's certificates: one authority per cluster, one certificate per node, one per client.
 //!
-//! The authority carries the cluster's id in its common name, `flotilla <cluster>`. A node's certificate names node and cluster
-//! in its SAN, as the DNS name `n<node>.<cluster>.flotilla`: a name that no DNS serves, so that it can't be confused with an
-//! address, and that the TLS library checks by itself against the node that was dialled. Names that end in `.flotilla` are
-//! made here alone.
+//! The authority carries the cluster's id in its common name, `flotilla <cluster>`. A node's
+//! certificate names node and cluster in its SAN, as the DNS name `n<node>.<cluster>.flotilla`: a
+//! name that no DNS serves, so that it can't be confused with an address, and that the TLS library
+//! checks by itself against the node that was dialled. Names that end in `.flotilla` are made here
+//! alone.
 
 use crate::error::TransportError;
 use flotilla_router::{ClusterId, NodeId};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -48,7 +50,9 @@ impl FromStr for NodeName {
             // Only the one way of writing it: no leading zeros, no capitals, no node 0.
             (name.node.0 != 0 && name.to_string() == s).then_some(name)
         };
-        parse().ok_or_else(|| format!("{s:?} is not a node's name, such as n1.00abcdef01234567{SUFFIX}"))
+        parse().ok_or_else(|| {
+            format!("{s:?} is not a node's name, such as n1.00abcdef01234567{SUFFIX}")
+        })
     }
 }
 
@@ -56,13 +60,16 @@ impl NodeName {
     /// The one node that a certificate names.
     pub(crate) fn of_certificate(der: &[u8]) -> Result<Self, String> {
         const CURE: &str = "make one with `flotilla cert node`";
-        let (_, certificate) =
-            X509Certificate::from_der(der).map_err(|error| format!("not an X.509 certificate: {error}; {CURE}"))?;
-        let san = certificate.subject_alternative_name().map_err(|error| format!("unreadable SAN: {error}; {CURE}"))?;
-        let names = san.iter().flat_map(|san| &san.value.general_names).filter_map(|name| match name {
-            GeneralName::DNSName(name) if name.ends_with(SUFFIX) => name.parse::<Self>().ok(),
-            _ => None,
-        });
+        let (_, certificate) = X509Certificate::from_der(der)
+            .map_err(|error| format!("not an X.509 certificate: {error}; {CURE}"))?;
+        let san = certificate
+            .subject_alternative_name()
+            .map_err(|error| format!("unreadable SAN: {error}; {CURE}"))?;
+        let names =
+            san.iter().flat_map(|san| &san.value.general_names).filter_map(|name| match name {
+                GeneralName::DNSName(name) if name.ends_with(SUFFIX) => name.parse::<Self>().ok(),
+                _ => None,
+            });
         match names.collect::<Vec<_>>()[..] {
             [name] => Ok(name),
             [] => Err("names no node; it takes one made by `flotilla cert node`".into()),
@@ -95,22 +102,40 @@ impl ClusterCa {
         Ok(Self { cluster, issuer: Issuer::new(params, key), cert_pem })
     }
 
-    /// An authority that was made before, from the texts of [`ClusterCa::cert_pem`] and [`ClusterCa::key_pem`].
+    /// An authority that was made before, from the texts of [`ClusterCa::cert_pem`] and
+    /// [`ClusterCa::key_pem`].
     pub fn load(cert_pem: &str, key_pem: &str) -> Result<Self, TransportError> {
-        let refuse = |what: &str, why: String| TransportError::Credentials { what: what.into(), why };
-        let key = KeyPair::from_pem(key_pem)
-            .map_err(|error| refuse("CA key", format!("not a private key in PEM: {error}; make one with `flotilla cert ca`")))?;
-        let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes())
-            .map_err(|error| refuse("CA certificate", format!("not PEM: {error}; make one with `flotilla cert ca`")))?;
-        let cert = pem.parse_x509().map_err(|error| refuse("CA certificate", format!("not an X.509 certificate: {error}")))?;
+        let refuse =
+            |what: &str, why: String| TransportError::Credentials { what: what.into(), why };
+        let key = KeyPair::from_pem(key_pem).map_err(|error| {
+            refuse(
+                "CA key",
+                format!("not a private key in PEM: {error}; make one with `flotilla cert ca`"),
+            )
+        })?;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(cert_pem.as_bytes()).map_err(|error| {
+            refuse("CA certificate", format!("not PEM: {error}; make one with `flotilla cert ca`"))
+        })?;
+        let cert = pem.parse_x509().map_err(|error| {
+            refuse("CA certificate", format!("not an X.509 certificate: {error}"))
+        })?;
         let cluster = cert
             .subject()
             .iter_common_name()
             .find_map(|name| name.as_str().ok()?.strip_prefix(CA_PREFIX)?.parse().ok())
-            .ok_or_else(|| refuse("CA certificate", "names no cluster; make one with `flotilla cert ca`".into()))?;
+            .ok_or_else(|| {
+                refuse(
+                    "CA certificate",
+                    "names no cluster; make one with `flotilla cert ca`".into(),
+                )
+            })?;
         // The certificate ends with the same key, bit by bit, that the private key gives.
         if cert.public_key().subject_public_key.data.as_ref() != key.public_key_raw() {
-            return Err(refuse("CA key", "does not belong to the CA certificate; take the two that were made together".into()));
+            return Err(refuse(
+                "CA key",
+                "does not belong to the CA certificate; take the two that were made together"
+                    .into(),
+            ));
         }
         let issuer = Issuer::from_ca_cert_pem(cert_pem, key).map_err(refused)?;
         Ok(Self { cluster, issuer, cert_pem: cert_pem.into() })
@@ -131,33 +156,48 @@ impl ClusterCa {
         self.issuer.key().serialize_pem()
     }
 
-    /// A node's certificate and private key, in PEM. `addresses` are further names by which it is reached (host names or IP
-    /// addresses, without port). A file with the key is to be readable by its owner alone (mode 0600).
-    pub fn node(&self, node: NodeId, addresses: &[String]) -> Result<(String, String), TransportError> {
+    /// A node's certificate and private key, in PEM. `addresses` are further names by which it is
+    /// reached (host names or IP addresses, without port). A file with the key is to be readable by
+    /// its owner alone (mode 0600).
+    pub fn node(
+        &self,
+        node: NodeId,
+        addresses: &[String],
+    ) -> Result<(String, String), TransportError> {
         if node.0 == 0 {
-            return Err(TransportError::Certificate { why: "there is no node 0; ids start with 1".into() });
+            return Err(TransportError::Certificate {
+                why: "there is no node 0; ids start with 1".into(),
+            });
         }
         let name = NodeName { node, cluster: self.cluster }.to_string();
         let mut params = params(&name);
         params.subject_alt_names = vec![dns(&name)?];
         for address in addresses {
             if address.ends_with(SUFFIX) {
-                return Err(TransportError::Certificate { why: format!("address {address:?}: names in {SUFFIX} are reserved") });
+                return Err(TransportError::Certificate {
+                    why: format!("address {address:?}: names in {SUFFIX} are reserved"),
+                });
             }
             params.subject_alt_names.push(match address.parse() {
                 Ok(ip) => SanType::IpAddress(ip),
                 Err(_) => dns(address)?,
             });
         }
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
     }
 
-    /// A client's certificate and private key, in PEM: a person or program that is not a node. It opens no peer connection.
+    /// A client's certificate and private key, in PEM: a person or program that is not a node. It
+    /// opens no peer connection.
     pub fn client(&self, name: &str) -> Result<(String, String), TransportError> {
-        if name.is_empty() || name.len() > 40 || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        if name.is_empty()
+            || name.len() > 40
+            || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         {
-            let why = format!("client name {name:?}: 1 to 40 lower-case letters, digits and `-` are allowed");
+            let why = format!(
+                "client name {name:?}: 1 to 40 lower-case letters, digits and `-` are allowed"
+            );
             return Err(TransportError::Certificate { why });
         }
         let mut params = params(name);
@@ -187,7 +227,9 @@ fn params(common_name: &str) -> CertificateParams {
 }
 
 fn dns(name: &str) -> Result<SanType, TransportError> {
-    let refuse = |_| TransportError::Certificate { why: format!("{name:?} is neither a host name nor an IP address") };
+    let refuse = |_| TransportError::Certificate {
+        why: format!("{name:?} is neither a host name nor an IP address"),
+    };
     name.try_into().map(SanType::DnsName).map_err(refuse)
 }
 
@@ -228,8 +270,12 @@ mod tests {
     #[test]
     fn a_certificate_names_its_node_and_a_client_names_none() {
         let ca = ClusterCa::new(CLUSTER).unwrap();
-        let (cert, _) = ca.node(NodeId(3), &["127.0.0.1".into(), "db3.example.org".into()]).unwrap();
-        assert_eq!(NodeName::of_certificate(&der(&cert)), Ok(NodeName { node: NodeId(3), cluster: CLUSTER }));
+        let (cert, _) =
+            ca.node(NodeId(3), &["127.0.0.1".into(), "db3.example.org".into()]).unwrap();
+        assert_eq!(
+            NodeName::of_certificate(&der(&cert)),
+            Ok(NodeName { node: NodeId(3), cluster: CLUSTER })
+        );
         let (cert, _) = ca.client("backup").unwrap();
         assert!(NodeName::of_certificate(&der(&cert)).unwrap_err().contains("names no node"));
         assert!(NodeName::of_certificate(b"nonsense").is_err());
@@ -252,9 +298,21 @@ mod tests {
         assert_eq!(loaded.cluster(), CLUSTER);
         assert_eq!(loaded.cert_pem(), ca.cert_pem());
         let other = ClusterCa::new(CLUSTER).unwrap();
-        assert!(ClusterCa::load(ca.cert_pem(), &other.key_pem()).unwrap_err().to_string().contains("does not belong"));
-        assert!(ClusterCa::load("nonsense", &ca.key_pem()).unwrap_err().to_string().contains("CA certificate"));
-        assert!(ClusterCa::load(ca.cert_pem(), "nonsense").unwrap_err().to_string().contains("CA key"));
+        assert!(
+            ClusterCa::load(ca.cert_pem(), &other.key_pem())
+                .unwrap_err()
+                .to_string()
+                .contains("does not belong")
+        );
+        assert!(
+            ClusterCa::load("nonsense", &ca.key_pem())
+                .unwrap_err()
+                .to_string()
+                .contains("CA certificate")
+        );
+        assert!(
+            ClusterCa::load(ca.cert_pem(), "nonsense").unwrap_err().to_string().contains("CA key")
+        );
         let (node, key) = ca.node(NodeId(1), &[]).unwrap();
         assert!(ClusterCa::load(&node, &key).unwrap_err().to_string().contains("names no cluster"));
     }

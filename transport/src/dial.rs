@@ -1,7 +1,7 @@
 //! Dialling: from a node's address to a connection on which both ends know each other.
 //!
-//! The address is looked up anew each time, for a node may have moved. TLS checks that the node that was dialled answers; the
-//! handshake, that it is of this cluster and no former self.
+//! The address is looked up anew each time, for a node may have moved. TLS checks that the node
+//! that was dialled answers; the handshake, that it is of this cluster and no former self.
 
 use crate::certs::NodeName;
 use crate::frame::FrameReader;
@@ -44,14 +44,19 @@ pub(crate) async fn dial(
 async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<Connection, String> {
     let name = NodeName { node, cluster: shared.identity.cluster }.to_string();
     let local = shared.endpoint.local_addr().map_err(|error| error.to_string())?;
-    let found: Vec<SocketAddr> =
-        tokio::net::lookup_host(address).await.map_err(|error| format!("look the address up: {error}"))?.collect();
+    let found: Vec<SocketAddr> = tokio::net::lookup_host(address)
+        .await
+        .map_err(|error| format!("look the address up: {error}"))?
+        .collect();
     if let Some(peer) = shared.peer(node) {
         peer.found_at(&found);
     }
-    let mut failure = "the address leads nowhere that can be reached from the `quic` address of this node".to_owned();
+    let mut failure =
+        "the address leads nowhere that can be reached from the `quic` address of this node"
+            .to_owned();
     for address in found.into_iter().filter(|address| address.is_ipv4() || local.is_ipv6()) {
-        let client = shared.client.read().expect("nothing panics while it holds the configuration").clone();
+        let client =
+            shared.client.read().expect("nothing panics while it holds the configuration").clone();
         match shared.endpoint.connect_with(client, address, &name) {
             Ok(connecting) => match connecting.await {
                 Ok(connection) => return Ok(connection),
@@ -64,15 +69,25 @@ async fn connect(shared: &Shared, node: NodeId, address: &str) -> Result<Connect
 }
 
 /// The dialling end's part of the handshake.
-async fn greet(shared: &Shared, node: NodeId, connection: &Connection, purpose: Purpose) -> Result<Incarnation, String> {
+async fn greet(
+    shared: &Shared,
+    node: NodeId,
+    connection: &Connection,
+    purpose: Purpose,
+) -> Result<Incarnation, String> {
     // Where the other end closes the connection, its reason says more than the stream's error.
-    let lost = |error: String| connection.close_reason().map_or(error, |reason| quic::describe(&reason));
+    let lost =
+        |error: String| connection.close_reason().map_or(error, |reason| quic::describe(&reason));
     let (mut send, receive) = connection.open_bi().await.map_err(|error| quic::describe(&error))?;
     send_hello(&mut send, &shared.hello(purpose)).await.map_err(lost)?;
     let hello = receive_hello(FrameReader::new(receive, HELLO_BYTES_MAX)).await.map_err(lost)?;
     let check = || {
         let hello = Hello::decode(hello)?;
-        hello.check(shared.identity, tls::peer_name(connection).map_err(Refusal::NoName)?, Some(node))?;
+        hello.check(
+            shared.identity,
+            tls::peer_name(connection).map_err(Refusal::NoName)?,
+            Some(node),
+        )?;
         shared.admit(hello.identity)?;
         Ok::<_, Refusal>(hello.identity.incarnation)
     };

@@ -1,11 +1,14 @@
 //! How many connections may be in TLS or handshake at a time, and who may be among them.
 //!
-//! A first packet costs its sender nothing, may bear any address, and makes this node work and remember. So
+//! A first packet costs its sender nothing, may bear any address, and makes this node work and
+//! remember. So
 //!
 //! - as long as few handshakes are under way, everybody begins one at once;
-//! - beyond that, whoever has not shown that he gets what is sent to his address is asked to (QUIC's Retry, which costs us a packet and
-//!   no memory). A forged address never comes back; an honest one loses a round trip;
-//! - places are kept for the addresses of peers, once they are proved, and no other address may take more than some of the rest.
+//! - beyond that, whoever has not shown that he gets what is sent to his address is asked to
+//!   (QUIC's Retry, which costs us a packet and no memory). A forged address never comes back; an
+//!   honest one loses a round trip;
+//! - places are kept for the addresses of peers, once they are proved, and no other address may
+//!   take more than some of the rest.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -54,7 +57,8 @@ impl Doors {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Somebody knocks: from where, whether that is proved, and whether a peer is to be found there.
+    /// Somebody knocks: from where, whether that is proved, and whether a peer is to be found
+    /// there.
     pub(crate) fn knock(&self, from: SocketAddr, is_proved: bool, is_peer: bool) -> Answer {
         let mut taken = self.lock();
         if !is_proved && taken.anybody >= UNPROVED_MAX {
@@ -110,29 +114,41 @@ mod tests {
     #[test]
     fn forged_addresses_leave_room_for_proved_ones() {
         let doors = Doors::default();
-        let forged: Vec<_> = (0..1000).filter_map(|n| enter(&doors, address(n), false, n % 2 == 0)).collect();
+        let forged: Vec<_> =
+            (0..1000).filter_map(|n| enter(&doors, address(n), false, n % 2 == 0)).collect();
         assert_eq!(forged.len(), UNPROVED_MAX);
-        assert!(matches!(doors.knock(address(1), false, true), Answer::Prove), "a peer's address can be forged, too");
-        let honest: Vec<_> = (0..1000).filter_map(|n| enter(&doors, address(n), true, false)).collect();
+        assert!(
+            matches!(doors.knock(address(1), false, true), Answer::Prove),
+            "a peer's address can be forged, too"
+        );
+        let honest: Vec<_> =
+            (0..1000).filter_map(|n| enter(&doors, address(n), true, false)).collect();
         assert_eq!(honest.len(), ANYBODY_MAX - UNPROVED_MAX);
     }
 
     #[test]
     fn strangers_with_true_addresses_leave_room_for_peers() {
         let doors = Doors::default();
-        let strangers: Vec<_> = (0..1000).filter_map(|n| enter(&doors, address(n), true, false)).collect();
+        let strangers: Vec<_> =
+            (0..1000).filter_map(|n| enter(&doors, address(n), true, false)).collect();
         assert_eq!(strangers.len(), ANYBODY_MAX);
         assert!(matches!(doors.knock(address(2000), true, false), Answer::Full));
-        let peers: Vec<_> = (0..1000).filter_map(|n| enter(&doors, address(n), true, true)).collect();
+        let peers: Vec<_> =
+            (0..1000).filter_map(|n| enter(&doors, address(n), true, true)).collect();
         assert_eq!(peers.len(), PEERS_MAX);
         drop((strangers, peers));
-        assert!(doors.lock().by_address.is_empty() && doors.lock().peers == 0 && doors.lock().anybody == 0);
+        assert!(
+            doors.lock().by_address.is_empty()
+                && doors.lock().peers == 0
+                && doors.lock().anybody == 0
+        );
     }
 
     #[test]
     fn one_address_takes_its_part() {
         let doors = Doors::default();
-        let greedy: Vec<_> = (0..1000).filter_map(|_| enter(&doors, address(1), true, false)).collect();
+        let greedy: Vec<_> =
+            (0..1000).filter_map(|_| enter(&doors, address(1), true, false)).collect();
         assert_eq!(greedy.len(), ONE_ADDRESS_MAX);
         assert!(enter(&doors, address(2), true, false).is_some());
     }

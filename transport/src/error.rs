@@ -3,7 +3,8 @@
 use std::io;
 use std::net::SocketAddr;
 
-/// Why the transport can't start, or a certificate can't be made. All fatal: a person has to change something.
+/// Why the transport can't start, or a certificate can't be made. All fatal: a person has to change
+/// something.
 #[derive(Debug, thiserror::Error)]
 pub enum TransportError {
     /// The UDP socket could not be had.
@@ -41,12 +42,20 @@ pub enum TransportError {
 
 fn bind_message(address: &SocketAddr, source: &io::Error) -> String {
     match source.kind() {
-        io::ErrorKind::AddrInUse => format!("{address} is in use; choose another with `quic = ...`"),
+        io::ErrorKind::AddrInUse => {
+            format!("{address} is in use; choose another with `quic = ...`")
+        }
         io::ErrorKind::PermissionDenied => {
-            format!("{address} may not be opened by this user; choose a port above 1023 with `quic = ...`")
+            format!(
+                "{address} may not be opened by this user; choose a port above 1023 with `quic = \
+                 ...`"
+            )
         }
         io::ErrorKind::AddrNotAvailable => {
-            format!("{address} is not an address of this machine; choose one that is, or 0.0.0.0, with `quic = ...`")
+            format!(
+                "{address} is not an address of this machine; choose one that is, or 0.0.0.0, with \
+                 `quic = ...`"
+            )
         }
         _ => format!("listen on {address}: {source}"),
     }
@@ -61,20 +70,22 @@ pub enum RequestError {
     /// The same, because its time ran out before it left. That says nothing about the peer.
     #[error("request not sent: its time ran out before it left")]
     TooLate,
-    /// The same, because too many bytes of requests to that peer are under way; it is there, and may have room in a moment.
+    /// The same, because too many bytes of requests to that peer are under way; it is there, and
+    /// may have room in a moment.
     #[error("request not sent: {limit} bytes of requests to that node are under way")]
     Full {
         /// How many bytes may be.
         limit: usize,
     },
-    /// It was sent, and then the connection was lost, or the peer gave it up without an answer. It may have been carried out.
+    /// It was sent, and then the connection was lost, or the peer gave it up without an answer. It
+    /// may have been carried out.
     #[error("request lost: the peer may or may not have carried it out")]
     Lost,
     /// It was sent, and its time ran out before an answer came. It may have been carried out.
     #[error("request expired after it was sent: the peer may or may not have carried it out")]
     Expired,
-    /// It was answered, and there is no room here for so large an answer: too many others wait to be taken. Only answers that carry
-    /// data are so large.
+    /// It was answered, and there is no room here for so large an answer: too many others wait to
+    /// be taken. Only answers that carry data are so large.
     #[error("request answered, but there is no room for the answer")]
     NoRoom,
 }
@@ -113,7 +124,10 @@ mod tests {
 
     #[test]
     fn a_port_in_use_says_what_to_do() {
-        let error = TransportError::Bind { address: ([127, 0, 0, 1], 7101).into(), source: io::ErrorKind::AddrInUse.into() };
+        let error = TransportError::Bind {
+            address: ([127, 0, 0, 1], 7101).into(),
+            source: io::ErrorKind::AddrInUse.into(),
+        };
         assert_eq!(error.to_string(), "127.0.0.1:7101 is in use; choose another with `quic = ...`");
     }
 }

@@ -1,9 +1,10 @@
 //! Frames on a stream: a length (4, big-endian), then so many bytes. No checksum, for TLS has one.
 //!
-//! Going out, [`Gather`] lays many frames into few large pieces: QUIC walks over the pieces of a stream that are not yet
-//! acknowledged for every packet, so many small ones would cost more than a copy. Coming in, [`FrameDecoder`] gives every frame
-//! an allocation of its own and of its size: a slice of what the socket read would keep 64 KiB alive for each small message
-//! that somebody holds on to. A length is never believed before the bytes arrive.
+//! Going out, [`Gather`] lays many frames into few large pieces: QUIC walks over the pieces of a
+//! stream that are not yet acknowledged for every packet, so many small ones would cost more than a
+//! copy. Coming in, [`FrameDecoder`] gives every frame an allocation of its own and of its size: a
+//! slice of what the socket read would keep 64 KiB alive for each small message that somebody holds
+//! on to. A length is never believed before the bytes arrive.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -27,7 +28,10 @@ pub(crate) struct Gather {
 impl Gather {
     /// Opens a frame; `payload_bytes` of payload must follow.
     pub(crate) fn frame(&mut self, payload_bytes: usize) {
-        self.u32(u32::try_from(payload_bytes).expect("frame_bytes_max is below 4 GiB, and checked before"));
+        self.u32(
+            u32::try_from(payload_bytes)
+                .expect("frame_bytes_max is below 4 GiB, and checked before"),
+        );
     }
 
     /// Four bytes of payload.
@@ -132,7 +136,10 @@ impl FrameDecoder {
             if bytes > self.frame_bytes_max {
                 return Err(FrameTooLarge { bytes, bytes_max: self.frame_bytes_max });
             }
-            self.body = Some(Body { bytes: BytesMut::with_capacity(bytes.min(TRUST_BYTES)), missing_bytes: bytes });
+            self.body = Some(Body {
+                bytes: BytesMut::with_capacity(bytes.min(TRUST_BYTES)),
+                missing_bytes: bytes,
+            });
         }
         let body = self.body.as_mut().expect("it was set above where it was missing");
         let n = input.len().min(body.missing_bytes);
@@ -220,7 +227,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode_all(decoder: &mut FrameDecoder, mut input: Bytes) -> Result<Vec<Bytes>, FrameTooLarge> {
+    fn decode_all(
+        decoder: &mut FrameDecoder,
+        mut input: Bytes,
+    ) -> Result<Vec<Bytes>, FrameTooLarge> {
         let mut frames = Vec::new();
         while !input.is_empty() {
             frames.extend(decoder.decode(&mut input)?);
@@ -239,7 +249,10 @@ mod tests {
     #[test]
     fn a_length_alone_allocates_little() {
         let mut decoder = FrameDecoder::new(1 << 30);
-        assert_eq!(decode_all(&mut decoder, Bytes::from_static(&[0x3f, 0, 0, 0, 1])).unwrap(), Vec::<Bytes>::new());
+        assert_eq!(
+            decode_all(&mut decoder, Bytes::from_static(&[0x3f, 0, 0, 0, 1])).unwrap(),
+            Vec::<Bytes>::new()
+        );
         assert!(decoder.body.unwrap().bytes.capacity() <= TRUST_BYTES);
     }
 
@@ -257,7 +270,8 @@ mod tests {
     proptest! {
         #[test]
         fn frames_come_out_as_they_went_in(
-            frames in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40_000), 0..6),
+            frames in proptest::collection::vec(
+                proptest::collection::vec(any::<u8>(), 0..40_000), 0..6),
             cut in 1usize..5000,
         ) {
             let frames: Vec<Bytes> = frames.into_iter().map(Bytes::from).collect();
@@ -283,7 +297,10 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(pieces in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..50), 0..20)) {
+        fn arbitrary_bytes_never_panic(
+            pieces in proptest::collection::vec(
+                proptest::collection::vec(any::<u8>(), 0..50), 0..20),
+        ) {
             let mut decoder = FrameDecoder::new(1000);
             for piece in pieces {
                 if decode_all(&mut decoder, piece.into()).is_err() {

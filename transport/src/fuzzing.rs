@@ -1,5 +1,5 @@
-//! The readers of what peers send, one function each, open to fuzzing alone: they are private, since nobody else should come to
-//! depend on them, and a fuzz target is a package of its own.
+//! The readers of what peers send, one function each, open to fuzzing alone: they are private,
+//! since nobody else should come to depend on them, and a fuzz target is a package of its own.
 //!
 //! Each reads, and writes what it read again; whoever calls compares the two.
 
@@ -24,8 +24,12 @@ pub fn hello(bytes: Bytes, ours: Identity) -> Result<(Identity, Bytes), String> 
     Ok((hello.identity, hello.encode()))
 }
 
-/// The frames of a stream that comes in these pieces, up to where it breaks the rules. Whether it ends within a frame.
-pub fn frames(pieces: impl IntoIterator<Item = Bytes>, frame_bytes_max: usize) -> (Vec<Bytes>, bool) {
+/// The frames of a stream that comes in these pieces, up to where it breaks the rules. Whether it
+/// ends within a frame.
+pub fn frames(
+    pieces: impl IntoIterator<Item = Bytes>,
+    frame_bytes_max: usize,
+) -> (Vec<Bytes>, bool) {
     let (mut decoder, mut frames) = (FrameDecoder::new(frame_bytes_max), Vec::new());
     for mut piece in pieces {
         while !piece.is_empty() {
@@ -82,11 +86,13 @@ pub fn answers(frame: Bytes) -> Result<(Answers, Bytes), DecodeError> {
     Ok((given.collect(), gather.pieces().concat().into()))
 }
 
-/// Asks `sent` requests of a peer and `unsent` more that wait, and takes these frames for its answers; then the connection ends.
+/// Asks `sent` requests of a peer and `unsent` more that wait, and takes these frames for its
+/// answers; then the connection ends.
 pub fn answered(sent: usize, unsent: usize, frames: &[Bytes]) {
     let requests = Arc::new(requests::Requests::new(Arc::default(), 1 << 20, 1 << 20));
     requests.open();
-    let mut tickets: Vec<_> = (0..sent).filter_map(|_| requests.submit(Bytes::from_static(b"?")).ok()).collect();
+    let mut tickets: Vec<_> =
+        (0..sent).filter_map(|_| requests.submit(Bytes::from_static(b"?")).ok()).collect();
     requests.gather(&mut Gather::default());
     tickets.extend((0..unsent).filter_map(|_| requests.submit(Bytes::from_static(b"?")).ok()));
     for frame in frames {

@@ -1,12 +1,16 @@
-//! Who speaks: after TLS, each end says its identity, and the other checks it against the certificate and what it knows.
+//! Who speaks: after TLS, each end says its identity, and the other checks it against the
+//! certificate and what it knows.
 //!
-//! The dialling end opens the first stream and sends a [`Hello`]; the other answers with its own, or closes the connection with
-//! a [`Refusal`] as the reason, in words that say what to do. Both ends log it. What is refused:
+//! The dialling end opens the first stream and sends a [`Hello`]; the other answers with its own,
+//! or closes the connection with a [`Refusal`] as the reason, in words that say what to do. Both
+//! ends log it. What is refused:
 //!
 //! - another protocol version, another cluster, or the same cluster bootstrapped otherwise;
-//! - a node that is not the one its certificate names, or not the one that was dialled, or that claims to be this node;
+//! - a node that is not the one its certificate names, or not the one that was dialled, or that
+//!   claims to be this node;
 //! - leases on one end that the other end makes no promises for ([`LeaseTerms`]);
-//! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy of a data directory.
+//! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy
+//!   of a data directory.
 
 use crate::certs::NodeName;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -29,16 +33,18 @@ pub struct Identity {
     pub node: NodeId,
     /// How often that node has started.
     pub incarnation: Incarnation,
-    /// A hash of what its cluster was bootstrapped with. First nodes that began with different shards would never notice by
-    /// themselves: their logs would agree and mean different things.
+    /// A hash of what its cluster was bootstrapped with. First nodes that began with different
+    /// shards would never notice by themselves: their logs would agree and mean different things.
     pub bootstrap: u64,
-    /// The number of its data directory, drawn when that was made: a node that lost its disk has another.
+    /// The number of its data directory, drawn when that was made: a node that lost its disk has
+    /// another.
     pub directory: u64,
     /// What its leases rest on, where they are on.
     pub leases: Option<LeaseTerms>,
 }
 
-/// What a leader's lease and its followers' promises are made of. They are made on different nodes, and fit only if these are equal.
+/// What a leader's lease and its followers' promises are made of. They are made on different nodes,
+/// and fit only if these are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseTerms {
     /// Milliseconds of a tick.
@@ -55,8 +61,8 @@ fn in_words(leases: Option<LeaseTerms>) -> String {
         || "`reads.lease` off".into(),
         |LeaseTerms { tick_ms, election_ticks, drift_max_percent }| {
             format!(
-                "`reads.lease` on, with `raft.tick_ms` {tick_ms}, `raft.election_ticks` {election_ticks}, \
-                 `reads.clock_drift_percent_max` {drift_max_percent}"
+                "`reads.lease` on, with `raft.tick_ms` {tick_ms}, `raft.election_ticks` \
+                 {election_ticks}, `reads.clock_drift_percent_max` {drift_max_percent}"
             )
         },
     )
@@ -87,40 +93,51 @@ pub(crate) struct Hello {
 pub(crate) enum Refusal {
     #[error("{0}")]
     Malformed(#[from] DecodeError),
-    #[error("{0} speaks transport protocol {1}, the other end {PROTOCOL_VERSION}: run releases of flotilla that fit each other")]
+    #[error(
+        "{0} speaks transport protocol {1}, the other end {PROTOCOL_VERSION}: run releases of \
+         flotilla that fit each other"
+    )]
     Version(NodeId, u16),
     #[error(
-        "node {node} belongs to cluster {theirs}, not to {ours}: check its `peers` and its data directory; a node talks only to \
-         its own cluster"
+        "node {node} belongs to cluster {theirs}, not to {ours}: check its `peers` and its data \
+         directory; a node talks only to its own cluster"
     )]
     Cluster { node: NodeId, theirs: ClusterId, ours: ClusterId },
     #[error(
-        "node {node} was bootstrapped with other shards or nodes than this one: `bootstrap` and `peers` must be the same on every \
-         first node. The one that differs from the other first nodes too is wrong: correct its configuration, and give it an empty data \
-         directory if it never held data, or its old one back if it did"
+        "node {node} was bootstrapped with other shards or nodes than this one: `bootstrap` and \
+         `peers` must be the same on every first node. The one that differs from the other first \
+         nodes too is wrong: correct its configuration, and give it an empty data directory if it \
+         never held data, or its old one back if it did"
     )]
     Founding { node: NodeId },
     #[error(
-        "the process says that it is node {said}, but its certificate is for node {named}: give it the certificate of its own, \
-         made by `flotilla cert node`"
+        "the process says that it is node {said}, but its certificate is for node {named}: give it \
+         the certificate of its own, made by `flotilla cert node`"
     )]
     Certificate { said: NodeId, named: NodeId },
     #[error("the certificate {0}")]
     NoName(String),
-    #[error("node {found} answers where node {dialled} was dialled: check the address of node {dialled} in `peers`")]
+    #[error(
+        "node {found} answers where node {dialled} was dialled: check the address of node \
+         {dialled} in `peers`"
+    )]
     WrongNode { dialled: NodeId, found: NodeId },
-    #[error("both ends say that they are node {0}: give each process its own node id, data directory and certificate")]
+    #[error(
+        "both ends say that they are node {0}: give each process its own node id, data directory \
+         and certificate"
+    )]
     SameNode(NodeId),
     #[error(
-        "node {node} has {}, node {us} has {}: where leases are on these must be the same on every node, or a leader would read by a lease \
-         that others do not stand by. Make them the same: stop all nodes, change their configurations, and start them",
+        "node {node} has {}, node {us} has {}: where leases are on these must be the same on every \
+         node, or a leader would read by a lease that others do not stand by. Make them the same: \
+         stop all nodes, change their configurations, and start them",
         in_words(*theirs), in_words(*ours)
     )]
     Leases { node: NodeId, theirs: Option<LeaseTerms>, us: NodeId, ours: Option<LeaseTerms> },
     #[error(
-        "incarnation {theirs} of node {node} is older than {seen}, which was seen already: two processes run as node {node}, or \
-         its data directory was put back to an old state; stop one of them, or restore the directory as it was when the node ran \
-         last; {NO_WAY_BACK}"
+        "incarnation {theirs} of node {node} is older than {seen}, which was seen already: two \
+         processes run as node {node}, or its data directory was put back to an old state; stop \
+         one of them, or restore the directory as it was when the node ran last; {NO_WAY_BACK}"
     )]
     Incarnation { node: NodeId, theirs: Incarnation, seen: Incarnation },
     #[error("{0}")]
@@ -133,9 +150,10 @@ impl Hello {
         Self { version: PROTOCOL_VERSION, identity, purpose }
     }
 
-    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ bootstrap (8) ‖ directory (8) ‖
-    /// purpose (1) ‖ leases (1) ‖ where they are on: tick (8) ‖ election ticks (8) ‖ drift (4). Magic, version and node stay where they
-    /// are in all versions, so that the complaint about a version can say whose it is.
+    /// magic (8) ‖ version (2) ‖ node (8) ‖ cluster (8) ‖ incarnation (8) ‖ bootstrap (8) ‖
+    /// directory (8) ‖ purpose (1) ‖ leases (1) ‖ where they are on: tick (8) ‖ election ticks (8)
+    /// ‖ drift (4). Magic, version and node stay where they are in all versions, so that the
+    /// complaint about a version can say whose it is.
     pub(crate) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(64);
         bytes.put_slice(MAGIC);
@@ -150,7 +168,9 @@ impl Hello {
             Purpose::Snapshot => 1,
         });
         bytes.put_u8(u8::from(self.identity.leases.is_some()));
-        if let Some(LeaseTerms { tick_ms, election_ticks, drift_max_percent }) = self.identity.leases {
+        if let Some(LeaseTerms { tick_ms, election_ticks, drift_max_percent }) =
+            self.identity.leases
+        {
             bytes.put_u64(tick_ms);
             bytes.put_u64(election_ticks);
             bytes.put_u32(drift_max_percent);
@@ -178,7 +198,11 @@ impl Hello {
         };
         let leases = match reader.u8()? {
             0 => None,
-            1 => Some(LeaseTerms { tick_ms: reader.u64()?, election_ticks: reader.u64()?, drift_max_percent: reader.u32()? }),
+            1 => Some(LeaseTerms {
+                tick_ms: reader.u64()?,
+                election_ticks: reader.u64()?,
+                drift_max_percent: reader.u32()?,
+            }),
             other => return Err(reader.error(format!("unknown leases {other}")).into()),
         };
         let identity = Identity { node, cluster, incarnation, bootstrap, directory, leases };
@@ -186,13 +210,22 @@ impl Hello {
         Ok(Self { version, identity, purpose })
     }
 
-    /// Checks who speaks, except for the incarnation: `named` is what the certificate says, `dialled` the node that was dialled
-    /// (`None` at the end that was dialled).
-    pub(crate) fn check(&self, ours: Identity, named: NodeName, dialled: Option<NodeId>) -> Result<(), Refusal> {
+    /// Checks who speaks, except for the incarnation: `named` is what the certificate says,
+    /// `dialled` the node that was dialled (`None` at the end that was dialled).
+    pub(crate) fn check(
+        &self,
+        ours: Identity,
+        named: NodeName,
+        dialled: Option<NodeId>,
+    ) -> Result<(), Refusal> {
         let theirs = self.identity;
         for cluster in [theirs.cluster, named.cluster] {
             if cluster != ours.cluster {
-                return Err(Refusal::Cluster { node: theirs.node, theirs: cluster, ours: ours.cluster });
+                return Err(Refusal::Cluster {
+                    node: theirs.node,
+                    theirs: cluster,
+                    ours: ours.cluster,
+                });
             }
         }
         if theirs.node != named.node {
@@ -208,7 +241,12 @@ impl Hello {
             return Err(Refusal::Founding { node: theirs.node });
         }
         if theirs.leases != ours.leases {
-            return Err(Refusal::Leases { node: theirs.node, theirs: theirs.leases, us: ours.node, ours: ours.leases });
+            return Err(Refusal::Leases {
+                node: theirs.node,
+                theirs: theirs.leases,
+                us: ours.node,
+                ours: ours.leases,
+            });
         }
         Ok(())
     }
@@ -219,7 +257,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LEASES: LeaseTerms = LeaseTerms { tick_ms: 50, election_ticks: 12, drift_max_percent: 10 };
+    const LEASES: LeaseTerms =
+        LeaseTerms { tick_ms: 50, election_ticks: 12, drift_max_percent: 10 };
     const OURS: Identity = Identity {
         cluster: ClusterId(1),
         node: NodeId(1),
@@ -231,7 +270,14 @@ mod tests {
 
     fn hello(cluster: u64, node: u64) -> Hello {
         let (cluster, node) = (ClusterId(cluster), NodeId(node));
-        let identity = Identity { cluster, node, incarnation: Incarnation(9), bootstrap: 4, directory: 2, leases: None };
+        let identity = Identity {
+            cluster,
+            node,
+            incarnation: Incarnation(9),
+            bootstrap: 4,
+            directory: 2,
+            leases: None,
+        };
         Hello::new(identity, Purpose::Lanes)
     }
 
@@ -262,9 +308,24 @@ mod tests {
         assert_eq!(hello(1, 2).check(OURS, named(1, 2), None), Ok(()));
         assert_eq!(hello(1, 2).check(OURS, named(1, 2), Some(NodeId(2))), Ok(()));
         for (hello, named, dialled, expected) in [
-            (hello(5, 2), named(1, 2), None, "belongs to cluster 0000000000000005, not to 0000000000000001"),
-            (hello(1, 2), named(5, 2), None, "belongs to cluster 0000000000000005, not to 0000000000000001"),
-            (hello(1, 2), named(1, 3), None, "says that it is node 2, but its certificate is for node 3"),
+            (
+                hello(5, 2),
+                named(1, 2),
+                None,
+                "belongs to cluster 0000000000000005, not to 0000000000000001",
+            ),
+            (
+                hello(1, 2),
+                named(5, 2),
+                None,
+                "belongs to cluster 0000000000000005, not to 0000000000000001",
+            ),
+            (
+                hello(1, 2),
+                named(1, 3),
+                None,
+                "says that it is node 2, but its certificate is for node 3",
+            ),
             (hello(1, 3), named(1, 3), Some(NodeId(2)), "node 3 answers where node 2 was dialled"),
             (hello(1, 1), named(1, 1), None, "both ends say that they are node 1"),
         ] {
@@ -272,7 +333,10 @@ mod tests {
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
         }
         let ours = Identity { bootstrap: 5, ..OURS };
-        assert_eq!(hello(1, 2).check(ours, named(1, 2), None), Err(Refusal::Founding { node: NodeId(2) }));
+        assert_eq!(
+            hello(1, 2).check(ours, named(1, 2), None),
+            Err(Refusal::Founding { node: NodeId(2) })
+        );
     }
 
     #[test]
@@ -287,14 +351,25 @@ mod tests {
             for (ours, theirs) in [(Some(LEASES), theirs), (theirs, Some(LEASES))] {
                 let mut hello = hello(1, 2);
                 hello.identity.leases = theirs;
-                let message = hello.check(Identity { leases: ours, ..OURS }, named(1, 2), None).unwrap_err().to_string();
-                let words = ["node 2 has `reads.lease`", "node 1 has `reads.lease`", "stop all nodes", "same on every node"];
+                let message = hello
+                    .check(Identity { leases: ours, ..OURS }, named(1, 2), None)
+                    .unwrap_err()
+                    .to_string();
+                let words = [
+                    "node 2 has `reads.lease`",
+                    "node 1 has `reads.lease`",
+                    "stop all nodes",
+                    "same on every node",
+                ];
                 assert!(words.iter().all(|words| message.contains(words)), "{message}");
             }
         }
         let mut hello = hello(1, 2);
         hello.identity.leases = Some(LEASES);
-        assert_eq!(hello.check(Identity { leases: Some(LEASES), ..OURS }, named(1, 2), None), Ok(()));
+        assert_eq!(
+            hello.check(Identity { leases: Some(LEASES), ..OURS }, named(1, 2), None),
+            Ok(())
+        );
     }
 
     proptest! {

@@ -1,14 +1,16 @@
 //! Lanes: frames of one lane stay in order, frames of two lanes don't wait for each other.
 //!
-//! The control lane carries what is small and urgent (heartbeats, votes, read index); its stream goes before the others. Append
-//! lanes carry the log; a shard always takes the same one, so that its messages stay in order.
+//! The control lane carries what is small and urgent (heartbeats, votes, read index); its stream
+//! goes before the others. Append lanes carry the log; a shard always takes the same one, so that
+//! its messages stay in order.
 
 use flotilla_router::ShardId;
 
 /// One ordered stream of frames from a node to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
-    /// Heartbeats, votes, read index, liveness of the node: small, urgent, never behind a large append.
+    /// Heartbeats, votes, read index, liveness of the node: small, urgent, never behind a large
+    /// append.
     Control,
     /// The log. The number is below the `append_lanes` of the sender's configuration.
     Append(u8),
@@ -22,7 +24,9 @@ impl Lane {
     pub fn append_for(shard: ShardId, lanes: u8) -> Self {
         // Fibonacci hashing: ids are handed out one after the other, and this spreads them evenly.
         let hash = shard.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        Self::Append(u8::try_from(hash % u64::from(lanes.max(1))).expect("a rest below a u8 is a u8"))
+        Self::Append(
+            u8::try_from(hash % u64::from(lanes.max(1))).expect("a rest below a u8 is a u8"),
+        )
     }
 
     /// The byte that opens the lane's stream.

@@ -1,25 +1,30 @@
 //! What passes between nodes: QUIC, mutual TLS, lanes of frames, forwarded requests, snapshots.
 //!
-//! Router names, storage keeps, **transport carries**, ops shows, node decides. This crate carries opaque bytes and knows who
-//! sent them; whether a raft message makes sense is judged above, by whoever takes the frame.
+//! Router names, storage keeps, **transport carries**, ops shows, node decides. This crate carries
+//! opaque bytes and knows who sent them; whether a raft message makes sense is judged above, by
+//! whoever takes the frame.
 //!
 //! ```text
-//!   Transport::send ──► outbox ──► writer ─┐                        ┌─► lane reader ──► Handler::frame
-//!   Transport::request ► requests ► writer ┤  one QUIC connection   ├─► request reader ► Handler::request
-//!                 ◄──── answers ◄─ reader ─┘  per pair, direction   └─◄ writer ◄ answers ◄ Responder
+//! Transport::send ───► outbox ──► writer ─┐                      ┌─► lane reader ──► Handler::frame
+//! Transport::request ► requests ► writer ─┤ one QUIC connection  ├─► its reader ► Handler::request
+//!                ◄──── answers ◄─ reader ─┘ per pair, direction  └─◄ writer ◄ answers ◄ Responder
 //! ```
 //!
-//! - Each node dials every peer and sends only on the connection that it dialled; answers come back on that same connection. So
-//!   who may write where is never a question, and a request dies with the one connection that carried it. ([`peer`], [`dial`],
-//!   [`accept`])
-//! - One long-lived stream per [`Lane`], one for requests; a frame is a length and bytes. A writer takes all that waits and
-//!   writes it at once: while one write is under way the next one gathers. ([`frame`], [`outbox`], [`writer`])
-//! - Snapshots have a connection of their own, so that they never stand in the way of a heartbeat. ([`snapshot`])
-//! - Every queue is bounded in bytes. A full one drops and reports; nothing here ever waits for a slow peer.
+//! - Each node dials every peer and sends only on the connection that it dialled; answers come back
+//!   on that same connection. So who may write where is never a question, and a request dies with
+//!   the one connection that carried it. ([`peer`], [`dial`], [`accept`])
+//! - One long-lived stream per [`Lane`], one for requests; a frame is a length and bytes. A writer
+//!   takes all that waits and writes it at once: while one write is under way the next one gathers.
+//!   ([`frame`], [`outbox`], [`writer`])
+//! - Snapshots have a connection of their own, so that they never stand in the way of a heartbeat.
+//!   ([`snapshot`])
+//! - Every queue is bounded in bytes. A full one drops and reports; nothing here ever waits for a
+//!   slow peer.
 //!
-//! **Invariants.** No byte passes before both ends have proved node and cluster by certificate and handshake ([`handshake`]).
-//! Whatever a peer sends, nothing panics, and memory grows only with bytes that really arrived, up to a limit. A request that
-//! fails with [`RequestError::NotSent`] or [`RequestError::TooLate`] was never handed to QUIC.
+//! **Invariants.** No byte passes before both ends have proved node and cluster by certificate and
+//! handshake ([`handshake`]). Whatever a peer sends, nothing panics, and memory grows only with
+//! bytes that really arrived, up to a limit. A request that fails with [`RequestError::NotSent`] or
+//! [`RequestError::TooLate`] was never handed to QUIC.
 //!
 //! Where the tests are: units beside the code, whole endpoints on loopback in `tests/`.
 

@@ -1,7 +1,9 @@
-//! What waits for one lane to one peer. Bounded in bytes; when it is full, or there is no connection, a frame is dropped.
+//! What waits for one lane to one peer. Bounded in bytes; when it is full, or there is no
+//! connection, a frame is dropped.
 //!
-//! Dropping is right for raft messages: raft sends again what is not acknowledged, and a message that waited for seconds is
-//! worth less than a new one. The bytes of the write under way count, so the bound is on all that has not reached QUIC.
+//! Dropping is right for raft messages: raft sends again what is not acknowledged, and a message
+//! that waited for seconds is worth less than a new one. The bytes of the write under way count, so
+//! the bound is on all that has not reached QUIC.
 
 use crate::frame::{Gather, LENGTH_BYTES};
 use crate::writer::Source;

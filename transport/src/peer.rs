@@ -6,9 +6,10 @@
 //!      └────────────┴────────────────────┘
 //! ```
 //!
-//! One task per peer goes round in this circle until the peer is removed or the transport stops. Waiting grows from failure to
-//! failure, with jitter so that nodes don't dial in step, and ends early when that node dials us: it is there, then. While there
-//! is no connection, queues are closed and whatever is sent is dropped at once.
+//! One task per peer goes round in this circle until the peer is removed or the transport stops.
+//! Waiting grows from failure to failure, with jitter so that nodes don't dial in step, and ends
+//! early when that node dials us: it is there, then. While there is no connection, queues are
+//! closed and whatever is sent is dropped at once.
 
 use crate::config::Config;
 use crate::dial::dial;
@@ -82,7 +83,11 @@ impl Peer {
             address: Mutex::new(address),
             control: outbox(),
             append: (0..config.append_lanes).map(|_| outbox()).collect(),
-            requests: Arc::new(Requests::new(stats.clone(), config.request_bytes_in_flight_max, config.frame_bytes_max)),
+            requests: Arc::new(Requests::new(
+                stats.clone(),
+                config.request_bytes_in_flight_max,
+                config.frame_bytes_max,
+            )),
             connection: Mutex::new(None),
             wake: Notify::new(),
             stop: watch::Sender::new(false),
@@ -103,9 +108,10 @@ impl Peer {
 
     /// Whether it is to be found there. Whoever dials does so from where he listens.
     pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
-        lock(&self.found)
-            .iter()
-            .any(|found| found.ip().to_canonical() == address.ip().to_canonical() && found.port() == address.port())
+        lock(&self.found).iter().any(|found| {
+            found.ip().to_canonical() == address.ip().to_canonical()
+                && found.port() == address.port()
+        })
     }
 
     /// Dials it there from now on; a connection that stands is kept.
@@ -130,7 +136,8 @@ impl Peer {
         if let Some(live) = &*lock(&self.connection)
             && live.incarnation < incarnation
         {
-            live.connection.close(Close::Superseded.into(), b"a newer incarnation of this node has come");
+            live.connection
+                .close(Close::Superseded.into(), b"a newer incarnation of this node has come");
         }
     }
 
@@ -138,7 +145,8 @@ impl Peer {
     pub(crate) fn send(&self, lane: Lane, frame: Bytes, shared: &Shared) -> bool {
         let outbox = match lane {
             Lane::Control => &self.control,
-            // A lane that is not there is a mistake of the caller's; the order within a shard holds all the same.
+            // A lane that is not there is a mistake of the caller's; the order within a shard holds
+            // all the same.
             Lane::Append(n) => &self.append[usize::from(n) % self.append.len()],
         };
         let bytes = frame.len();
@@ -158,9 +166,11 @@ impl Peer {
     }
 
     fn may_report(&self) -> bool {
-        let now_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        let now_ms =
+            u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         let last_ms = self.reported_ms.load(Relaxed);
-        let is_due = last_ms == 0 || now_ms.saturating_sub(last_ms) >= REPORT_EVERY.as_millis() as u64;
+        let is_due =
+            last_ms == 0 || now_ms.saturating_sub(last_ms) >= REPORT_EVERY.as_millis() as u64;
         is_due && self.reported_ms.compare_exchange(last_ms, now_ms, Relaxed, Relaxed).is_ok()
     }
 }
@@ -192,7 +202,8 @@ pub(crate) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
             }
             Err(why) => {
                 shared.stats.connections_failed.count();
-                // The same failure once a second would only fill the log; nor may whoever answers there, with ever new reasons.
+                // The same failure once a second would only fill the log; nor may whoever answers
+                // there, with ever new reasons.
                 if why != last_failure && may_complain.pass(Instant::now()).is_some() {
                     tracing::info!(peer = %peer.node, why, "can't connect; goes on trying");
                     last_failure = why;
@@ -200,14 +211,17 @@ pub(crate) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(jittered(backoff)) => backoff = (backoff * 2).min(shared.config.connect_backoff_max),
+            () = tokio::time::sleep(jittered(backoff)) => {
+                backoff = (backoff * 2).min(shared.config.connect_backoff_max);
+            }
             () = peer.wake.notified() => backoff = shared.config.connect_backoff_min,
             () = stopped(&mut stop) => return,
         }
     }
 }
 
-/// Lets frames and requests flow until the connection ends or the peer is to stop; says why it ended.
+/// Lets frames and requests flow until the connection ends or the peer is to stop; says why it
+/// ended.
 async fn carry(
     shared: &Arc<Shared>,
     peer: &Arc<Peer>,
@@ -224,12 +238,14 @@ async fn carry(
     }
     let measured = connection.clone();
     let round_trip = Arc::new(RoundTrip::new(move || measured.rtt()));
-    *lock(&peer.connection) = Some(Live { incarnation, connection: connection.clone(), round_trip });
+    *lock(&peer.connection) =
+        Some(Live { incarnation, connection: connection.clone(), round_trip });
     for outbox in peer.outboxes() {
         outbox.open();
     }
     peer.requests.open();
-    tracing::info!(peer = %peer.node, %incarnation, address = %connection.remote_address(), "connected");
+    let address = connection.remote_address();
+    tracing::info!(peer = %peer.node, %incarnation, %address, "connected");
     shared.handler.reachable(peer.node, incarnation);
 
     let why = tokio::select! {
@@ -244,13 +260,15 @@ async fn carry(
         },
         () = stopped(stop) => {
             // The writers have been told as well; they end when the peer has all that was queued.
-            let _ = tokio::time::timeout(FLUSH, async { while writers.join_next().await.is_some() {} }).await;
+            let drained = async { while writers.join_next().await.is_some() {} };
+            let _ = tokio::time::timeout(FLUSH, drained).await;
             connection.close(Close::ShuttingDown.into(), b"this node is shutting down");
             "stopped".into()
         }
     };
 
-    // First no more frames are taken, then those that wait are counted as dropped, then everybody is told.
+    // First no more frames are taken, then those that wait are counted as dropped, then everybody
+    // is told.
     *lock(&peer.connection) = None;
     connection.close(Close::Protocol.into(), why.as_bytes());
     writers.shutdown().await;
@@ -289,15 +307,30 @@ async fn start_streams(
             Lane::Control => |stats| &stats.control,
             Lane::Append(_) => |stats| &stats.append,
         };
-        let write = writer::write(outbox.clone(), stream, shared.stats.clone(), kind, peer.stop.subscribe());
+        let write = writer::write(
+            outbox.clone(),
+            stream,
+            shared.stats.clone(),
+            kind,
+            peer.stop.subscribe(),
+        );
         // An error of a writer is one of the connection, whose reason is looked at.
         writers.spawn_on(async { drop(write.await) }, &shared.runtime);
     }
     let (send, receive) = connection.open_bi().await.map_err(|error| quic::describe(&error))?;
-    let write = writer::write(peer.requests.clone(), send, shared.stats.clone(), |stats| &stats.requests, peer.stop.subscribe());
+    let write = writer::write(
+        peer.requests.clone(),
+        send,
+        shared.stats.clone(),
+        |stats| &stats.requests,
+        peer.stop.subscribe(),
+    );
     writers.spawn_on(async { drop(write.await) }, &shared.runtime);
     let frames = FrameReader::new(receive, shared.config.frame_bytes_max);
-    readers.spawn_on(read_answers(shared.clone(), peer.clone(), connection.clone(), frames), &shared.runtime);
+    readers.spawn_on(
+        read_answers(shared.clone(), peer.clone(), connection.clone(), frames),
+        &shared.runtime,
+    );
     Ok(())
 }
 
@@ -316,7 +349,8 @@ async fn read_answers(
                 peer.requests.answered(frame).map_err(|error| error.to_string())?;
             }
             Ok(None) => {
-                // A peer that shuts down ends its stream once it has answered all that it will; the connection follows.
+                // A peer that shuts down ends its stream once it has answered all that it will; the
+                // connection follows.
                 connection.closed().await;
                 return Ok(());
             }

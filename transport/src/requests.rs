@@ -1,4 +1,5 @@
-//! Requests to one peer, from the asker's side: queued, sent, answered, and never left without an end.
+//! Requests to one peer, from the asker's side: queued, sent, answered, and never left without an
+//! end.
 //!
 //! ```text
 //!            ┌─ no connection ──────────────────────────────────────────────► NotSent
@@ -10,12 +11,14 @@
 //!                                  └─ deadline ─────────────────────────────► Expired
 //! ```
 //!
-//! Answers that were not taken are bounded, too: beyond [`DATA_BYTES_MAX`] of them, one that carries data is let go, and its asker
-//! told ([`RequestError::NoRoom`]). An answer that is small beside its frame is copied out of it, so that it keeps nothing else alive.
+//! Answers that were not taken are bounded, too: beyond [`DATA_BYTES_MAX`] of them, one that
+//! carries data is let go, and its asker told ([`RequestError::NoRoom`]). An answer that is small
+//! beside its frame is copied out of it, so that it keeps nothing else alive.
 //!
-//! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it: `NotSent`, `TooLate` and `Full` are
-//! certain, the others are not. The bytes of a queued request lie with its entry, not in the queue, so that one whose asker went away is freed at
-//! once however long the queue stands still.
+//! A request counts as sent from the moment the writer takes it, before QUIC sees a byte of it:
+//! `NotSent`, `TooLate` and `Full` are certain, the others are not. The bytes of a queued request
+//! lie with its entry, not in the queue, so that one whose asker went away is freed at once however
+//! long the queue stands still.
 
 use crate::answers::{DATA_BYTES_MAX, SMALL_BYTES};
 use crate::batch::{self, Answer, REQUEST_HEAD_BYTES};
@@ -79,9 +82,20 @@ impl Drop for Untaken {
 
 impl Requests {
     /// Without a connection.
-    pub(crate) fn new(stats: Arc<Stats>, in_flight_bytes_max: usize, frame_bytes_max: usize) -> Self {
+    pub(crate) fn new(
+        stats: Arc<Stats>,
+        in_flight_bytes_max: usize,
+        frame_bytes_max: usize,
+    ) -> Self {
         let untaken_bytes = AtomicUsize::new(0);
-        Self { state: Mutex::default(), untaken_bytes, ready: Notify::new(), stats, in_flight_bytes_max, frame_bytes_max }
+        Self {
+            state: Mutex::default(),
+            untaken_bytes,
+            ready: Notify::new(),
+            stats,
+            in_flight_bytes_max,
+            frame_bytes_max,
+        }
     }
 
     /// Queues a request.
@@ -117,7 +131,8 @@ impl Requests {
     }
 
     fn fits(&self, state: &State, bytes: usize) -> bool {
-        (state.bytes == 0 || state.bytes + bytes <= self.in_flight_bytes_max) && state.queue.len() < QUEUE_MAX
+        (state.bytes == 0 || state.bytes + bytes <= self.in_flight_bytes_max)
+            && state.queue.len() < QUEUE_MAX
     }
 
     /// Whether a request of so many bytes would not be too much; the limit, where it would.
@@ -154,14 +169,18 @@ impl Requests {
     }
 
     /// Takes a frame of answers in.
-    pub(crate) fn answered(self: &Arc<Self>, frame: Bytes) -> Result<(), flotilla_router::DecodeError> {
+    pub(crate) fn answered(
+        self: &Arc<Self>,
+        frame: Bytes,
+    ) -> Result<(), flotilla_router::DecodeError> {
         let frame_bytes = frame.len();
         let mut answers = batch::Answers::new(frame);
         while let Some((id, answer)) = answers.next()? {
             let pending = {
                 let mut state = self.lock();
                 match state.pending.get(&id) {
-                    // An answer to what was never asked, or not yet sent, is ignored; so is one that comes too late.
+                    // An answer to what was never asked, or not yet sent, is ignored; so is one
+                    // that comes too late.
                     Some(pending) if pending.unsent.is_none() => state.remove(id),
                     _ => None,
                 }
@@ -170,7 +189,11 @@ impl Requests {
             let result = match answer {
                 Answer::Given(bytes) => {
                     self.stats.requests_answered.count();
-                    self.untaken(if bytes.len() < frame_bytes / 2 { Bytes::copy_from_slice(&bytes) } else { bytes })
+                    self.untaken(if bytes.len() < frame_bytes / 2 {
+                        Bytes::copy_from_slice(&bytes)
+                    } else {
+                        bytes
+                    })
                 }
                 Answer::Dropped => {
                     self.stats.requests_lost.count();
@@ -271,7 +294,9 @@ impl Ticket {
         };
         self.ended = true;
         // Who takes a request out of the table always says how it ended.
-        result.unwrap_or(Err(RequestError::Lost)).map(|mut untaken| std::mem::take(&mut untaken.bytes))
+        result
+            .unwrap_or(Err(RequestError::Lost))
+            .map(|mut untaken| std::mem::take(&mut untaken.bytes))
     }
 }
 
@@ -324,7 +349,11 @@ mod tests {
         let queued = requests.submit("b".into()).unwrap();
         assert_eq!(sent.wait(soon()).await, Err(RequestError::Expired));
         assert_eq!(queued.wait(soon()).await, Err(RequestError::TooLate));
-        assert_eq!(requests.gather(&mut Gather::default()), 0, "a request that was given up left after all");
+        assert_eq!(
+            requests.gather(&mut Gather::default()),
+            0,
+            "a request that was given up left after all"
+        );
         requests.answered(answer_frame(&[(0, Answer::Given("late".into()))])).unwrap();
     }
 
@@ -332,7 +361,10 @@ mod tests {
     async fn the_bytes_under_way_are_bounded_and_come_free() {
         let requests = requests(100);
         let first = requests.submit(vec![0; 60].into()).unwrap();
-        assert!(matches!(requests.submit(vec![0; 60].into()), Err(RequestError::Full { limit: 100 })));
+        assert!(matches!(
+            requests.submit(vec![0; 60].into()),
+            Err(RequestError::Full { limit: 100 })
+        ));
         assert_eq!((requests.has_room(60), requests.has_room(10)), (Err(100), Ok(())));
         drop(first);
         let second = requests.submit(vec![0; 60].into()).unwrap();
@@ -371,7 +403,9 @@ mod tests {
     async fn a_forged_answer_to_what_is_still_queued_is_ignored() {
         let requests = requests(1000);
         let queued = requests.submit("a".into()).unwrap();
-        requests.answered(answer_frame(&[(0, Answer::Given("forged".into())), (99, Answer::Dropped)])).unwrap();
+        requests
+            .answered(answer_frame(&[(0, Answer::Given("forged".into())), (99, Answer::Dropped)]))
+            .unwrap();
         assert_eq!(queued.wait(soon()).await, Err(RequestError::TooLate));
     }
 }

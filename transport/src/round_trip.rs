@@ -1,7 +1,7 @@
 //! How far away a peer is, for whoever asks often.
 //!
-//! Asking a connection waits for whoever sends or receives on it. So one of those who ask does that now and then; the others are told what
-//! was seen last, for as long as he waits.
+//! Asking a connection waits for whoever sends or receives on it. So one of those who ask does that
+//! now and then; the others are told what was seen last, for as long as he waits.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -76,7 +76,11 @@ mod tests {
         end.send(()).unwrap();
         let round_trip = Arc::new(RoundTrip::new(move || {
             begun.send(()).unwrap();
-            ended.lock().unwrap().recv_timeout(PATIENCE).expect("somebody waits for whoever measures");
+            ended
+                .lock()
+                .unwrap()
+                .recv_timeout(PATIENCE)
+                .expect("somebody waits for whoever measures");
             MS
         }));
         is_begun.recv_timeout(PATIENCE).unwrap();

@@ -67,8 +67,9 @@ impl Shared {
         Hello::new(self.identity, purpose)
     }
 
-    /// Judges who comes. A newer one than was known ends the connections to the former self at once: nobody is there any
-    /// more, and waiting for the idle timeout would only keep requests waiting.
+    /// Judges who comes. A newer one than was known ends the connections to the former self at
+    /// once: nobody is there any more, and waiting for the idle timeout would only keep requests
+    /// waiting.
     pub(crate) fn admit(&self, identity: Identity) -> Result<(), Refusal> {
         let Identity { node, incarnation, .. } = identity;
         self.handler.admit(identity).map_err(Refusal::NotAdmitted)?;
@@ -85,7 +86,8 @@ impl Shared {
             seen.incoming.remove(&node)
         };
         if let Some((_, connection)) = former {
-            connection.close(Close::Superseded.into(), b"a newer incarnation of this node has come");
+            connection
+                .close(Close::Superseded.into(), b"a newer incarnation of this node has come");
         }
         if let Some(peer) = self.peer(node) {
             peer.close_older_than(incarnation);
@@ -94,7 +96,12 @@ impl Shared {
     }
 
     /// Notes the connection on which `node` sends from now on, and closes the one before.
-    pub(crate) fn supersede(&self, node: NodeId, incarnation: Incarnation, connection: &Connection) {
+    pub(crate) fn supersede(
+        &self,
+        node: NodeId,
+        incarnation: Incarnation,
+        connection: &Connection,
+    ) {
         let former = self.lock_seen().incoming.insert(node, (incarnation, connection.clone()));
         if let Some((_, former)) = former {
             former.close(Close::Superseded.into(), b"this node has dialled anew");
@@ -104,7 +111,11 @@ impl Shared {
     /// Forgets a connection that is gone, unless another has taken its place.
     pub(crate) fn forget(&self, node: NodeId, connection: &Connection) {
         let mut seen = self.lock_seen();
-        if seen.incoming.get(&node).is_some_and(|(_, known)| known.stable_id() == connection.stable_id()) {
+        if seen
+            .incoming
+            .get(&node)
+            .is_some_and(|(_, known)| known.stable_id() == connection.stable_id())
+        {
             seen.incoming.remove(&node);
         }
     }

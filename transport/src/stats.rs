@@ -1,4 +1,5 @@
-//! Counters for the metrics page. They only ever grow, and reading one costs nothing to whoever counts.
+//! Counters for the metrics page. They only ever grow, and reading one costs nothing to whoever
+//! counts.
 
 use crate::lane::Lane;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -62,7 +63,8 @@ pub struct Stats {
     pub addresses_challenged: Counter,
     /// Connections from others that were refused, in TLS or in the handshake.
     pub connections_refused: Counter,
-    /// Connections closed because the peer sent what no node sends: an oversized frame, an unknown lane, a broken batch.
+    /// Connections closed because the peer sent what no node sends: an oversized frame, an unknown
+    /// lane, a broken batch.
     pub protocol_errors: Counter,
     /// Requests handed to QUIC.
     pub requests_sent: Counter,
@@ -78,7 +80,8 @@ pub struct Stats {
     pub requests_received: Counter,
     /// Requests from peers that this node gave up without an answer.
     pub requests_abandoned: Counter,
-    /// Answers to peers that were replaced by a refusal, since too many others waited to be written.
+    /// Answers to peers that were replaced by a refusal, since too many others waited to be
+    /// written.
     pub answers_refused: Counter,
     /// Snapshots that arrived at a peer and were taken.
     pub snapshots_sent: Counter,

@@ -1,8 +1,9 @@
-//! TLS 1.3 with certificates on both ends, and credentials read with errors that say which file and what to do.
+//! TLS 1.3 with certificates on both ends, and credentials read with errors that say which file and
+//! what to do.
 //!
-//! The chain to the cluster's authority and the name of the node that was dialled are checked by the TLS library itself; who
-//! dialled is read from the certificate afterwards, by [`peer_name`]. No session is ever resumed, so every connection is
-//! proved anew, and there is no early data.
+//! The chain to the cluster's authority and the name of the node that was dialled are checked by
+//! the TLS library itself; who dialled is read from the certificate afterwards, by [`peer_name`].
+//! No session is ever resumed, so every connection is proved anew, and there is no early data.
 
 use crate::certs::NodeName;
 use crate::error::TransportError;
@@ -36,7 +37,8 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// Refuses a key that others can read: whoever can is this node. A file that is not there is for others to complain about.
+/// Refuses a key that others can read: whoever can is this node. A file that is not there is for
+/// others to complain about.
 pub fn check_private(key: &Path) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(found) = std::fs::metadata(key) else { return Ok(()) };
@@ -46,7 +48,11 @@ pub fn check_private(key: &Path) -> Result<(), String> {
     if mode & !allowed == 0 {
         return Ok(());
     }
-    Err(format!("others can read {0}, or write it (its permissions are {mode:03o}); close it with: chmod 600 {0}", key.display()))
+    Err(format!(
+        "others can read {0}, or write it (its permissions are {mode:03o}); close it with: chmod \
+         600 {0}",
+        key.display()
+    ))
 }
 
 impl Credentials {
@@ -57,9 +63,14 @@ impl Credentials {
             match std::fs::read_to_string(path) {
                 Ok(text) => Ok((what, text)),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    Err(TransportError::Credentials { what, why: format!("there is no such file; {cure}") })
+                    Err(TransportError::Credentials {
+                        what,
+                        why: format!("there is no such file; {cure}"),
+                    })
                 }
-                Err(error) => Err(TransportError::Credentials { what, why: format!("{error}; {cure}") }),
+                Err(error) => {
+                    Err(TransportError::Credentials { what, why: format!("{error}; {cure}") })
+                }
             }
         };
         let ca = read("CA certificate", ca_path, "make one with `flotilla cert ca`")?;
@@ -80,43 +91,65 @@ impl Credentials {
         self.name
     }
 
-    fn check([ca_what, cert_what, key_what]: [&str; 3], [ca, cert, key]: [&str; 3]) -> Result<Self, TransportError> {
-        let refuse = |what: &str, why: String| TransportError::Credentials { what: what.into(), why };
+    fn check(
+        [ca_what, cert_what, key_what]: [&str; 3],
+        [ca, cert, key]: [&str; 3],
+    ) -> Result<Self, TransportError> {
+        let refuse =
+            |what: &str, why: String| TransportError::Credentials { what: what.into(), why };
         let mut roots = RootCertStore::empty();
         for der in certificates(ca).map_err(|why| refuse(ca_what, why))? {
-            roots.add(der).map_err(|error| refuse(ca_what, format!("{error}; make one with `flotilla cert ca`")))?;
+            roots.add(der).map_err(|error| {
+                refuse(ca_what, format!("{error}; make one with `flotilla cert ca`"))
+            })?;
         }
         let ca = Arc::new(roots);
         let chain = certificates(cert).map_err(|why| refuse(cert_what, why))?;
         let name = NodeName::of_certificate(&chain[0]).map_err(|why| refuse(cert_what, why))?;
-        let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
-            .map_err(|error| refuse(key_what, format!("no private key in PEM ({error}); make one with `flotilla cert node`")))?;
-        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                refuse(key_what, format!("does not belong to {cert_what}; take the two that were made together"))
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| {
+            refuse(
+                key_what,
+                format!("no private key in PEM ({error}); make one with `flotilla cert node`"),
+            )
+        })?;
+        CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()).map_err(|error| {
+            match error {
+                rustls::Error::InconsistentKeys(_) => refuse(
+                    key_what,
+                    format!("does not belong to {cert_what}; take the two that were made together"),
+                ),
+                other => refuse(key_what, format!("{other}; make one with `flotilla cert node`")),
             }
-            other => refuse(key_what, format!("{other}; make one with `flotilla cert node`")),
         })?;
         // What a peer will check is checked here first, where the message can name the file.
-        let verifier = WebPkiServerVerifier::builder_with_provider(ca.clone(), Arc::new(provider()))
-            .build()
-            .map_err(|error| refuse(ca_what, format!("{error}; make one with `flotilla cert ca`")))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(ca.clone(), Arc::new(provider()))
+                .build()
+                .map_err(|error| {
+                refuse(ca_what, format!("{error}; make one with `flotilla cert ca`"))
+            })?;
         let own_name = server_name(name).map_err(|why| refuse(cert_what, why))?;
-        verifier.verify_server_cert(&chain[0], &chain[1..], &own_name, &[], UnixTime::now()).map_err(|error| {
-            let why = match error {
-                rustls::Error::InvalidCertificate(
-                    CertificateError::UnknownIssuer | CertificateError::BadSignature | CertificateError::BadEncoding,
-                ) => format!("was not made by {ca_what}; make one with that CA by `flotilla cert node`"),
-                rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
-                    "has expired; make a new one with `flotilla cert node`".into()
-                }
-                rustls::Error::InvalidCertificate(
-                    CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
-                ) => "is not valid yet; check this machine's clock".into(),
-                other => format!("{other}; make one with `flotilla cert node`"),
-            };
-            refuse(cert_what, why)
-        })?;
+        verifier
+            .verify_server_cert(&chain[0], &chain[1..], &own_name, &[], UnixTime::now())
+            .map_err(|error| {
+                let why = match error {
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::UnknownIssuer
+                        | CertificateError::BadSignature
+                        | CertificateError::BadEncoding,
+                    ) => format!(
+                        "was not made by {ca_what}; make one with that CA by `flotilla cert node`"
+                    ),
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::Expired | CertificateError::ExpiredContext { .. },
+                    ) => "has expired; make a new one with `flotilla cert node`".into(),
+                    rustls::Error::InvalidCertificate(
+                        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+                    ) => "is not valid yet; check this machine's clock".into(),
+                    other => format!("{other}; make one with `flotilla cert node`"),
+                };
+                refuse(cert_what, why)
+            })?;
         Ok(Self { ca, chain, key: Arc::new(key), name })
     }
 
@@ -133,9 +166,10 @@ impl Credentials {
 
     /// How this node is dialled: only with a certificate of the same authority.
     pub(crate) fn server(&self) -> Result<rustls::ServerConfig, rustls::Error> {
-        let verifier = WebPkiClientVerifier::builder_with_provider(self.ca.clone(), Arc::new(provider()))
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(self.ca.clone(), Arc::new(provider()))
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
@@ -150,14 +184,18 @@ impl Credentials {
 /// The node that a connection's certificate names.
 pub(crate) fn peer_name(connection: &quinn::Connection) -> Result<NodeName, String> {
     let identity = connection.peer_identity().ok_or("shows no certificate")?;
-    let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| "shows no X.509 certificate")?;
+    let chain = identity
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .map_err(|_| "shows no X.509 certificate")?;
     NodeName::of_certificate(chain.first().ok_or("shows no certificate")?)
 }
 
 fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, String> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     match found {
-        Ok(found) if found.is_empty() => Err("no certificate in PEM; make one with `flotilla cert`".into()),
+        Ok(found) if found.is_empty() => {
+            Err("no certificate in PEM; make one with `flotilla cert`".into())
+        }
         Ok(found) => Ok(found),
         Err(error) => Err(format!("not PEM: {error}; make one with `flotilla cert`")),
     }
@@ -174,7 +212,11 @@ fn provider() -> CryptoProvider {
         TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
     };
     CryptoProvider {
-        cipher_suites: vec![TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256],
+        cipher_suites: vec![
+            TLS13_AES_128_GCM_SHA256,
+            TLS13_AES_256_GCM_SHA384,
+            TLS13_CHACHA20_POLY1305_SHA256,
+        ],
         ..rustls::crypto::ring::default_provider()
     }
 }
@@ -202,7 +244,14 @@ mod tests {
         assert_eq!(check_private(&key), Ok(()), "what is not there is somebody else's complaint");
         std::fs::write(&key, "key").unwrap();
         let is_root = std::fs::metadata(&key).unwrap().uid() == 0;
-        for (mode, allowed) in [(0o600, true), (0o400, true), (0o640, is_root), (0o660, false), (0o604, false), (0o644, false)] {
+        for (mode, allowed) in [
+            (0o600, true),
+            (0o400, true),
+            (0o640, is_root),
+            (0o660, false),
+            (0o604, false),
+            (0o644, false),
+        ] {
             std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
             let checked = check_private(&key);
             assert_eq!(checked.is_ok(), allowed, "mode {mode:o}: {checked:?}");
@@ -239,7 +288,8 @@ mod tests {
                 Some(content) => std::fs::write(&paths[broken], content).unwrap(),
                 None => std::fs::remove_file(&paths[broken]).unwrap(),
             }
-            let message = Credentials::load(&paths[0], &paths[1], &paths[2]).unwrap_err().to_string();
+            let message =
+                Credentials::load(&paths[0], &paths[1], &paths[2]).unwrap_err().to_string();
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
             assert!(!message.contains('\n'), "{message:?} is more than a line");
         }

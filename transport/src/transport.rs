@@ -22,13 +22,15 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-/// One node's end of all connections to its peers. Dropping it closes them all at once, without a word more.
+/// One node's end of all connections to its peers. Dropping it closes them all at once, without a
+/// word more.
 pub struct Transport {
     shared: Arc<Shared>,
 }
 
 impl Transport {
-    /// Listens, and starts to dial the peers. Must be called within a tokio runtime, where its tasks then run.
+    /// Listens, and starts to dial the peers. Must be called within a tokio runtime, where its
+    /// tasks then run.
     pub fn start(
         config: Config,
         identity: Identity,
@@ -65,12 +67,14 @@ impl Transport {
         Ok(transport)
     }
 
-    /// Takes other certificates from the next connection on; those that stand are kept. Where they can't be used, nothing changes.
+    /// Takes other certificates from the next connection on; those that stand are kept. Where they
+    /// can't be used, nothing changes.
     pub fn reload(&self, credentials: &Credentials) -> Result<(), TransportError> {
         check_name(self.shared.identity, credentials)?;
         let (server, client) = quic::configs(&self.shared.config, credentials)?;
         self.shared.endpoint.set_server_config(Some(server));
-        *self.shared.client.write().expect("nothing panics while it holds the configuration") = client;
+        *self.shared.client.write().expect("nothing panics while it holds the configuration") =
+            client;
         Ok(())
     }
 
@@ -94,8 +98,9 @@ impl Transport {
         self.shared.config.append_lanes
     }
 
-    /// Queues a frame, from any thread, without ever waiting. `false` when it was dropped: no such peer, no connection, a full
-    /// outbox, a frame too large. Then [`Handler::unreachable`] is called, here and now, unless that was just done.
+    /// Queues a frame, from any thread, without ever waiting. `false` when it was dropped: no such
+    /// peer, no connection, a full outbox, a frame too large. Then [`Handler::unreachable`] is
+    /// called, here and now, unless that was just done.
     pub fn send(&self, to: NodeId, lane: Lane, frame: Bytes) -> bool {
         let peers = self.shared.peers.read().expect("nothing panics while it holds the peers");
         match peers.get(&to) {
@@ -109,8 +114,9 @@ impl Transport {
         }
     }
 
-    /// Asks a peer. The request is queued at once; the future waits for its end, until `deadline` at the latest, and gives the
-    /// request up when it is dropped. It must be polled within a tokio runtime with a timer.
+    /// Asks a peer. The request is queued at once; the future waits for its end, until `deadline`
+    /// at the latest, and gives the request up when it is dropped. It must be polled within a tokio
+    /// runtime with a timer.
     pub fn request(
         &self,
         to: NodeId,
@@ -125,13 +131,15 @@ impl Transport {
         async move { submitted?.wait(deadline).await }
     }
 
-    /// Whether a request of so many bytes would be taken now, as far as what is under way to that node goes; the limit, where not.
+    /// Whether a request of so many bytes would be taken now, as far as what is under way to that
+    /// node goes; the limit, where not.
     pub fn has_room(&self, to: NodeId, bytes: usize) -> Result<(), usize> {
         self.shared.peer(to).map_or(Ok(()), |peer| peer.requests.has_room(bytes))
     }
 
-    /// Sends a snapshot on a connection of its own: a header that the receiver judges, and files by name. Ends always: with the
-    /// receiver's verdict, or with what went wrong. Dropping the future breaks the snapshot off.
+    /// Sends a snapshot on a connection of its own: a header that the receiver judges, and files by
+    /// name. Ends always: with the receiver's verdict, or with what went wrong. Dropping the future
+    /// breaks the snapshot off.
     pub fn send_snapshot(
         &self,
         to: NodeId,
@@ -159,7 +167,8 @@ impl Transport {
         nodes
     }
 
-    /// Dials one more node; one that is dialled already gets the new address. This node itself is no peer.
+    /// Dials one more node; one that is dialled already gets the new address. This node itself is
+    /// no peer.
     pub fn add_peer(&self, node: NodeId, address: String) {
         if node == self.shared.identity.node {
             return;
@@ -178,9 +187,15 @@ impl Transport {
         self.shared.runtime.spawn(peer::run(self.shared.clone(), peer));
     }
 
-    /// Dials a node no more; what is queued for it still leaves, as far as that takes but a moment. Says whether it was known.
+    /// Dials a node no more; what is queued for it still leaves, as far as that takes but a moment.
+    /// Says whether it was known.
     pub fn remove_peer(&self, node: NodeId) -> bool {
-        let removed = self.shared.peers.write().expect("nothing panics while it holds the peers").remove(&node);
+        let removed = self
+            .shared
+            .peers
+            .write()
+            .expect("nothing panics while it holds the peers")
+            .remove(&node);
         if let Some(peer) = &removed {
             peer.stop.send_replace(true);
         }
@@ -230,8 +245,8 @@ fn check_name(identity: Identity, credentials: &Credentials) -> Result<(), Trans
     Err(TransportError::Credentials {
         what: "node certificate".into(),
         why: format!(
-            "it is for node {node} of cluster {cluster}, but this is node {} of cluster {}; make one for this node with `flotilla \
-             cert node`",
+            "it is for node {node} of cluster {cluster}, but this is node {} of cluster {}; make \
+             one for this node with `flotilla cert node`",
             identity.node, identity.cluster
         ),
     })

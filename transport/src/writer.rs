@@ -1,7 +1,8 @@
 //! One task per stream writes all that waits for it, again and again.
 //!
-//! Self-clocking, without a timer: while a write is under way (the network is slower, or the task just has not run yet) the next
-//! frames gather, and leave in one write. When told to stop it writes what is left and waits until the peer has it.
+//! Self-clocking, without a timer: while a write is under way (the network is slower, or the task
+//! just has not run yet) the next frames gather, and leave in one write. When told to stop it
+//! writes what is left and waits until the peer has it.
 
 use crate::frame::Gather;
 use crate::shared::stopped;
@@ -12,8 +13,8 @@ use tokio::sync::{Notify, watch};
 
 /// A queue that a writer empties.
 pub(crate) trait Source: Send + Sync + 'static {
-    /// Lays what waits into `into`, until that is full, and says how many frames these were. A call also means that what the
-    /// last call gave has been handed to QUIC.
+    /// Lays what waits into `into`, until that is full, and says how many frames these were. A call
+    /// also means that what the last call gave has been handed to QUIC.
     fn gather(&self, into: &mut Gather) -> usize;
 
     /// Is notified whenever something comes into the empty queue.
@@ -41,7 +42,8 @@ pub(crate) async fn write(
             continue;
         }
         if *stop.borrow() || stop.has_changed().is_err() {
-            // An error means that it was finished or stopped before: there is nothing to wait for then.
+            // An error means that it was finished or stopped before: there is nothing to wait for
+            // then.
             if stream.finish().is_ok() {
                 let _ = stream.stopped().await;
             }

@@ -1,4 +1,5 @@
-//! A peer with a valid certificate that breaks the protocol: its connection is closed with a reason, and nothing else happens.
+//! A peer with a valid certificate that breaks the protocol: its connection is closed with a
+//! reason, and nothing else happens.
 //!
 //! The peer here is plain quinn, so that it can send what the transport never would.
 
@@ -39,10 +40,12 @@ async fn connect(
 ) -> Result<Connection, ConnectionError> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca.cert_pem().as_bytes()).unwrap()).unwrap();
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots);
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_protocol_versions(&[&rustls::version::TLS13])
+    .unwrap()
+    .with_root_certificates(roots);
     let mut config = match pems {
         Some((cert, key)) => config
             .with_client_auth_cert(
@@ -60,19 +63,28 @@ async fn connect(
 }
 
 async fn greeted(ca: &ClusterCa, node: &Node, purpose: u8) -> Connection {
-    let connection = connect(ca, node, Some(ca.node(NodeId(2), &[]).unwrap()), b"flotilla/1").await.unwrap();
+    let connection =
+        connect(ca, node, Some(ca.node(NodeId(2), &[]).unwrap()), b"flotilla/1").await.unwrap();
     let (mut send, mut receive) = connection.open_bi().await.unwrap();
     send.write_all(&hello(CLUSTER.0, 2, 1, purpose)).await.unwrap();
     send.finish().unwrap();
     let answer = receive.read_to_end(1000).await.unwrap();
-    assert_eq!(answer, hello(CLUSTER.0, 1, 1, purpose), "the handshake is not what docs and the other end say");
+    assert_eq!(
+        answer,
+        hello(CLUSTER.0, 1, 1, purpose),
+        "the handshake is not what docs and the other end say"
+    );
     connection
 }
 
 async fn close_reason(connection: &Connection) -> String {
-    let closed = tokio::time::timeout(Duration::from_secs(5), connection.closed()).await.expect("the connection stays open");
+    let closed = tokio::time::timeout(Duration::from_secs(5), connection.closed())
+        .await
+        .expect("the connection stays open");
     match closed {
-        ConnectionError::ApplicationClosed(close) => String::from_utf8_lossy(&close.reason).into_owned(),
+        ConnectionError::ApplicationClosed(close) => {
+            String::from_utf8_lossy(&close.reason).into_owned()
+        }
         other => panic!("{other}"),
     }
 }
@@ -83,13 +95,33 @@ fn each_bad_handshake_is_refused_with_what_to_do() {
     let node = Node::start(&ca, 1, 1, Config::default());
     let node_2 = || ca.node(NodeId(2), &[]).unwrap();
     let cases: [(&str, (String, String), Vec<u8>); 8] = [
-        ("belongs to cluster 0000000000000005, not to 00abcdef01234567", node_2(), hello(5, 2, 1, LANES)),
-        ("says that it is node 3, but its certificate is for node 2", node_2(), hello(CLUSTER.0, 3, 1, LANES)),
-        ("both ends say that they are node 1", ca.node(NodeId(1), &[]).unwrap(), hello(CLUSTER.0, 1, 1, LANES)),
-        ("the certificate names no node", ca.client("backup").unwrap(), hello(CLUSTER.0, 2, 1, LANES)),
+        (
+            "belongs to cluster 0000000000000005, not to 00abcdef01234567",
+            node_2(),
+            hello(5, 2, 1, LANES),
+        ),
+        (
+            "says that it is node 3, but its certificate is for node 2",
+            node_2(),
+            hello(CLUSTER.0, 3, 1, LANES),
+        ),
+        (
+            "both ends say that they are node 1",
+            ca.node(NodeId(1), &[]).unwrap(),
+            hello(CLUSTER.0, 1, 1, LANES),
+        ),
+        (
+            "the certificate names no node",
+            ca.client("backup").unwrap(),
+            hello(CLUSTER.0, 2, 1, LANES),
+        ),
         ("unknown purpose 7", node_2(), hello(CLUSTER.0, 2, 1, 7)),
         ("this is no flotilla node", node_2(), framed(b"GET / HTTP/1.1\r\n\r\n")),
-        ("2 speaks transport protocol 9, the other end 3", node_2(), framed(b"flotilla\0\x09\0\0\0\0\0\0\0\x02 and more")),
+        (
+            "2 speaks transport protocol 9, the other end 3",
+            node_2(),
+            framed(b"flotilla\0\x09\0\0\0\0\0\0\0\x02 and more"),
+        ),
         ("malformed handshake", node_2(), framed(b"flot")),
     ];
     for (n, (expected, pems, bytes)) in cases.into_iter().enumerate() {
@@ -110,9 +142,14 @@ fn without_a_certificate_or_with_another_protocol_there_is_no_connection() {
     let ca = ca();
     let node = Node::start(&ca, 1, 1, Config::default());
     node.block_on(async {
-        let wrong_protocol = connect(&ca, &node, Some(ca.node(NodeId(2), &[]).unwrap()), b"h3").await;
-        assert!(matches!(wrong_protocol, Err(ConnectionError::ConnectionClosed(_))), "{wrong_protocol:?}");
-        // In TLS 1.3 the client is done before the server has looked for its certificate: it learns a moment later.
+        let wrong_protocol =
+            connect(&ca, &node, Some(ca.node(NodeId(2), &[]).unwrap()), b"h3").await;
+        assert!(
+            matches!(wrong_protocol, Err(ConnectionError::ConnectionClosed(_))),
+            "{wrong_protocol:?}"
+        );
+        // In TLS 1.3 the client is done before the server has looked for its certificate: it learns
+        // a moment later.
         let closed = match connect(&ca, &node, None, b"flotilla/1").await {
             Ok(connection) => connection.closed().await,
             Err(error) => error,
@@ -125,11 +162,19 @@ fn without_a_certificate_or_with_another_protocol_there_is_no_connection() {
 #[test]
 fn whoever_says_nothing_is_sent_away() {
     let ca = ca();
-    let config = Config { idle_timeout: Duration::from_millis(300), keep_alive: Duration::from_millis(100), ..Config::default() };
+    let config = Config {
+        idle_timeout: Duration::from_millis(300),
+        keep_alive: Duration::from_millis(100),
+        ..Config::default()
+    };
     let node = Node::start(&ca, 1, 1, config);
     node.block_on(async {
-        let connection = connect(&ca, &node, Some(ca.node(NodeId(2), &[]).unwrap()), b"flotilla/1").await.unwrap();
-        tokio::time::timeout(Duration::from_secs(3), connection.closed()).await.expect("the connection stays open");
+        let connection = connect(&ca, &node, Some(ca.node(NodeId(2), &[]).unwrap()), b"flotilla/1")
+            .await
+            .unwrap();
+        tokio::time::timeout(Duration::from_secs(3), connection.closed())
+            .await
+            .expect("the connection stays open");
     });
     eventually("the refusal", || node.transport.stats().connections_refused.get() == 1);
 }
@@ -149,7 +194,11 @@ fn what_no_node_sends_closes_the_connection() {
     for (n, (expected, is_request, bytes)) in cases.into_iter().enumerate() {
         let reason = node.block_on(async {
             let connection = greeted(&ca, &node, LANES).await;
-            let mut send = if is_request { connection.open_bi().await.unwrap().0 } else { connection.open_uni().await.unwrap() };
+            let mut send = if is_request {
+                connection.open_bi().await.unwrap().0
+            } else {
+                connection.open_uni().await.unwrap()
+            };
             send.write_all(&bytes).await.unwrap();
             let _ = send.finish();
             close_reason(&connection).await
@@ -176,9 +225,11 @@ fn a_forged_snapshot_is_refused_with_the_reason_and_cleaned_up() {
     let target = tempfile::tempdir().unwrap();
     *node.record.stage.lock().unwrap() = Some(target.path().join("inner"));
     let file = |name: &[u8], content: &[u8], checksum: u32| {
-        [&framed(name)[..], &(content.len() as u64).to_be_bytes(), content, &checksum.to_be_bytes()].concat()
+        [&framed(name)[..], &(content.len() as u64).to_be_bytes(), content, &checksum.to_be_bytes()]
+            .concat()
     };
-    let files = |count: u32, files: &[u8]| [&framed(b"forged")[..], &count.to_be_bytes(), files].concat();
+    let files =
+        |count: u32, files: &[u8]| [&framed(b"forged")[..], &count.to_be_bytes(), files].concat();
     let right = crc32fast::hash(b"content");
     let cases: [(&str, Vec<u8>); 9] = [
         ("a name that is not allowed", files(1, &file(b"../evil", b"content", right))),

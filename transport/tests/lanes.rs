@@ -38,7 +38,12 @@ fn frames_of_a_lane_arrive_in_order_between_all_nodes() {
         assert_eq!(node.transport.stats().append.frames_received.get(), 4000);
         assert_eq!(node.transport.stats().append.frames_sent.get(), 4000);
         assert_eq!(node.transport.stats().append.frames_dropped.get(), 0);
-        assert!(nodes.iter().filter(|other| other.id != node.id).all(|other| node.transport.round_trip(other.id).is_some()));
+        assert!(
+            nodes
+                .iter()
+                .filter(|other| other.id != node.id)
+                .all(|other| node.transport.round_trip(other.id).is_some())
+        );
     }
 }
 
@@ -46,8 +51,12 @@ fn frames_of_a_lane_arrive_in_order_between_all_nodes() {
 fn large_and_empty_frames_pass_whole_with_every_congestion_control() {
     for congestion in [Congestion::Cubic, Congestion::NewReno, Congestion::Bbr] {
         let nodes = cluster(2, &Config { congestion, ..Config::default() });
-        let large: Bytes = (0..16u32 << 20).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect::<Vec<_>>().into();
-        let sent = [Bytes::new(), large.slice(..100_000), large.clone(), "small".into(), Bytes::new()];
+        let large: Bytes = (0..16u32 << 20)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect::<Vec<_>>()
+            .into();
+        let sent =
+            [Bytes::new(), large.slice(..100_000), large.clone(), "small".into(), Bytes::new()];
         for frame in &sent {
             assert!(nodes[0].transport.send(NodeId(2), Lane::Append(0), frame.clone()));
         }
@@ -68,7 +77,8 @@ fn an_urgent_frame_does_not_wait_behind_large_ones() {
     std::thread::sleep(Duration::from_millis(20));
     nodes[0].transport.send(NodeId(2), Lane::Control, "urgent".into());
     eventually("the urgent frame", || nodes[1].record.frames(Lane::Control).len() == 1);
-    let large_before = nodes[1].record.frames(Lane::Append(0)).len() + nodes[1].record.frames(Lane::Append(1)).len();
+    let large_before = nodes[1].record.frames(Lane::Append(0)).len()
+        + nodes[1].record.frames(Lane::Append(1)).len();
     assert!(large_before < 8, "the urgent frame came after all the large ones");
 }
 
@@ -92,8 +102,8 @@ fn without_a_connection_frames_are_dropped_counted_and_reported_now_and_then() {
 
 #[test]
 fn a_full_outbox_drops_counts_and_reports() {
-    // A peer that is killed may, or may not, get a last packet out that closes the connection. Only where it doesn't is there a
-    // peer that takes nothing.
+    // A peer that is killed may, or may not, get a last packet out that closes the connection. Only
+    // where it doesn't is there a peer that takes nothing.
     for _ in 0..10 {
         if a_full_outbox() {
             return;
@@ -104,7 +114,8 @@ fn a_full_outbox_drops_counts_and_reports() {
 
 /// Whether the killed peer's connection stayed open for as long as it took to fill the outbox.
 fn a_full_outbox() -> bool {
-    let config = Config { outbox_bytes_max: 1 << 20, frame_bytes_max: 1 << 20, ..Config::default() };
+    let config =
+        Config { outbox_bytes_max: 1 << 20, frame_bytes_max: 1 << 20, ..Config::default() };
     let mut nodes = cluster(2, &Config { idle_timeout: Duration::from_secs(30), ..config });
     nodes.pop().unwrap().kill();
     let before = nodes[0].record.count(|told| *told == Told::Unreachable(NodeId(2)));
@@ -120,7 +131,10 @@ fn a_full_outbox() -> bool {
     }
     assert_eq!(nodes[0].transport.stats().append.frames_dropped.get(), 1);
     assert_eq!(nodes[0].record.count(|told| *told == Told::Unreachable(NodeId(2))), before + 1);
-    assert!(nodes[0].transport.send(NodeId(2), Lane::Append(1), frame), "another lane has an outbox of its own");
+    assert!(
+        nodes[0].transport.send(NodeId(2), Lane::Append(1), frame),
+        "another lane has an outbox of its own"
+    );
     true
 }
 
@@ -140,8 +154,12 @@ fn a_frame_too_large_to_send_is_dropped_and_one_too_large_to_take_closes_the_con
     common::logged();
     assert!(wide.transport.send(narrow.id, Lane::Append(0), vec![1; 10_001].into()));
     eventually("the protocol error", || narrow.transport.stats().protocol_errors.get() == 1);
-    eventually("the loss to be told", || wide.record.count(|told| *told == Told::Unreachable(narrow.id)) >= 1);
-    eventually("the reason", || common::was_logged("a frame of 10001 bytes; at most 10000 are allowed (`frame_bytes_max`)"));
+    eventually("the loss to be told", || {
+        wide.record.count(|told| *told == Told::Unreachable(narrow.id)) >= 1
+    });
+    eventually("the reason", || {
+        common::was_logged("a frame of 10001 bytes; at most 10000 are allowed (`frame_bytes_max`)")
+    });
     assert_eq!(narrow.record.frames(Lane::Append(0)).len(), 0);
     // It is dialled again, and what fits passes.
     eventually("the next frame", || {
@@ -166,11 +184,21 @@ fn a_restarted_peer_is_connected_to_at_once_and_old_frames_do_not_follow() {
     let started = std::time::Instant::now();
     let two = Node::start(&ca, 2, 2, Config { listen: address, ..Config::default() });
     two.dial(&one);
-    eventually("the new self", || one.record.told().contains(&Told::Reachable(NodeId(2), Incarnation(2))));
-    assert!(started.elapsed() < Duration::from_millis(1200), "it took {:?}, as long as the idle timeout", started.elapsed());
+    eventually("the new self", || {
+        one.record.told().contains(&Told::Reachable(NodeId(2), Incarnation(2)))
+    });
+    assert!(
+        started.elapsed() < Duration::from_millis(1200),
+        "it took {:?}, as long as the idle timeout",
+        started.elapsed()
+    );
     let told = one.record.told();
-    let lost = told.iter().position(|told| *told == Told::Unreachable(NodeId(2))).expect("the loss is told");
-    let back = told.iter().position(|told| *told == Told::Reachable(NodeId(2), Incarnation(2))).unwrap();
+    let lost = told
+        .iter()
+        .position(|told| *told == Told::Unreachable(NodeId(2)))
+        .expect("the loss is told");
+    let back =
+        told.iter().position(|told| *told == Told::Reachable(NodeId(2), Incarnation(2))).unwrap();
     assert!(lost < back);
     assert!(one.transport.send(NodeId(2), Lane::Control, "hello again".into()));
     eventually("the frame", || two.record.frames(Lane::Control) == ["hello again"]);
@@ -178,16 +206,25 @@ fn a_restarted_peer_is_connected_to_at_once_and_old_frames_do_not_follow() {
 
 #[test]
 fn a_dead_peer_is_noticed_after_the_idle_timeout() {
-    let config = Config { idle_timeout: Duration::from_millis(600), keep_alive: Duration::from_millis(100), ..Config::default() };
+    let config = Config {
+        idle_timeout: Duration::from_millis(600),
+        keep_alive: Duration::from_millis(100),
+        ..Config::default()
+    };
     let mut nodes = cluster(2, &config);
     std::thread::sleep(Duration::from_millis(1500));
-    assert!(nodes[0].transport.reachable(NodeId(2)), "keep-alive does not keep a quiet connection alive");
+    assert!(
+        nodes[0].transport.reachable(NodeId(2)),
+        "keep-alive does not keep a quiet connection alive"
+    );
     assert_eq!(nodes[0].transport.stats().connections_lost.get(), 0);
     let started = std::time::Instant::now();
     nodes.pop().unwrap().kill();
     eventually("the loss", || !nodes[0].transport.reachable(NodeId(2)));
     assert!(started.elapsed() < Duration::from_millis(1500), "{:?}", started.elapsed());
-    eventually("the loss to be told", || nodes[0].record.told().contains(&Told::Unreachable(NodeId(2))));
+    eventually("the loss to be told", || {
+        nodes[0].record.told().contains(&Told::Unreachable(NodeId(2)))
+    });
 }
 
 #[test]
@@ -203,7 +240,10 @@ fn what_is_queued_still_leaves_at_shutdown_and_the_peer_knows_at_once() {
     assert!(started.elapsed() < Duration::from_secs(2), "shutdown took {:?}", started.elapsed());
     assert_eq!(two.record.frames(Lane::Append(1)).len(), 2000);
     eventually("the goodbye", || !two.transport.reachable(one.id));
-    assert!(started.elapsed() < Duration::from_millis(1400), "the peer had to wait for the idle timeout");
+    assert!(
+        started.elapsed() < Duration::from_millis(1400),
+        "the peer had to wait for the idle timeout"
+    );
     assert!(!one.transport.send(two.id, Lane::Control, "late".into()));
 }
 

@@ -1,5 +1,5 @@
-//! Strangers at the QUIC port: forged first packets, and handshakes that come to nothing. Peers get in all the same, and the log stays
-//! short.
+//! Strangers at the QUIC port: forged first packets, and handshakes that come to nothing. Peers get
+//! in all the same, and the log stays short.
 
 mod common;
 
@@ -19,16 +19,19 @@ use std::time::Duration;
 fn stranger(ca_pem: &str) -> quinn::ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_protocol_versions(&[&rustls::version::TLS13])
+    .unwrap()
+    .with_root_certificates(roots)
+    .with_no_client_auth();
     config.alpn_protocols = vec![b"flotilla/1".to_vec()];
     quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
 }
 
-/// First packets of connections, each good for one: what clients sent to a socket that never answers.
+/// First packets of connections, each good for one: what clients sent to a socket that never
+/// answers.
 fn first_packets(node: &Node, ca_pem: &str, wanted: usize) -> Vec<Vec<u8>> {
     let sink = UdpSocket::bind("127.0.0.1:0").unwrap();
     sink.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -60,7 +63,8 @@ fn forged_first_packets_keep_no_peer_out() {
     let flood = {
         let done = done.clone();
         std::thread::spawn(move || {
-            // Each once within what a handshake may take, so that all of them count; from a socket that never reads.
+            // Each once within what a handshake may take, so that all of them count; from a socket
+            // that never reads.
             let from = UdpSocket::bind("127.0.0.1:0").unwrap();
             let mut sent = 0;
             for packet in packets.iter().cycle() {
@@ -69,7 +73,11 @@ fn forged_first_packets_keep_no_peer_out() {
                 }
                 from.send_to(packet, target).unwrap();
                 sent += 1;
-                std::thread::sleep(if sent < 100 { Duration::ZERO } else { Duration::from_millis(2) });
+                std::thread::sleep(if sent < 100 {
+                    Duration::ZERO
+                } else {
+                    Duration::from_millis(2)
+                });
             }
         })
     };
@@ -80,7 +88,12 @@ fn forged_first_packets_keep_no_peer_out() {
     }
     for peer in &peers {
         peer.wait_reachable(one.id);
-        assert_eq!(peer.transport.stats().connections_failed.get(), 0, "node {} was turned away", peer.id);
+        assert_eq!(
+            peer.transport.stats().connections_failed.get(),
+            0,
+            "node {} was turned away",
+            peer.id
+        );
     }
     done.store(true, Ordering::Relaxed);
     flood.join().unwrap();
@@ -96,8 +109,10 @@ fn strangers_get_a_line_now_and_then() {
     for n in 0..50u32 {
         one.block_on(async {
             let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).unwrap();
-            // A name that varies would make each reason another one; so does what a stranger says when it goes.
-            let connecting = endpoint.connect_with(config.clone(), to, &format!("n1.stranger{n}")).unwrap();
+            // A name that varies would make each reason another one; so does what a stranger says
+            // when it goes.
+            let connecting =
+                endpoint.connect_with(config.clone(), to, &format!("n1.stranger{n}")).unwrap();
             if let Ok(connection) = connecting.await {
                 connection.close(quinn::VarInt::from_u32(n), format!("reason {n}").as_bytes());
             }
@@ -105,6 +120,7 @@ fn strangers_get_a_line_now_and_then() {
         });
     }
     eventually("all were refused", || refused(50));
-    let lines = logged().lock().unwrap().iter().filter(|line| line.contains("connection refused")).count();
+    let lines =
+        logged().lock().unwrap().iter().filter(|line| line.contains("connection refused")).count();
     assert!((1..=3).contains(&lines), "{lines} lines for 50 strangers");
 }

@@ -21,9 +21,11 @@ fn many_requests_both_ways_each_get_their_own_answer() {
                 let transport = transport.clone();
                 asked.push(tokio::spawn(async move {
                     for n in 0..50u64 {
-                        let request = format!("{task}-{n}-{}", "x".repeat((task * n % 3000) as usize));
+                        let request =
+                            format!("{task}-{n}-{}", "x".repeat((task * n % 3000) as usize));
                         let deadline = Instant::now() + Duration::from_secs(10);
-                        let answer = transport.request(NodeId(to), request.clone().into(), deadline).await;
+                        let answer =
+                            transport.request(NodeId(to), request.clone().into(), deadline).await;
                         assert_eq!(answer, Ok(Bytes::from(format!("{to}<{from}:{request}"))));
                     }
                 }));
@@ -41,7 +43,10 @@ fn many_requests_both_ways_each_get_their_own_answer() {
         assert_eq!(stats.requests_answered.get(), 3200);
         assert_eq!(stats.requests_received.get(), 3200);
         let frames = stats.requests.frames_sent.get();
-        assert!(frames < 5000, "3200 requests and 3200 answers took {frames} frames: they don't gather");
+        assert!(
+            frames < 5000,
+            "3200 requests and 3200 answers took {frames} frames: they don't gather"
+        );
     }
 }
 
@@ -51,7 +56,10 @@ fn large_requests_and_answers_pass() {
     let request = Bytes::from(vec![7; 5 << 20]);
     let answer = nodes[0].request(NodeId(2), request.clone()).unwrap();
     assert!(answer[4..] == request[..]);
-    assert!(matches!(nodes[0].request(NodeId(2), vec![7; 17 << 20]), Err(RequestError::NotSent(_))));
+    assert!(matches!(
+        nodes[0].request(NodeId(2), vec![7; 17 << 20]),
+        Err(RequestError::NotSent(_))
+    ));
 }
 
 #[test]
@@ -59,13 +67,17 @@ fn answers_may_come_in_any_order_and_from_any_thread() {
     let nodes = cluster(2, &Config::default());
     nodes[1].record.set_habit(Habit::Keep);
     let deadline = Instant::now() + Duration::from_secs(10);
-    let asked: Vec<_> = (0..10u8).map(|n| nodes[0].transport.request(NodeId(2), vec![n].into(), deadline)).collect();
+    let asked: Vec<_> = (0..10u8)
+        .map(|n| nodes[0].transport.request(NodeId(2), vec![n].into(), deadline))
+        .collect();
     eventually("all requests", || nodes[1].record.kept.lock().unwrap().len() == 10);
     let mut kept: Vec<_> = nodes[1].record.kept.lock().unwrap().drain(..).enumerate().collect();
     kept.reverse();
-    std::thread::spawn(|| kept.into_iter().for_each(|(n, responder)| responder.respond(vec![n as u8, 100].into())))
-        .join()
-        .unwrap();
+    std::thread::spawn(|| {
+        kept.into_iter().for_each(|(n, responder)| responder.respond(vec![n as u8, 100].into()))
+    })
+    .join()
+    .unwrap();
     for (n, asked) in asked.into_iter().enumerate() {
         assert_eq!(nodes[0].block_on(asked), Ok(vec![n as u8, 100].into()));
     }
@@ -89,7 +101,8 @@ fn when_a_peer_dies_what_was_sent_is_lost_and_what_comes_later_is_not_sent() {
     let one = &nodes[0];
     two.record.set_habit(Habit::Keep);
     let deadline = Instant::now() + Duration::from_secs(20);
-    let asked: Vec<_> = (0..100u8).map(|n| one.transport.request(NodeId(2), vec![n].into(), deadline)).collect();
+    let asked: Vec<_> =
+        (0..100u8).map(|n| one.transport.request(NodeId(2), vec![n].into(), deadline)).collect();
     eventually("all requests", || two.record.kept.lock().unwrap().len() == 100);
     let started = Instant::now();
     let record = two.record.clone();
@@ -105,19 +118,30 @@ fn when_a_peer_dies_what_was_sent_is_lost_and_what_comes_later_is_not_sent() {
 
 #[test]
 fn what_was_still_queued_when_the_connection_was_lost_is_not_sent() {
-    // The peer reads requests only as far as it has room for; beyond that and the stream's window they stay here.
+    // The peer reads requests only as far as it has room for; beyond that and the stream's window
+    // they stay here.
     let ca = ca();
     let config = Config { request_bytes_in_flight_max: 1 << 10, ..Config::default() };
     let two = Node::start(&ca, 2, 1, config);
-    let one = Node::start(&ca, 1, 1, Config { request_bytes_in_flight_max: 256 << 20, ..Config::default() });
+    let one = Node::start(
+        &ca,
+        1,
+        1,
+        Config { request_bytes_in_flight_max: 256 << 20, ..Config::default() },
+    );
     one.dial(&two);
     one.wait_reachable(two.id);
     two.record.set_habit(Habit::Keep);
     let deadline = Instant::now() + Duration::from_secs(20);
     let request = Bytes::from(vec![1; 1 << 20]);
-    let asked: Vec<_> = (0..100).map(|_| one.transport.request(NodeId(2), request.clone(), deadline)).collect();
+    let asked: Vec<_> =
+        (0..100).map(|_| one.transport.request(NodeId(2), request.clone(), deadline)).collect();
     std::thread::sleep(Duration::from_millis(500));
-    assert_eq!(two.record.kept.lock().unwrap().len(), 1, "more was taken in than there is room for");
+    assert_eq!(
+        two.record.kept.lock().unwrap().len(),
+        1,
+        "more was taken in than there is room for"
+    );
     two.kill();
     let ends: Vec<_> = asked.into_iter().map(|asked| one.block_on(asked)).collect();
     let lost = ends.iter().filter(|end| **end == Err(RequestError::Lost)).count();
@@ -133,13 +157,20 @@ fn a_deadline_ends_a_request_that_was_sent() {
     let nodes = cluster(2, &Config::default());
     nodes[1].record.set_habit(Habit::Keep);
     let started = Instant::now();
-    let asked = nodes[0].transport.request(NodeId(2), "a".into(), started + Duration::from_millis(200));
+    let asked =
+        nodes[0].transport.request(NodeId(2), "a".into(), started + Duration::from_millis(200));
     assert_eq!(nodes[0].block_on(asked), Err(RequestError::Expired));
     assert!(started.elapsed() < Duration::from_secs(1));
     let asked = nodes[0].transport.request(NodeId(2), "a".into(), started);
     assert_eq!(nodes[0].block_on(asked), Err(RequestError::TooLate));
     // The late answer harms nobody.
-    nodes[1].record.kept.lock().unwrap().drain(..).for_each(|responder| responder.respond("late".into()));
+    nodes[1]
+        .record
+        .kept
+        .lock()
+        .unwrap()
+        .drain(..)
+        .for_each(|responder| responder.respond("late".into()));
     nodes[1].record.set_habit(Habit::Answer);
     assert_eq!(nodes[0].request(NodeId(2), "b"), Ok("2<1:b".into()));
 }
@@ -148,14 +179,18 @@ fn a_deadline_ends_a_request_that_was_sent() {
 fn too_much_under_way_is_not_sent_and_told_apart() {
     let ca = ca();
     let two = Node::start(&ca, 2, 1, Config::default());
-    let one = Node::start(&ca, 1, 1, Config { request_bytes_in_flight_max: 1000, ..Config::default() });
+    let one =
+        Node::start(&ca, 1, 1, Config { request_bytes_in_flight_max: 1000, ..Config::default() });
     one.dial(&two);
     one.wait_reachable(two.id);
     two.record.set_habit(Habit::Keep);
     let deadline = Instant::now() + Duration::from_secs(20);
     let first = one.spawn(one.transport.request(NodeId(2), vec![1; 900].into(), deadline));
     eventually("the request", || two.record.kept.lock().unwrap().len() == 1);
-    assert!(matches!(one.request(NodeId(2), vec![1; 900]), Err(RequestError::Full { limit: 1000 })));
+    assert!(matches!(
+        one.request(NodeId(2), vec![1; 900]),
+        Err(RequestError::Full { limit: 1000 })
+    ));
     two.record.kept.lock().unwrap().drain(..).for_each(|responder| responder.respond("yes".into()));
     assert_eq!(one.block_on(first).unwrap(), Ok("yes".into()));
     two.record.set_habit(Habit::Answer);
@@ -166,13 +201,18 @@ fn too_much_under_way_is_not_sent_and_told_apart() {
 fn an_asker_that_goes_away_leaves_nothing_behind() {
     let ca = ca();
     let two = Node::start(&ca, 2, 1, Config::default());
-    let one = Node::start(&ca, 1, 1, Config { request_bytes_in_flight_max: 1000, ..Config::default() });
+    let one =
+        Node::start(&ca, 1, 1, Config { request_bytes_in_flight_max: 1000, ..Config::default() });
     one.dial(&two);
     one.wait_reachable(two.id);
     two.record.set_habit(Habit::Keep);
     let transport = Arc::clone(&one.transport);
     for _ in 0..50 {
-        drop(transport.request(NodeId(2), vec![1; 900].into(), Instant::now() + Duration::from_secs(20)));
+        drop(transport.request(
+            NodeId(2),
+            vec![1; 900].into(),
+            Instant::now() + Duration::from_secs(20),
+        ));
     }
     two.record.set_habit(Habit::Answer);
     assert!(one.request(NodeId(2), vec![1; 900]).is_ok());

@@ -1,12 +1,14 @@
-//! Fuzzes the HTTP server: whatever bytes a client sends, in whatever pieces, nothing panics, every answer is HTTP, every error a
-//! problem, what reaches the node keeps the limits, and all memory is given back.
+//! Fuzzes the HTTP server: whatever bytes a client sends, in whatever pieces, nothing panics, every
+//! answer is HTTP, every error a problem, what reaches the node keeps the limits, and all memory is
+//! given back.
 //!
 //! ```text
 //! input := piece (1) ‖ fault (1) ‖ what the client sends
 //! ```
 //!
-//! The whole of `ops` works on it, from the first byte of a connection to its last, without a socket: a [`Client`] in memory
-//! stands in the place of the stream, and the node is the one of the server's own tests. Limits are small, so that a few bytes reach them.
+//! The whole of `ops` works on it, from the first byte of a connection to its last, without a
+//! socket: a [`Client`] in memory stands in the place of the stream, and the node is the one of the
+//! server's own tests. Limits are small, so that a few bytes reach them.
 
 use super::script::Script;
 use bytes::Bytes;
@@ -36,7 +38,8 @@ const PATIENCE: u32 = 8;
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Arc::default);
 
 thread_local! {
-    static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime needs memory alone");
+    static RUNTIME: Runtime =
+        Builder::new_current_thread().enable_time().build().expect("a runtime needs memory alone");
 }
 
 /// Runs one input.
@@ -71,7 +74,12 @@ fn serve(piece: usize, fault: u8, sent: &[u8], look: impl FnOnce(&[u8])) {
     };
     let (kv, output) = (Arc::new(Checked(node.clone())), Arc::default());
     let server = Offline::new(limits, kv, node.clone(), node, METRICS.clone());
-    let client = Client { input: Bytes::copy_from_slice(sent), piece, patience: PATIENCE, output: Arc::clone(&output) };
+    let client = Client {
+        input: Bytes::copy_from_slice(sent),
+        piece,
+        patience: PATIENCE,
+        output: Arc::clone(&output),
+    };
     RUNTIME.with(|runtime| runtime.block_on(server.serve(client)));
     look(&output.lock().expect("nothing panics with it held"));
 }
@@ -101,11 +109,16 @@ struct Checked(Arc<fake::Fake>);
 
 impl Kv for Checked {
     async fn call(&self, request: Request, deadline: Instant) -> Result<Reply, Refusal> {
-        let key = |key: &Bytes| assert!((1..=KEY_BYTES_MAX).contains(&key.len()), "a key of {} bytes", key.len());
+        let key = |key: &Bytes| {
+            assert!((1..=KEY_BYTES_MAX).contains(&key.len()), "a key of {} bytes", key.len())
+        };
         let range = |range: &KeyRange| {
             let bounds = [Some(&range.start), range.end.as_ref()];
             assert!(!range.is_empty(), "an empty range was asked for");
-            assert!(bounds.into_iter().flatten().all(|bound| bound.len() <= KEY_BYTES_MAX + 1), "a bound is too long");
+            assert!(
+                bounds.into_iter().flatten().all(|bound| bound.len() <= KEY_BYTES_MAX + 1),
+                "a bound is too long"
+            );
         };
         match &request {
             Request::Get { key: wanted, .. } => key(wanted),
@@ -121,7 +134,11 @@ impl Kv for Checked {
                 Op::Delete { key: deleted } => key(deleted),
                 Op::DeleteRange { range: deleted } => {
                     range(deleted);
-                    assert_eq!(command.condition(), Condition::Always, "a range was deleted under a condition");
+                    assert_eq!(
+                        command.condition(),
+                        Condition::Always,
+                        "a range was deleted under a condition"
+                    );
                 }
             },
             Request::Admin(_) => panic!("an admin question among those about keys"),
@@ -130,7 +147,8 @@ impl Kv for Checked {
     }
 }
 
-/// A client in memory: gives what it has in pieces, takes everything, and closes its end when it has waited long enough.
+/// A client in memory: gives what it has in pieces, takes everything, and closes its end when it
+/// has waited long enough.
 struct Client {
     input: Bytes,
     /// Bytes of one piece; 0 for all at once.
@@ -140,7 +158,11 @@ struct Client {
 }
 
 impl AsyncRead for Client {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.input.is_empty() && self.patience > 0 {
             self.patience -= 1;
             cx.waker().wake_by_ref();
@@ -156,7 +178,11 @@ impl AsyncRead for Client {
 impl flotilla_ops::http::Socket for Client {}
 
 impl AsyncWrite for Client {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.output.lock().expect("nothing panics with it held").extend_from_slice(buf);
         Poll::Ready(Ok(buf.len()))
     }
@@ -170,28 +196,41 @@ impl AsyncWrite for Client {
     }
 }
 
-/// Whether what came back is a row of answers: whole heads, a status that we give, problems in JSON.
+/// Whether what came back is a row of answers: whole heads, a status that we give, problems in
+/// JSON.
 fn check(mut output: &[u8], sent: &[u8], may_be_internal: bool) {
     let is_http2 = sent.starts_with(b"PRI * HTTP/2.0");
-    // The answer to HEAD says how long a body would be, and has none: behind one the next answer can't be told.
+    // The answer to HEAD says how long a body would be, and has none: behind one the next answer
+    // can't be told.
     let has_head = sent.windows(4).any(|window| window.eq_ignore_ascii_case(b"head"));
     while !output.is_empty() && !is_http2 {
         let end = find(output, b"\r\n\r\n").expect("an answer's head is whole") + 4;
-        let head = std::str::from_utf8(&output[..end]).expect("an answer's head is text").to_ascii_lowercase();
-        let status = head.strip_prefix("http/1.").and_then(|rest| rest.get(2..5)?.parse::<u16>().ok());
+        let head = std::str::from_utf8(&output[..end])
+            .expect("an answer's head is text")
+            .to_ascii_lowercase();
+        let status =
+            head.strip_prefix("http/1.").and_then(|rest| rest.get(2..5)?.parse::<u16>().ok());
         let status = status.unwrap_or_else(|| panic!("no status in {head:?}"));
         assert!((100..600).contains(&status), "status {status}");
         assert!(status != 500 || may_be_internal, "an internal error: {head}");
-        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        let Some(length) = field("content-length").and_then(|text| text.parse::<usize>().ok()).filter(|_| !has_head) else {
+        let field =
+            |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let Some(length) = field("content-length")
+            .and_then(|text| text.parse::<usize>().ok())
+            .filter(|_| !has_head)
+        else {
             // A stream, an answer without a body, or one whose body can't be told.
             return;
         };
         let body = output.get(end..end + length).expect("a body as long as its head says");
         if field("content-type") == Some("application/problem+json") {
-            let problem: serde_json::Value = serde_json::from_slice(body).expect("a problem is JSON");
+            let problem: serde_json::Value =
+                serde_json::from_slice(body).expect("a problem is JSON");
             assert_eq!(problem["status"], status, "a problem of another status: {problem}");
-            assert!(problem["code"].is_string() && problem["outcome"].is_string(), "a problem lacks members: {problem}");
+            assert!(
+                problem["code"].is_string() && problem["outcome"].is_string(),
+                "a problem lacks members: {problem}"
+            );
         }
         output = &output[end + length..];
     }

@@ -1,18 +1,19 @@
-//! Fuzzes the core with what peers could send: a real node with real raft-rs, log and apply, on an engine in memory, whose peers say
-//! whatever a fuzzer likes. Nothing panics; every ticket is answered exactly once; and what was written can be started from again,
-//! whatever was said.
+//! Fuzzes the core with what peers could send: a real node with real raft-rs, log and apply, on an
+//! engine in memory, whose peers say whatever a fuzzer likes. Nothing panics; every ticket is
+//! answered exactly once; and what was written can be started from again, whatever was said.
 //!
 //! ```text
 //! input := options (1) ‖ step*
 //! step  := what (1) ‖ with what ([`Script`])
 //! ```
 //!
-//! Random bytes would hardly ever pass the first check. So numbers are drawn close to what the replica itself is at, peers may answer
-//! what they were asked as honest ones would, and then one field of it is changed: that is where the traps of raft-rs lie
-//! (`peers.rs`).
+//! Random bytes would hardly ever pass the first check. So numbers are drawn close to what the
+//! replica itself is at, peers may answer what they were asked as honest ones would, and then one
+//! field of it is changed: that is where the traps of raft-rs lie (`peers.rs`).
 //!
-//! The node around the core is as in the simulation: what the core asks of storage waits in lanes, and a step carries out the oldest.
-//! An error of apply ends the run, as it ends the process: a leader that commits nonsense is beyond what Raft promises against.
+//! The node around the core is as in the simulation: what the core asks of storage waits in lanes,
+//! and a step carries out the oldest. An error of apply ends the run, as it ends the process: a
+//! leader that commits nonsense is beyond what Raft promises against.
 
 use super::peers::{self, ME, SHARDS, conf_state, honest_answer, one_key, shards, spoil};
 use super::script::Script;
@@ -22,12 +23,16 @@ use flotilla_node::core::config::{LogConfig, RaftConfig, ReadsConfig};
 use flotilla_node::core::report::ShardReport;
 use flotilla_node::core::wire::{self, Item};
 use flotilla_node::core::{
-    Ask, Beat, Built, CoreConfig, Delivery, Done, Effect, Envelope, Event, Identity, Node, SnapshotId, Ticket, Time,
+    Ask, Beat, Built, CoreConfig, Delivery, Done, Effect, Envelope, Event, Identity, Node,
+    SnapshotId, Ticket, Time,
 };
-use flotilla_router::{Command, Condition, Consistency, Incarnation, KeyRange, NodeId, Op, ReplicaId, Revision, ShardId};
+use flotilla_router::{
+    Command, Condition, Consistency, Incarnation, KeyRange, NodeId, Op, ReplicaId, Revision,
+    ShardId,
+};
 use flotilla_storage::{
-    Applier, ApplyWork, Engine as _, HardState, LogBatch, MemoryEngine, Recovered, SnapshotFile, SnapshotManifest, append,
-    bootstrap, log, recover, snapshot,
+    Applier, ApplyWork, Engine as _, HardState, LogBatch, MemoryEngine, Recovered, SnapshotFile,
+    SnapshotManifest, append, bootstrap, log, recover, snapshot,
 };
 use raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -70,11 +75,31 @@ pub(crate) fn run(data: &[u8]) {
 
 /// Something that the core asked of storage.
 enum Job {
-    Persist { write: u64, batch: LogBatch },
-    Apply { work: Vec<ApplyWork> },
-    Install { shard: ShardId, replica: ReplicaId, staged: SnapshotId, hard_state: HardState, clear: Vec<KeyRange> },
-    Build { shard: ShardId, snapshot: SnapshotId },
-    Fetch { fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64 },
+    Persist {
+        write: u64,
+        batch: LogBatch,
+    },
+    Apply {
+        work: Vec<ApplyWork>,
+    },
+    Install {
+        shard: ShardId,
+        replica: ReplicaId,
+        staged: SnapshotId,
+        hard_state: HardState,
+        clear: Vec<KeyRange>,
+    },
+    Build {
+        shard: ShardId,
+        snapshot: SnapshotId,
+    },
+    Fetch {
+        fetch: u64,
+        shard: ShardId,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+    },
 }
 
 /// Which worker does a job; each does its own in order.
@@ -120,14 +145,23 @@ impl World {
                 message_bytes_max: if options & 16 == 0 { 1 << 20 } else { 1 },
                 ..RaftConfig::default()
             },
-            reads: ReadsConfig { lease: options & 2 == 0 && options & 32 != 0, ..ReadsConfig::default() },
-            // So small that a few large writes make the log forget its front, and its cache the bodies.
-            log: LogConfig { bytes_per_shard_max: 1 << 16, cache_bytes_max: 1 << 16, ..LogConfig::default() },
+            reads: ReadsConfig {
+                lease: options & 2 == 0 && options & 32 != 0,
+                ..ReadsConfig::default()
+            },
+            // So small that a few large writes make the log forget its front, and its cache the
+            // bodies.
+            log: LogConfig {
+                bytes_per_shard_max: 1 << 16,
+                cache_bytes_max: 1 << 16,
+                ..LogConfig::default()
+            },
             seed: 7,
             ..CoreConfig::default()
         };
         config.validate().expect("these options are allowed");
-        // Without the meta shard, mostly: it is a group like the others, and takes a third of the time.
+        // Without the meta shard, mostly: it is a group like the others, and takes a third of the
+        // time.
         let founded = &FOUNDED[usize::from(options & 64 == 0)];
         let engine = founded.disk.engine();
         let applier = Applier::new(&engine, &founded.found).expect("it was recovered");
@@ -184,11 +218,19 @@ impl World {
                     _ => Consistency::Stale { age_max: Some(Time::from_millis(s.number(100))) },
                 };
                 let (ticket, shard, deadline) = (self.ticket(), s.pick(&SHARDS), self.deadline(s));
-                self.core.handle(Event::Ask { ticket, ask: Ask::Read { shard, consistency }, deadline });
+                self.core.handle(Event::Ask {
+                    ticket,
+                    ask: Ask::Read { shard, consistency },
+                    deadline,
+                });
             }
             17 => {
                 let (ticket, shard, to) = (self.ticket(), s.pick(&SHARDS), NodeId(s.number(2)));
-                self.core.handle(Event::Ask { ticket, ask: Ask::Transfer { shard, to }, deadline: Time::MAX });
+                self.core.handle(Event::Ask {
+                    ticket,
+                    ask: Ask::Transfer { shard, to },
+                    deadline: Time::MAX,
+                });
             }
             18 | 19 => self.snapshot(s),
             20 => self.stream_ended(s.u8() & 1 == 0),
@@ -204,9 +246,14 @@ impl World {
             }
             _ => match s.below(5) {
                 0 => self.core.handle(Event::NodeUnreachable { node: NodeId(s.number(2)) }),
-                1 => self.core.handle(Event::NodeReachable { node: NodeId(s.number(2)), incarnation: Incarnation(s.number(1)) }),
+                1 => self.core.handle(Event::NodeReachable {
+                    node: NodeId(s.number(2)),
+                    incarnation: Incarnation(s.number(1)),
+                }),
                 2 => self.core.handle(Event::Drain),
-                3 => self.core.handle(Event::Disk { free_bytes: s.number(5), reserve_bytes: s.number(5) }),
+                3 => self
+                    .core
+                    .handle(Event::Disk { free_bytes: s.number(5), reserve_bytes: s.number(5) }),
                 _ => self.now += Time::from_millis(s.number(500).min(1 << 40)),
             },
         }
@@ -221,7 +268,9 @@ impl World {
         });
         for effect in self.core.finish_pass() {
             match effect {
-                Effect::Send { to, messages, .. } => self.sent.extend(messages.into_iter().map(|message| (to, message))),
+                Effect::Send { to, messages, .. } => {
+                    self.sent.extend(messages.into_iter().map(|message| (to, message)))
+                }
                 Effect::Persist { write, batch } => {
                     assert_eq!(write, self.next_write, "writes are numbered one after the other");
                     self.next_write += 1;
@@ -229,17 +278,32 @@ impl World {
                 }
                 Effect::Apply { work } => self.lanes[APPLY].push_back(Job::Apply { work }),
                 Effect::InstallSnapshot { shard, replica, staged, hard_state, at: _, clear } => {
-                    self.lanes[APPLY].push_back(Job::Install { shard, replica, staged, hard_state, clear });
+                    self.lanes[APPLY].push_back(Job::Install {
+                        shard,
+                        replica,
+                        staged,
+                        hard_state,
+                        clear,
+                    });
                 }
-                Effect::BuildSnapshot { shard, snapshot } => self.lanes[OTHERS].push_back(Job::Build { shard, snapshot }),
+                Effect::BuildSnapshot { shard, snapshot } => {
+                    self.lanes[OTHERS].push_back(Job::Build { shard, snapshot })
+                }
                 Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
                     self.lanes[OTHERS].push_back(Job::Fetch { fetch, shard, low, high, bytes_max });
                 }
-                Effect::SendSnapshot { replica, envelope, .. } => self.streams.push_back((envelope.shard, replica)),
-                Effect::DiscardStaged { staged } => {
-                    assert!(self.staged.remove(&staged).is_some(), "{staged:?} is discarded, which is not there");
+                Effect::SendSnapshot { replica, envelope, .. } => {
+                    self.streams.push_back((envelope.shard, replica))
                 }
-                Effect::Read { tickets, .. } => tickets.into_iter().for_each(|ticket| self.close(ticket)),
+                Effect::DiscardStaged { staged } => {
+                    assert!(
+                        self.staged.remove(&staged).is_some(),
+                        "{staged:?} is discarded, which is not there"
+                    );
+                }
+                Effect::Read { tickets, .. } => {
+                    tickets.into_iter().for_each(|ticket| self.close(ticket))
+                }
                 Effect::Reply { result: Ok(Done::Report(shards)), .. } => self.note(shards),
                 Effect::Reply { ticket, .. } => self.close(ticket),
                 Effect::DropSnapshot { .. }
@@ -253,16 +317,31 @@ impl World {
         self.sent.drain(..surplus);
     }
 
-    /// Takes note of what the shards are now. What a replica knows to be committed and applied never shrinks while it lives.
+    /// Takes note of what the shards are now. What a replica knows to be committed and applied
+    /// never shrinks while it lives.
     fn note(&mut self, shards: Vec<ShardReport>) {
         for report in shards {
             let shard = report.descriptor.id;
-            assert!(report.applied <= report.committed, "shard {shard} applied what is not committed: {report:?}");
-            assert!(report.committed <= report.log.1, "shard {shard} committed what it does not have: {report:?}");
+            assert!(
+                report.applied <= report.committed,
+                "shard {shard} applied what is not committed: {report:?}"
+            );
+            assert!(
+                report.committed <= report.log.1,
+                "shard {shard} committed what it does not have: {report:?}"
+            );
             if let Some(before) = self.reports.insert(shard, report) {
                 let now = &self.reports[&shard];
-                assert!(now.term >= before.term, "the term of shard {shard} fell from {} to {}", before.term, now.term);
-                assert!(now.committed >= before.committed && now.applied >= before.applied, "{before:?} became {now:?}");
+                assert!(
+                    now.term >= before.term,
+                    "the term of shard {shard} fell from {} to {}",
+                    before.term,
+                    now.term
+                );
+                assert!(
+                    now.committed >= before.committed && now.applied >= before.applied,
+                    "{before:?} became {now:?}"
+                );
             }
         }
     }
@@ -299,26 +378,37 @@ impl World {
             },
             Job::Install { shard, replica, staged, hard_state, clear } => {
                 let manifest = self.staged.remove(&staged).expect("what is installed was staged");
-                assert_eq!(manifest.descriptor.id, shard, "a snapshot of another shard is installed");
+                assert_eq!(
+                    manifest.descriptor.id, shard,
+                    "a snapshot of another shard is installed"
+                );
                 let folder = self.folder(staged);
-                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state, &clear).expect("it was verified");
+                snapshot::install(&self.engine, &manifest, &folder, replica, hard_state, &clear)
+                    .expect("it was verified");
                 self.applier.installed(&manifest);
                 Event::SnapshotInstalled { shard, at: manifest.at, revision: manifest.revision }
             }
             Job::Build { shard, snapshot: id } => {
                 let folder = PathBuf::from(format!("built-{}", id.0));
-                let built = snapshot::build(&self.engine, &self.engine.view(), shard, &folder).expect("the shard is here");
-                Event::SnapshotBuilt { shard, snapshot: id, built: Some(Built { at: built.at, descriptor: built.descriptor }) }
+                let built = snapshot::build(&self.engine, &self.engine.view(), shard, &folder)
+                    .expect("the shard is here");
+                Event::SnapshotBuilt {
+                    shard,
+                    snapshot: id,
+                    built: Some(Built { at: built.at, descriptor: built.descriptor }),
+                }
             }
             Job::Fetch { fetch, shard, low, high, bytes_max } => {
-                let entries = log::entries(&self.engine, shard, low, high, bytes_max).expect("what was written can be read");
+                let entries = log::entries(&self.engine, shard, low, high, bytes_max)
+                    .expect("what was written can be read");
                 Event::EntriesFetched { fetch, shard, entries }
             }
         };
         self.core.handle(event);
     }
 
-    /// Passes, works and lets honest peers answer, until nothing is left to do or a few rounds are over.
+    /// Passes, works and lets honest peers answer, until nothing is left to do or a few rounds are
+    /// over.
     fn converse(&mut self) {
         for _ in 0..8 {
             self.pass();
@@ -346,7 +436,10 @@ impl World {
     /// A peer answers the oldest message that was sent to it; perhaps not quite as it should.
     fn answer(&mut self, s: &mut Script<'_>) {
         let place = s.below(4);
-        let Some((from, asked)) = self.sent.remove(place.min(self.sent.len().saturating_sub(1))) else { return };
+        let Some((from, asked)) = self.sent.remove(place.min(self.sent.len().saturating_sub(1)))
+        else {
+            return;
+        };
         let Some(mut envelope) = honest_answer(&asked) else { return };
         peers::bend(&mut envelope.message, s);
         self.core.handle(Event::Message { from, envelope });
@@ -355,7 +448,8 @@ impl World {
     /// Any message, built around what the replica is at.
     fn message(&self, s: &mut Script<'_>) -> (NodeId, Envelope) {
         let shard = s.pick(&SHARDS);
-        let reached = self.reports.get(&shard).map_or((1, 1, 1), |r| (r.term, r.log.1, r.committed));
+        let reached =
+            self.reports.get(&shard).map_or((1, 1, 1), |r| (r.term, r.log.1, r.committed));
         peers::message(shard, reached, s)
     }
 
@@ -382,12 +476,23 @@ impl World {
             // Four of these, and the log is cut.
             2 => Op::Put { key, value: vec![7; 70 << 10].into() },
             3 => Op::Delete { key },
-            4 => Op::DeleteRange { range: KeyRange::new(key, Some(Bytes::copy_from_slice(s.bytes()))) },
+            4 => Op::DeleteRange {
+                range: KeyRange::new(key, Some(Bytes::copy_from_slice(s.bytes()))),
+            },
             _ => Op::Put { key: Bytes::copy_from_slice(s.bytes()), value: Bytes::new() },
         };
-        let condition = s.pick(&[Condition::Always, Condition::Absent, Condition::Present, Condition::At(Revision(1))]);
+        let condition = s.pick(&[
+            Condition::Always,
+            Condition::Absent,
+            Condition::Present,
+            Condition::At(Revision(1)),
+        ]);
         let (ticket, deadline) = (self.ticket(), self.deadline(s));
-        self.core.handle(Event::Ask { ticket, ask: Ask::Write { shard, command: Command::new(op, condition) }, deadline });
+        self.core.handle(Event::Ask {
+            ticket,
+            ask: Ask::Write { shard, command: Command::new(op, condition) },
+            deadline,
+        });
     }
 
     /// Where a snapshot that came lies.
@@ -403,13 +508,18 @@ impl World {
         let shard = envelope.shard;
         let report = self.reports.get(&shard);
         let (term, last) = report.map_or((1, 1), |r| (r.term, r.log.1));
-        let mut descriptor = report.map_or_else(|| shards()[1].clone(), |r| (*r.descriptor).clone());
+        let mut descriptor =
+            report.map_or_else(|| shards()[1].clone(), |r| (*r.descriptor).clone());
         let odd = s.u8();
         if odd & 1 != 0 {
             spoil(&mut descriptor, s);
         }
-        let at = flotilla_storage::LogPosition { index: s.number(last.saturating_add(5)), term: s.number(term) };
-        let mut manifest = SnapshotManifest { descriptor, at, revision: Revision(s.number(9)), files: Vec::new() };
+        let at = flotilla_storage::LogPosition {
+            index: s.number(last.saturating_add(5)),
+            term: s.number(term),
+        };
+        let mut manifest =
+            SnapshotManifest { descriptor, at, revision: Revision(s.number(9)), files: Vec::new() };
         if odd & 2 != 0 {
             let file = one_key(&manifest.descriptor);
             manifest.files.push(SnapshotFile {
@@ -458,7 +568,8 @@ impl World {
         self.pass();
     }
 
-    /// Lets everybody's time run out, so that all are answered, and starts once more from what is on the disk.
+    /// Lets everybody's time run out, so that all are answered, and starts once more from what is
+    /// on the disk.
     fn finish(&mut self) {
         self.pass();
         if self.ended {
@@ -476,7 +587,8 @@ impl World {
 
 /// Starts a node on what lies on its disk.
 fn start(engine: &MemoryEngine, config: &CoreConfig, incarnation: u64) -> (Node, Applier) {
-    let found = recover(engine).unwrap_or_else(|error| panic!("what the node wrote does not let it start: {error}"));
+    let found = recover(engine)
+        .unwrap_or_else(|error| panic!("what the node wrote does not let it start: {error}"));
     let applier = Applier::new(engine, &found).expect("it was just recovered");
     (node(config, incarnation, found), applier)
 }

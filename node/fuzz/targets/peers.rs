@@ -1,5 +1,6 @@
-//! What peers say to the node that the target `message` fuzzes: honest answers, answers that are bent in one place, and messages,
-//! entries and descriptors of every sort, drawn close to what the replica itself is at.
+//! What peers say to the node that the target `message` fuzzes: honest answers, answers that are
+//! bent in one place, and messages, entries and descriptors of every sort, drawn close to what the
+//! replica itself is at.
 
 use super::script::Script;
 use bytes::Bytes;
@@ -8,12 +9,13 @@ use flotilla_node::core::{Envelope, Time, Timing};
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition};
 use flotilla_router::{
-    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, NodeId, Op, Replica, ReplicaId, Revision, Role, ShardId,
+    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, NodeId, Op, Replica, ReplicaId,
+    Revision, Role, ShardId,
 };
 use protobuf::{Message as _, ProtobufEnum as _};
 use raft::eraftpb::{
-    ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message,
-    MessageType,
+    ConfChange, ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState,
+    Entry, EntryType, Message, MessageType,
 };
 
 /// This node.
@@ -23,26 +25,33 @@ pub(crate) const SHARDS: [ShardId; 4] = [ShardId(2), ShardId(3), ShardId::META, 
 
 /// What the node was bootstrapped with.
 pub(crate) fn shards() -> [Descriptor; 3] {
-    let shard = |id: u64, start: &'static str, end: Option<&'static str>, learner: bool| Descriptor {
-        id: ShardId(id),
-        range: KeyRange::new(start, end.map(Into::into)),
-        epoch: Epoch { membership: 1, range: 1 },
-        replicas: (1..=3 + u64::from(learner))
-            .map(|node| Replica {
-                id: ReplicaId(id * 10 + node),
-                node: NodeId(node),
-                role: if node == 4 { Role::Learner } else { Role::Voter },
-            })
-            .collect(),
-    };
+    let shard =
+        |id: u64, start: &'static str, end: Option<&'static str>, learner: bool| Descriptor {
+            id: ShardId(id),
+            range: KeyRange::new(start, end.map(Into::into)),
+            epoch: Epoch { membership: 1, range: 1 },
+            replicas: (1..=3 + u64::from(learner))
+                .map(|node| Replica {
+                    id: ReplicaId(id * 10 + node),
+                    node: NodeId(node),
+                    role: if node == 4 { Role::Learner } else { Role::Voter },
+                })
+                .collect(),
+        };
     [shard(1, "", None, false), shard(2, "", Some("m"), false), shard(3, "m", None, true)]
 }
 
-/// What an honest peer that has everything would say to a message; `None` where nothing is to be said.
+/// What an honest peer that has everything would say to a message; `None` where nothing is to be
+/// said.
 pub(crate) fn honest_answer(asked: &Envelope) -> Option<Envelope> {
     use MessageType::*;
     let asked_message = &asked.message;
-    let mut answer = Message { from: asked_message.to, to: asked_message.from, term: asked_message.term, ..Message::default() };
+    let mut answer = Message {
+        from: asked_message.to,
+        to: asked_message.from,
+        term: asked_message.term,
+        ..Message::default()
+    };
     answer.set_msg_type(match asked_message.get_msg_type() {
         MsgRequestPreVote => MsgRequestPreVoteResponse,
         MsgRequestVote => MsgRequestVoteResponse,
@@ -95,11 +104,15 @@ fn entry(index: u64, term: u64, s: &mut Script<'_>) -> Entry {
         3 => {
             entry.set_entry_type(EntryType::EntryConfChangeV2);
             let changes = (0..s.below(4)).map(|_| {
-                let mut single = ConfChangeSingle { node_id: s.number(22), ..ConfChangeSingle::default() };
+                let mut single =
+                    ConfChangeSingle { node_id: s.number(22), ..ConfChangeSingle::default() };
                 single.set_change_type(change_type(s));
                 single
             });
-            let mut data = ConfChangeV2 { changes: changes.collect::<Vec<_>>().into(), ..ConfChangeV2::default() };
+            let mut data = ConfChangeV2 {
+                changes: changes.collect::<Vec<_>>().into(),
+                ..ConfChangeV2::default()
+            };
             if let Some(change) = change_of_members(s) {
                 entry.context = change.encode();
                 // Mostly the two say the same; what differs is not let into the log.
@@ -112,7 +125,8 @@ fn entry(index: u64, term: u64, s: &mut Script<'_>) -> Entry {
         4 => entry.data = payload(b"c", &[7; 70 << 10]),
         5 => {
             entry.data = Bytes::copy_from_slice(s.bytes());
-            let types = [EntryType::EntryNormal, EntryType::EntryConfChange, EntryType::EntryConfChangeV2];
+            let types =
+                [EntryType::EntryNormal, EntryType::EntryConfChange, EntryType::EntryConfChangeV2];
             entry.set_entry_type(s.pick(&types));
         }
         6 => entry.index = s.number(index),
@@ -151,7 +165,8 @@ fn change_of_members(s: &mut Script<'_>) -> Option<Change> {
 /// The same as raft-rs says it.
 fn to_raft(change: &Change) -> ConfChangeV2 {
     let single = |member: &MemberChange| {
-        let mut single = ConfChangeSingle { node_id: member.replica.0, ..ConfChangeSingle::default() };
+        let mut single =
+            ConfChangeSingle { node_id: member.replica.0, ..ConfChangeSingle::default() };
         single.set_change_type(match member.kind {
             ChangeKind::Voter => ConfChangeType::AddNode,
             ChangeKind::Learner => ConfChangeType::AddLearnerNode,
@@ -179,7 +194,12 @@ pub(crate) fn spoil(descriptor: &mut Descriptor, s: &mut Script<'_>) {
     match s.below(8) {
         0 => descriptor.id = s.pick(&SHARDS),
         1 => descriptor.range = KeyRange::all(),
-        2 => descriptor.range = KeyRange::new(Bytes::copy_from_slice(s.bytes()), Some(Bytes::copy_from_slice(s.bytes()))),
+        2 => {
+            descriptor.range = KeyRange::new(
+                Bytes::copy_from_slice(s.bytes()),
+                Some(Bytes::copy_from_slice(s.bytes())),
+            )
+        }
         3 => descriptor.epoch = Epoch { membership: s.number(1), range: s.number(1) },
         4 => drop(descriptor.replicas.pop()),
         5 => descriptor.replicas.iter_mut().take(s.below(4)).for_each(|r| r.role = Role::Learner),
@@ -189,7 +209,13 @@ pub(crate) fn spoil(descriptor: &mut Descriptor, s: &mut Script<'_>) {
             descriptor.replicas.push(Replica {
                 id: ReplicaId(id),
                 node: NodeId(node),
-                role: s.pick(&[Role::Voter, Role::Learner, Role::Incoming, Role::Outgoing, Role::Demoting]),
+                role: s.pick(&[
+                    Role::Voter,
+                    Role::Learner,
+                    Role::Incoming,
+                    Role::Outgoing,
+                    Role::Demoting,
+                ]),
             });
         }
     }
@@ -201,7 +227,10 @@ pub(crate) fn one_key(descriptor: &Descriptor) -> Bytes {
     let mut record = Vec::new();
     flotilla_storage::records::encode_data(&mut record, Revision(1), b"v");
     let mut file = Vec::new();
-    file.put_bytes_prefixed(&flotilla_storage::keys::data(descriptor.id.key_space(), &descriptor.range.start));
+    file.put_bytes_prefixed(&flotilla_storage::keys::data(
+        descriptor.id.key_space(),
+        &descriptor.range.start,
+    ));
     file.put_bytes_prefixed(&record);
     file.into()
 }
@@ -241,14 +270,19 @@ pub(crate) fn bend(message: &mut Message, s: &mut Script<'_>) {
 
 /// What clocks may show: any times, of this life and of others.
 fn timing(s: &mut Script<'_>) -> Timing {
-    let mut stamp = || Stamp::new(Incarnation(u64::from(s.u8() & 3)), Time::from_millis(s.number(1000)));
+    let mut stamp =
+        || Stamp::new(Incarnation(u64::from(s.u8() & 3)), Time::from_millis(s.number(1000)));
     let (stamp, echo) = (stamp(), stamp());
     let lag = (s.u8() & 1 == 0).then(|| Time::from_micros(s.number(0)));
     Timing { stamp, echo, held: Time::from_micros(s.number(0)), lag }
 }
 
 /// Any message of a shard, to a replica whose term, last and committed index are these.
-pub(crate) fn message(shard: ShardId, (term, last, committed): (u64, u64, u64), s: &mut Script<'_>) -> (NodeId, Envelope) {
+pub(crate) fn message(
+    shard: ShardId,
+    (term, last, committed): (u64, u64, u64),
+    s: &mut Script<'_>,
+) -> (NodeId, Envelope) {
     let mut message = Message::default();
     message.set_msg_type(kind(s));
     let who = s.u8();
@@ -281,7 +315,8 @@ pub(crate) fn message(shard: ShardId, (term, last, committed): (u64, u64, u64), 
         metadata.index = s.number(last);
         metadata.term = s.number(term);
     }
-    let entries = (0..u64::from(shape >> 6)).map(|i| entry(message.index.wrapping_add(1 + i), message.log_term.max(term), s));
+    let entries = (0..u64::from(shape >> 6))
+        .map(|i| entry(message.index.wrapping_add(1 + i), message.log_term.max(term), s));
     message.set_entries(entries.collect::<Vec<_>>().into());
     let epoch = Epoch { membership: s.number(1), range: 1 };
     let committed = s.number(committed);

@@ -1,12 +1,14 @@
-//! Fuzzes what comes off the wire between nodes, before anybody has judged it: handshakes, frames, requests and answers, snapshots'
-//! headers, raft messages, forwarded questions, log payloads. Nothing panics, and what is read means the same when it is written again.
+//! Fuzzes what comes off the wire between nodes, before anybody has judged it: handshakes, frames,
+//! requests and answers, snapshots' headers, raft messages, forwarded questions, log payloads.
+//! Nothing panics, and what is read means the same when it is written again.
 //!
 //! ```text
 //! input := kind (1) ‖ piece (1) ‖ what comes off the stream
 //! ```
 //!
-//! Where an encoding is canonical (all that Flotilla writes by hand) the bytes must come out as they went in. Protobuf and postcard
-//! take more than one spelling of the same thing: there the second reading must equal the first.
+//! Where an encoding is canonical (all that Flotilla writes by hand) the bytes must come out as
+//! they went in. Protobuf and postcard take more than one spelling of the same thing: there the
+//! second reading must equal the first.
 
 use super::script::Script;
 use bytes::Bytes;
@@ -14,7 +16,9 @@ use flotilla_node::core::wire::{self, Item};
 use flotilla_router::call::{self, Forwarded};
 use flotilla_router::codec::Reader;
 use flotilla_router::command::{self, Payload, PayloadBuilder};
-use flotilla_router::{ClusterId, DecodeError, Descriptor, Incarnation, KeyRange, NodeId, Refusal, Reply};
+use flotilla_router::{
+    ClusterId, DecodeError, Descriptor, Incarnation, KeyRange, NodeId, Refusal, Reply,
+};
 use flotilla_storage::SnapshotManifest;
 use flotilla_storage::manifest::is_plain_name;
 use flotilla_transport::{Identity, fuzzing};
@@ -23,8 +27,14 @@ use flotilla_transport::{Identity, fuzzing};
 const FRAME_BYTES_MAX: usize = 64 << 10;
 
 /// The node that takes all this in.
-const OURS: Identity =
-    Identity { cluster: ClusterId(7), node: NodeId(1), incarnation: Incarnation(3), bootstrap: 4, directory: 5, leases: None };
+const OURS: Identity = Identity {
+    cluster: ClusterId(7),
+    node: NodeId(1),
+    incarnation: Incarnation(3),
+    bootstrap: 4,
+    directory: 5,
+    leases: None,
+};
 
 /// Runs one input.
 pub(crate) fn run(data: &[u8]) {
@@ -49,7 +59,11 @@ fn frames(stream: &Bytes, piece: usize) -> Vec<Bytes> {
     let whole = fuzzing::frames([stream.clone()], FRAME_BYTES_MAX);
     if piece > 0 {
         let pieces = stream.chunks(piece).map(Bytes::copy_from_slice);
-        assert_eq!(fuzzing::frames(pieces, FRAME_BYTES_MAX), whole, "the frames depend on how they arrive");
+        assert_eq!(
+            fuzzing::frames(pieces, FRAME_BYTES_MAX),
+            whole,
+            "the frames depend on how they arrive"
+        );
     }
     let (frames, unfinished) = whole;
     let again = fuzzing::gather(&frames);
@@ -96,8 +110,8 @@ fn raft_frame(frame: Bytes) {
     }
 }
 
-/// Whether two items say the same. Messages remember the sizes that they were written with, which says nothing, and write fields that
-/// they don't know in an order of their own.
+/// Whether two items say the same. Messages remember the sizes that they were written with, which
+/// says nothing, and write fields that they don't know in an order of their own.
 fn same(a: &Item, b: &Item) -> bool {
     use protobuf::Message as _;
     match (a, b) {
@@ -129,19 +143,33 @@ fn answers(frames: Vec<Bytes>, piece: usize) {
     for frame in frames {
         let Ok((answers, stream)) = fuzzing::answers(frame.clone()) else { return };
         assert_eq!(stream[4..], frame[..], "answers leave otherwise than they came");
-        answers.iter().filter_map(|(_, answer)| answer.as_ref()).for_each(|answer| response(answer));
+        answers
+            .iter()
+            .filter_map(|(_, answer)| answer.as_ref())
+            .for_each(|answer| response(answer));
     }
 }
 
 fn response(bytes: &[u8]) {
-    let Ok(response) = call::decode::<Result<Reply, Refusal>>("forwarded response", bytes) else { return };
+    let Ok(response) = call::decode::<Result<Reply, Refusal>>("forwarded response", bytes) else {
+        return;
+    };
     if let Err(refusal) = &response {
-        let _ = (refusal.to_string(), refusal.code(), refusal.outcome(), refusal.is_retryable(), refusal.shard());
+        let _ = (
+            refusal.to_string(),
+            refusal.code(),
+            refusal.outcome(),
+            refusal.is_retryable(),
+            refusal.shard(),
+        );
         if let Refusal::WrongShard { descriptors, .. } = refusal {
             descriptors.iter().for_each(|bytes| descriptor(bytes.0.clone()));
         }
     }
-    assert_eq!(call::decode::<Result<Reply, Refusal>>("forwarded response", &call::encode(&response)), Ok(response));
+    assert_eq!(
+        call::decode::<Result<Reply, Refusal>>("forwarded response", &call::encode(&response)),
+        Ok(response)
+    );
 }
 
 /// What announces a snapshot: format ‖ raft message ‖ manifest.
@@ -156,12 +184,23 @@ fn snapshot_header(bytes: Bytes) {
     let Ok((envelope, manifest, bytes)) = read() else { return };
     let mut again = bytes::BytesMut::new();
     envelope.encode(&mut again);
-    assert!(wire::decode_envelope(again.freeze()).is_ok(), "an announcement can't be read that was just written");
+    assert!(
+        wire::decode_envelope(again.freeze()).is_ok(),
+        "an announcement can't be read that was just written"
+    );
     assert_eq!(manifest.encode(), bytes, "a manifest is written otherwise than it was read");
     let _ = manifest.bytes();
     for file in &manifest.files {
-        assert!(is_plain_name(&file.name) && fuzzing::is_file_name(&file.name), "the name {:?}", file.name);
-        assert!(!file.name.contains(['/', '\\', '\0']) && !file.name.starts_with('.'), "{:?} leads elsewhere", file.name);
+        assert!(
+            is_plain_name(&file.name) && fuzzing::is_file_name(&file.name),
+            "the name {:?}",
+            file.name
+        );
+        assert!(
+            !file.name.contains(['/', '\\', '\0']) && !file.name.starts_with('.'),
+            "{:?} leads elsewhere",
+            file.name
+        );
     }
 }
 
@@ -179,7 +218,10 @@ fn payload(data: Bytes) {
     let mut commands = 0;
     for command in payload {
         let Ok(command) = command else { return };
-        assert!(command.is_within(&all) || matches!(command.op(), flotilla_router::Op::DeleteRange { .. }));
+        assert!(
+            command.is_within(&all)
+                || matches!(command.op(), flotilla_router::Op::DeleteRange { .. })
+        );
         let _ = command.routing_key();
         again.push(&command);
         commands += 1;
@@ -195,5 +237,9 @@ fn descriptor(bytes: Bytes) {
     let same = encoded[0] != bytes[0] || encoded == bytes;
     assert!(same, "a descriptor is written otherwise than it was read");
     assert_eq!(Descriptor::decode(encoded).as_ref(), Ok(&descriptor));
-    let _ = (descriptor.voters_now().count(), descriptor.on_node(NodeId(1)), descriptor.range.is_empty());
+    let _ = (
+        descriptor.voters_now().count(),
+        descriptor.on_node(NodeId(1)),
+        descriptor.range.is_empty(),
+    );
 }

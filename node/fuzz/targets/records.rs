@@ -1,13 +1,14 @@
-//! Fuzzes what lies on the disk: a node's records are replaced and added to, one by one, and then everything reads them that reads at
-//! start and later. Each says what is wrong or gives an answer; none panics, and what is read is written back as the same bytes.
+//! Fuzzes what lies on the disk: a node's records are replaced and added to, one by one, and then
+//! everything reads them that reads at start and later. Each says what is wrong or gives an answer;
+//! none panics, and what is read is written back as the same bytes.
 //!
 //! ```text
 //! input  := where to begin (1) ‖ change*
 //! change := what (1) ‖ where and what with ([`Script`])
 //! ```
 //!
-//! Most changes are sealed with a right checksum: what they test lies behind it. A record whose checksum is wrong must be refused, and
-//! that is checked apart.
+//! Most changes are sealed with a right checksum: what they test lies behind it. A record whose
+//! checksum is wrong must be refused, and that is checked apart.
 
 use super::script::Script;
 use super::template::Template;
@@ -16,15 +17,16 @@ use flotilla_node::core::{CoreConfig, Event, Identity, Node};
 use flotilla_router::codec::Put;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
-    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, KeySpace, NodeId, Op, Replica, ReplicaId, Revision, Role, Scan,
-    ShardId,
+    Command, Condition, Descriptor, Epoch, Incarnation, KeyRange, KeySpace, NodeId, Op, Replica,
+    ReplicaId, Revision, Role, Scan, ShardId,
 };
 use flotilla_storage::keys::{self, NodeTag, StateTag};
 use flotilla_storage::records::{self, AppliedRecord};
 use flotilla_storage::{
-    Applier, ApplyEntry, ApplyWork, Engine, EntryKind, Family, HardState, LogBatch, LogEntry, LogPosition, LogWrite,
-    MemoryEngine, Read, Recovered, SnapshotFile, SnapshotManifest, WriteBatch, append, bootstrap, bootstrap_mark,
-    is_bootstrapped, known_directories, log, read, recover, remember_directory, routes, save_routes, snapshot, tombstones,
+    Applier, ApplyEntry, ApplyWork, Engine, EntryKind, Family, HardState, LogBatch, LogEntry,
+    LogPosition, LogWrite, MemoryEngine, Read, Recovered, SnapshotFile, SnapshotManifest,
+    WriteBatch, append, bootstrap, bootstrap_mark, is_bootstrapped, known_directories, log, read,
+    recover, remember_directory, routes, save_routes, snapshot, tombstones,
 };
 use std::path::Path;
 use std::sync::LazyLock;
@@ -52,9 +54,18 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 fn shard(id: ShardId, start: &'static str, end: Option<&'static str>) -> Descriptor {
-    let voter = |node: u64| Replica { id: ReplicaId(id.0 * 10 + node), node: NodeId(node), role: Role::Voter };
+    let voter = |node: u64| Replica {
+        id: ReplicaId(id.0 * 10 + node),
+        node: NodeId(node),
+        role: Role::Voter,
+    };
     let range = KeyRange::new(start, end.map(Into::into));
-    Descriptor { id, range, epoch: Epoch { membership: 1, range: 1 }, replicas: vec![voter(1), voter(2), voter(3)] }
+    Descriptor {
+        id,
+        range,
+        epoch: Epoch { membership: 1, range: 1 },
+        replicas: vec![voter(1), voter(2), voter(3)],
+    }
 }
 
 fn put(key: &'static str, value: &'static str) -> Command {
@@ -70,7 +81,11 @@ fn payload(commands: &[Command]) -> Bytes {
 /// Three shards, a few entries, some of them applied, another node known.
 fn found() -> MemoryEngine {
     let engine = MemoryEngine::new();
-    let shards = [shard(ShardId::META, "", None), shard(ShardId(2), "", Some("m")), shard(ShardId(3), "m", None)];
+    let shards = [
+        shard(ShardId::META, "", None),
+        shard(ShardId(2), "", Some("m")),
+        shard(ShardId(3), "m", None),
+    ];
     let first = [(Bytes::from_static(b"next"), Bytes::from_static(b"4"))];
     bootstrap(&engine, &shards, NodeId(1), &first).expect("memory does not fail");
     let entry = |index: u64, term: u64, data: Bytes| LogEntry {
@@ -91,7 +106,8 @@ fn found() -> MemoryEngine {
     let write = LogWrite { shard: ShardId(2), entries, hard_state, ..LogWrite::default() };
     append(&engine, &LogBatch { writes: vec![write], sync: true }).expect("memory does not fail");
     let found = recover(&engine).expect("what was just bootstrapped is in order");
-    let mut applier = Applier::new(&engine, &found).expect("what was just bootstrapped is in order");
+    let mut applier =
+        Applier::new(&engine, &found).expect("what was just bootstrapped is in order");
     applier.apply(&engine, vec![work]).expect("honest entries");
     remember_directory(&engine, NodeId(2), 77).expect("memory does not fail");
     engine
@@ -115,32 +131,49 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
         }
         2 => {
             let key = keys::state(s.pick(&SHARDS), StateTag::HardState);
-            let hard_state = HardState { term: s.number(3), vote: s.number(21), commit: s.number(5) };
+            let hard_state =
+                HardState { term: s.number(3), vote: s.number(21), commit: s.number(5) };
             records::encode_hard_state(&mut record, &key, hard_state);
             set(engine, Family::State, &key, &record);
         }
         3 => {
             let key = keys::state(s.pick(&SHARDS), StateTag::Truncated);
-            records::encode_truncated(&mut record, &key, LogPosition { index: s.number(1), term: s.number(1) });
+            records::encode_truncated(
+                &mut record,
+                &key,
+                LogPosition { index: s.number(1), term: s.number(1) },
+            );
             set(engine, Family::State, &key, &record);
         }
         4 => {
             let under = s.pick(&SHARDS);
             let route = s.u8() & 1 == 1;
-            let key = if route { keys::route(under).to_vec() } else { keys::state(under, StateTag::Descriptor).to_vec() };
+            let key = if route {
+                keys::route(under).to_vec()
+            } else {
+                keys::state(under, StateTag::Descriptor).to_vec()
+            };
             records::encode_descriptor(&mut record, &key, &descriptor(s));
             set(engine, Family::State, &key, &record);
         }
         5 => {
-            let key = keys::state(s.pick(&SHARDS), s.pick(&[StateTag::Replica, StateTag::Tombstone]));
+            let key =
+                keys::state(s.pick(&SHARDS), s.pick(&[StateTag::Replica, StateTag::Tombstone]));
             records::encode_replica(&mut record, &key, ReplicaId(s.number(21)));
             set(engine, Family::State, &key, &record);
         }
         6 => install_marker(engine, s),
         7 => {
-            let applied =
-                AppliedRecord { at: LogPosition { index: s.number(4), term: s.number(3) }, revision: Revision(s.number(3)) };
-            set(engine, Family::Data, &keys::applied(s.pick(&SHARDS)), &records::encode_applied(applied));
+            let applied = AppliedRecord {
+                at: LogPosition { index: s.number(4), term: s.number(3) },
+                revision: Revision(s.number(3)),
+            };
+            set(
+                engine,
+                Family::Data,
+                &keys::applied(s.pick(&SHARDS)),
+                &records::encode_applied(applied),
+            );
         }
         8 => {
             records::encode_data(&mut record, Revision(s.number(1)), s.bytes());
@@ -148,12 +181,19 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
             set(engine, Family::Data, &keys::data(space, s.bytes()), &record);
         }
         9 => {
-            let tags = [StateTag::HardState, StateTag::Truncated, StateTag::Descriptor, StateTag::Tombstone, StateTag::Install];
+            let tags = [
+                StateTag::HardState,
+                StateTag::Truncated,
+                StateTag::Descriptor,
+                StateTag::Tombstone,
+                StateTag::Install,
+            ];
             let key = keys::state(s.pick(&SHARDS), s.pick(&tags));
             sealed(engine, Family::State, &key, s.bytes());
         }
         10 => {
-            let tag = s.pick(&[NodeTag::Identity, NodeTag::Founded, NodeTag::Route, NodeTag::Directory]);
+            let tag =
+                s.pick(&[NodeTag::Identity, NodeTag::Founded, NodeTag::Route, NodeTag::Directory]);
             let key = match tag {
                 NodeTag::Route => keys::route(s.pick(&SHARDS)).to_vec(),
                 NodeTag::Directory => keys::directory(NodeId(s.number(2))).to_vec(),
@@ -165,12 +205,19 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
         11 => {
             let family = s.pick(&[Family::Log, Family::State, Family::Data]);
             let key = s.bytes();
-            if s.u8() & 1 == 1 { sealed(engine, family, key, s.bytes()) } else { set(engine, family, key, s.bytes()) }
+            if s.u8() & 1 == 1 {
+                sealed(engine, family, key, s.bytes())
+            } else {
+                set(engine, family, key, s.bytes())
+            }
         }
         // Data and applied states in any shape.
         12 => {
-            let key =
-                if s.u8() & 1 == 1 { keys::applied(s.pick(&SHARDS)).to_vec() } else { keys::data(KeySpace::User, s.bytes()) };
+            let key = if s.u8() & 1 == 1 {
+                keys::applied(s.pick(&SHARDS)).to_vec()
+            } else {
+                keys::data(KeySpace::User, s.bytes())
+            };
             set(engine, Family::Data, &key, s.bytes());
         }
         13 => {
@@ -180,8 +227,13 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
                 0 => batch.delete(Family::Log, &keys::log_entry(which, index)),
                 1 => batch.delete(Family::Data, &keys::applied(which)),
                 2 => batch.delete(Family::State, &keys::state(which, StateTag::Replica)),
-                _ => batch
-                    .delete(Family::State, &keys::state(which, StateTag::from_byte(index as u8).unwrap_or(StateTag::Truncated))),
+                _ => batch.delete(
+                    Family::State,
+                    &keys::state(
+                        which,
+                        StateTag::from_byte(index as u8).unwrap_or(StateTag::Truncated),
+                    ),
+                ),
             }
             engine.write(batch, true).expect("memory does not fail");
         }
@@ -193,12 +245,17 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
                 1 => (Family::State, keys::state(which, StateTag::HardState).to_vec()),
                 _ => (Family::State, keys::state(which, StateTag::Descriptor).to_vec()),
             };
-            let Some(found) = engine.get(family, &key).expect("memory does not fail") else { return };
+            let Some(found) = engine.get(family, &key).expect("memory does not fail") else {
+                return;
+            };
             let mut flipped = found.to_vec();
             let Some(at) = byte.checked_rem(flipped.len()) else { return };
             let was_sound = records::unseal("record", &key, &found).is_ok();
             flipped[at] ^= 1 << bit;
-            assert!(!was_sound || records::unseal("record", &key, &flipped).is_err(), "a flipped bit was not noticed");
+            assert!(
+                !was_sound || records::unseal("record", &key, &flipped).is_err(),
+                "a flipped bit was not noticed"
+            );
             set(engine, family, &key, &flipped);
         }
         // As if it was restarted in the middle.
@@ -247,11 +304,17 @@ fn descriptor(s: &mut Script<'_>) -> Descriptor {
             3 => descriptor.range.end = None,
             4 => descriptor.epoch = Epoch { membership: s.number(1), range: s.number(1) },
             5 => drop(descriptor.replicas.pop()),
-            6 => descriptor.replicas.iter_mut().take(s.below(4)).for_each(|r| r.role = Role::Learner),
+            6 => {
+                descriptor.replicas.iter_mut().take(s.below(4)).for_each(|r| r.role = Role::Learner)
+            }
             _ => {
                 // Decoding refuses 0, so nothing could ever have written it.
                 let (id, node) = (s.number(24).max(1), s.number(4).max(1));
-                descriptor.replicas.push(Replica { id: ReplicaId(id), node: NodeId(node), role: Role::Voter });
+                descriptor.replicas.push(Replica {
+                    id: ReplicaId(id),
+                    node: NodeId(node),
+                    role: Role::Voter,
+                });
             }
         }
     }
@@ -276,7 +339,11 @@ fn install_marker(engine: &MemoryEngine, s: &mut Script<'_>) {
     let at = LogPosition { index: s.number(6), term: s.number(3) };
     let mut files = vec![SnapshotFile { name: "000000.mem".into(), bytes, checksum }];
     if s.u8() & 1 == 1 {
-        files.push(SnapshotFile { name: String::from_utf8_lossy(s.bytes()).into_owned(), bytes: s.number(3), checksum: 0 });
+        files.push(SnapshotFile {
+            name: String::from_utf8_lossy(s.bytes()).into_owned(),
+            bytes: s.number(3),
+            checksum: 0,
+        });
     }
     let under = if s.u8() & 1 == 0 { descriptor.id } else { s.pick(&SHARDS) };
     let manifest = SnapshotManifest { descriptor, at, revision: Revision(s.number(3)), files };
@@ -316,7 +383,9 @@ fn set(engine: &MemoryEngine, family: Family, key: &[u8], record: &[u8]) {
 /// Whatever a record can be read as, it is written as the same bytes.
 fn canonical(key: &[u8], record: &Bytes) {
     let mut again = Vec::new();
-    let same = |again: &[u8]| assert_eq!(again, &record[..], "a record is written otherwise than it was read");
+    let same = |again: &[u8]| {
+        assert_eq!(again, &record[..], "a record is written otherwise than it was read")
+    };
     if let Ok(entry) = records::decode_entry(key, record) {
         records::encode_entry(&mut again, key, &entry);
         same(&again);
@@ -351,13 +420,21 @@ fn canonical(key: &[u8], record: &Bytes) {
     // The expiry (bytes 9 to 17) is there for later, and not read yet.
     if let Ok((revision, value)) = records::decode_data(record) {
         records::encode_data(&mut again, revision, value);
-        assert!(again[..9] == record[..9] && again[17..] == record[17..], "a data record is written otherwise than it was read");
+        assert!(
+            again[..9] == record[..9] && again[17..] == record[17..],
+            "a data record is written otherwise than it was read"
+        );
     }
 }
 
 /// Everything that reads without changing anything.
 fn look(engine: &MemoryEngine) {
-    let _ = (tombstones(engine), bootstrap_mark(engine), is_bootstrapped(engine), known_directories(engine));
+    let _ = (
+        tombstones(engine),
+        bootstrap_mark(engine),
+        is_bootstrapped(engine),
+        known_directories(engine),
+    );
     if let Ok(routes) = routes(engine) {
         let _ = save_routes(engine, &routes);
     }
@@ -365,8 +442,13 @@ fn look(engine: &MemoryEngine) {
         let _ = (read::applied(engine, shard), log::entries(engine, shard, 0, 12, 200));
         let _ = log::entries(engine, shard, u64::MAX - 1, u64::MAX, 200);
         if let Ok(manifest) = snapshot::build(engine, &engine.view(), shard, Path::new("built")) {
-            assert_eq!(SnapshotManifest::decode(manifest.encode()).as_ref(), Ok(&manifest), "a manifest changes on its way");
-            snapshot::verify(engine, &manifest, Path::new("built")).expect("a snapshot is what was just built");
+            assert_eq!(
+                SnapshotManifest::decode(manifest.encode()).as_ref(),
+                Ok(&manifest),
+                "a manifest changes on its way"
+            );
+            snapshot::verify(engine, &manifest, Path::new("built"))
+                .expect("a snapshot is what was just built");
             let _ = read::hash(engine, &manifest.descriptor);
         }
     }
@@ -378,7 +460,8 @@ fn look(engine: &MemoryEngine) {
     }
 }
 
-/// Walks over all keys page by page: every page moves on, and together they hold what one large page holds.
+/// Walks over all keys page by page: every page moves on, and together they hold what one large
+/// page holds.
 fn scan(engine: &MemoryEngine, space: KeySpace, reverse: bool) {
     let page = |range, limit| {
         let scan = Scan { range, reverse, limit, bytes_max: 64, keys_only: limit == 2 };
@@ -392,14 +475,19 @@ fn scan(engine: &MemoryEngine, space: KeySpace, reverse: bool) {
         keys.extend(page.items.into_iter().map(|item| item.key));
         rest = page.rest;
     }
-    let in_order = keys.windows(2).all(|pair| if reverse { pair[0] > pair[1] } else { pair[0] < pair[1] });
+    let in_order =
+        keys.windows(2).all(|pair| if reverse { pair[0] > pair[1] } else { pair[0] < pair[1] });
     assert!(in_order, "a scan gives keys twice or out of order");
 }
 
 /// Starts a node on it, as far as it lets itself be started.
 fn restart(engine: &MemoryEngine) {
     let Ok(found) = recover(engine) else { return };
-    assert_eq!(recover(engine).as_ref().ok(), Some(&found), "recovering twice finds something else");
+    assert_eq!(
+        recover(engine).as_ref().ok(),
+        Some(&found),
+        "recovering twice finds something else"
+    );
     if overlap(&found) {
         // Two owners of a key must never both run: this one ends the process, on purpose.
         return;
@@ -407,7 +495,12 @@ fn restart(engine: &MemoryEngine) {
     let Ok(mut applier) = Applier::new(engine, &found) else { return };
     let committed: Vec<ApplyWork> = found.iter().filter_map(to_apply).collect();
     let identity = Identity { node: NodeId(1), incarnation: Incarnation(2) };
-    let mut core = Node::new(CoreConfig::default(), identity, found, slog::Logger::root(slog::Discard, slog::o!()));
+    let mut core = Node::new(
+        CoreConfig::default(),
+        identity,
+        found,
+        slog::Logger::root(slog::Discard, slog::o!()),
+    );
     (0..40).for_each(|_| core.handle(Event::Tick));
     core.finish_pass();
     let _ = applier.apply(engine, committed);
@@ -415,12 +508,15 @@ fn restart(engine: &MemoryEngine) {
 
 /// What of a log is committed and not applied.
 fn to_apply(found: &Recovered) -> Option<ApplyWork> {
-    let committed = found.unapplied.iter().take_while(|entry| entry.at.index <= found.hard_state.commit);
-    let entries: Vec<_> = committed.map(|entry| ApplyEntry { entry: entry.clone(), wants_results: true }).collect();
+    let committed =
+        found.unapplied.iter().take_while(|entry| entry.at.index <= found.hard_state.commit);
+    let entries: Vec<_> =
+        committed.map(|entry| ApplyEntry { entry: entry.clone(), wants_results: true }).collect();
     (!entries.is_empty()).then_some(ApplyWork { shard: found.descriptor.id, entries })
 }
 
 fn overlap(found: &[Recovered]) -> bool {
-    let users: Vec<_> = found.iter().filter(|r| !r.descriptor.id.is_meta()).map(|r| &r.descriptor.range).collect();
+    let users: Vec<_> =
+        found.iter().filter(|r| !r.descriptor.id.is_meta()).map(|r| &r.descriptor.range).collect();
     (0..users.len()).any(|i| users[..i].iter().any(|other| other.overlaps(users[i])))
 }

@@ -1,8 +1,10 @@
-//! Reads a fuzzer's bytes from front to back as the choices of a script: which step, which number, which string.
+//! Reads a fuzzer's bytes from front to back as the choices of a script: which step, which number,
+//! which string.
 //!
-//! `arbitrary` does the same with less control: it takes lengths from the end of the input and may change its mind with a
-//! release, which would change the meaning of every file of the corpus. Here a seed can be written by hand, a mutation changes one
-//! choice, and what stood in the corpus a year ago still means the same.
+//! `arbitrary` does the same with less control: it takes lengths from the end of the input and may
+//! change its mind with a release, which would change the meaning of every file of the corpus. Here
+//! a seed can be written by hand, a mutation changes one choice, and what stood in the corpus a
+//! year ago still means the same.
 
 /// What is left of the script. Where it ends, every choice is 0.
 pub(crate) struct Script<'a> {
@@ -10,8 +12,20 @@ pub(crate) struct Script<'a> {
 }
 
 /// Numbers that programs trip over.
-const EDGES: [u64; 12] =
-    [0, 1, u64::MAX, u64::MAX - 1, 1 << 56, (1 << 56) + 1, (1 << 56) - 1, 1 << 63, 1 << 32, u32::MAX as u64, 1 << 31, 4096];
+const EDGES: [u64; 12] = [
+    0,
+    1,
+    u64::MAX,
+    u64::MAX - 1,
+    1 << 56,
+    (1 << 56) + 1,
+    (1 << 56) - 1,
+    1 << 63,
+    1 << 32,
+    u32::MAX as u64,
+    1 << 31,
+    4096,
+];
 
 impl<'a> Script<'a> {
     /// The whole script.
@@ -41,7 +55,8 @@ impl<'a> Script<'a> {
         from[self.below(from.len())]
     }
 
-    /// A number: mostly close to `base`, or small, sometimes an edge, rarely anything. One byte, nine for "anything".
+    /// A number: mostly close to `base`, or small, sometimes an edge, rarely anything. One byte,
+    /// nine for "anything".
     pub(crate) fn number(&mut self, base: u64) -> u64 {
         match self.u8() {
             // 0 is the base itself, so that a script of zeros is an honest one.

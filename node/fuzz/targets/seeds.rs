@@ -1,18 +1,23 @@
-//! The seeds of the corpus: for each target a few inputs of every kind that it knows, all of them honest.
+//! The seeds of the corpus: for each target a few inputs of every kind that it knows, all of them
+//! honest.
 //!
-//! A fuzzer that begins with them need not find out what a request or a raft message looks like; `cargo fuzz cmin` later keeps of
-//! them what is not covered by others. `cargo test -p flotilla-node --release --test corpus -- --ignored seeds` writes them.
+//! A fuzzer that begins with them need not find out what a request or a raft message looks like;
+//! `cargo fuzz cmin` later keeps of them what is not covered by others. `cargo test -p
+//! flotilla-node --release --test corpus -- --ignored seeds` writes them.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::{BufMut, Bytes, BytesMut};
 use flotilla_node::core::wire;
 use flotilla_node::core::{Beat, Envelope, Timing};
-use flotilla_router::call::{self, Answer, Consistency, Forwarded, HeldView, Item, Reply, Request, Scan, ScanPage, Staleness};
+use flotilla_router::call::{
+    self, Answer, Consistency, Forwarded, HeldView, Item, Reply, Request, Scan, ScanPage, Staleness,
+};
 use flotilla_router::codec::Put;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
-    ClusterId, Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Refusal, Replica, ReplicaId, Revision, Role, ShardId,
+    ClusterId, Command, Condition, Descriptor, Epoch, KeyRange, NodeId, Op, Refusal, Replica,
+    ReplicaId, Revision, Role, ShardId,
 };
 use flotilla_storage::{LogPosition, SnapshotFile, SnapshotManifest};
 use flotilla_transport::fuzzing;
@@ -23,8 +28,13 @@ use std::time::Duration;
 
 /// Writes `<folder>/<target>/seed-*`.
 pub(crate) fn write(folder: &Path) {
-    let targets: [(&str, Vec<Vec<u8>>); 5] =
-        [("http", http()), ("quic", quic()), ("message", message()), ("records", records()), ("config", config())];
+    let targets: [(&str, Vec<Vec<u8>>); 5] = [
+        ("http", http()),
+        ("quic", quic()),
+        ("message", message()),
+        ("records", records()),
+        ("config", config()),
+    ];
     for (target, seeds) in targets {
         let folder = folder.join(target);
         fs::create_dir_all(&folder).expect("make the folder");
@@ -34,28 +44,43 @@ pub(crate) fn write(folder: &Path) {
     }
 }
 
-/// Requests of every route, some behind one another, in one piece and in many, to a node that is well and to one that isn't.
+/// Requests of every route, some behind one another, in one piece and in many, to a node that is
+/// well and to one that isn't.
 fn http() -> Vec<Vec<u8>> {
     let with_body = |head: &str, kind: &str, body: &str| {
-        format!("{head} HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+        format!(
+            "{head} HTTP/1.1\r\nhost: a\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n\
+             {body}",
+            body.len()
+        )
     };
     let json = "application/json";
-    let put = |key: &str, value: &str| with_body(&format!("PUT /v1/kv/{key}"), "application/octet-stream", value);
+    let put = |key: &str, value: &str| {
+        with_body(&format!("PUT /v1/kv/{key}"), "application/octet-stream", value)
+    };
     let get = |target: &str| format!("GET {target} HTTP/1.1\r\nhost: a\r\n\r\n");
-    let three = format!("{}{}{}{}", put("a", "1"), put("h", "2"), put("q%2F%00x", "3"), put("b", "4"));
+    let three =
+        format!("{}{}{}{}", put("a", "1"), put("h", "2"), put("q%2F%00x", "3"), put("b", "4"));
     let batch = r#"{"ops":[{"put":{"key":"a","value":"1","if_none_match":"*"}},{"get":{"key_b64":"/w=="}},{"delete":{"key":"a","if_match":1}},{"put":{"key":"h","value_b64":"AAE=","if_match":"\"5\""}},{"get":{"key":"h"}}]}"#;
     let mut requests = vec![
         put("a", "1") + &get("/v1/kv/a"),
-        put("h", "1") + &get("/v1/kv/h?consistency=stale&max_staleness=2s") + &get("/v1/kv/h?consistency=lease"),
+        put("h", "1")
+            + &get("/v1/kv/h?consistency=stale&max_staleness=2s")
+            + &get("/v1/kv/h?consistency=lease"),
         put("h", "1") + "DELETE /v1/kv/h HTTP/1.1\r\nhost: a\r\nif-match: \"1\"\r\n\r\n",
         put("h", "1") + "GET /v1/kv/h HTTP/1.1\r\nhost: a\r\nif-none-match: W/\"1\", \"2\"\r\n\r\n",
-        "PUT /v1/kv/h HTTP/1.1\r\nhost: a\r\nif-none-match: *\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n".into(),
-        "PUT /v1/kv/h HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\nabc".into(),
+        "PUT /v1/kv/h HTTP/1.1\r\nhost: a\r\nif-none-match: *\r\ntransfer-encoding: chunked\r\n\r\n\
+         3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n".into(),
+        "PUT /v1/kv/h HTTP/1.1\r\nhost: a\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n\
+         abc".into(),
         "HEAD /v1/kv/h HTTP/1.1\r\nhost: a\r\n\r\n".into(),
-        three.clone() + &get("/v1/kv?prefix=&limit=2") + &get("/v1/kv?start=a&end=z&reverse&keys_only=true"),
+        three.clone()
+            + &get("/v1/kv?prefix=&limit=2")
+            + &get("/v1/kv?start=a&end=z&reverse&keys_only=true"),
         three.clone() + &get(&format!("/v1/kv?cursor={}&limit=3", cursor(0, b"h"))),
         three.clone() + &get(&format!("/v1/kv?cursor={}", cursor(3, b"q"))),
-        three.clone() + "GET /v1/kv?start=a HTTP/1.1\r\nhost: a\r\naccept: application/x-ndjson\r\n\r\n",
+        three.clone() + "GET /v1/kv?start=a HTTP/1.1\r\nhost: a\r\n\
+                         accept: application/x-ndjson\r\n\r\n",
         three + "DELETE /v1/kv?start=a&end=i HTTP/1.1\r\nhost: a\r\n\r\n",
         with_body("POST /v1/batch", json, batch),
         with_body("POST /v1/batch?consistency=lease", json, r#"{"ops":[{"get":{"key":"a"}}]}"#),
@@ -63,7 +88,8 @@ fn http() -> Vec<Vec<u8>> {
         get("/v1/admin/shards?limit=1&cursor=2") + &get("/v1/admin/shards/3?hash=true"),
         get("/v1/admin/explain/a%20b") + &get("/v1/admin/operations"),
         with_body("POST /v1/admin/shards/3/leader?dry_run=true", json, r#"{"node":9}"#),
-        with_body("POST /v1/admin/shards/3/split", json, "{}") + "DELETE /v1/admin/shards/3/replicas/9 HTTP/1.1\r\nhost: a\r\n\r\n",
+        with_body("POST /v1/admin/shards/3/split", json, "{}")
+            + "DELETE /v1/admin/shards/3/replicas/9 HTTP/1.1\r\nhost: a\r\n\r\n",
         get("/v1/limits") + &get("/livez") + &get("/readyz"),
         with_body("POST /v1/txn", json, "{}") + &get("/v1/watch"),
         "GET /v1/kv/h HTTP/1.0\r\n\r\n".into(),
@@ -109,7 +135,10 @@ fn commands() -> Vec<Command> {
     vec![
         Command::new(Op::Put { key: "k".into(), value: "v".into() }, Condition::Absent),
         Command::new(Op::Delete { key: "k".into() }, Condition::At(Revision(3))),
-        Command::new(Op::DeleteRange { range: KeyRange::new("a", Some("b".into())) }, Condition::Always),
+        Command::new(
+            Op::DeleteRange { range: KeyRange::new("a", Some("b".into())) },
+            Condition::Always,
+        ),
     ]
 }
 
@@ -120,7 +149,15 @@ fn payload() -> Bytes {
 }
 
 fn envelope(kind: MessageType) -> Envelope {
-    let mut message = Message { from: 32, to: 31, term: 2, index: 4, log_term: 2, commit: 3, ..Message::default() };
+    let mut message = Message {
+        from: 32,
+        to: 31,
+        term: 2,
+        index: 4,
+        log_term: 2,
+        commit: 3,
+        ..Message::default()
+    };
     message.set_msg_type(kind);
     match kind {
         MessageType::MsgAppend => {
@@ -134,7 +171,13 @@ fn envelope(kind: MessageType) -> Envelope {
         }
         _ => message.context = Bytes::from_static(&[1; 16]),
     }
-    Envelope { shard: ShardId(3), epoch: Epoch { membership: 2, range: 1 }, committed: 4, timing: Timing::default(), message }
+    Envelope {
+        shard: ShardId(3),
+        epoch: Epoch { membership: 2, range: 1 },
+        committed: 4,
+        timing: Timing::default(),
+        message,
+    }
 }
 
 fn raft_frame() -> Bytes {
@@ -142,7 +185,10 @@ fn raft_frame() -> Bytes {
     for kind in [MessageType::MsgAppend, MessageType::MsgHeartbeat, MessageType::MsgRequestVote] {
         envelope(kind).encode(&mut frame);
     }
-    wire::encode_beat(Beat { leaders: 2, replicas: 3, draining: false, disk_full: true }, &mut frame);
+    wire::encode_beat(
+        Beat { leaders: 2, replicas: 3, draining: false, disk_full: true },
+        &mut frame,
+    );
     frame.freeze()
 }
 
@@ -153,18 +199,31 @@ fn quic() -> Vec<Vec<u8>> {
     hello.put_u16(1);
     [2, 7, 1, 4, 5].iter().for_each(|number| hello.put_u64(*number));
     hello.put_u8(0);
-    let scan = Scan { range: KeyRange::prefix("a"), reverse: false, limit: 10, bytes_max: 1000, keys_only: false };
+    let scan = Scan {
+        range: KeyRange::prefix("a"),
+        reverse: false,
+        limit: 10,
+        bytes_max: 1000,
+        keys_only: false,
+    };
     let consistency = Consistency::Stale { age_max: Some(Duration::from_secs(1)) };
     let asks = [
         Request::Get { key: "k".into(), consistency },
         Request::Scan { scan: scan.clone(), consistency: Consistency::Linearizable },
-        Request::Part { scan, consistency, view: Some(HeldView { node: NodeId(1), shard: ShardId(3), id: 5 }) },
+        Request::Part {
+            scan,
+            consistency,
+            view: Some(HeldView { node: NodeId(1), shard: ShardId(3), id: 5 }),
+        },
         Request::Write(commands().remove(0)),
         Request::Write(commands().remove(2)),
         Request::Admin("{}".into()),
     ];
-    let questions: Vec<Bytes> =
-        asks.map(|request| call::encode(&Forwarded { request, hops: 1, time_left: Duration::from_millis(700) })).into();
+    let questions: Vec<Bytes> = asks
+        .map(|request| {
+            call::encode(&Forwarded { request, hops: 1, time_left: Duration::from_millis(700) })
+        })
+        .into();
     let mut requests = BytesMut::new();
     for (id, question) in questions.iter().enumerate() {
         requests.put_u64(id as u64);
@@ -175,12 +234,18 @@ fn quic() -> Vec<Vec<u8>> {
     let reply = |answer| Ok(Reply { shard: ShardId(3), node: NodeId(1), answer, staleness });
     let responses: Vec<Result<Reply, Refusal>> = vec![
         reply(Answer::Value { value: "v".into(), revision: Revision(3) }),
-        reply(Answer::Page(ScanPage { items: vec![item.clone()], rest: Some(KeyRange::new("b", None)) })),
+        reply(Answer::Page(ScanPage {
+            items: vec![item.clone()],
+            rest: Some(KeyRange::new("b", None)),
+        })),
         reply(Answer::Part { page: ScanPage { items: vec![item], rest: None }, view: None }),
         reply(Answer::ConditionFailed { current: Some(Revision(2)) }),
         Err(Refusal::WrongShard { shard: ShardId(3), descriptors: vec![(&descriptor()).into()] }),
         Err(Refusal::NotLeader { shard: ShardId(3), leader: Some(NodeId(2)) }),
-        Err(Refusal::Internal { why: "it broke".into(), outcome: flotilla_router::Outcome::Unknown }),
+        Err(Refusal::Internal {
+            why: "it broke".into(),
+            outcome: flotilla_router::Outcome::Unknown,
+        }),
     ];
     let mut answers = BytesMut::new();
     for (id, response) in responses.iter().enumerate() {
@@ -198,12 +263,15 @@ fn quic() -> Vec<Vec<u8>> {
     let at = LogPosition { index: 9, term: 2 };
     header.put_u8(1);
     header.put_bytes_prefixed(&announcement);
-    header.put_bytes_prefixed(&SnapshotManifest { descriptor: descriptor(), at, revision: Revision(7), files }.encode());
+    header.put_bytes_prefixed(
+        &SnapshotManifest { descriptor: descriptor(), at, revision: Revision(7), files }.encode(),
+    );
     let mut verdict = BytesMut::new();
     verdict.put_u8(1);
     verdict.put_bytes_prefixed(b"no room");
     let lane = [&[0][..], &fuzzing::gather(&[raft_frame(), raft_frame()])].concat();
-    let (requests, answers) = (fuzzing::gather(&[requests.freeze()]), fuzzing::gather(&[answers.freeze()]));
+    let (requests, answers) =
+        (fuzzing::gather(&[requests.freeze()]), fuzzing::gather(&[answers.freeze()]));
     let mut seeds = vec![
         seed(0, 0, &hello),
         seed(1, 0, &lane),
@@ -224,7 +292,8 @@ fn quic() -> Vec<Vec<u8>> {
 
 /// Short lives of a node. The bytes are steps of the target's `step`.
 fn message() -> Vec<Vec<u8>> {
-    // Ticks until the first election is called, and everybody votes for it: shards 2 and 3 are led here.
+    // Ticks until the first election is called, and everybody votes for it: shards 2 and 3 are led
+    // here.
     let lead = [9, 23, 8, 8];
     let put = |shard: u8, kind: u8| [14, shard, kind, 1, b'v', 0, 200];
     let large = |shard: u8| [14, shard, 2, 0, 200];
@@ -273,7 +342,8 @@ fn message() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A node's disk with one thing changed, each kind once. The bytes are steps of the target's `change`.
+/// A node's disk with one thing changed, each kind once. The bytes are steps of the target's
+/// `change`.
 fn records() -> Vec<Vec<u8>> {
     let descriptor = descriptor().encode();
     let sealed = |start: &[u8], body: &[u8]| [&[0], start, &[body.len() as u8], body].concat();
@@ -306,12 +376,21 @@ fn records() -> Vec<Vec<u8>> {
 fn config() -> Vec<Vec<u8>> {
     let cluster = ClusterId(0xabcdef01234567);
     [
-        "[raft]\ntick_ms = 50\nelection_ticks = 12\nheartbeat_ticks = 3\npre_vote = true\ncheck_quorum = true\n".to_owned(),
-        "[raft]\nmessage_bytes_max = 1\ninflight_messages_max = 1\ninflight_writes_max = 2\nentry_bytes_max = 10\n".into(),
+        "[raft]\ntick_ms = 50\nelection_ticks = 12\nheartbeat_ticks = 3\npre_vote = true\n\
+         check_quorum = true\n"
+            .to_owned(),
+        "[raft]\nmessage_bytes_max = 1\ninflight_messages_max = 1\ninflight_writes_max = 2\n\
+         entry_bytes_max = 10\n"
+            .into(),
         "[raft]\nelection_ticks = 9223372036854775807\n".into(),
-        "[reads]\ndefault_consistency = \"lease\"\nlease = true\nclock_drift_max_percent = 10\n".into(),
-        "[log]\nbytes_per_shard_max = 65536\nbytes_max = 70000\ncache_bytes_max = 0\nunapplied_bytes_max = 1048576\n".into(),
-        "[limits]\nkey_bytes_max = 100\nrequest_timeout = \"5s\"\nidle_timeout = \"1m 30s\"\nheaders_max = 10\n".into(),
+        "[reads]\ndefault_consistency = \"lease\"\nlease = true\nclock_drift_max_percent = 10\n"
+            .into(),
+        "[log]\nbytes_per_shard_max = 65536\nbytes_max = 70000\ncache_bytes_max = 0\n\
+         unapplied_bytes_max = 1048576\n"
+            .into(),
+        "[limits]\nkey_bytes_max = 100\nrequest_timeout = \"5s\"\nidle_timeout = \"1m 30s\"\n\
+         headers_max = 10\n"
+            .into(),
         format!("n1.{cluster}.flotilla"),
         cluster.to_string(),
     ]

@@ -1,5 +1,5 @@
-//! What a node's disk holds at the start of a run, made once: founding one again for each of ten million inputs would take longer
-//! than what the inputs do to it.
+//! What a node's disk holds at the start of a run, made once: founding one again for each of ten
+//! million inputs would take longer than what the inputs do to it.
 
 use bytes::Bytes;
 use flotilla_storage::{Cursor, Engine, Family, MemoryEngine, Order, Read, WriteBatch};

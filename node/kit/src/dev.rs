@@ -18,7 +18,8 @@ pub(crate) struct Dev {
 }
 
 impl Fleet {
-    /// The same where whoever runs the tests ignores hang-ups, as under `nohup`: it would be told so, and ignore them, too.
+    /// The same where whoever runs the tests ignores hang-ups, as under `nohup`: it would be told
+    /// so, and ignore them, too.
     pub fn dev_command_on_a_terminal(&self) -> Command {
         let dev = self.dev_command();
         let mut command = Command::new("env");

@@ -3,7 +3,10 @@
 //! Exit codes: 0 no promise was broken, 1 one was, 2 bad usage.
 
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use flotilla_node::sim::{self, Options, Report};
+#[cfg(feature = "mutation")]
+use flotilla_router::mutation::Mutation;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
 use std::io::IsTerminal as _;
@@ -14,7 +17,8 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "mutation")]
 use strum::VariantNames as _;
 
-/// Whole clusters in simulated time, from seeds: faults strike, clients write and read, and every promise is checked.
+/// Whole clusters in simulated time, from seeds: faults strike, clients write and read, and every
+/// promise is checked.
 #[derive(Parser)]
 #[command(name = "flotilla-sim", version, max_term_width = 100, after_help = EXAMPLES)]
 struct Arguments {
@@ -34,14 +38,15 @@ struct Arguments {
     #[arg(long)]
     jobs: Option<usize>,
     /// Only these kinds of faults strike, instead of what each seed draws
-    #[arg(long, value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(sim::fault_names()))]
+    #[arg(long, value_delimiter = ',')]
+    #[arg(value_parser = PossibleValuesParser::new(sim::fault_names()))]
     faults: Vec<String>,
     /// Goes on after a failure, and lists all that fail
     #[arg(long)]
     keep_going: bool,
     /// Puts a known mistake into the code, to see whether it is caught
     #[cfg(feature = "mutation")]
-    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(flotilla_router::mutation::Mutation::VARIANTS))]
+    #[arg(long, value_parser = PossibleValuesParser::new(Mutation::VARIANTS))]
     mutation: Option<String>,
 }
 
@@ -81,7 +86,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     #[cfg(feature = "mutation")]
     if let Some(name) = &arguments.mutation {
-        name.parse::<flotilla_router::mutation::Mutation>().expect("the parser knows the names").switch_on();
+        name.parse::<Mutation>().expect("the parser knows the names").switch_on();
         eprintln!("the code is mutated: {name}");
     }
     let options = Options { tell: arguments.seed.is_some(), faults: arguments.faults.clone() };
@@ -111,8 +116,12 @@ fn tell(seed: u64, options: &Options) -> ExitCode {
 
 /// Many seeds, on all cores.
 fn many(arguments: &Arguments, options: &Options) -> ExitCode {
-    let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)).max(1);
-    let (next, stop, sum) = (AtomicU64::new(arguments.from), AtomicBool::new(false), Mutex::new(Sum::default()));
+    let jobs = arguments
+        .jobs
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        .max(1);
+    let (next, stop, sum) =
+        (AtomicU64::new(arguments.from), AtomicBool::new(false), Mutex::new(Sum::default()));
     let end = arguments.from.saturating_add(arguments.seeds);
     let (progress, begun, told) = (bar(arguments.seeds), Instant::now(), AtomicU64::new(0));
     std::thread::scope(|scope| {
@@ -126,7 +135,10 @@ fn many(arguments: &Arguments, options: &Options) -> ExitCode {
                     let report = once_or_twice(seed, options, arguments.twice);
                     if let Some(why) = &report.violation {
                         progress.suspend(|| {
-                            eprintln!("seed {seed}: {why}\nrepeat it with\n  {}", sim::repeat_command(seed, options))
+                            eprintln!(
+                                "seed {seed}: {why}\nrepeat it with\n  {}",
+                                sim::repeat_command(seed, options)
+                            )
                         });
                         stop.fetch_or(!arguments.keep_going, Ordering::Relaxed);
                     }
@@ -134,8 +146,13 @@ fn many(arguments: &Arguments, options: &Options) -> ExitCode {
                     progress.inc(1);
                     // Where nobody watches a bar, a line a minute.
                     let minutes = begun.elapsed().as_secs() / 60;
-                    if progress.is_hidden() && told.fetch_max(minutes, Ordering::Relaxed) < minutes {
-                        eprintln!("{minutes} min: {} of {} seeds", progress.position(), arguments.seeds);
+                    if progress.is_hidden() && told.fetch_max(minutes, Ordering::Relaxed) < minutes
+                    {
+                        eprintln!(
+                            "{minutes} min: {} of {} seeds",
+                            progress.position(),
+                            arguments.seeds
+                        );
                     }
                 }
             });
@@ -153,7 +170,9 @@ fn once_or_twice(seed: u64, options: &Options, twice: bool) -> Report {
         let again = sim::run(seed, options);
         if (again.trace_hash, again.steps) != (report.trace_hash, report.steps) {
             let (first, second) = (report.trace_hash, again.trace_hash);
-            report.violation = Some(format!("run twice, it is two different runs: {first:016x} and {second:016x}"));
+            report.violation = Some(format!(
+                "run twice, it is two different runs: {first:016x} and {second:016x}"
+            ));
         }
     }
     report
@@ -163,14 +182,20 @@ fn bar(seeds: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:40} {pos} of {len} seeds, {per_sec}, {eta} left");
+    let style =
+        ProgressStyle::with_template("{bar:40} {pos} of {len} seeds, {per_sec}, {eta} left");
     ProgressBar::new(seeds).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 fn show(sum: &Sum, took: Duration, jobs: usize) {
     let seconds = took.as_secs_f64().max(1e-9);
-    let faults: Vec<_> = sum.faults.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
-    println!("{} seeds in {took:.1?} on {jobs} threads, {:.1} seeds/s", sum.seeds, sum.seeds as f64 / seconds);
+    let faults: Vec<_> =
+        sum.faults.iter().map(|(fault, count)| format!("{fault} {count}")).collect();
+    println!(
+        "{} seeds in {took:.1?} on {jobs} threads, {:.1} seeds/s",
+        sum.seeds,
+        sum.seeds as f64 / seconds
+    );
     println!(
         "simulated {:.1} h: {:.0} times real time, {:.0} steps/s",
         sum.simulated.as_secs_f64() / 3600.0,

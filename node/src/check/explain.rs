@@ -1,8 +1,10 @@
 //! The sentence that says why no order works.
 //!
-//! What most bugs look like has a sentence of its own, tried from the plainest on: an answer that contradicts itself, a value that
-//! nobody wrote or that was refused, one revision with two values, one put at two revisions, two conditional writes from one revision,
-//! time that goes backwards. For everything else there is the end of the longest order that works, and what then does not fit.
+//! What most bugs look like has a sentence of its own, tried from the plainest on: an answer that
+//! contradicts itself, a value that nobody wrote or that was refused, one revision with two values,
+//! one put at two revisions, two conditional writes from one revision, time that goes backwards.
+//! For everything else there is the end of the longest order that works, and what then does not
+//! fit.
 
 use super::history::{Input, Operation, Output};
 use super::linear::Stuck;
@@ -19,7 +21,13 @@ pub(super) fn violation(operations: &[&Operation], part: &Part) -> Violation {
         chosen
     };
     let kept: Vec<&Operation> = part.kept.iter().map(|n| operations[*n]).collect();
-    let others = || operations.iter().enumerate().filter(|(n, _)| part.kept.binary_search(n).is_err()).map(|(_, other)| *other);
+    let others = || {
+        operations
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| part.kept.binary_search(n).is_err())
+            .map(|(_, other)| *other)
+    };
     let context = others().filter(|other| wrote_what_is_shown(other, &kept)).cloned().collect();
     Violation {
         key: operations.first().map(|operation| operation.key.clone()).unwrap_or_default(),
@@ -42,19 +50,21 @@ fn pair(operation: &Operation) -> Option<(Option<Revision>, &Bytes)> {
 
 /// Whether `write` is a put whose value one of these shows, or whose revision.
 fn wrote_what_is_shown(write: &Operation, shown: &[&Operation]) -> bool {
-    let (Input::Put { .. }, Some((revision, value))) = (&write.input, pair(write)) else { return false };
+    let (Input::Put { .. }, Some((revision, value))) = (&write.input, pair(write)) else {
+        return false;
+    };
     shown.iter().any(|one| {
         let reads_it = matches!(&one.output, Output::Read(Some((_, read))) if read == value);
-        reads_it || (revision.is_some() && (one.revision() == revision || expected(one) == revision))
+        reads_it
+            || (revision.is_some() && (one.revision() == revision || expected(one) == revision))
     })
 }
 
 /// The revision that the operation's condition asks for.
 fn expected(operation: &Operation) -> Option<Revision> {
     match &operation.input {
-        Input::Put { condition: Condition::At(revision), .. } | Input::Delete { condition: Condition::At(revision) } => {
-            Some(*revision)
-        }
+        Input::Put { condition: Condition::At(revision), .. }
+        | Input::Delete { condition: Condition::At(revision) } => Some(*revision),
         _ => None,
     }
 }
@@ -66,7 +76,11 @@ fn took_effect(operation: &Operation) -> bool {
 
 fn why(kept: &[&Operation], all: &[&Operation], stuck: &Stuck) -> String {
     let one = kept.iter().find_map(|operation| about_one(operation, all));
-    let pairs = || kept.iter().flat_map(|a| kept.iter().map(move |b| (*a, *b))).filter(|(a, b)| !std::ptr::eq(*a, *b));
+    let pairs = || {
+        kept.iter()
+            .flat_map(|a| kept.iter().map(move |b| (*a, *b)))
+            .filter(|(a, b)| !std::ptr::eq(*a, *b))
+    };
     one.or_else(|| pairs().find_map(|(a, b)| about_two(a, b)))
         .or_else(|| pairs().find_map(|(a, b)| about_time(a, b)))
         .unwrap_or_else(|| about_order(kept.len(), all[stuck.step], stuck))
@@ -75,14 +89,22 @@ fn why(kept: &[&Operation], all: &[&Operation], stuck: &Stuck) -> String {
 /// What is wrong with an answer alone.
 fn about_one(operation: &Operation, all: &[&Operation]) -> Option<String> {
     let client = operation.client;
-    if let (Input::Put { condition, .. } | Input::Delete { condition }, Output::ConditionFailed { current }) =
-        (&operation.input, &operation.output)
+    if let (
+        Input::Put { condition, .. } | Input::Delete { condition },
+        Output::ConditionFailed { current },
+    ) = (&operation.input, &operation.output)
         && condition.holds(*current)
     {
-        return Some(format!("Client {client} was told that its condition failed, with an answer that meets the condition."));
+        return Some(format!(
+            "Client {client} was told that its condition failed, with an answer that meets the \
+             condition."
+        ));
     }
     let Output::Read(Some((revision, value))) = &operation.output else { return None };
-    let puts = || all.iter().filter(|other| matches!(&other.input, Input::Put { value: put, .. } if put == value));
+    let puts = || {
+        all.iter()
+            .filter(|other| matches!(&other.input, Input::Put { value: put, .. } if put == value))
+    };
     let none = |why: &str| Some(format!("Client {client} was shown {}, {why}.", quoted(value)));
     if puts().next().is_none() {
         return none("which nobody ever asked to write");
@@ -97,9 +119,15 @@ fn about_one(operation: &Operation, all: &[&Operation]) -> Option<String> {
         return none("before anybody asked to write it");
     }
     let written: Vec<_> = puts().filter(|put| took_effect(put)).collect();
-    if written.len() == puts().count() && written.iter().all(|put| put.revision() != Some(*revision)) {
-        let known: Vec<String> = written.iter().filter_map(|put| Some(put.revision()?.to_string())).collect();
-        return none(&format!("at revision {revision}, and it was written at revision {}", known.join(" or ")));
+    if written.len() == puts().count()
+        && written.iter().all(|put| put.revision() != Some(*revision))
+    {
+        let known: Vec<String> =
+            written.iter().filter_map(|put| Some(put.revision()?.to_string())).collect();
+        return none(&format!(
+            "at revision {revision}, and it was written at revision {}",
+            known.join(" or ")
+        ));
     }
     None
 }
@@ -109,20 +137,32 @@ fn about_two(a: &Operation, b: &Operation) -> Option<String> {
     let (one, other) = (a.client, b.client);
     if let (Some((Some(at), value)), Some((Some(also_at), also))) = (pair(a), pair(b)) {
         if at == also_at && value != also {
-            return Some(format!("Revision {at} is {} to client {one} and {} to client {other}.", quoted(value), quoted(also)));
+            return Some(format!(
+                "Revision {at} is {} to client {one} and {} to client {other}.",
+                quoted(value),
+                quoted(also)
+            ));
         }
         if at == also_at && matches!((&a.input, &b.input), (Input::Put { .. }, Input::Put { .. })) {
-            return Some(format!("Clients {one} and {other} were both told that they wrote revision {at}."));
-        }
-        if at < also_at && value == also && matches!((&a.input, &b.input), (Input::Get, Input::Get)) {
             return Some(format!(
-                "{} was shown at revision {at} and at revision {also_at}, so it was written more than once.",
+                "Clients {one} and {other} were both told that they wrote revision {at}."
+            ));
+        }
+        if at < also_at && value == also && matches!((&a.input, &b.input), (Input::Get, Input::Get))
+        {
+            return Some(format!(
+                "{} was shown at revision {at} and at revision {also_at}, so it was written more \
+                 than once.",
                 quoted(value)
             ));
         }
     }
-    let from = expected(a).filter(|from| took_effect(a) && took_effect(b) && expected(b) == Some(*from))?;
-    Some(format!("The writes of clients {one} and {other} both took effect on the condition that the key is at revision {from}."))
+    let from = expected(a)
+        .filter(|from| took_effect(a) && took_effect(b) && expected(b) == Some(*from))?;
+    Some(format!(
+        "The writes of clients {one} and {other} both took effect on the condition that the key is \
+         at revision {from}."
+    ))
 }
 
 /// Time that goes backwards: `a` was answered before `b` was asked.
@@ -131,15 +171,19 @@ fn about_time(a: &Operation, b: &Operation) -> Option<String> {
     a.returned.filter(|returned| *returned < b.called)?;
     let is_write = |operation: &Operation| matches!(operation.output, Output::Written { .. });
     match (a.revision()?, b.revision()?) {
-        (newer, older) if newer > older || (newer == older && is_write(b)) => Some(if is_write(b) {
-            format!(
-                "Revision {newer} was answered to client {earlier} before client {later} asked, and the write of client {later} was given revision {older}."
-            )
-        } else {
-            format!(
-                "Revision {newer} was answered to client {earlier} before client {later} asked, and client {later} was shown the older revision {older}."
-            )
-        }),
+        (newer, older) if newer > older || (newer == older && is_write(b)) => {
+            Some(if is_write(b) {
+                format!(
+                    "Revision {newer} was answered to client {earlier} before client {later} \
+                     asked, and the write of client {later} was given revision {older}."
+                )
+            } else {
+                format!(
+                    "Revision {newer} was answered to client {earlier} before client {later} \
+                     asked, and client {later} was shown the older revision {older}."
+                )
+            })
+        }
         _ => None,
     }
 }
@@ -158,8 +202,8 @@ fn about_order(count: usize, next: &Operation, stuck: &Stuck) -> String {
         return format!("Whatever the other writes of the key did, {answer} is impossible.");
     }
     format!(
-        "At best {} of these {count} fit one order, which leaves {state}; {answer} does not fit there, wherever the other writes \
-         of the key stand.",
+        "At best {} of these {count} fit one order, which leaves {state}; {answer} does not fit \
+         there, wherever the other writes of the key stand.",
         stuck.done
     )
 }

@@ -70,7 +70,8 @@ impl Default for Figures {
     fn default() -> Self {
         Self {
             outcomes: [0; 4],
-            latencies: Histogram::new_with_bounds(1, LATENCY_MAX_MICROS, DIGITS).expect("sound bounds"),
+            latencies: Histogram::new_with_bounds(1, LATENCY_MAX_MICROS, DIGITS)
+                .expect("sound bounds"),
             slowest: Duration::ZERO,
             last_success: Duration::ZERO,
             longest_silence: Duration::ZERO,
@@ -106,11 +107,15 @@ impl Figures {
             latency_p50_seconds: self.quantile(0.50),
             latency_p99_seconds: self.quantile(0.99),
             latency_max_seconds: self.slowest.as_secs_f64(),
-            longest_silence_seconds: self.longest_silence.max(end.saturating_sub(self.last_success)).as_secs_f64(),
+            longest_silence_seconds: self
+                .longest_silence
+                .max(end.saturating_sub(self.last_success))
+                .as_secs_f64(),
         }
     }
 
-    /// The latency within which such a part of the answers came; a bucket's end may lie above the slowest of them.
+    /// The latency within which such a part of the answers came; a bucket's end may lie above the
+    /// slowest of them.
     fn quantile(&self, part: f64) -> f64 {
         (self.latencies.value_at_quantile(part) as f64 * 1e-6).min(self.slowest.as_secs_f64())
     }

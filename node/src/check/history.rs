@@ -1,7 +1,7 @@
 //! What clients asked and what they were told: one [`Operation`] each, all on one clock.
 //!
-//! A history holds everything that was asked, also what was refused and what was never answered. Three things can be known of a
-//! write afterwards, and they are kept apart:
+//! A history holds everything that was asked, also what was refused and what was never answered.
+//! Three things can be known of a write afterwards, and they are kept apart:
 //!
 //! | answer | it took effect |
 //! |---|---|
@@ -9,8 +9,9 @@
 //! | [`Output::Refused`] | never: not then, not later |
 //! | [`Output::Unknown`] | at one moment after the call, however late, or never |
 //!
-//! A scan is no operation of its own: each shard shows one consistent view, two shards may be seen at different times, so what a
-//! scan promises is exactly what reads of its keys promise, and [`Scanned::reads`] turns it into them.
+//! A scan is no operation of its own: each shard shows one consistent view, two shards may be seen
+//! at different times, so what a scan promises is exactly what reads of its keys promise, and
+//! [`Scanned::reads`] turns it into them.
 
 use bytes::Bytes;
 use flotilla_router::{Condition, KeyRange, Revision};
@@ -25,8 +26,8 @@ pub struct Operation {
     pub key: Bytes,
     /// When it was asked, in any unit, on the one clock of the history.
     pub called: u64,
-    /// When the answer came; `None` where none came. An operation comes after another only if it was called *after* (not at) the
-    /// moment at which the other returned.
+    /// When the answer came; `None` where none came. An operation comes after another only if it
+    /// was called *after* (not at) the moment at which the other returned.
     pub returned: Option<u64>,
     /// What was asked.
     pub input: Input,
@@ -41,7 +42,8 @@ pub enum Input {
     Get,
     /// To set it.
     Put {
-        /// The new value. Values that are unique per key make the verdict sharp; the checker does not rely on it.
+        /// The new value. Values that are unique per key make the verdict sharp; the checker does
+        /// not rely on it.
         value: Bytes,
         /// When to do so.
         condition: Condition,
@@ -72,7 +74,8 @@ pub enum Output {
     },
     /// It is certain that it had no effect, and will have none. A read was not answered.
     Refused,
-    /// Nobody knows: it took effect at some moment after the call, or will, or never. A read was not answered.
+    /// Nobody knows: it took effect at some moment after the call, or will, or never. A read was
+    /// not answered.
     Unknown,
 }
 
@@ -104,7 +107,8 @@ impl Operation {
 pub struct Scanned {
     /// Who asked.
     pub client: u64,
-    /// The part of the asked range that was looked at: up to the cursor, where a limit stopped the scan.
+    /// The part of the asked range that was looked at: up to the cursor, where a limit stopped the
+    /// scan.
     pub range: KeyRange,
     /// When it was asked.
     pub called: u64,
@@ -115,8 +119,9 @@ pub struct Scanned {
 }
 
 impl Scanned {
-    /// The scan as reads of single keys: what it showed, and the absence of every key of the history (`keys`) that lies in its range
-    /// and that it did not show. A key that it showed twice is read twice.
+    /// The scan as reads of single keys: what it showed, and the absence of every key of the
+    /// history (`keys`) that lies in its range and that it did not show. A key that it showed twice
+    /// is read twice.
     pub fn reads<'a>(&self, keys: impl IntoIterator<Item = &'a Bytes>) -> Vec<Operation> {
         let read = |key: &Bytes, seen| Operation {
             client: self.client,
@@ -126,10 +131,14 @@ impl Scanned {
             input: Input::Get,
             output: Output::Read(seen),
         };
-        let mut reads: Vec<_> =
-            self.items.iter().map(|(key, revision, value)| read(key, Some((*revision, value.clone())))).collect();
+        let mut reads: Vec<_> = self
+            .items
+            .iter()
+            .map(|(key, revision, value)| read(key, Some((*revision, value.clone()))))
+            .collect();
         let shown: BTreeSet<&Bytes> = self.items.iter().map(|(key, ..)| key).collect();
-        let absent = keys.into_iter().filter(|key| self.range.contains(key) && !shown.contains(key));
+        let absent =
+            keys.into_iter().filter(|key| self.range.contains(key) && !shown.contains(key));
         reads.extend(absent.map(|key| read(key, None)));
         reads
     }

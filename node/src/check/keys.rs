@@ -1,11 +1,12 @@
 //! The keys that a load has in use, their histories as they grow, and the judge who gets them.
 //!
-//! A key is in use for [`OPERATIONS_PER_KEY`] operations. Then it is retired, and a new one takes its place; once the last of its
-//! operations has ended, its history goes to the judge, a thread of its own, and is forgotten. Where the judge falls behind, whoever
-//! hands a history over waits: at most [`KEYS_WAITING_MAX`] are kept.
+//! A key is in use for [`OPERATIONS_PER_KEY`] operations. Then it is retired, and a new one takes
+//! its place; once the last of its operations has ended, its history goes to the judge, a thread of
+//! its own, and is forgotten. Where the judge falls behind, whoever hands a history over waits: at
+//! most [`KEYS_WAITING_MAX`] are kept.
 //!
-//! **Invariant.** A history is handed over exactly once, and complete: no operation begins on a retired key, and each that began is counted
-//! as under way until it ends.
+//! **Invariant.** A history is handed over exactly once, and complete: no operation begins on a
+//! retired key, and each that began is counted as under way until it ends.
 
 use super::history::{Input, Operation};
 use super::lines::Writer;
@@ -73,10 +74,19 @@ pub(super) type Judged = (Verdict, Vec<Operation>);
 
 /// The prefix under which the keys of a run lie in each shard that has room for it.
 pub fn prefixes(ranges: &[KeyRange], run: &str) -> Vec<Bytes> {
-    let prefix = |range: &KeyRange| Bytes::from([&range.start[..], b"/flotilla-check/", run.as_bytes(), b"/"].concat());
+    let prefix = |range: &KeyRange| {
+        Bytes::from([&range.start[..], b"/flotilla-check/", run.as_bytes(), b"/"].concat())
+    };
     // The last possible key of the prefix must still be the shard's.
-    let fits = |range: &KeyRange, prefix: &Bytes| range.contains(&[&prefix[..], b"99999999999999999999"].concat());
-    ranges.iter().map(|range| (range, prefix(range))).filter(|(range, prefix)| fits(range, prefix)).map(|(_, p)| p).collect()
+    let fits = |range: &KeyRange, prefix: &Bytes| {
+        range.contains(&[&prefix[..], b"99999999999999999999"].concat())
+    };
+    ranges
+        .iter()
+        .map(|range| (range, prefix(range)))
+        .filter(|(range, prefix)| fits(range, prefix))
+        .map(|(_, p)| p)
+        .collect()
 }
 
 /// Nothing is done while one of these is held that could panic.
@@ -85,7 +95,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// So many keys in these shards, and the judge of their histories, who sets `stop` when one is wrong.
+    /// So many keys in these shards, and the judge of their histories, who sets `stop` when one is
+    /// wrong.
     pub(super) fn new(
         keys: usize,
         prefixes: Vec<Bytes>,
@@ -95,7 +106,11 @@ impl Pool {
         let (sender, receiver) = sync_channel(KEYS_WAITING_MAX);
         let judge = std::thread::spawn(move || judge(&receiver, &stop));
         let slots = Mutex::new(Slots { in_use: Vec::new(), made: 0, judge: Some(sender) });
-        let pool = Self { prefixes, slots, history: Mutex::new(History { writer, next_id: 0, error: None }) };
+        let pool = Self {
+            prefixes,
+            slots,
+            history: Mutex::new(History { writer, next_id: 0, error: None }),
+        };
         {
             let mut slots = lock(&pool.slots);
             for _ in 0..keys {
@@ -113,14 +128,16 @@ impl Pool {
     }
 
     fn new_key(&self, slots: &mut Slots) -> Arc<Key> {
-        // One shard after the other; all names of one length, so that those of a shard are in the order in which they were made.
+        // One shard after the other; all names of one length, so that those of a shard are in the
+        // order in which they were made.
         let shard = (slots.made % self.prefixes.len() as u64) as usize;
         slots.made += 1;
         let name = [&self.prefixes[shard][..], format!("{:020}", slots.made).as_bytes()].concat();
         Arc::new(Key { name: name.into(), shard, log: Mutex::default() })
     }
 
-    /// Begins an operation on some key, if it is not retired just now. The first keys are taken more often than the last.
+    /// Begins an operation on some key, if it is not retired just now. The first keys are taken
+    /// more often than the last.
     pub(super) fn begin(&self, rng: &mut Rng) -> Option<Arc<Key>> {
         let (slot, key) = {
             let slots = lock(&self.slots);
@@ -134,11 +151,13 @@ impl Pool {
         })
     }
 
-    /// Begins an operation on every key in use of some shard, and says which range has them and no older ones.
+    /// Begins an operation on every key in use of some shard, and says which range has them and no
+    /// older ones.
     pub(super) fn begin_all(&self, rng: &mut Rng) -> Option<(Vec<Arc<Key>>, KeyRange)> {
         let in_use = lock(&self.slots).in_use.clone();
         let shard = rng.choose(&in_use)?.shard;
-        let keys: Vec<_> = in_use.into_iter().filter(|key| key.shard == shard && key.begin()).collect();
+        let keys: Vec<_> =
+            in_use.into_iter().filter(|key| key.shard == shard && key.begin()).collect();
         let first = keys.iter().map(|key| &key.name).min()?.clone();
         Some((keys, KeyRange::new(first, KeyRange::prefix(self.prefixes[shard].clone()).end)))
     }
@@ -218,7 +237,8 @@ impl Pool {
         lock(&self.history).write(|writer| writer.end_of_key(&key.name));
         let judge = lock(&self.slots).judge.clone();
         if let Some(judge) = judge {
-            // The judge goes on until the last sender is gone, so this fails only if the judge has panicked; who waits for it is told.
+            // The judge goes on until the last sender is gone, so this fails only if the judge has
+            // panicked; who waits for it is told.
             let _ = judge.send(operations);
         }
     }
@@ -276,10 +296,21 @@ mod tests {
 
     #[test]
     fn keys_lie_in_their_shard() {
-        let range = |start: &'static str, end: Option<&'static str>| KeyRange::new(start, end.map(Bytes::from));
-        let ranges = [range("", Some("/flotilla")), range("5v", Some("a")), range("a", Some("a/")), range("m", None)];
+        let range = |start: &'static str, end: Option<&'static str>| {
+            KeyRange::new(start, end.map(Bytes::from))
+        };
+        let ranges = [
+            range("", Some("/flotilla")),
+            range("5v", Some("a")),
+            range("a", Some("a/")),
+            range("m", None),
+        ];
         let names = prefixes(&ranges, "r1");
-        assert_eq!(names, ["5v/flotilla-check/r1/", "m/flotilla-check/r1/"], "the others have no room");
+        assert_eq!(
+            names,
+            ["5v/flotilla-check/r1/", "m/flotilla-check/r1/"],
+            "the others have no room"
+        );
     }
 
     #[test]
@@ -306,7 +337,9 @@ mod tests {
             finish(&key);
         }
         let second = pool.begin(&mut rng).unwrap();
-        assert!(second.name > first.name && !first.begin() && !lock(&first.log).operations.is_empty());
+        assert!(
+            second.name > first.name && !first.begin() && !lock(&first.log).operations.is_empty()
+        );
         finish(&first);
         assert!(lock(&first.log).operations.is_empty(), "it was not handed over");
         let (scanned, range) = pool.begin_all(&mut rng).unwrap();
@@ -317,7 +350,10 @@ mod tests {
         let (verdict, evidence) = judge.join().unwrap();
         let expected = u64::from(OPERATIONS_PER_KEY) + 1;
         assert!(
-            matches!(verdict, Verdict::Linearizable(Summary { keys: 2, operations, .. }) if operations == expected),
+            matches!(
+                verdict,
+                Verdict::Linearizable(Summary { keys: 2, operations, .. }) if operations == expected
+            ),
             "{verdict}"
         );
         assert!(evidence.is_empty() && !stop.load(Ordering::Relaxed));
@@ -329,7 +365,14 @@ mod tests {
         let (pool, judge) = Pool::new(3, vec!["p/".into()], None, stop.clone());
         let key = pool.begin(&mut Rng::new(1)).unwrap();
         let output = Output::Read(Some((Revision(1), "nobody's".into())));
-        let read = Operation { client: 1, key: key.name.clone(), called: 1, returned: Some(2), input: Input::Get, output };
+        let read = Operation {
+            client: 1,
+            key: key.name.clone(),
+            called: 1,
+            returned: Some(2),
+            input: Input::Get,
+            output,
+        };
         pool.finish(&key, Some((1, read.clone())));
         pool.end();
         let (verdict, evidence) = judge.join().unwrap();

@@ -1,34 +1,44 @@
-//! The search: is there an order of the operations of one key that respects real time and that a register could have gone through?
+//! The search: is there an order of the operations of one key that respects real time and that a
+//! register could have gone through?
 //!
-//! Depth first, after Wing & Gong with the cache of Lowe ("Testing for linearizability", 2017): of the operations that are left, any
-//! that was called before the first of them returned may be next; a pair (operations done, register) that was met before is not
-//! entered again. Histories are decided in about as many steps as they have operations, because of three things that hold of
+//! Depth first, after Wing & Gong with the cache of Lowe ("Testing for linearizability", 2017): of
+//! the operations that are left, any that was called before the first of them returned may be next;
+//! a pair (operations done, register) that was met before is not entered again. Histories are
+//! decided in about as many steps as they have operations, because of three things that hold of
 //! revisions and of unknown outcomes:
 //!
-//! 1. **Revisions order the writes.** A definite step that shows revision *r* is impossible once the key is past *r*. Where such a
-//!    step is left behind, the branch is dead ([`Step::deadline`]). Among puts that may be next only the one with the lowest
-//!    revision ever survives this.
-//! 2. **A read of what is there goes first.** A read (or a failed condition) that may be next and leaves the register as it is can be
-//!    taken at once, without an alternative: in any order that works it can be moved to the front, since nothing else needs it. Of
-//!    deletes this is not true: one that finds nothing now may be needed later.
-//! 3. **An unknown write takes effect only where it is needed.** It has no return, so it can always be put off. Take, of all orders
-//!    that work, one with the fewest unknown writes in effect, and among those one in which they come as late as possible. Let `U` be
-//!    one of its unknown writes, `S` the register before it, and `X` the step right behind it.
+//! 1. **Revisions order the writes.** A definite step that shows revision *r* is impossible once
+//!    the key is past *r*. Where such a step is left behind, the branch is dead
+//!    ([`Step::deadline`]). Among puts that may be next only the one with the lowest revision ever
+//!    survives this.
+//! 2. **A read of what is there goes first.** A read (or a failed condition) that may be next and
+//!    leaves the register as it is can be taken at once, without an alternative: in any order that
+//!    works it can be moved to the front, since nothing else needs it. Of deletes this is not true:
+//!    one that finds nothing now may be needed later.
+//! 3. **An unknown write takes effect only where it is needed.** It has no return, so it can always
+//!    be put off. Take, of all orders that work, one with the fewest unknown writes in effect, and
+//!    among those one in which they come as late as possible. Let `U` be one of its unknown writes,
+//!    `S` the register before it, and `X` the step right behind it.
 //!    - There is an `X`, or `U` could be left out.
-//!    - If `X` writes and would have been possible at `S`, then `U` could be left out: `X` covers it at once, nobody saw it, and the
-//!      register after `X` is the same or has a lower floor, which allows more.
-//!    - If `X` writes nothing, would have been possible at `S`, and `S` has an exact revision, then `X` could come before `U`: it
-//!      changes nothing at `S`, and `U` comes later.
+//!    - If `X` writes and would have been possible at `S`, then `U` could be left out: `X` covers
+//!      it at once, nobody saw it, and the register after `X` is the same or has a lower floor,
+//!      which allows more.
+//!    - If `X` writes nothing, would have been possible at `S`, and `S` has an exact revision, then
+//!      `X` could come before `U`: it changes nothing at `S`, and `U` comes later.
 //!
-//!    So after an unknown write only a step that *was not possible without it* is tried ([`needs`]). A put that nobody ever saw, and
-//!    whose revision and presence nobody ever depended on, is thereby never tried at all, whereas one whose revision shows up in a
-//!    failed condition is. Where the revision of `S` itself is open (two unknown writes in a row), `X` might pin the one or the other,
-//!    and both are tried. After each step that is no unknown write the revision is exact.
+//!    So after an unknown write only a step that *was not possible without it* is tried
+//!    ([`needs`]). A put that nobody ever saw, and whose revision and presence nobody ever depended
+//!    on, is thereby never tried at all, whereas one whose revision shows up in a failed condition
+//!    is. Where the revision of `S` itself is open (two unknown writes in a row), `X` might pin the
+//!    one or the other, and both are tried. After each step that is no unknown write the revision
+//!    is exact.
 //!
-//! Unknown writes that ask for the same thing are interchangeable once they are called: only the first that is left is tried. Of
-//! deletes that were answered and asked for the same, only the one that returned first: whatever works with another works with it.
+//! Unknown writes that ask for the same thing are interchangeable once they are called: only the
+//! first that is left is tried. Of deletes that were answered and asked for the same, only the one
+//! that returned first: whatever works with another works with it.
 //!
-//! The cache is bounded, and so is the number of steps; beyond it there is no verdict ([`Found::GaveUp`]).
+//! The cache is bounded, and so is the number of steps; beyond it there is no verdict
+//! ([`Found::GaveUp`]).
 
 use super::register::{Kind, Register, Step};
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +66,8 @@ pub(super) enum Found {
 pub(super) struct Stuck {
     /// The register there.
     pub(super) register: Register,
-    /// The step that had to be done by then, by its number: of those left, the one that returned first.
+    /// The step that had to be done by then, by its number: of those left, the one that returned
+    /// first.
     pub(super) step: usize,
     /// How many definite steps were done.
     pub(super) done: usize,
@@ -69,7 +80,8 @@ pub(super) fn search(steps: &[Step], steps_max: u64) -> (Found, u64) {
     (found, search.tried)
 }
 
-/// Whether `kind` was possible only because of the unknown write that turned `before` into what it is now.
+/// Whether `kind` was possible only because of the unknown write that turned `before` into what it
+/// is now.
 fn needs(kind: &Kind, before: &Register) -> bool {
     before.after(kind).is_none() || (before.is_open() && !kind.writes())
 }
@@ -90,7 +102,8 @@ impl Bits {
     }
 }
 
-/// Where in the three orders of definite steps the first that is left stands. Only grows along a branch.
+/// Where in the three orders of definite steps the first that is left stands. Only grows along a
+/// branch.
 #[derive(Clone, Copy, Debug, Default)]
 struct Front {
     called: usize,
@@ -103,7 +116,8 @@ struct Front {
 struct Move {
     step: usize,
     register: Register,
-    /// For an unknown write: the register before, which the next step must not have been possible at.
+    /// For an unknown write: the register before, which the next step must not have been possible
+    /// at.
     owes: Option<Register>,
 }
 
@@ -153,7 +167,11 @@ impl<'a> Search<'a> {
         }
         let mut optional: Vec<_> = classes.into_values().collect();
         optional.iter_mut().for_each(|class| class.sort_by_key(|n| steps[*n].called));
-        let stuck = Stuck { register: Register::default(), step: by_returned.first().copied().unwrap_or(0), done: 0 };
+        let stuck = Stuck {
+            register: Register::default(),
+            step: by_returned.first().copied().unwrap_or(0),
+            done: 0,
+        };
         Self {
             steps,
             by_called,
@@ -210,20 +228,40 @@ impl<'a> Search<'a> {
     }
 
     /// Goes on from `register`, with what is in `done` newly done.
-    fn enter(&mut self, mut done: Vec<usize>, register: Register, owes: Option<Register>, mut front: Front) -> Entered {
-        debug_assert!(owes.is_some() || !register.is_open(), "a revision is open, and no unknown write came last");
+    fn enter(
+        &mut self,
+        mut done: Vec<usize>,
+        register: Register,
+        owes: Option<Register>,
+        mut front: Front,
+    ) -> Entered {
+        debug_assert!(
+            owes.is_some() || !register.is_open(),
+            "a revision is open, and no unknown write came last"
+        );
         let first_return = loop {
             let Some(first_return) = self.advance(&mut front) else { return Entered::Finished };
-            let still = |n: &usize| !self.steps[*n].kind.writes() && register.after(&self.steps[*n].kind) == Some(register);
-            let greedy = if owes.is_some() { None } else { self.definite(front, first_return).find(still) };
+            let still = |n: &usize| {
+                !self.steps[*n].kind.writes()
+                    && register.after(&self.steps[*n].kind) == Some(register)
+            };
+            let greedy =
+                if owes.is_some() { None } else { self.definite(front, first_return).find(still) };
             let Some(step) = greedy else { break first_return };
             self.take(step);
             done.push(step);
         };
         if owes.is_none() && self.definite_done >= self.stuck.done {
-            self.stuck = Stuck { register, step: self.by_returned[front.returned], done: self.definite_done };
+            self.stuck = Stuck {
+                register,
+                step: self.by_returned[front.returned],
+                done: self.definite_done,
+            };
         }
-        let late = self.by_deadline.get(front.deadline).is_some_and(|(deadline, _)| *deadline < register.position());
+        let late = self
+            .by_deadline
+            .get(front.deadline)
+            .is_some_and(|(deadline, _)| *deadline < register.position());
         if late || !self.seen.insert((self.done.clone(), register, owes)) {
             self.take_back(&done);
             return Entered::Dead;
@@ -243,7 +281,10 @@ impl<'a> Search<'a> {
             _ => true,
         });
         moves.extend(self.optional.iter().filter_map(|class| {
-            let step = *class.iter().find(|n| !self.done.has(**n)).filter(|n| self.steps[**n].called <= first_return)?;
+            let step = *class
+                .iter()
+                .find(|n| !self.done.has(**n))
+                .filter(|n| self.steps[**n].called <= first_return)?;
             let kind = &self.steps[step].kind;
             let after = needed(kind).then(|| register.after(kind))??;
             Some(Move { step, register: after, owes: Some(register) })
@@ -251,7 +292,8 @@ impl<'a> Search<'a> {
         Entered::Node(Node { done, moves, next: 0, front })
     }
 
-    /// Moves the front past what is done, and says when the first step that is left returned; `None` when none is left.
+    /// Moves the front past what is done, and says when the first step that is left returned;
+    /// `None` when none is left.
     fn advance(&self, front: &mut Front) -> Option<u64> {
         let past = |at: &mut usize, step: &dyn Fn(usize) -> Option<usize>| {
             while step(*at).is_some_and(|step| self.done.has(step)) {
@@ -264,9 +306,11 @@ impl<'a> Search<'a> {
         self.by_returned.get(front.returned).map(|step| self.steps[*step].returned)
     }
 
-    /// The definite steps that may be next: left, and not called after another that is left had returned.
+    /// The definite steps that may be next: left, and not called after another that is left had
+    /// returned.
     fn definite(&self, front: Front, first_return: u64) -> impl Iterator<Item = usize> + '_ {
         let left = self.by_called[front.called..].iter().copied();
-        left.take_while(move |n| self.steps[*n].called <= first_return).filter(|n| !self.done.has(*n))
+        left.take_while(move |n| self.steps[*n].called <= first_return)
+            .filter(|n| !self.done.has(*n))
     }
 }

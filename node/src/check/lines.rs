@@ -8,10 +8,12 @@
 //! {"end_of_key":"a/…"}
 //! ```
 //!
-//! A write stands there twice: when it is asked, and when it is answered; the second line replaces the first. So a file that was cut
-//! off anywhere lacks no write whose value a read in it shows: writes that are still pending have an unknown outcome, and the rest is
-//! judged as ever. Bytes that are no text stand under `key_b64`, `value_b64`, `read_b64`, in base64. `end_of_key` says that nothing
-//! more comes for a key, so that whoever reads the file can judge the key and forget it.
+//! A write stands there twice: when it is asked, and when it is answered; the second line replaces
+//! the first. So a file that was cut off anywhere lacks no write whose value a read in it shows:
+//! writes that are still pending have an unknown outcome, and the rest is judged as ever. Bytes
+//! that are no text stand under `key_b64`, `value_b64`, `read_b64`, in base64. `end_of_key` says
+//! that nothing more comes for a key, so that whoever reads the file can judge the key and forget
+//! it.
 
 use super::history::{Input, Operation, Output};
 use super::{Verdict, check_key};
@@ -47,7 +49,14 @@ impl Header {
     /// Of a load that counts in microseconds.
     pub fn new(seed: u64, endpoints: Vec<String>, consistency: &str) -> Self {
         let (format, version) = (FORMAT.to_owned(), VERSION);
-        Self { format, version, seed, endpoints, consistency: consistency.into(), unit: "microseconds".into() }
+        Self {
+            format,
+            version,
+            seed,
+            endpoints,
+            consistency: consistency.into(),
+            unit: "microseconds".into(),
+        }
     }
 }
 
@@ -201,13 +210,30 @@ impl Written {
         let revision = operation.revision().filter(|_| !pending).map(|revision| revision.0);
         let Operation { client, called, returned, .. } = *operation;
         let returned = returned.filter(|_| !pending);
-        Self { id, client, key, key_b64, called, returned, op, value, value_b64, condition, answer, revision, read, read_b64 }
+        Self {
+            id,
+            client,
+            key,
+            key_b64,
+            called,
+            returned,
+            op,
+            value,
+            value_b64,
+            condition,
+            answer,
+            revision,
+            read,
+            read_b64,
+        }
     }
 
     fn operation(self) -> Result<Operation, String> {
         let bytes = |name: &str, text: &Option<String>, base64: &Option<String>| {
             let bytes = bytes_of(text.as_deref(), base64.as_deref());
-            bytes.map(Bytes::from).ok_or_else(|| format!("{name} is wanted, or {name}_b64 in base64"))
+            bytes
+                .map(Bytes::from)
+                .ok_or_else(|| format!("{name} is wanted, or {name}_b64 in base64"))
         };
         let condition = match self.condition {
             None => Condition::Always,
@@ -217,21 +243,34 @@ impl Written {
         };
         let input = match self.op {
             Op::Get => Input::Get,
-            Op::Put => Input::Put { value: bytes("value", &self.value, &self.value_b64)?, condition },
+            Op::Put => {
+                Input::Put { value: bytes("value", &self.value, &self.value_b64)?, condition }
+            }
             Op::Delete => Input::Delete { condition },
         };
         let revision = || self.revision.map(Revision).ok_or("a revision is wanted");
         let output = match self.answer {
-            Answer::Value => Output::Read(Some((revision()?, bytes("read", &self.read, &self.read_b64)?))),
+            Answer::Value => {
+                Output::Read(Some((revision()?, bytes("read", &self.read, &self.read_b64)?)))
+            }
             Answer::Missing => Output::Read(None),
             Answer::Written => Output::Written { revision: revision()? },
             Answer::Deleted => Output::Deleted,
-            Answer::ConditionFailed => Output::ConditionFailed { current: self.revision.map(Revision) },
+            Answer::ConditionFailed => {
+                Output::ConditionFailed { current: self.revision.map(Revision) }
+            }
             Answer::Refused => Output::Refused,
             Answer::Pending | Answer::Unknown => Output::Unknown,
         };
         let key = bytes("key", &self.key, &self.key_b64)?;
-        Ok(Operation { client: self.client, key, called: self.called, returned: self.returned, input, output })
+        Ok(Operation {
+            client: self.client,
+            key,
+            called: self.called,
+            returned: self.returned,
+            input,
+            output,
+        })
     }
 }
 
@@ -271,20 +310,31 @@ type Open = BTreeMap<u64, (Operation, bool)>;
 pub fn verify(mut input: impl BufRead) -> Result<Verified, ReadError> {
     let mut buffer = Vec::new();
     input.read_until(b'\n', &mut buffer)?;
-    let header: Header = serde_json::from_slice(&buffer)
-        .map_err(|error| ReadError::Line { line: 1, why: format!("this is no history of flotilla check: {error}") })?;
+    let header: Header = serde_json::from_slice(&buffer).map_err(|error| ReadError::Line {
+        line: 1,
+        why: format!("this is no history of flotilla check: {error}"),
+    })?;
     if header.format != FORMAT || header.version != VERSION {
-        let why = format!("{} version {}; this binary reads {FORMAT} version {VERSION}", header.format, header.version);
+        let why = format!(
+            "{} version {}; this binary reads {FORMAT} version {VERSION}",
+            header.format, header.version
+        );
         return Err(ReadError::Line { line: 1, why });
     }
-    let mut verified = Verified { header, verdict: Verdict::Linearizable(super::Summary::default()), pending: 0, torn: false };
+    let mut verified = Verified {
+        header,
+        verdict: Verdict::Linearizable(super::Summary::default()),
+        pending: 0,
+        torn: false,
+    };
     let mut keys: BTreeMap<Bytes, Open> = BTreeMap::new();
     for line in 2.. {
         buffer.clear();
         if input.read_until(b'\n', &mut buffer)? == 0 {
             break;
         }
-        let parsed = serde_json::from_slice::<Line>(&buffer).map_err(|_| "this is no line of a history".to_owned());
+        let parsed = serde_json::from_slice::<Line>(&buffer)
+            .map_err(|_| "this is no line of a history".to_owned());
         let taken = parsed.and_then(|parsed| verified.take(parsed, &mut keys));
         if let Err(why) = taken {
             if !buffer.ends_with(b"\n") {
@@ -310,7 +360,8 @@ impl Verified {
     fn take(&mut self, line: Line, keys: &mut BTreeMap<Bytes, Open>) -> Result<(), String> {
         match line {
             Line::End(End { end_of_key, end_of_key_b64 }) => {
-                let key = bytes_of(end_of_key.as_deref(), end_of_key_b64.as_deref()).ok_or("which key has ended?")?;
+                let key = bytes_of(end_of_key.as_deref(), end_of_key_b64.as_deref())
+                    .ok_or("which key has ended?")?;
                 if let Some(open) = keys.remove(&Bytes::from(key)) {
                     self.judge(&open);
                 }
@@ -327,7 +378,8 @@ impl Verified {
     fn judge(&mut self, open: &Open) {
         self.pending += open.values().filter(|(_, pending)| *pending).count() as u64;
         let operations: Vec<&Operation> = open.values().map(|(operation, _)| operation).collect();
-        let so_far = std::mem::replace(&mut self.verdict, Verdict::Linearizable(super::Summary::default()));
+        let so_far =
+            std::mem::replace(&mut self.verdict, Verdict::Linearizable(super::Summary::default()));
         self.verdict = so_far.and(check_key(&operations));
     }
 }
@@ -345,25 +397,38 @@ mod tests {
             input,
             output,
         };
-        let put = |value: &'static [u8], condition| Input::Put { value: Bytes::from_static(value), condition };
+        let put = |value: &'static [u8], condition| Input::Put {
+            value: Bytes::from_static(value),
+            condition,
+        };
         let five = Revision(5);
         vec![
             at(1, put(b"one", Condition::Absent), Output::Written { revision: five }),
             at(2, Input::Get, Output::Read(Some((five, Bytes::from_static(b"one"))))),
             at(3, put(b"\xff", Condition::At(five)), Output::Unknown),
             at(4, put(b"two", Condition::Always), Output::Refused),
-            at(5, put(b"three", Condition::At(Revision(1))), Output::ConditionFailed { current: Some(Revision(6)) }),
+            at(
+                5,
+                put(b"three", Condition::At(Revision(1))),
+                Output::ConditionFailed { current: Some(Revision(6)) },
+            ),
             at(6, Input::Get, Output::Read(Some((Revision(6), Bytes::from_static(b"\xff"))))),
             at(7, Input::Delete { condition: Condition::Present }, Output::Deleted),
-            at(8, Input::Delete { condition: Condition::At(five) }, Output::ConditionFailed { current: None }),
+            at(
+                8,
+                Input::Delete { condition: Condition::At(five) },
+                Output::ConditionFailed { current: None },
+            ),
             at(9, Input::Get, Output::Read(None)),
         ]
     }
 
-    /// The history as a file; reads are written as they are answered, writes also as they are asked.
+    /// The history as a file; reads are written as they are answered, writes also as they are
+    /// asked.
     fn file(ended: bool) -> String {
         let mut out = Vec::new();
-        let mut writer = Writer::new(&mut out, &Header::new(7, vec!["http://a:1".into()], "lease")).unwrap();
+        let mut writer =
+            Writer::new(&mut out, &Header::new(7, vec!["http://a:1".into()], "lease")).unwrap();
         for (id, operation) in operations().iter().enumerate() {
             if operation.input != Input::Get {
                 writer.asked(id as u64, operation).unwrap();
@@ -381,13 +446,22 @@ mod tests {
     fn a_history_is_read_as_it_was_written() {
         for ended in [false, true] {
             let verified = verify(file(ended).as_bytes()).unwrap();
-            assert_eq!(verified.verdict, super::super::check(&operations()), "the end of the key is there: {ended}");
-            assert!(matches!(verified.verdict, Verdict::Linearizable(summary) if summary.operations == 9));
+            assert_eq!(
+                verified.verdict,
+                super::super::check(&operations()),
+                "the end of the key is there: {ended}"
+            );
+            assert!(matches!(
+                verified.verdict,
+                Verdict::Linearizable(summary) if summary.operations == 9
+            ));
             assert_eq!((verified.pending, verified.torn, verified.header.seed), (0, false, 7));
         }
         for operation in operations() {
             let json = serde_json::to_string(&Written::of(3, &operation, false)).unwrap();
-            let Line::Operation(read) = serde_json::from_str(&json).unwrap() else { panic!("{json}") };
+            let Line::Operation(read) = serde_json::from_str(&json).unwrap() else {
+                panic!("{json}")
+            };
             assert_eq!(read.operation().unwrap(), operation, "{json}");
         }
     }
@@ -398,7 +472,8 @@ mod tests {
         let header = whole.find('\n').unwrap();
         let (mut torn, mut pending) = (0, 0);
         for cut in header + 1..=whole.len() {
-            let verified = verify(&whole.as_bytes()[..cut]).unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
+            let verified = verify(&whole.as_bytes()[..cut])
+                .unwrap_or_else(|error| panic!("cut at {cut}: {error}"));
             assert!(verified.verdict.is_linearizable(), "cut at {cut}: {}", verified.verdict);
             torn += u64::from(verified.torn);
             pending += verified.pending;
@@ -408,12 +483,15 @@ mod tests {
 
     #[test]
     fn what_is_wrong_in_the_file_is_found() {
-        let stale = file(true).replace(r#""answer":"missing""#, r#""answer":"value","revision":5,"read":"one""#);
+        let stale = file(true)
+            .replace(r#""answer":"missing""#, r#""answer":"value","revision":5,"read":"one""#);
         let verified = verify(stale.as_bytes()).unwrap();
         assert!(matches!(verified.verdict, Verdict::Violation(_)), "{}", verified.verdict);
         let odd = file(true).replacen("\"op\":\"get\"", "\"op\":\"fetch\"", 1);
         assert!(matches!(verify(odd.as_bytes()), Err(ReadError::Line { line: 4, .. })));
-        for bad in ["", "{}\n", "hello\n", &file(true).replacen("\"version\":1", "\"version\":2", 1)] {
+        for bad in
+            ["", "{}\n", "hello\n", &file(true).replacen("\"version\":1", "\"version\":2", 1)]
+        {
             let error = verify(bad.as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("line 1: "), "{error}");
         }

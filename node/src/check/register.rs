@@ -1,14 +1,16 @@
 //! The model: what one key may be, and what each answer says about it.
 //!
-//! A [`Register`] is absent or holds a value at a revision. Every put that takes effect gives the key a revision above all that it
-//! ever had, also across deletion and re-creation. The revision of a put that was answered is known; that of a put with an unknown
-//! outcome is not, until somebody is shown it. So a revision is either exact, or anything from a lower bound on ([`Held::open`]),
+//! A [`Register`] is absent or holds a value at a revision. Every put that takes effect gives the
+//! key a revision above all that it ever had, also across deletion and re-creation. The revision of
+//! a put that was answered is known; that of a put with an unknown outcome is not, until somebody
+//! is shown it. So a revision is either exact, or anything from a lower bound on ([`Held::open`]),
 //! and what somebody is shown pins it.
 //!
-//! That deletions consume revisions too is how Flotilla does it and nothing that a client is promised: not asked for here.
+//! That deletions consume revisions too is how Flotilla does it and nothing that a client is
+//! promised: not asked for here.
 //!
-//! A [`Step`] is an operation with its answer, in the form in which the search plays it against a register. What was refused is no
-//! step at all, nor is a read without an answer.
+//! A [`Step`] is an operation with its answer, in the form in which the search plays it against a
+//! register. What was refused is no step at all, nor is a read without an answer.
 
 use super::history::{Input, Operation, Output};
 use bytes::Bytes;
@@ -36,7 +38,8 @@ pub(super) struct Held {
 /// The state of one key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Register {
-    /// The revision of the last put; where that is open, the lowest that it can be. 0 before the first.
+    /// The revision of the last put; where that is open, the lowest that it can be. 0 before the
+    /// first.
     pub(super) floor: u64,
     /// What the key holds, if it is there.
     pub(super) held: Option<Held>,
@@ -112,33 +115,41 @@ pub(super) struct Step {
 }
 
 impl Step {
-    /// The same operation as it would stand there if nothing were known of it but that it was asked: it took effect at any time at
-    /// all, or never. `None` for what writes nothing, which then says nothing.
+    /// The same operation as it would stand there if nothing were known of it but that it was
+    /// asked: it took effect at any time at all, or never. `None` for what writes nothing, which
+    /// then says nothing.
     ///
     /// Whatever order fits a history fits it with one operation relaxed, too.
     pub(super) fn relaxed(self) -> Option<Self> {
         match self.kind {
             Kind::See(_) | Kind::Fail(..) => None,
-            Kind::Put(..) | Kind::Delete(_) => Some(Self { called: 0, returned: u64::MAX, optional: true, ..self }),
+            Kind::Put(..) | Kind::Delete(_) => {
+                Some(Self { called: 0, returned: u64::MAX, optional: true, ..self })
+            }
         }
     }
 
-    /// How far a register may have gone, as [`Register::position`] counts, for this to be possible at all. Revisions only grow: what
-    /// shows revision 5 is impossible from the moment on at which the key is past it.
+    /// How far a register may have gone, as [`Register::position`] counts, for this to be possible
+    /// at all. Revisions only grow: what shows revision 5 is impossible from the moment on at which
+    /// the key is past it.
     pub(super) fn deadline(&self) -> u128 {
         let seen = |revision: u64| 2 * u128::from(revision);
-        let condition = |when| if let When::At(revision) = when { seen(revision) } else { u128::MAX };
+        let condition =
+            |when| if let When::At(revision) = when { seen(revision) } else { u128::MAX };
         match self.kind {
             Kind::See(Some((revision, _))) | Kind::Fail(_, Some(revision)) => seen(revision),
             Kind::See(None) | Kind::Fail(_, None) => u128::MAX,
-            Kind::Put(_, when, Some(revision)) => condition(when).min(seen(revision).saturating_sub(1)),
+            Kind::Put(_, when, Some(revision)) => {
+                condition(when).min(seen(revision).saturating_sub(1))
+            }
             Kind::Put(_, when, None) | Kind::Delete(when) => condition(when),
         }
     }
 }
 
 impl Register {
-    /// How far the key has gone: past every revision below its own, and when it is absent past the last one too.
+    /// How far the key has gone: past every revision below its own, and when it is absent past the
+    /// last one too.
     pub(super) fn position(&self) -> u128 {
         2 * u128::from(self.floor) + u128::from(self.held.is_none())
     }
@@ -158,9 +169,14 @@ impl Register {
                 let before = self.meeting(when)?;
                 match revision {
                     Some(revision) if revision <= before.floor => None,
-                    Some(revision) => Some(Self { floor: revision, held: Some(Held { value, open: false }) }),
+                    Some(revision) => {
+                        Some(Self { floor: revision, held: Some(Held { value, open: false }) })
+                    }
                     // A revision that does not exist would be needed above the highest one.
-                    None => Some(Self { floor: before.floor.checked_add(1)?, held: Some(Held { value, open: true }) }),
+                    None => Some(Self {
+                        floor: before.floor.checked_add(1)?,
+                        held: Some(Held { value, open: true }),
+                    }),
                 }
             }
             Kind::Delete(when) => Some(Self { held: None, ..self.meeting(when)? }),
@@ -190,7 +206,8 @@ impl Register {
     }
 }
 
-/// Turns the operations of one key into steps, in the order of the operations; `None` for what says nothing.
+/// Turns the operations of one key into steps, in the order of the operations; `None` for what says
+/// nothing.
 pub(super) fn steps<'a>(operations: &[&'a Operation]) -> Vec<Option<Step>> {
     // 0 is what nobody read.
     let mut numbers: BTreeMap<&'a Bytes, u32> = BTreeMap::new();
@@ -205,12 +222,16 @@ pub(super) fn steps<'a>(operations: &[&'a Operation]) -> Vec<Option<Step>> {
         let optional = operation.output == Output::Unknown;
         let kind = match (&operation.input, &operation.output) {
             (_, Output::Refused) | (Input::Get, Output::Unknown) => return None,
-            (_, Output::Read(seen)) => Kind::See(seen.as_ref().map(|(revision, value)| (revision.0, number(value)))),
-            (Input::Put { condition, .. } | Input::Delete { condition }, Output::ConditionFailed { current }) => {
-                Kind::Fail((*condition).into(), current.map(|revision| revision.0))
+            (_, Output::Read(seen)) => {
+                Kind::See(seen.as_ref().map(|(revision, value)| (revision.0, number(value))))
             }
+            (
+                Input::Put { condition, .. } | Input::Delete { condition },
+                Output::ConditionFailed { current },
+            ) => Kind::Fail((*condition).into(), current.map(|revision| revision.0)),
             (Input::Put { value, condition }, output) => {
-                let revision = if let Output::Written { revision } = output { Some(revision.0) } else { None };
+                let revision =
+                    if let Output::Written { revision } = output { Some(revision.0) } else { None };
                 Kind::Put(number(value), (*condition).into(), revision)
             }
             (Input::Delete { condition }, _) => Kind::Delete((*condition).into()),

@@ -1,10 +1,12 @@
 //! From a history that no order fits to the few operations that show why.
 //!
-//! To drop an operation must not make a failure of its own: without the write, the read of what it wrote would look wrong. So nothing
-//! is dropped, it is **relaxed**: of a write is kept that it may have taken effect at any time at all, or never ([`Step::relaxed`]); what
-//! only shows something says nothing any more. What still fails then is a contradiction between the operations that are left as they
-//! were, wherever all the other writes may stand. Parts are relaxed by halves, quarters and so on, down to single operations, until
-//! none can be relaxed any more; where a search gives up, the part stays as it is.
+//! To drop an operation must not make a failure of its own: without the write, the read of what it
+//! wrote would look wrong. So nothing is dropped, it is **relaxed**: of a write is kept that it may
+//! have taken effect at any time at all, or never ([`Step::relaxed`]); what only shows something
+//! says nothing any more. What still fails then is a contradiction between the operations that are
+//! left as they were, wherever all the other writes may stand. Parts are relaxed by halves,
+//! quarters and so on, down to single operations, until none can be relaxed any more; where a
+//! search gives up, the part stays as it is.
 
 use super::linear::{Found, STEPS_MAX, Stuck, search};
 use super::register::Step;
@@ -22,7 +24,8 @@ pub(super) struct Part {
     pub(super) stuck: Stuck,
 }
 
-/// Shrinks the steps of a history that fails, stuck as it is. `None` stands for an operation that says nothing.
+/// Shrinks the steps of a history that fails, stuck as it is. `None` stands for an operation that
+/// says nothing.
 pub(super) fn shrink(steps: &[Option<Step>], whole: Stuck) -> Part {
     let mut kept: Vec<usize> = (0..steps.len()).filter(|n| steps[*n].is_some()).collect();
     let mut stuck = whole;
@@ -58,12 +61,14 @@ pub(super) fn shrink(steps: &[Option<Step>], whole: Stuck) -> Part {
     Part { kept, stuck }
 }
 
-/// Where the history is stuck with all but `kept` relaxed; `None` where an order works, or nobody knows.
+/// Where the history is stuck with all but `kept` relaxed; `None` where an order works, or nobody
+/// knows.
 fn fails(steps: &[Option<Step>], kept: &[usize]) -> (Option<Stuck>, u64) {
     let mut numbers = Vec::new();
     let mut all = Vec::new();
     for (n, step) in steps.iter().enumerate() {
-        let step = if kept.binary_search(&n).is_ok() { *step } else { step.and_then(Step::relaxed) };
+        let step =
+            if kept.binary_search(&n).is_ok() { *step } else { step.and_then(Step::relaxed) };
         if let Some(step) = step {
             numbers.push(n);
             all.push(step);

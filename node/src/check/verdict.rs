@@ -1,6 +1,7 @@
 //! What comes of a check, and how people read it.
 //!
-//! A [`Violation`] prints as a table of the few operations that contradict each other, and one sentence that says why:
+//! A [`Violation`] prints as a table of the few operations that contradict each other, and one
+//! sentence that says why:
 //!
 //! ```text
 //! key "m/17": 2 of 340 operations can't both be true
@@ -35,8 +36,12 @@ impl Verdict {
     /// Both in one: wrong if one is, otherwise undecided if one is.
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Violation(violation), _) | (_, Self::Violation(violation)) => Self::Violation(violation),
-            (Self::Undecided(undecided), _) | (_, Self::Undecided(undecided)) => Self::Undecided(undecided),
+            (Self::Violation(violation), _) | (_, Self::Violation(violation)) => {
+                Self::Violation(violation)
+            }
+            (Self::Undecided(undecided), _) | (_, Self::Undecided(undecided)) => {
+                Self::Undecided(undecided)
+            }
             (Self::Linearizable(a), Self::Linearizable(b)) => Self::Linearizable(Summary {
                 keys: a.keys + b.keys,
                 operations: a.operations + b.operations,
@@ -80,9 +85,11 @@ pub struct Violation {
     pub key: Bytes,
     /// How many operations on it the history has.
     pub operations: u64,
-    /// The smallest part that was found to contradict itself, wherever all other writes of the key may stand; by call.
+    /// The smallest part that was found to contradict itself, wherever all other writes of the key
+    /// may stand; by call.
     pub part: Vec<Operation>,
-    /// Writes of what the part shows, for whoever reads it; by call. Not needed for the contradiction.
+    /// Writes of what the part shows, for whoever reads it; by call. Not needed for the
+    /// contradiction.
     pub context: Vec<Operation>,
     /// Why no order works, in one sentence.
     pub why: String,
@@ -110,7 +117,8 @@ impl fmt::Display for Verdict {
             Self::Violation(violation) => write!(f, "not linearizable: {violation}"),
             Self::Undecided(Undecided { key, operations, steps }) => write!(
                 f,
-                "undecided: key {}: no verdict on {operations} operations after {steps} steps of the search",
+                "undecided: key {}: no verdict on {operations} operations after {steps} steps of \
+                 the search",
                 quoted_key(key)
             ),
         }
@@ -120,7 +128,13 @@ impl fmt::Display for Verdict {
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = if self.part.len() == 1 { "can't be true" } else { "can't all be true" };
-        writeln!(f, "key {}: {} of {} operations {what}", quoted_key(&self.key), self.part.len(), self.operations)?;
+        writeln!(
+            f,
+            "key {}: {} of {} operations {what}",
+            quoted_key(&self.key),
+            self.part.len(),
+            self.operations
+        )?;
         let row = |operation: &Operation, note: &str| {
             [
                 operation.client.to_string(),
@@ -130,12 +144,14 @@ impl fmt::Display for Violation {
                 answered(&operation.output) + note,
             ]
         };
-        let mut rows = vec![["client", "called", "returned", "asked", "answered"].map(str::to_owned)];
+        let mut rows =
+            vec![["client", "called", "returned", "asked", "answered"].map(str::to_owned)];
         let mut all: Vec<_> = self.part.iter().map(|operation| (operation, "")).collect();
         all.extend(self.context.iter().map(|operation| (operation, " (for context)")));
         all.sort_by_key(|(operation, _)| operation.called);
         rows.extend(all.into_iter().map(|(operation, note)| row(operation, note)));
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let width =
+            |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths = [0, 1, 2, 3].map(width);
         for row in &rows {
             write!(f, "  ")?;
@@ -160,7 +176,9 @@ fn quoted_key(key: &[u8]) -> String {
 
 fn cut(bytes: &[u8], bytes_max: usize) -> String {
     match bytes.get(..bytes_max) {
-        Some(cut) if bytes.len() > bytes_max => format!("\"{}…\" ({} bytes)", cut.escape_ascii(), bytes.len()),
+        Some(cut) if bytes.len() > bytes_max => {
+            format!("\"{}…\" ({} bytes)", cut.escape_ascii(), bytes.len())
+        }
         _ => format!("\"{}\"", bytes.escape_ascii()),
     }
 }
@@ -188,7 +206,9 @@ pub(super) fn answered(output: &Output) -> String {
         Output::Written { revision } => format!("written, revision {revision}"),
         Output::Deleted => "deleted".into(),
         Output::ConditionFailed { current: None } => "condition failed: no such key".into(),
-        Output::ConditionFailed { current: Some(revision) } => format!("condition failed: revision {revision}"),
+        Output::ConditionFailed { current: Some(revision) } => {
+            format!("condition failed: revision {revision}")
+        }
         Output::Refused => "refused, no effect".into(),
         Output::Unknown => "unknown outcome".into(),
     }

@@ -1,15 +1,18 @@
 //! The load that `flotilla check` makes.
 //!
-//! Each client asks one thing after the other, of any node, of one of the keys that are in use: gets, puts, deletes, all with and
-//! without conditions, batches of these on several keys, and scans. Some keys are asked for more than others, so that there is something to contend for. Values are
-//! unique, and keys lie in every shard, under a prefix of this run alone. How keys come and go, and their histories to a verdict while
-//! the load goes on, is told in [`super::keys`].
+//! Each client asks one thing after the other, of any node, of one of the keys that are in use:
+//! gets, puts, deletes, all with and without conditions, batches of these on several keys, and
+//! scans. Some keys are asked for more than others, so that there is something to contend for.
+//! Values are unique, and keys lie in every shard, under a prefix of this run alone. How keys come
+//! and go, and their histories to a verdict while the load goes on, is told in [`super::keys`].
 //!
-//! Some of the gets are stale. Such an answer promises no more than that it was the state at some moment since its age before it was asked
-//! for; so it goes into the history as a read that was called as much earlier, and is judged with all the others.
+//! Some of the gets are stale. Such an answer promises no more than that it was the state at some
+//! moment since its age before it was asked for; so it goes into the history as a read that was
+//! called as much earlier, and is judged with all the others.
 //!
-//! **Invariants.** A call is noted before anything is sent, a return after the whole answer came, both on one monotonic clock. A write is in
-//! the history file before it is sent. What is not certain is an unknown outcome.
+//! **Invariants.** A call is noted before anything is sent, a return after the whole answer came,
+//! both on one monotonic clock. A write is in the history file before it is sent. What is not
+//! certain is an unknown outcome.
 
 use super::Verdict;
 use super::figures::{Figures, Outcome as Counts};
@@ -83,9 +86,16 @@ struct Counted {
 }
 
 impl Load {
-    /// A load on keys under these prefixes, of which there is at least one. The history goes to `file`, if there is one.
-    pub fn new(plan: Plan, probe: Probe, prefixes: Vec<Bytes>, file: Option<(File, Header)>) -> io::Result<Arc<Self>> {
-        let writer = file.map(|(file, header)| Writer::new(BufWriter::new(file), &header)).transpose()?;
+    /// A load on keys under these prefixes, of which there is at least one. The history goes to
+    /// `file`, if there is one.
+    pub fn new(
+        plan: Plan,
+        probe: Probe,
+        prefixes: Vec<Bytes>,
+        file: Option<(File, Header)>,
+    ) -> io::Result<Arc<Self>> {
+        let writer =
+            file.map(|(file, header)| Writer::new(BufWriter::new(file), &header)).transpose()?;
         let stop = Arc::new(AtomicBool::new(false));
         let (pool, judge) = Pool::new(plan.keys, prefixes, writer, stop.clone());
         let (judge, counted) = (Mutex::new(Some(judge)), Mutex::default());
@@ -104,7 +114,8 @@ impl Load {
 
     /// Makes the load, and waits for its verdict. Once; runs on a tokio runtime.
     pub async fn run(self: Arc<Self>) -> Outcome {
-        let clients: Vec<_> = (0..self.plan.clients).map(|n| tokio::spawn(self.clone().client(n))).collect();
+        let clients: Vec<_> =
+            (0..self.plan.clients).map(|n| tokio::spawn(self.clone().client(n))).collect();
         for client in clients {
             // Without the operations of a client that panicked the verdict would be worth nothing.
             if let Err(error) = client.await {
@@ -126,7 +137,8 @@ impl Load {
         Outcome { verdict, evidence, figures, lasted, last_refusal, history_error }
     }
 
-    /// Removes what the run has written, and says whether all of it is gone. What an unknown write may bring later is not.
+    /// Removes what the run has written, and says whether all of it is gone. What an unknown write
+    /// may bring later is not.
     pub async fn clean_up(&self) -> bool {
         let mut clean = true;
         for prefix in self.pool.used_prefixes() {
@@ -146,7 +158,8 @@ impl Load {
 
     /// One client: asks until the time is up.
     async fn client(self: Arc<Self>, client: u64) {
-        // Through another draw: streams of neighbouring states would draw the same numbers, one step apart.
+        // Through another draw: streams of neighbouring states would draw the same numbers, one
+        // step apart.
         let mut rng = Rng::new(Rng::new(self.plan.seed ^ client << 32).next());
         let mut asked = 0;
         while self.begun.elapsed() < self.plan.duration && !self.stop.load(Ordering::Relaxed) {
@@ -168,7 +181,14 @@ impl Load {
         let Some(key) = self.pool.begin(rng) else { return false };
         let input = input(rng, &key.revisions(), client, asked);
         let (name, called) = (&key.name, self.now());
-        let mut operation = Operation { client, key: name.clone(), called, returned: None, input, output: Output::Unknown };
+        let mut operation = Operation {
+            client,
+            key: name.clone(),
+            called,
+            returned: None,
+            input,
+            output: Output::Unknown,
+        };
         let id = self.pool.note_asked(&operation);
         let mut as_of = Some(called);
         let (output, why) = match &operation.input {
@@ -181,9 +201,13 @@ impl Load {
                 })
             }
             Input::Put { value, condition } => {
-                output(self.probe.put(at, name, value, *condition).await, |revision| Output::Written { revision })
+                output(self.probe.put(at, name, value, *condition).await, |revision| {
+                    Output::Written { revision }
+                })
             }
-            Input::Delete { condition } => output(self.probe.delete(at, name, *condition).await, |()| Output::Deleted),
+            Input::Delete { condition } => {
+                output(self.probe.delete(at, name, *condition).await, |()| Output::Deleted)
+            }
         };
         let returned = self.now();
         let refused = output == Output::Refused;
@@ -195,7 +219,8 @@ impl Load {
         refused
     }
 
-    /// Asks a batch about some keys, each once, and says whether all of it was refused. Each operation takes effect by itself.
+    /// Asks a batch about some keys, each once, and says whether all of it was refused. Each
+    /// operation takes effect by itself.
     async fn batch(&self, client: u64, rng: &mut Rng, at: usize, asked: &mut u64) -> bool {
         let (mut keys, mut asks, called) = (Vec::<Arc<Key>>::new(), Vec::new(), self.now());
         let mut operations = Vec::new();
@@ -208,7 +233,14 @@ impl Load {
             *asked += 1;
             let input = input(rng, &key.revisions(), client, *asked);
             asks.push((key.name.clone(), as_asked(&input)));
-            let operation = Operation { client, key: key.name.clone(), called, returned: None, input, output: Output::Unknown };
+            let operation = Operation {
+                client,
+                key: key.name.clone(),
+                called,
+                returned: None,
+                input,
+                output: Output::Unknown,
+            };
             operations.push((self.pool.note_asked(&operation), operation));
             keys.push(key);
         }
@@ -243,10 +275,13 @@ impl Load {
             Told::Answer(mut seen) => {
                 // Keys that were retired, or came into use meanwhile, have no part in it.
                 seen.items.retain(|(name, ..)| keys.iter().any(|key| key.name == *name));
-                let scanned = Scanned { client, range: seen.range, called, returned, items: seen.items };
+                let scanned =
+                    Scanned { client, range: seen.range, called, returned, items: seen.items };
                 (scanned.reads(keys.iter().map(|key| &key.name)), None)
             }
-            Told::ConditionFailed(_) => (Vec::new(), Some("a condition failed that was not sent".to_owned())),
+            Told::ConditionFailed(_) => {
+                (Vec::new(), Some("a condition failed that was not sent".to_owned()))
+            }
             Told::Refused(why) | Told::Unknown(why) => (Vec::new(), Some(why)),
         };
         let refused = why.is_some();
@@ -275,7 +310,11 @@ impl Load {
 
     fn count_one(&self, outcome: Counts, called: u64, returned: u64, why: Option<String>) {
         let mut counted = lock(&self.counted);
-        counted.figures.count(outcome, Duration::from_micros(called), Duration::from_micros(returned));
+        counted.figures.count(
+            outcome,
+            Duration::from_micros(called),
+            Duration::from_micros(returned),
+        );
         if why.is_some() {
             counted.last_refusal = why;
         }
@@ -301,7 +340,8 @@ fn output<T>(told: Told<T>, answered: impl FnOnce(T) -> Output) -> (Output, Opti
     }
 }
 
-/// How a key is read: mostly as the run reads, sometimes by lease, sometimes stale, with a bound or without.
+/// How a key is read: mostly as the run reads, sometimes by lease, sometimes stale, with a bound or
+/// without.
 fn freshness(rng: &mut Rng) -> Freshness {
     match rng.below(100) {
         0..15 => Freshness::Lease,
@@ -310,14 +350,16 @@ fn freshness(rng: &mut Rng) -> Freshness {
     }
 }
 
-/// Since when, in microseconds, what a read shows may have been the state: since it was asked for, or, where it is stale, for as long as it
-/// says, rounded up. `None` where it says nothing. A bound that it breaks does not move it back any further, so that the verdict falls.
+/// Since when, in microseconds, what a read shows may have been the state: since it was asked for,
+/// or, where it is stale, for as long as it says, rounded up. `None` where it says nothing. A bound
+/// that it breaks does not move it back any further, so that the verdict falls.
 fn state_since(called: u64, freshness: Freshness, age: Option<Duration>) -> Option<u64> {
     let Freshness::Stale(age_max) = freshness else { return Some(called) };
     let bound = age_max.map(Duration::from_millis);
     let age = [age, bound].into_iter().flatten().min()?;
     // Shown in whole milliseconds, and measured on another clock.
-    let micros = u64::try_from((age + age / 100).as_micros()).unwrap_or(u64::MAX).saturating_add(2_000);
+    let micros =
+        u64::try_from((age + age / 100).as_micros()).unwrap_or(u64::MAX).saturating_add(2_000);
     Some(called.saturating_sub(micros))
 }
 
@@ -349,7 +391,10 @@ mod tests {
         let (age, second) = (Some(Duration::from_millis(100)), 1_000_000);
         assert_eq!(state_since(second, Freshness::Usual, age), Some(second));
         assert_eq!(state_since(second, Freshness::Lease, None), Some(second));
-        assert_eq!(state_since(second, Freshness::Stale(None), age), Some(second - 101_000 - 2_000));
+        assert_eq!(
+            state_since(second, Freshness::Stale(None), age),
+            Some(second - 101_000 - 2_000)
+        );
         assert_eq!(
             state_since(second, Freshness::Stale(Some(50)), age),
             Some(second - 50_500 - 2_000),
@@ -361,7 +406,10 @@ mod tests {
         let drawn: Vec<_> = (0..1000).map(|_| freshness(&mut rng)).collect();
         let count = |wanted: fn(&Freshness) -> bool| drawn.iter().filter(|f| wanted(f)).count();
         assert!(count(|f| *f == Freshness::Usual) > 600 && count(|f| *f == Freshness::Lease) > 100);
-        assert!(count(|f| *f == Freshness::Stale(None)) > 10 && count(|f| matches!(f, Freshness::Stale(Some(_)))) > 50);
+        assert!(
+            count(|f| *f == Freshness::Stale(None)) > 10
+                && count(|f| matches!(f, Freshness::Stale(Some(_)))) > 50
+        );
     }
 
     #[test]
@@ -369,11 +417,26 @@ mod tests {
         let mut rng = Rng::new(1);
         let seen = [Revision(3), Revision(8)];
         let inputs: Vec<Input> = (0..2_000).map(|n| input(&mut rng, &seen, 1, n)).collect();
-        let count = |wanted: fn(&Input) -> bool| inputs.iter().filter(|input| wanted(input)).count();
+        let count =
+            |wanted: fn(&Input) -> bool| inputs.iter().filter(|input| wanted(input)).count();
         assert!(count(|input| *input == Input::Get) > 600);
-        assert!(count(|input| matches!(input, Input::Put { condition: Condition::At(Revision(8)), .. })) > 150);
-        assert!(count(|input| matches!(input, Input::Put { condition: Condition::At(Revision(3)), .. })) > 10);
-        assert!(count(|input| matches!(input, Input::Delete { condition: Condition::Present })) > 20);
-        assert!(count(|input| matches!(input, Input::Put { condition: Condition::Absent, .. })) > 60);
+        assert!(
+            count(|input| matches!(
+                input,
+                Input::Put { condition: Condition::At(Revision(8)), .. }
+            )) > 150
+        );
+        assert!(
+            count(|input| matches!(
+                input,
+                Input::Put { condition: Condition::At(Revision(3)), .. }
+            )) > 10
+        );
+        assert!(
+            count(|input| matches!(input, Input::Delete { condition: Condition::Present })) > 20
+        );
+        assert!(
+            count(|input| matches!(input, Input::Put { condition: Condition::Absent, .. })) > 60
+        );
     }
 }

@@ -89,7 +89,10 @@ pub(crate) fn run(cert: &Cert) -> anyhow::Result<()> {
             };
             let ca = new_ca(cluster, &args.out)?;
             out(&format!("cluster {}", ca.cluster()))?;
-            out(&format!("wrote {0}/ca.pem and {0}/ca.key; keep the key safe, it can make nodes", args.out.display()))?;
+            out(&format!(
+                "wrote {0}/ca.pem and {0}/ca.key; keep the key safe, it can make nodes",
+                args.out.display()
+            ))?;
         }
         Cert::Node(args) => {
             let ca = load_ca(&args.authority.out)?;
@@ -131,14 +134,21 @@ pub(crate) fn new_ca(cluster: ClusterId, folder: &Path) -> anyhow::Result<Cluste
 pub(crate) fn load_ca(folder: &Path) -> anyhow::Result<ClusterCa> {
     let read = |name: &str| {
         let path = folder.join(name);
-        std::fs::read_to_string(&path).with_context(|| format!("read {}; `flotilla cert ca` makes it", path.display()))
+        std::fs::read_to_string(&path)
+            .with_context(|| format!("read {}; `flotilla cert ca` makes it", path.display()))
     };
     check_private(&folder.join("ca.key")).map_err(anyhow::Error::msg)?;
     Ok(ClusterCa::load(&read("ca.pem")?, &read("ca.key")?)?)
 }
 
 /// Makes a node's certificate and writes it into `folder` as `<name>.pem` and `<name>.key`.
-pub(crate) fn write_node(ca: &ClusterCa, node: NodeId, addresses: &[String], folder: &Path, name: &str) -> anyhow::Result<()> {
+pub(crate) fn write_node(
+    ca: &ClusterCa,
+    node: NodeId,
+    addresses: &[String],
+    folder: &Path,
+    name: &str,
+) -> anyhow::Result<()> {
     let (cert, key) = ca.node(node, addresses)?;
     write_new(&folder.join(format!("{name}.key")), &key, 0o600)?;
     write_new(&folder.join(format!("{name}.pem")), &cert, 0o644)
@@ -148,7 +158,9 @@ pub(crate) fn write_node(ca: &ClusterCa, node: NodeId, addresses: &[String], fol
 fn write_new(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path);
     match file {
-        Ok(mut file) => file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display())),
+        Ok(mut file) => {
+            file.write_all(text.as_bytes()).with_context(|| format!("write {}", path.display()))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             bail!("{} is there already; remove it first if you mean to replace it", path.display())
         }
@@ -162,9 +174,12 @@ mod tests {
 
     #[test]
     fn a_host_has_no_port() {
-        for (text, taken) in
-            [("10.0.0.1", "10.0.0.1"), (" db-1.example ", "db-1.example"), ("[fd00::1]", "fd00::1"), ("fd00::1", "fd00::1")]
-        {
+        for (text, taken) in [
+            ("10.0.0.1", "10.0.0.1"),
+            (" db-1.example ", "db-1.example"),
+            ("[fd00::1]", "fd00::1"),
+            ("fd00::1", "fd00::1"),
+        ] {
             assert_eq!(host(text).as_deref(), Ok(taken));
         }
         for bad in ["", "10.0.0.1:7101", "db-1:7101", "[fd00::1]:7101"] {

@@ -1,8 +1,9 @@
 //! `flotilla dev`: a real cluster on this machine.
 //!
-//! One process per node, QUIC with mutual TLS between them, data kept between runs. Everything is an ordinary node that was
-//! started with `flotilla start --config <data>/n<i>/flotilla.toml`, so that any of them can be killed and started again by hand.
-//! A node that was killed stays down until somebody starts it; the others go on. What the folder holds, and what is done about it, is
+//! One process per node, QUIC with mutual TLS between them, data kept between runs. Everything is
+//! an ordinary node that was started with `flotilla start --config <data>/n<i>/flotilla.toml`, so
+//! that any of them can be killed and started again by hand. A node that was killed stays down
+//! until somebody starts it; the others go on. What the folder holds, and what is done about it, is
 //! `dev_folder`'s story.
 //!
 //! ```text
@@ -13,8 +14,8 @@
 //! <data>/n<i>/data/                its data
 //! ```
 //!
-//! Ctrl-C, SIGTERM and the end of the terminal stop the cluster in good order; a second one of them at once. That nobody reads the output
-//! any more (`flotilla dev | head -1`) stops nothing.
+//! Ctrl-C, SIGTERM and the end of the terminal stop the cluster in good order; a second one of them
+//! at once. That nobody reads the output any more (`flotilla dev | head -1`) stops nothing.
 
 use super::dev_folder::{self, Folder, Member, NODES_MAX, Wanted, reached_at};
 use super::{err, out};
@@ -39,25 +40,27 @@ const STOP_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A real cluster on this machine: one process per node, data kept between runs, until Ctrl-C.
 #[derive(Args)]
-#[command(
-    after_help = "Example:  flotilla dev --nodes 3 --shards 8\n\nThen:     curl -X PUT --data hello http://127.0.0.1:7001/v1/kv/greeting"
-)]
+#[command(after_help = "Example:  flotilla dev --nodes 3 --shards 8\n\n\
+                        Then:     curl -X PUT --data hello http://127.0.0.1:7001/v1/kv/greeting")]
 pub(crate) struct Dev {
     /// How many nodes [default: 3, or as many as the folder has].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
     nodes: Option<u64>,
-    /// How many shards the key space is cut into when the cluster is made [default: 8, or as many as it was made with].
+    /// How many shards the key space is cut into when the cluster is made [default: 8, or as many
+    /// as it was made with].
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     shards: Option<u64>,
     /// The folder to keep everything in; what is there already is started again.
     #[arg(long, default_value = "flotilla-dev", value_name = "FOLDER")]
     data: PathBuf,
-    /// Where the first node serves HTTP [default: 127.0.0.1:7001, or where it did]. Node i: that port + i - 1; QUIC: 100 above.
+    /// Where the first node serves HTTP [default: 127.0.0.1:7001, or where it did]. Node i: that
+    /// port + i - 1; QUIC: 100 above.
     #[arg(long, value_name = "ADDRESS", value_parser = http_address)]
     http: Option<SocketAddr>,
 }
 
-/// Reads `127.0.0.1:7001`, `localhost:7001`, `[::1]:7001`, `0.0.0.0:7001`, `http://…` before them, or a port alone.
+/// Reads `127.0.0.1:7001`, `localhost:7001`, `[::1]:7001`, `0.0.0.0:7001`, `http://…` before them,
+/// or a port alone.
 fn http_address(text: &str) -> Result<SocketAddr, String> {
     let bare = text.trim().trim_start_matches("http://").trim_end_matches('/');
     let address = match (bare.parse::<SocketAddr>(), bare.parse::<u16>()) {
@@ -66,13 +69,19 @@ fn http_address(text: &str) -> Result<SocketAddr, String> {
         _ => {
             let cure = "it takes an address and a port, such as 127.0.0.1:7001 or localhost:7001";
             let (_, port) = bare.rsplit_once(':').ok_or(cure)?;
-            port.parse::<u16>().map_err(|_| format!("{port:?} is no port from 1 to 65535; {cure}"))?;
-            let found: Vec<SocketAddr> = bare.to_socket_addrs().map_err(|error| format!("{error}; {cure}"))?.collect();
+            port.parse::<u16>()
+                .map_err(|_| format!("{port:?} is no port from 1 to 65535; {cure}"))?;
+            let found: Vec<SocketAddr> =
+                bare.to_socket_addrs().map_err(|error| format!("{error}; {cure}"))?.collect();
             let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
             *first.ok_or_else(|| format!("no address has that name; {cure}"))?
         }
     };
-    if address.port() == 0 { Err("it needs a port of its own: each node has the one after it".into()) } else { Ok(address) }
+    if address.port() == 0 {
+        Err("it needs a port of its own: each node has the one after it".into())
+    } else {
+        Ok(address)
+    }
 }
 
 /// Carries the command out.
@@ -141,8 +150,16 @@ struct Told {
 
 impl Told {
     fn new() -> anyhow::Result<Self> {
-        let hangup = if is_ignored(SignalKind::hangup()) { None } else { Some(signal(SignalKind::hangup())?) };
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, hangup })
+        let hangup = if is_ignored(SignalKind::hangup()) {
+            None
+        } else {
+            Some(signal(SignalKind::hangup())?)
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup,
+        })
     }
 
     /// Waits for one of them.
@@ -169,14 +186,19 @@ fn is_ignored(kind: SignalKind) -> bool {
     mask >> (kind.as_raw_value() - 1) & 1 == 1
 }
 
-/// Waits for nodes of a cluster that was killed, or is being stopped: they end in good order, which takes a while.
+/// Waits for nodes of a cluster that was killed, or is being stopped: they end in good order, which
+/// takes a while.
 async fn former_selves_ended(members: &[Member]) -> anyhow::Result<()> {
     let begun = Instant::now();
     let mut said = false;
-    while let Some(Member { id, folder, .. }) = members.iter().find(|member| flotilla_storage::is_in_use(&member.data)) {
+    while let Some(Member { id, folder, .. }) =
+        members.iter().find(|member| flotilla_storage::is_in_use(&member.data))
+    {
         if begun.elapsed() > STOP_PATIENCE {
             let at = folder.display();
-            bail!("node {id} runs already, by itself; stop it first: kill $(cat {at}/flotilla.pid)");
+            bail!(
+                "node {id} runs already, by itself; stop it first: kill $(cat {at}/flotilla.pid)"
+            );
         }
         if !said {
             said = true;
@@ -197,10 +219,16 @@ fn check_free(member: &Member) -> anyhow::Result<()> {
         let Err(error) = bound else { continue };
         let why = match error.kind() {
             ErrorKind::AddrInUse => {
-                "is in use; stop what listens there (is the cluster running?), or choose other ports with --http".into()
+                "is in use; stop what listens there (is the cluster running?), or choose other \
+                 ports with --http"
+                    .into()
             }
-            ErrorKind::AddrNotAvailable => "is not an address of this machine; choose one that is with --http".into(),
-            ErrorKind::PermissionDenied => "may not be opened by this user; choose ports above 1023 with --http".into(),
+            ErrorKind::AddrNotAvailable => "is not an address of this machine; choose one that is \
+                                            with --http"
+                .into(),
+            ErrorKind::PermissionDenied => "may not be opened by this user; choose ports above \
+                                            1023 with --http"
+                .into(),
             _ => format!("can't be opened: {error}"),
         };
         bail!("node {}: {what} address {address} {why}", member.id);
@@ -235,7 +263,12 @@ async fn until_ready(members: &[Member], children: &mut [Child]) -> anyhow::Resu
             for (other, child) in members.iter().zip(children.iter_mut()) {
                 if let Some(status) = child.try_wait()? {
                     let log = other.folder.join("flotilla.log");
-                    bail!("node {} ended with {status}; the end of {}:\n{}", other.id, log.display(), last_lines(&log, 5));
+                    bail!(
+                        "node {} ended with {status}; the end of {}:\n{}",
+                        other.id,
+                        log.display(),
+                        last_lines(&log, 5)
+                    );
                 }
             }
             let Err(why) = is_ready(member.http).await else { break };
@@ -243,7 +276,11 @@ async fn until_ready(members: &[Member], children: &mut [Child]) -> anyhow::Resu
             let log = folder.join("flotilla.log");
             if begun.elapsed() > READY_PATIENCE {
                 let end = last_lines(&log, 5);
-                bail!("node {id} is not ready after {} s: {why}; the end of {}:\n{end}", READY_PATIENCE.as_secs(), log.display());
+                bail!(
+                    "node {id} is not ready after {} s: {why}; the end of {}:\n{end}",
+                    READY_PATIENCE.as_secs(),
+                    log.display()
+                );
             }
             if begun.elapsed() > QUIET && !said {
                 said = true;
@@ -286,7 +323,8 @@ async fn is_ready(http: SocketAddr) -> Result<(), String> {
     let at = SocketAddr::new(reached_at(http.ip()), http.port());
     let ask = async {
         let mut stream = tokio::net::TcpStream::connect(at).await?;
-        let request = format!("GET /readyz?verbose HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET /readyz?verbose HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
@@ -295,8 +333,13 @@ async fn is_ready(http: SocketAddr) -> Result<(), String> {
     match tokio::time::timeout(Duration::from_secs(2), ask).await {
         Ok(Ok(answer)) if answer.starts_with("HTTP/1.1 200") => Ok(()),
         Ok(Ok(answer)) => {
-            let failed: Vec<&str> = answer.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
-            Err(if failed.is_empty() { answer.lines().next().unwrap_or("no answer").to_owned() } else { failed.join("; ") })
+            let failed: Vec<&str> =
+                answer.lines().filter_map(|line| line.strip_prefix("[-]")).collect();
+            Err(if failed.is_empty() {
+                answer.lines().next().unwrap_or("no answer").to_owned()
+            } else {
+                failed.join("; ")
+            })
         }
         Ok(Err(error)) => Err(format!("http://{at} does not answer ({error})")),
         Err(_) => Err(format!("http://{at} does not answer in time")),
@@ -312,7 +355,8 @@ async fn watch(members: &[Member], children: &mut [Child]) {
                 *told = true;
                 let Member { id, folder, .. } = member;
                 let _ = out(&format!(
-                    "node {id} ended ({status}); the others go on. Start it again with: flotilla start --config {}/flotilla.toml",
+                    "node {id} ended ({status}); the others go on. Start it again with: flotilla \
+                     start --config {}/flotilla.toml",
                     folder.display()
                 ));
             }
@@ -350,9 +394,15 @@ mod tests {
             ("localhost:7001", "127.0.0.1:7001"),
             (" 7001", "127.0.0.1:7001"),
         ] {
-            assert_eq!(http_address(text).map(|address| address.to_string()), Ok(expected.to_owned()), "{text}");
+            assert_eq!(
+                http_address(text).map(|address| address.to_string()),
+                Ok(expected.to_owned()),
+                "{text}"
+            );
         }
-        for bad in ["", "localhost", "127.0.0.1", "127.0.0.1:70000", "127.0.0.1:0", "0", "a b:1", ":7001"] {
+        for bad in
+            ["", "localhost", "127.0.0.1", "127.0.0.1:70000", "127.0.0.1:0", "0", "a b:1", ":7001"]
+        {
             let said = http_address(bad).expect_err(bad);
             assert!(said.contains("port"), "{bad}: {said}");
         }

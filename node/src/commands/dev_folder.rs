@@ -10,8 +10,8 @@
 //! | nodes with data, and another's folder gone, or what was in it | refused: it would come back with nothing, and forgets what it promised |
 //! | another `--nodes` or `--shards` than it was made with | refused: both are fixed when a cluster is made |
 //!
-//! A configuration is written last and at once, so a node's folder that has one is complete. While a process works in the folder a lock
-//! keeps others out.
+//! A configuration is written last and at once, so a node's folder that has one is complete. While
+//! a process works in the folder a lock keeps others out.
 
 use super::{Usage, cert, err};
 use anyhow::{Context as _, bail};
@@ -70,9 +70,11 @@ pub(super) struct Folder {
 /// Makes what is missing, and says what is there.
 pub(super) fn prepare(folder: &Path, wanted: &Wanted) -> anyhow::Result<Folder> {
     if folder.exists() && !folder.is_dir() {
-        return Err(
-            Usage(format!("--data {}: that is no folder; name one, which is made if it is not there", folder.display())).into()
-        );
+        return Err(Usage(format!(
+            "--data {}: that is no folder; name one, which is made if it is not there",
+            folder.display()
+        ))
+        .into());
     }
     std::fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
     let folder = folder.canonicalize()?;
@@ -98,10 +100,14 @@ pub(super) fn prepare(folder: &Path, wanted: &Wanted) -> anyhow::Result<Folder> 
     if has_data.is_empty() {
         let shards = |id: &u64| load(&folder, *id).map(|config| config.bootstrap.shards as u64);
         let differs = wanted.nodes.is_some_and(|nodes| nodes != ids.len() as u64)
-            || (wanted.shards.is_some() && wanted.shards != known.first().map(shards).transpose()?);
+            || (wanted.shards.is_some()
+                && wanted.shards != known.first().map(shards).transpose()?);
         if ids.is_empty() || !missing.is_empty() || differs {
             if !known.is_empty() || home(&folder, 1).exists() {
-                err(&format!("{}: no node has data yet; the cluster is made anew", folder.display()));
+                err(&format!(
+                    "{}: no node has data yet; the cluster is made anew",
+                    folder.display()
+                ));
             }
             make(wanted, &folder)?;
             ids = (1..=wanted.nodes.unwrap_or(NODES)).collect();
@@ -116,7 +122,13 @@ pub(super) fn prepare(folder: &Path, wanted: &Wanted) -> anyhow::Result<Folder> 
     let mut members = Vec::new();
     for id in ids {
         let config = load(&folder, id)?;
-        members.push(Member { id, folder: home(&folder, id), data: config.data, http: config.http, quic: config.quic });
+        members.push(Member {
+            id,
+            folder: home(&folder, id),
+            data: config.data,
+            http: config.http,
+            quic: config.quic,
+        });
     }
     Ok(Folder { members, lock })
 }
@@ -134,14 +146,23 @@ fn lock(folder: &Path) -> anyhow::Result<File> {
     let path = folder.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| {
-        format!("write {}: `flotilla dev` keeps everything there; choose another with --data", path.display())
+        format!(
+            "write {}: `flotilla dev` keeps everything there; choose another with --data",
+            path.display()
+        )
     })?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
-            bail!("another `flotilla dev` works in {}; use that, stop it, or choose another folder with --data", folder.display())
+            bail!(
+                "another `flotilla dev` works in {}; use that, stop it, or choose another folder \
+                 with --data",
+                folder.display()
+            )
         }
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock {}", path.display()))
+        }
     }
 }
 
@@ -150,11 +171,13 @@ fn all_there(folder: &Path, ids: &[u64], missing: &[u64], has_data: &[u64]) -> a
     let at = folder.display();
     if ids.is_empty() {
         bail!(
-            "{at}/n{}/data is there, and no node's flotilla.toml: put that back, or choose another folder with --data",
+            "{at}/n{}/data is there, and no node's flotilla.toml: put that back, or choose another \
+             folder with --data",
             has_data[0]
         );
     }
-    let emptied: Vec<u64> = ids.iter().copied().filter(|id| !has_data.contains(id) && has_run(folder, *id)).collect();
+    let emptied: Vec<u64> =
+        ids.iter().copied().filter(|id| !has_data.contains(id) && has_run(folder, *id)).collect();
     let (gone, what) = match (missing.first(), emptied.first()) {
         (Some(gone), _) => (gone, "is gone or has no flotilla.toml"),
         (None, Some(gone)) => (gone, "has run before and its data folder is gone"),
@@ -163,9 +186,10 @@ fn all_there(folder: &Path, ids: &[u64], missing: &[u64], has_data: &[u64]) -> a
     let is_left = |id: &&u64| !missing.contains(id) && !emptied.contains(id);
     let left: Vec<String> = ids.iter().filter(is_left).map(|id| format!("n{id}")).collect();
     bail!(
-        "{at}/n{gone} {what}, and the cluster has {} nodes: put it back as it was, since a node that comes back with \
-         nothing has forgotten what it promised; or go on without it: start the others ({}) by hand with `flotilla start --config \
-         {at}/n<i>/flotilla.toml`; or begin anew: remove {at}, or choose another folder with --data",
+        "{at}/n{gone} {what}, and the cluster has {} nodes: put it back as it was, since a node \
+         that comes back with nothing has forgotten what it promised; or go on without it: start \
+         the others ({}) by hand with `flotilla start --config {at}/n<i>/flotilla.toml`; or begin \
+         anew: remove {at}, or choose another folder with --data",
         ids.len(),
         left.join(", ")
     )
@@ -187,8 +211,9 @@ fn as_it_was_made(folder: &Path, ids: &[u64], wanted: &Wanted) -> anyhow::Result
         if let Some(asked) = asked.filter(|asked| *asked != made) {
             let at = folder.display();
             return Err(Usage(format!(
-                "--{what} {asked}: the cluster in {at} was made with {made}, and that can't be changed; leave --{what} away, choose another \
-                 folder with --data, or remove {at} to begin anew"
+                "--{what} {asked}: the cluster in {at} was made with {made}, and that can't be \
+                 changed; leave --{what} away, choose another folder with --data, or remove {at} \
+                 to begin anew"
             ))
             .into());
         }
@@ -198,7 +223,8 @@ fn as_it_was_made(folder: &Path, ids: &[u64], wanted: &Wanted) -> anyhow::Result
 
 /// Where node `id` serves HTTP and is reached over QUIC, when the first serves HTTP at `first`.
 ///
-/// HTTP may listen on every address of the machine. Nodes need one to find each other at, and are all here.
+/// HTTP may listen on every address of the machine. Nodes need one to find each other at, and are
+/// all here.
 fn places(first: SocketAddr, id: u64) -> anyhow::Result<(SocketAddr, SocketAddr)> {
     let port = |offset: u64| u16::try_from(u64::from(first.port()) + id - 1 + offset);
     let (Ok(http), Ok(quic)) = (port(0), port(100)) else {
@@ -231,7 +257,8 @@ fn make(wanted: &Wanted, folder: &Path) -> anyhow::Result<()> {
     let http = wanted.http.unwrap_or(HTTP);
     let peers = peers(http, nodes)?;
     let authority = authority(folder)?;
-    // Before all else goes what says that a node is complete: when this is cut short, the next start begins here again.
+    // Before all else goes what says that a node is complete: when this is cut short, the next
+    // start begins here again.
     for id in 1..=NODES_MAX {
         for name in ["flotilla.toml", "node.pem", "node.key"] {
             remove(&home(folder, id).join(name))?;
@@ -253,15 +280,17 @@ fn make(wanted: &Wanted, folder: &Path) -> anyhow::Result<()> {
         config.pid_file = "flotilla.pid".into();
         config.tls.ca = "../ca.pem".into();
         config.peers = peers.clone();
-        config.bootstrap =
-            BootstrapConfig { shards: wanted.shards.unwrap_or(SHARDS) as usize, replicas: (nodes as usize).min(3) };
+        config.bootstrap = BootstrapConfig {
+            shards: wanted.shards.unwrap_or(SHARDS) as usize,
+            replicas: (nodes as usize).min(3),
+        };
         replace(&home.join("flotilla.toml"), &config.to_toml())?;
     }
     Ok(())
 }
 
-/// The authority in the folder; none where there is not all of one. One that is whole and can't be used is for a person to judge: its
-/// key may be all that is left of it.
+/// The authority in the folder; none where there is not all of one. One that is whole and can't be
+/// used is for a person to judge: its key may be all that is left of it.
 fn authority(folder: &Path) -> anyhow::Result<Option<ClusterCa>> {
     let whole = |name: &str| {
         let text = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
@@ -300,7 +329,8 @@ fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
     write().with_context(|| format!("write {}", path.display()))
 }
 
-/// Gives every node the addresses that go with `first`, in all configurations, and leaves all else in them as it is.
+/// Gives every node the addresses that go with `first`, in all configurations, and leaves all else
+/// in them as it is.
 fn move_to(folder: &Path, ids: &[u64], first: SocketAddr) -> anyhow::Result<()> {
     let before = load(folder, ids[0])?.http;
     if before == first {
@@ -313,14 +343,20 @@ fn move_to(folder: &Path, ids: &[u64], first: SocketAddr) -> anyhow::Result<()> 
         for peer in &config.peers {
             let (http, quic) = places(first, peer.id.0)?;
             moved.insert(peer.quic.clone(), quic.to_string());
-            moved.extend(peer.http.clone().map(|old| (old, SocketAddr::new(reached_at(http.ip()), http.port()).to_string())));
+            moved.extend(
+                peer.http.clone().map(|old| {
+                    (old, SocketAddr::new(reached_at(http.ip()), http.port()).to_string())
+                }),
+            );
         }
         let (http, quic) = places(first, *id)?;
         let path = home(folder, *id).join("flotilla.toml");
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         texts.push((path, with_addresses(&text, http, quic, &moved)));
     }
-    // The first node's last: as long as it has its old address, the next start does all of this again.
+    // The first node's last: as long as it has its old address, the next start does all of this
+    // again.
     for (path, text) in texts.iter().rev() {
         replace(path, text)?;
     }
@@ -329,7 +365,12 @@ fn move_to(folder: &Path, ids: &[u64], first: SocketAddr) -> anyhow::Result<()> 
 }
 
 /// A configuration with other addresses, line by line, so that what a person wrote into it stays.
-fn with_addresses(text: &str, http: SocketAddr, quic: SocketAddr, moved: &BTreeMap<String, String>) -> String {
+fn with_addresses(
+    text: &str,
+    http: SocketAddr,
+    quic: SocketAddr,
+    moved: &BTreeMap<String, String>,
+) -> String {
     let mut in_table = false;
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {
@@ -341,8 +382,11 @@ fn with_addresses(text: &str, http: SocketAddr, quic: SocketAddr, moved: &BTreeM
             _ => {
                 // What stands between quotes are the odd parts.
                 let parts = line.split('"').enumerate();
-                let parts: Vec<&str> =
-                    parts.map(|(i, part)| if i % 2 == 1 { moved.get(part).map_or(part, String::as_str) } else { part }).collect();
+                let parts: Vec<&str> = parts
+                    .map(|(i, part)| {
+                        if i % 2 == 1 { moved.get(part).map_or(part, String::as_str) } else { part }
+                    })
+                    .collect();
                 out.push_str(&parts.join("\""));
             }
         }

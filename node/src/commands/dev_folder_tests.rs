@@ -1,4 +1,5 @@
-//! Every state in which the folder of `flotilla dev` may be found, and what comes of it. No process is started.
+//! Every state in which the folder of `flotilla dev` may be found, and what comes of it. No process
+//! is started.
 
 use super::*;
 use flotilla_transport::Credentials;
@@ -40,10 +41,16 @@ fn with_data() -> TempDir {
 /// Whether three nodes could start: all configurations fit together, and so do the certificates.
 fn whole(folder: &Folder, shards: usize) {
     assert_eq!(folder.members.iter().map(|member| member.id).collect::<Vec<_>>(), [1, 2, 3]);
-    let configs: Vec<Config> =
-        folder.members.iter().map(|m| Config::load(Some(&m.folder.join("flotilla.toml")), &[]).unwrap()).collect();
+    let configs: Vec<Config> = folder
+        .members
+        .iter()
+        .map(|m| Config::load(Some(&m.folder.join("flotilla.toml")), &[]).unwrap())
+        .collect();
     for config in &configs {
-        assert_eq!((config.cluster, &config.peers, config.bootstrap.shards), (configs[0].cluster, &configs[0].peers, shards));
+        assert_eq!(
+            (config.cluster, &config.peers, config.bootstrap.shards),
+            (configs[0].cluster, &configs[0].peers, shards)
+        );
         Credentials::load(&config.tls.ca, &config.tls.cert, &config.tls.key).unwrap();
     }
 }
@@ -66,9 +73,15 @@ fn a_first_start_that_was_cut_short_anywhere_is_taken_up_again() {
             }
             // A configuration is written at once, all else may end in the midst.
             if torn && !last.ends_with(".toml") {
-                File::options().write(true).open(temp.path().join(last)).unwrap().set_len(20).unwrap();
+                File::options()
+                    .write(true)
+                    .open(temp.path().join(last))
+                    .unwrap()
+                    .set_len(20)
+                    .unwrap();
             }
-            let folder = prepare(temp.path(), &THREE).unwrap_or_else(|error| panic!("{last}, torn {torn}: {error:#}"));
+            let folder = prepare(temp.path(), &THREE)
+                .unwrap_or_else(|error| panic!("{last}, torn {torn}: {error:#}"));
             whole(&folder, 4);
         }
     }
@@ -87,9 +100,11 @@ fn what_is_there_is_started_as_it_is() {
 fn some_nodes_of_a_cluster_are_not_started_as_if_they_were_all() {
     for gone in ["n1", "n2", "n3", "n2/flotilla.toml", "n2/data"] {
         let temp = with_data();
-        std::fs::write(temp.path().join("n2/flotilla.log"), "INFO start: data opened node=2").unwrap();
+        std::fs::write(temp.path().join("n2/flotilla.log"), "INFO start: data opened node=2")
+            .unwrap();
         let path = temp.path().join(gone);
-        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }.unwrap();
+        if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
+            .unwrap();
         let (said, _) = refusal(temp.path(), &NOTHING_SAID);
         let node = &gone[..2];
         assert!(
@@ -114,9 +129,10 @@ fn some_nodes_of_a_cluster_are_not_started_as_if_they_were_all() {
 #[test]
 fn what_is_fixed_when_a_cluster_is_made_is_not_passed_over() {
     let temp = with_data();
-    for (wanted, flag) in
-        [(Wanted { nodes: Some(5), ..NOTHING_SAID }, "--nodes 5"), (Wanted { shards: Some(16), ..NOTHING_SAID }, "--shards 16")]
-    {
+    for (wanted, flag) in [
+        (Wanted { nodes: Some(5), ..NOTHING_SAID }, "--nodes 5"),
+        (Wanted { shards: Some(16), ..NOTHING_SAID }, "--shards 16"),
+    ] {
         let (said, usage) = refusal(temp.path(), &wanted);
         assert!(usage && said.contains(flag) && said.contains("--data"), "{said}");
     }
@@ -131,8 +147,10 @@ fn other_ports_are_taken_up_by_every_node_and_all_else_stays() {
     let temp = with_data();
     let toml = |id: u64| temp.path().join(format!("n{id}/flotilla.toml"));
     for id in 1..=3 {
-        let text = std::fs::read_to_string(toml(id)).unwrap().replace("[raft]", "# by \"hand\"\n[raft]");
-        std::fs::write(toml(id), text.replace("election_ticks = 12", "election_ticks = 20")).unwrap();
+        let text =
+            std::fs::read_to_string(toml(id)).unwrap().replace("[raft]", "# by \"hand\"\n[raft]");
+        std::fs::write(toml(id), text.replace("election_ticks = 12", "election_ticks = 20"))
+            .unwrap();
     }
     let before = std::fs::read_to_string(toml(1)).unwrap();
     // One port on, so that new addresses are other nodes' old ones.
@@ -154,17 +172,30 @@ fn other_ports_are_taken_up_by_every_node_and_all_else_stays() {
 
 #[test]
 fn nodes_find_each_other_where_http_listens_everywhere() {
-    for (first, quic) in [("0.0.0.0:7001", "127.0.0.1:7101"), ("[::]:7001", "[::1]:7101"), ("[::1]:7001", "[::1]:7101")] {
+    for (first, quic) in [
+        ("0.0.0.0:7001", "127.0.0.1:7101"),
+        ("[::]:7001", "[::1]:7101"),
+        ("[::1]:7001", "[::1]:7101"),
+    ] {
         let temp = tempfile::tempdir().unwrap();
-        let folder = prepare(temp.path(), &Wanted { http: Some(first.parse().unwrap()), ..NOTHING_SAID }).unwrap();
-        assert_eq!((folder.members[0].http.to_string(), folder.members[0].quic.to_string()), (first.into(), quic.into()));
+        let folder =
+            prepare(temp.path(), &Wanted { http: Some(first.parse().unwrap()), ..NOTHING_SAID })
+                .unwrap();
+        assert_eq!(
+            (folder.members[0].http.to_string(), folder.members[0].quic.to_string()),
+            (first.into(), quic.into())
+        );
     }
     let temp = tempfile::tempdir().unwrap();
-    let (said, usage) = refusal(temp.path(), &Wanted { http: Some("127.0.0.1:65500".parse().unwrap()), ..NOTHING_SAID });
+    let (said, usage) = refusal(
+        temp.path(),
+        &Wanted { http: Some("127.0.0.1:65500".parse().unwrap()), ..NOTHING_SAID },
+    );
     assert!(usage && said.contains("above 65535"), "{said}");
 }
 
-/// Half of an authority is made anew; a whole one that can't be used is left to whoever put it there.
+/// Half of an authority is made anew; a whole one that can't be used is left to whoever put it
+/// there.
 #[test]
 fn an_authority_that_is_whole_is_never_thrown_away() {
     let (temp, other) = (made(), made());
@@ -172,7 +203,10 @@ fn an_authority_that_is_whole_is_never_thrown_away() {
     let path = temp.path().join("ca.key");
     std::fs::copy(other.path().join("ca.key"), &path).unwrap();
     let key = std::fs::read_to_string(&path).unwrap();
-    assert!(prepare(temp.path(), &THREE).is_err(), "a certificate and a key that are no pair were taken");
+    assert!(
+        prepare(temp.path(), &THREE).is_err(),
+        "a certificate and a key that are no pair were taken"
+    );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), key);
 }
 

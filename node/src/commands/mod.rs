@@ -1,8 +1,8 @@
-//! The commands that need a node's rooms: everything else is a client of the HTTP API, and lives in `flotilla-ops`.
-//! `check` is a client too, but judges by the node's own checker.
+//! The commands that need a node's rooms: everything else is a client of the HTTP API, and lives in
+//! `flotilla-ops`. `check` is a client too, but judges by the node's own checker.
 //!
-//! **Invariant.** A reader of our output that has gone away ends nothing: what is printed goes through [`out`] and [`err`], never
-//! through the macros that panic.
+//! **Invariant.** A reader of our output that has gone away ends nothing: what is printed goes
+//! through [`out`] and [`err`], never through the macros that panic.
 
 pub(crate) mod cert;
 pub(crate) mod check;

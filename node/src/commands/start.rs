@@ -9,12 +9,14 @@ use flotilla_ops::logging;
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Runs one node, in the foreground. SIGTERM and Ctrl-C end it in good order: leadership is handed over first. SIGHUP has it
-/// read its certificates again.
+/// Runs one node, in the foreground. SIGTERM and Ctrl-C end it in good order: leadership is handed
+/// over first. SIGHUP has it read its certificates again.
 #[derive(Args)]
 #[command(
-    after_help = "Example:  flotilla start --config n1/flotilla.toml --raft-election-ticks 20\n\nEvery key of the file is also a flag, which wins. Its value is text as it is, \
-    all else as in TOML; a relative path is relative to where it is typed. `flotilla dev` makes files to start from."
+    after_help = "Example:  flotilla start --config n1/flotilla.toml --raft-election-ticks 20\n\n\
+                  Every key of the file is also a flag, which wins. Its value is text as it is, \
+                  all else as in TOML; a relative path is relative to where it is typed. `flotilla \
+                  dev` makes files to start from."
 )]
 pub(crate) struct Start {
     /// The configuration file.
@@ -33,14 +35,19 @@ pub(crate) fn add_flags(mut command: clap::Command) -> clap::Command {
     for (key, default) in Config::keys() {
         let long = flag(&key).trim_start_matches('-').to_owned();
         let help = format!("{key} (default {default})");
-        command = command.arg(Arg::new(key).long(long).value_name("VALUE").help(help).help_heading("Configuration"));
+        command = command.arg(
+            Arg::new(key).long(long).value_name("VALUE").help(help).help_heading("Configuration"),
+        );
     }
     command
 }
 
 /// The flags that were given: dotted key, and value.
 pub(crate) fn flags(matches: &ArgMatches) -> Vec<(String, String)> {
-    Config::keys().into_iter().filter_map(|(key, _)| matches.get_one::<String>(&key).cloned().map(|value| (key, value))).collect()
+    Config::keys()
+        .into_iter()
+        .filter_map(|(key, _)| matches.get_one::<String>(&key).cloned().map(|value| (key, value)))
+        .collect()
 }
 
 /// Runs the node.
@@ -51,32 +58,44 @@ pub(crate) fn run(args: &Start, flags: &[(String, String)]) -> anyhow::Result<()
     }
     private::keep_private();
     logging::init(config.logging.format, &config.logging.filter).map_err(|error| {
-        let from_environment = std::env::var_os(logging::VARIABLE).is_some_and(|filter| !filter.is_empty());
-        ConfigError::new(format!("{}: {error}", if from_environment { logging::VARIABLE } else { "logging.filter" }))
+        let from_environment =
+            std::env::var_os(logging::VARIABLE).is_some_and(|filter| !filter.is_empty());
+        ConfigError::new(format!(
+            "{}: {error}",
+            if from_environment { logging::VARIABLE } else { "logging.filter" }
+        ))
     })?;
     fits_the_disk(&config)?;
     #[cfg(feature = "failpoints")]
     flotilla_storage::failpoint::arm().map_err(anyhow::Error::msg)?;
     if args.with_parent {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM)).context("follow the parent")?;
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .context("follow the parent")?;
     }
-    // A thread that panics leaves the others in a state that nobody thought through. A restart is what the disk is for.
+    // A thread that panics leaves the others in a state that nobody thought through. A restart is
+    // what the disk is for.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         report(info);
         tracing::error!("a thread panicked, the process ends: {info}");
         std::process::abort();
     }));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(config.threads).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.threads)
+        .enable_all()
+        .build()?;
     let ended = runtime.block_on(serve(&config));
-    // A snapshot that is being built, checked or taken in is nothing to wait for: a restart throws it away, or completes it.
+    // A snapshot that is being built, checked or taken in is nothing to wait for: a restart throws
+    // it away, or completes it.
     runtime.shutdown_background();
     ended
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    // From here on none of these ends the process: a terminal that is closed, a service manager that says reload, a log rotation.
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    // From here on none of these ends the process: a terminal that is closed, a service manager
+    // that says reload, a log rotation.
     let mut hang_up = signal(SignalKind::hangup())?;
     let _ignored = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     let node = start::start(config).await?;
@@ -87,8 +106,10 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             Some(()) = hang_up.recv() => match node.reload() {
-                Ok(()) => tracing::info!("SIGHUP: the certificates were read again; new connections use them"),
-                Err(error) => tracing::error!(%error, "SIGHUP: the certificates could not be read again; the old ones stay in use"),
+                Ok(()) => tracing::info!("SIGHUP: the certificates were read again; new \
+                                          connections use them"),
+                Err(error) => tracing::error!(%error, "SIGHUP: the certificates could not be read \
+                                                       again; the old ones stay in use"),
             },
         }
     }

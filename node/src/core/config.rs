@@ -1,4 +1,5 @@
-//! The core's options: every knob of etcd's raft and of raft-rs that an operator may want, with production defaults.
+//! The core's options: every knob of etcd's raft and of raft-rs that an operator may want, with
+//! production defaults.
 //!
 //! Ticks are the core's only clock for elections; the shell gives them, `raft.tick_ms` apart.
 
@@ -29,34 +30,40 @@ pub struct Identity {
 pub struct RaftConfig {
     /// Milliseconds of a tick, the clock of elections and heartbeats.
     pub tick_ms: u64,
-    /// Ticks without a word from the leader after which a follower may call an election; the actual timeout is spread over
-    /// one to two times this. More than `heartbeat_ticks`.
+    /// Ticks without a word from the leader after which a follower may call an election; the actual
+    /// timeout is spread over one to two times this. More than `heartbeat_ticks`.
     pub election_ticks: usize,
     /// Ticks between a leader's heartbeats. At least 1.
     pub heartbeat_ticks: usize,
-    /// A candidate asks first whether it could win, so that a node that comes back from a partition does not depose a leader.
+    /// A candidate asks first whether it could win, so that a node that comes back from a partition
+    /// does not depose a leader.
     pub pre_vote: bool,
     /// A leader that hears from no quorum for an election timeout steps down.
     pub check_quorum: bool,
-    /// Bytes of entries in one append message; a larger single entry still goes as one. 0 would mean one entry per message, and is
-    /// refused; so is more than half of what a frame between nodes may have (16 MiB).
+    /// Bytes of entries in one append message; a larger single entry still goes as one. 0 would
+    /// mean one entry per message, and is refused; so is more than half of what a frame between
+    /// nodes may have (16 MiB).
     pub message_bytes_max: u64,
     /// Bytes of committed entries handed to apply at once, per group and pass.
     pub committed_bytes_per_ready_max: u64,
-    /// Bytes of entries that a leader may have proposed and not yet committed, per group. Further commands wait.
+    /// Bytes of entries that a leader may have proposed and not yet committed, per group. Further
+    /// commands wait.
     pub uncommitted_bytes_max: u64,
     /// Append messages in flight to one follower of one group.
     pub inflight_messages_max: usize,
-    /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is reported unreachable. Of it, half
-    /// may be on its way to a peer unacknowledged, an eighth to one follower of a group, and a quarter proposed on this node and not
-    /// yet applied, of which one shard takes no more than it leaves to the others. No less than a frame (16 MiB).
+    /// Bytes queued for one peer and lane; when it is full, messages are dropped and the peer is
+    /// reported unreachable. Of it, half may be on its way to a peer unacknowledged, an eighth to
+    /// one follower of a group, and a quarter proposed on this node and not yet applied, of which
+    /// one shard takes no more than it leaves to the others. No less than a frame (16 MiB).
     pub inflight_bytes_max: u64,
-    /// Bytes of commands that become one log entry. A larger single command still becomes one. At most half of a frame (8 MiB).
+    /// Bytes of commands that become one log entry. A larger single command still becomes one. At
+    /// most half of a frame (8 MiB).
     pub entry_bytes_max: u64,
     /// Writes to the log that may be under way at once; commands gather while all are.
     pub inflight_writes_max: usize,
-    /// Bytes of commands that may wait to be proposed on this node, of which one shard takes no more than it leaves to the others; beyond,
-    /// they are refused as too much in flight, and so is what would wait for more than a third of its time at the pace of the last moments.
+    /// Bytes of commands that may wait to be proposed on this node, of which one shard takes no
+    /// more than it leaves to the others; beyond, they are refused as too much in flight, and so is
+    /// what would wait for more than a third of its time at the pace of the last moments.
     pub waiting_bytes_max: u64,
     /// Moves leadership to nodes that lead clearly fewer shards.
     pub balance_leaders: bool,
@@ -112,16 +119,22 @@ impl From<ReadMode> for flotilla_router::Consistency {
 pub struct ReadsConfig {
     /// What a request without `consistency=` gets.
     pub default_consistency: ReadMode,
-    /// Whether leaders hold leases. Without, `consistency=lease` is answered through a quorum. The same on every node.
+    /// Whether leaders hold leases. Without, `consistency=lease` is answered through a quorum. The
+    /// same on every node.
     pub lease: bool,
-    /// How much faster another node's clock may run than this one's, in percent. A lease is shorter by as much, and what other clocks have
-    /// measured counts for as much less where the age of a stale read is shown.
+    /// How much faster another node's clock may run than this one's, in percent. A lease is shorter
+    /// by as much, and what other clocks have measured counts for as much less where the age of a
+    /// stale read is shown.
     pub clock_drift_percent_max: u32,
 }
 
 impl Default for ReadsConfig {
     fn default() -> Self {
-        Self { default_consistency: ReadMode::Linearizable, lease: false, clock_drift_percent_max: 10 }
+        Self {
+            default_consistency: ReadMode::Linearizable,
+            lease: false,
+            clock_drift_percent_max: 10,
+        }
     }
 }
 
@@ -129,21 +142,28 @@ impl Default for ReadsConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// Bytes of log that one shard keeps before its front is truncated; a follower that needs more gets a snapshot.
+    /// Bytes of log that one shard keeps before its front is truncated; a follower that needs more
+    /// gets a snapshot.
     pub bytes_per_shard_max: u64,
-    /// Bytes of log that all shards of the node keep together; with many shards each keeps less than the above, but for one whose
-    /// followers need more while the others leave room.
+    /// Bytes of log that all shards of the node keep together; with many shards each keeps less
+    /// than the above, but for one whose followers need more while the others leave room.
     pub bytes_max: u64,
     /// Bytes of entries kept in memory over all shards, beyond those that are not yet applied.
     pub cache_bytes_max: u64,
-    /// Bytes of entries that are committed and not yet applied, over all shards; beyond, nothing is proposed, and appends from leaders
-    /// are turned away, until apply has caught up. One shard may have as many as it leaves to the others, half of them at most.
+    /// Bytes of entries that are committed and not yet applied, over all shards; beyond, nothing is
+    /// proposed, and appends from leaders are turned away, until apply has caught up. One shard may
+    /// have as many as it leaves to the others, half of them at most.
     pub unapplied_bytes_max: u64,
 }
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { bytes_per_shard_max: 64 << 20, bytes_max: 4 << 30, cache_bytes_max: 128 << 20, unapplied_bytes_max: 512 << 20 }
+        Self {
+            bytes_per_shard_max: 64 << 20,
+            bytes_max: 4 << 30,
+            cache_bytes_max: 128 << 20,
+            unapplied_bytes_max: 512 << 20,
+        }
     }
 }
 
@@ -158,7 +178,8 @@ pub struct CoreConfig {
     pub log: LogConfig,
     /// What all of the core's randomness is made of.
     pub seed: u64,
-    /// The largest frame that reaches another node. No option: the transport's constant, which the simulation draws smaller.
+    /// The largest frame that reaches another node. No option: the transport's constant, which the
+    /// simulation draws smaller.
     pub frame_bytes_max: usize,
 }
 
@@ -213,16 +234,24 @@ impl CoreConfig {
             return Err(format!("raft.tick_ms is {}; 5 to 10000 are allowed", raft.tick_ms));
         }
         if !(1..ELECTION_TICKS_MAX).contains(&raft.heartbeat_ticks) {
-            return Err(format!("raft.heartbeat_ticks is {}; 1 to {} are allowed", raft.heartbeat_ticks, ELECTION_TICKS_MAX - 1));
+            return Err(format!(
+                "raft.heartbeat_ticks is {}; 1 to {} are allowed",
+                raft.heartbeat_ticks,
+                ELECTION_TICKS_MAX - 1
+            ));
         }
         if raft.election_ticks <= raft.heartbeat_ticks {
             return Err(format!(
-                "raft.election_ticks is {}; it must be more than raft.heartbeat_ticks ({}), ten times as much is usual",
+                "raft.election_ticks is {}; it must be more than raft.heartbeat_ticks ({}), ten \
+                 times as much is usual",
                 raft.election_ticks, raft.heartbeat_ticks
             ));
         }
         if raft.election_ticks > ELECTION_TICKS_MAX {
-            return Err(format!("raft.election_ticks is {}; at most {ELECTION_TICKS_MAX}", raft.election_ticks));
+            return Err(format!(
+                "raft.election_ticks is {}; at most {ELECTION_TICKS_MAX}",
+                raft.election_ticks
+            ));
         }
         for Limit { name, value, least, most, .. } in self.limits() {
             if value < least {
@@ -234,41 +263,83 @@ impl CoreConfig {
         }
         if self.reads.lease && !raft.check_quorum {
             return Err(
-                "reads.lease is on and raft.check_quorum is off; a lease rests on followers that stand by their leader".into()
+                "reads.lease is on and raft.check_quorum is off; a lease rests on followers that \
+                 stand by their leader"
+                    .into(),
             );
         }
         if self.reads.clock_drift_percent_max > 50 {
-            return Err(format!("reads.clock_drift_percent_max is {}; at most 50", self.reads.clock_drift_percent_max));
+            return Err(format!(
+                "reads.clock_drift_percent_max is {}; at most 50",
+                self.reads.clock_drift_percent_max
+            ));
         }
         Ok(())
     }
 
-    /// Every limit on what a node may hold or send, in an order in which each may be set to its least: what it depends on comes first.
+    /// Every limit on what a node may hold or send, in an order in which each may be set to its
+    /// least: what it depends on comes first.
     pub(crate) fn limits(&self) -> [Limit; 12] {
         let (raft, log) = (&self.raft, &self.log);
         let (size, frame) = (raft.message_bytes_max, self.frame_bytes_max as u64);
         let bytes = |name, value, least, set| Limit { name, value, least, most: BYTES_MAX, set };
-        // Half of a frame, so that what stands around the entries, and a frame begun before, have room.
+        // Half of a frame, so that what stands around the entries, and a frame begun before, have
+        // room.
         let half = |limit| Limit { most: frame / 2, ..limit };
-        let count = |name, value, set| Limit { name, value: value as u64, least: 1, most: INFLIGHT_MAX as u64, set };
+        let count = |name, value, set| Limit {
+            name,
+            value: value as u64,
+            least: 1,
+            most: INFLIGHT_MAX as u64,
+            set,
+        };
         [
             half(bytes("raft.message_bytes_max", size, 1, |c, n| c.raft.message_bytes_max = n)),
-            half(bytes("raft.entry_bytes_max", raft.entry_bytes_max, 1, |c, n| c.raft.entry_bytes_max = n)),
-            bytes("raft.committed_bytes_per_ready_max", raft.committed_bytes_per_ready_max, 1, |c, n| {
-                c.raft.committed_bytes_per_ready_max = n;
+            half(bytes("raft.entry_bytes_max", raft.entry_bytes_max, 1, |c, n| {
+                c.raft.entry_bytes_max = n
+            })),
+            bytes(
+                "raft.committed_bytes_per_ready_max",
+                raft.committed_bytes_per_ready_max,
+                1,
+                |c, n| {
+                    c.raft.committed_bytes_per_ready_max = n;
+                },
+            ),
+            bytes(
+                "raft.uncommitted_bytes_max",
+                raft.uncommitted_bytes_max,
+                size.max(64 << 10),
+                |c, n| {
+                    c.raft.uncommitted_bytes_max = n;
+                },
+            ),
+            bytes("raft.inflight_bytes_max", raft.inflight_bytes_max, frame, |c, n| {
+                c.raft.inflight_bytes_max = n
             }),
-            bytes("raft.uncommitted_bytes_max", raft.uncommitted_bytes_max, size.max(64 << 10), |c, n| {
-                c.raft.uncommitted_bytes_max = n;
+            bytes(
+                "raft.waiting_bytes_max",
+                raft.waiting_bytes_max,
+                raft.entry_bytes_max,
+                |c, n| {
+                    c.raft.waiting_bytes_max = n;
+                },
+            ),
+            count("raft.inflight_messages_max", raft.inflight_messages_max, |c, n| {
+                c.raft.inflight_messages_max = n as usize
             }),
-            bytes("raft.inflight_bytes_max", raft.inflight_bytes_max, frame, |c, n| c.raft.inflight_bytes_max = n),
-            bytes("raft.waiting_bytes_max", raft.waiting_bytes_max, raft.entry_bytes_max, |c, n| {
-                c.raft.waiting_bytes_max = n;
+            count("raft.inflight_writes_max", raft.inflight_writes_max, |c, n| {
+                c.raft.inflight_writes_max = n as usize
             }),
-            count("raft.inflight_messages_max", raft.inflight_messages_max, |c, n| c.raft.inflight_messages_max = n as usize),
-            count("raft.inflight_writes_max", raft.inflight_writes_max, |c, n| c.raft.inflight_writes_max = n as usize),
-            bytes("log.bytes_per_shard_max", log.bytes_per_shard_max, 1 << 16, |c, n| c.log.bytes_per_shard_max = n),
-            bytes("log.bytes_max", log.bytes_max, log.bytes_per_shard_max, |c, n| c.log.bytes_max = n),
-            bytes("log.unapplied_bytes_max", log.unapplied_bytes_max, 64 << 10, |c, n| c.log.unapplied_bytes_max = n),
+            bytes("log.bytes_per_shard_max", log.bytes_per_shard_max, 1 << 16, |c, n| {
+                c.log.bytes_per_shard_max = n
+            }),
+            bytes("log.bytes_max", log.bytes_max, log.bytes_per_shard_max, |c, n| {
+                c.log.bytes_max = n
+            }),
+            bytes("log.unapplied_bytes_max", log.unapplied_bytes_max, 64 << 10, |c, n| {
+                c.log.unapplied_bytes_max = n
+            }),
             bytes("log.cache_bytes_max", log.cache_bytes_max, 0, |c, n| c.log.cache_bytes_max = n),
         ]
     }
@@ -283,24 +354,32 @@ impl CoreConfig {
         self.tick() * u32::try_from(self.raft.election_ticks).unwrap_or(u32::MAX)
     }
 
-    /// After how long without a commit a shard that has something to commit stands still: longer than the way to a quorum and back, which
-    /// may take an election timeout.
+    /// After how long without a commit a shard that has something to commit stands still: longer
+    /// than the way to a quorum and back, which may take an election timeout.
     pub(crate) fn stand_still_patience(&self) -> Time {
         self.election_timeout() * 2
     }
 
-    /// How long a leader's lease lasts from the moment at which the heartbeats that renew it were sent; `None` where leases are
-    /// off. Followers stand by their leader for at least `election_ticks - 1` ticks after they heard it.
+    /// How long a leader's lease lasts from the moment at which the heartbeats that renew it were
+    /// sent; `None` where leases are off. Followers stand by their leader for at least
+    /// `election_ticks - 1` ticks after they heard it.
     pub(crate) fn lease(&self) -> Option<Time> {
         let ticks = u32::try_from(self.raft.election_ticks.saturating_sub(2)).unwrap_or(0);
-        self.reads.lease.then(|| self.tick() * ticks * (100 - self.reads.clock_drift_percent_max.min(100)) / 100)
+        self.reads.lease.then(|| {
+            self.tick() * ticks * (100 - self.reads.clock_drift_percent_max.min(100)) / 100
+        })
     }
 
-    /// What leases rest on, where they are on: the length of a tick in milliseconds, ticks of an election timeout, percent of drift.
-    /// A leader counts on what its followers promise by theirs, so all nodes must have the same.
+    /// What leases rest on, where they are on: the length of a tick in milliseconds, ticks of an
+    /// election timeout, percent of drift. A leader counts on what its followers promise by theirs,
+    /// so all nodes must have the same.
     pub fn lease_terms(&self) -> Option<(u64, u64, u32)> {
         let raft = &self.raft;
-        self.reads.lease.then_some((raft.tick_ms, raft.election_ticks as u64, self.reads.clock_drift_percent_max))
+        self.reads.lease.then_some((
+            raft.tick_ms,
+            raft.election_ticks as u64,
+            self.reads.clock_drift_percent_max,
+        ))
     }
 
     /// What may be on its way to one follower of one group.
@@ -316,7 +395,8 @@ impl CoreConfig {
 
     /// How many messages may be in flight to a follower to which none is.
     pub(crate) fn inflight_msgs_at_first(&self) -> usize {
-        let room = usize::try_from(self.flow_bytes_max() / self.append_bytes_max()).unwrap_or(usize::MAX);
+        let room =
+            usize::try_from(self.flow_bytes_max() / self.append_bytes_max()).unwrap_or(usize::MAX);
         room.clamp(1, self.raft.inflight_messages_max)
     }
 

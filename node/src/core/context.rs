@@ -1,5 +1,5 @@
-//! What an operation may see and use of the node beyond its own group: time and options to read, and the few things that
-//! all groups share to write to.
+//! What an operation may see and use of the node beyond its own group: time and options to read,
+//! and the few things that all groups share to write to.
 
 use super::budgets::Budgets;
 use super::config::{CoreConfig, Identity};
@@ -41,7 +41,11 @@ impl Context<'_> {
     }
 
     /// Refuses what many wait for.
-    pub(crate) fn refuse_all(&mut self, tickets: impl IntoIterator<Item = Ticket>, refusal: &Refusal) {
+    pub(crate) fn refuse_all(
+        &mut self,
+        tickets: impl IntoIterator<Item = Ticket>,
+        refusal: &Refusal,
+    ) {
         tickets.into_iter().for_each(|ticket| self.reply(ticket, Err(refusal.clone())));
     }
 }

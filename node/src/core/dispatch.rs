@@ -38,7 +38,12 @@ pub trait Hands {
     fn apply(&mut self, work: Vec<ApplyWork>);
 
     /// Lets reads look.
-    fn read(&mut self, tickets: Vec<Ticket>, descriptor: Arc<Descriptor>, staleness: Option<Staleness>);
+    fn read(
+        &mut self,
+        tickets: Vec<Ticket>,
+        descriptor: Arc<Descriptor>,
+        staleness: Option<Staleness>,
+    );
 
     /// Reads the entries `low..high` from disk.
     fn fetch_entries(&mut self, fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64);
@@ -50,7 +55,13 @@ pub trait Hands {
     fn drop_snapshot(&mut self, snapshot: SnapshotId);
 
     /// Streams a snapshot to the node that holds `replica`.
-    fn send_snapshot(&mut self, to: NodeId, replica: ReplicaId, snapshot: SnapshotId, envelope: Envelope);
+    fn send_snapshot(
+        &mut self,
+        to: NodeId,
+        replica: ReplicaId,
+        snapshot: SnapshotId,
+        envelope: Envelope,
+    );
 
     /// Installs a snapshot that came from another node.
     fn install_snapshot(
@@ -97,7 +108,9 @@ pub fn carry_out(effects: Vec<Effect>, hands: &mut impl Hands) {
             Effect::Send { to, messages, beat } => hands.send(to, messages, beat),
             Effect::Persist { write, batch } => hands.persist(write, batch),
             Effect::Apply { work } => hands.apply(work),
-            Effect::Read { tickets, descriptor, staleness } => hands.read(tickets, descriptor, staleness),
+            Effect::Read { tickets, descriptor, staleness } => {
+                hands.read(tickets, descriptor, staleness)
+            }
             Effect::FetchEntries { fetch, shard, low, high, bytes_max } => {
                 hands.fetch_entries(fetch, shard, low, high, bytes_max);
             }

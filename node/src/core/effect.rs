@@ -1,4 +1,5 @@
-//! Everything that the core can ask for: a closed list. The shell carries effects out in the order in which they come.
+//! Everything that the core can ask for: a closed list. The shell carries effects out in the order
+//! in which they come.
 
 use super::event::{SnapshotId, Ticket};
 use super::report::ShardReport;
@@ -10,7 +11,10 @@ use std::sync::Arc;
 
 /// One output.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "the largest announces a snapshot, and all are moved once")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "the largest announces a snapshot, and all are moved once"
+)]
 pub enum Effect {
     /// Send to one node: one frame per lane for all messages of the pass. May be lost.
     Send {
@@ -33,7 +37,8 @@ pub enum Effect {
         /// What to apply, each shard at most once.
         work: Vec<ApplyWork>,
     },
-    /// The reads may look now: at the state as of this moment, which holds all that was applied so far.
+    /// The reads may look now: at the state as of this moment, which holds all that was applied so
+    /// far.
     Read {
         /// Who waits.
         tickets: Vec<Ticket>,
@@ -90,7 +95,8 @@ pub enum Effect {
         hard_state: HardState,
         /// Where in the log it stands.
         at: LogPosition,
-        /// What is to be cleared before, disjoint and in order: all that the shard has here or will have.
+        /// What is to be cleared before, disjoint and in order: all that the shard has here or will
+        /// have.
         clear: Vec<KeyRange>,
     },
     /// The staged snapshot was not wanted after all.

@@ -2,15 +2,19 @@
 
 use super::time::Time;
 use super::wire::{Beat, Envelope};
-use flotilla_router::{Command, Consistency, Descriptor, Incarnation, NodeId, ReplicaId, Revision, ShardId};
+use flotilla_router::{
+    Command, Consistency, Descriptor, Incarnation, NodeId, ReplicaId, Revision, ShardId,
+};
 use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
 
-/// Stands for somebody who waits for an answer. The shell draws it, the core hands it back exactly once.
+/// Stands for somebody who waits for an answer. The shell draws it, the core hands it back exactly
+/// once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u64);
 
-/// What can be asked of the core. Each is answered exactly once: by [`Effect::Read`](super::Effect::Read) for a read that may
-/// look, by [`Effect::Reply`](super::Effect::Reply) for everything else.
+/// What can be asked of the core. Each is answered exactly once: by
+/// [`Effect::Read`](super::Effect::Read) for a read that may look, by
+/// [`Effect::Reply`](super::Effect::Reply) for everything else.
 #[derive(Clone, Debug)]
 pub enum Ask {
     /// A write.
@@ -47,7 +51,9 @@ impl Ask {
     /// The one shard that it concerns.
     pub fn shard(&self) -> Option<ShardId> {
         match self {
-            Self::Write { shard, .. } | Self::Read { shard, .. } | Self::Transfer { shard, .. } => Some(*shard),
+            Self::Write { shard, .. } | Self::Read { shard, .. } | Self::Transfer { shard, .. } => {
+                Some(*shard)
+            }
             Self::Inspect { .. } => None,
         }
     }
@@ -67,13 +73,14 @@ pub enum Delivery {
 /// One input.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A pass begins: what the monotonic clock showed **after** the pass's events were taken from the mailbox. Leases and
-    /// deadlines are measured on it, elections are not.
+    /// A pass begins: what the monotonic clock showed **after** the pass's events were taken from
+    /// the mailbox. Leases and deadlines are measured on it, elections are not.
     Clock {
         /// Never goes back.
         now: Time,
     },
-    /// One tick of the election clock. The shell never gives two closer together than the tick's length.
+    /// One tick of the election clock. The shell never gives two closer together than the tick's
+    /// length.
     Tick,
     /// A raft message from a peer, parsed and not yet checked.
     Message {
@@ -171,7 +178,8 @@ pub enum Event {
     Disk {
         /// Bytes free.
         free_bytes: u64,
-        /// What must stay free: less, or less than that and what was accepted since, and puts are refused; 0 for never.
+        /// What must stay free: less, or less than that and what was accepted since, and puts are
+        /// refused; 0 for never.
         reserve_bytes: u64,
     },
     /// The process is about to end: hand all leadership over.

@@ -4,9 +4,12 @@ use super::Node;
 use super::budgets::UnderWay;
 
 impl Node {
-    /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings us here again.
+    /// Proposes what has gathered, unless as many writes as allowed are under way: their end brings
+    /// us here again.
     pub(super) fn propose_gathered(&mut self) {
-        if self.pass.writes_under_way() >= self.config.raft.inflight_writes_max || self.budgets.gathering.is_empty() {
+        if self.pass.writes_under_way() >= self.config.raft.inflight_writes_max
+            || self.budgets.gathering.is_empty()
+        {
             return;
         }
         if self.budgets.room.is_full() || self.liveness.is_any_disk_full() {
@@ -39,7 +42,9 @@ impl Node {
         let (now, patience) = (self.now, self.config.stand_still_patience());
         let (replicas, mut sum) = (&self.replicas, UnderWay::default());
         self.budgets.proposing.retain(|shard| {
-            let Some(replica) = replicas.get(*shard).filter(|replica| replica.group.leads()) else { return false };
+            let Some(replica) = replicas.get(*shard).filter(|replica| replica.group.leads()) else {
+                return false;
+            };
             let bytes = replica.group.under_way_bytes();
             sum.bytes += bytes;
             sum.uncommitted += replica.group.raw.raft.uncommitted_size() as u64;

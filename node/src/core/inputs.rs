@@ -1,5 +1,5 @@
-//! What comes in and concerns more than one replica, or needs to be looked at before one hears of it: questions, writes that
-//! are durable, entries that were applied, snapshots from peers.
+//! What comes in and concerns more than one replica, or needs to be looked at before one hears of
+//! it: questions, writes that are durable, entries that were applied, snapshots from peers.
 
 use super::Node;
 use super::context::Context;
@@ -21,10 +21,12 @@ impl Node {
         let result = match (ask.shard(), ask) {
             (_, Ask::Inspect { after, limit }) => Ok(Done::Report(self.inspect(after, limit))),
             (None, _) => return,
-            (Some(shard), ask) => match self.with(shard, |replica, ctx| replica.ask(ticket, ask, deadline, ctx)) {
-                Some(()) => return,
-                None => Err(Refusal::NotHosted { shard }),
-            },
+            (Some(shard), ask) => {
+                match self.with(shard, |replica, ctx| replica.ask(ticket, ask, deadline, ctx)) {
+                    Some(()) => return,
+                    None => Err(Refusal::NotHosted { shard }),
+                }
+            }
         };
         self.pass.effects.push(Effect::Reply { ticket, result });
     }
@@ -81,7 +83,9 @@ impl Node {
 
     /// A staged snapshot has become a shard's data and log.
     pub(super) fn snapshot_installed(&mut self, shard: ShardId, at: LogPosition) {
-        if let Some(descriptor) = self.replicas.get(shard).and_then(Replica::incoming_descriptor).cloned() {
+        if let Some(descriptor) =
+            self.replicas.get(shard).and_then(Replica::incoming_descriptor).cloned()
+        {
             self.change(descriptor);
         }
         self.with(shard, |replica, ctx| replica.snapshot_installed(at, ctx));

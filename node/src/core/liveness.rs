@@ -1,7 +1,8 @@
-//! Who is alive: the signs of life that nodes give each other, one per pair and interval, whatever they hold.
+//! Who is alive: the signs of life that nodes give each other, one per pair and interval, whatever
+//! they hold.
 //!
-//! A node is alive once it has said how it is, and for an election timeout of silence after that. What it said last
-//! counts for no longer.
+//! A node is alive once it has said how it is, and for an election timeout of silence after that.
+//! What it said last counts for no longer.
 
 use super::wire::Beat;
 use flotilla_router::{Descriptor, NodeId};
@@ -82,10 +83,14 @@ impl Liveness {
         self.peers.values().any(|peer| peer.beat.disk_full)
     }
 
-    /// Whether a shard's replica lies on a live node without room: that one would stop taking entries, or stop altogether.
-    /// What a node that is gone said last counts no more, or the shard could not be written for as long as it is gone.
+    /// Whether a shard's replica lies on a live node without room: that one would stop taking
+    /// entries, or stop altogether. What a node that is gone said last counts no more, or the shard
+    /// could not be written for as long as it is gone.
     pub(crate) fn lacks_room_for(&self, shard: &Descriptor) -> bool {
-        shard.replicas.iter().any(|replica| self.beat_of(replica.node).is_some_and(|beat| beat.disk_full))
+        shard
+            .replicas
+            .iter()
+            .any(|replica| self.beat_of(replica.node).is_some_and(|beat| beat.disk_full))
     }
 
     /// Whether this node's own sign of life is due in the pass that ends.

@@ -6,44 +6,52 @@
 //!      Event ──▶ handle ──▶ …               ┘    (Ready of every touched group, merged)
 //! ```
 //!
-//! The shell drains its mailbox, feeds every event to [`Node::handle`], and ends the pass with [`Node::finish_pass`], which
-//! collects the `Ready` of every group that was touched and merges them: commands of a shard that wait together become one
-//! entry, entries of all groups become one write, messages to one node become one effect, reads of a shard share one
-//! context.
+//! The shell drains its mailbox, feeds every event to [`Node::handle`], and ends the pass with
+//! [`Node::finish_pass`], which collects the `Ready` of every group that was touched and merges
+//! them: commands of a shard that wait together become one entry, entries of all groups become one
+//! write, messages to one node become one effect, reads of a shard share one context.
 //!
-//! **What the core does not have**, so that a seed replays it byte by byte: no clock (time is an event), no thread, no lock,
-//! no socket, no file, no async, no map with a random seed. raft-rs draws election timeouts from a thread's random numbers,
-//! so [`group::timeouts`] overwrites them after every call that may have drawn one.
+//! **What the core does not have**, so that a seed replays it byte by byte: no clock (time is an
+//! event), no thread, no lock, no socket, no file, no async, no map with a random seed. raft-rs
+//! draws election timeouts from a thread's random numbers, so [`group::timeouts`] overwrites them
+//! after every call that may have drawn one.
 //!
 //! **Rooms**, each of which imports only those to its left (`node/tests/tidy.rs` checks it):
 //!
 //! ```text
-//! leaves                    pass      group/           operations/       replica     replicas    mod
-//! time event effect wire ─▶ liveness ─▶ raw node,    ─▶ write read …  ─▶ composes  ─▶ owns     ─▶ Node: tick,
-//! config counters report    budgets     log, Ready      one file each    them, in     ranges      gathering,
-//!                           context     guard                            order                    placement/
+//! leaves         pass         group/       operations/    replica     replicas  mod
+//! time event  ─▶ liveness  ─▶ raw node, ─▶ write read… ─▶ composes ─▶ owns   ─▶ Node: tick,
+//! effect wire    budgets      log,         one file       them, in    ranges    gathering,
+//! config …       context      Ready        each           order                 placement/
 //! ```
 //!
 //! **Duties of the shell.** Whoever drives a [`Node`] must
 //!
-//! 1. begin every pass with [`Event::Clock`], read from a monotonic clock **after** the pass's other events were taken from
-//!    wherever they wait: what is vouched for at that time is vouched for to everybody who asked before;
-//! 2. give [`Event::Tick`] no more often than once in `raft.tick_ms` by its own clock, however late the last one came:
-//!    whoever counts a tick promises to have stood by its leader for that long;
+//! 1. begin every pass with [`Event::Clock`], read from a monotonic clock **after** the pass's
+//!    other events were taken from wherever they wait: what is vouched for at that time is vouched
+//!    for to everybody who asked before;
+//! 2. give [`Event::Tick`] no more often than once in `raft.tick_ms` by its own clock, however late
+//!    the last one came: whoever counts a tick promises to have stood by its leader for that long;
 //! 3. carry effects out in the order in which they come, those of one pass before those of the next
 //!    ([`dispatch::carry_out`]);
-//! 4. report [`Event::Persisted`] only once the batch, and every batch before it, is durable, in the order of the numbers;
-//! 5. apply in order, data and applied index in one batch, and report [`Event::Applied`] for each piece of work;
+//! 4. report [`Event::Persisted`] only once the batch, and every batch before it, is durable, in
+//!    the order of the numbers;
+//! 5. apply in order, data and applied index in one batch, and report [`Event::Applied`] for each
+//!    piece of work;
 //! 6. let a read look at what was applied when its pass began, or later, never at an earlier state;
-//! 7. report the end of every [`Effect::SendSnapshot`], well or not, always; and of every [`Effect::BuildSnapshot`];
-//! 8. build a snapshot in apply order, and install one whole, so that a crash leaves the old state or the new one;
-//! 9. hand in from peers only what the connection's certificate vouches for: `from` is the node that it names;
+//! 7. report the end of every [`Effect::SendSnapshot`], well or not, always; and of every
+//!    [`Effect::BuildSnapshot`];
+//! 8. build a snapshot in apply order, and install one whole, so that a crash leaves the old state
+//!    or the new one;
+//! 9. hand in from peers only what the connection's certificate vouches for: `from` is the node
+//!    that it names;
 //! 10. end the process where a write or an fsync failed: nobody knows what the disk holds then;
-//! 11. lose, repeat, delay or reorder messages as it must: nothing else of the network is relied upon.
+//! 11. lose, repeat, delay or reorder messages as it must: nothing else of the network is relied
+//!     upon.
 //!
-//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was applied here, hence
-//! committed. A proposal that was lost is called *not applied* only when what was committed at or below its index rules it
-//! out. Nothing that a peer sends can panic.
+//! **Invariants.** A ticket is answered exactly once. A write is acknowledged only after it was
+//! applied here, hence committed. A proposal that was lost is called *not applied* only when what
+//! was committed at or below its index rules it out. Nothing that a peer sends can panic.
 
 #![warn(clippy::disallowed_methods, clippy::disallowed_types)]
 
@@ -110,7 +118,12 @@ pub struct Node {
 
 impl Node {
     /// A node with the replicas that were found on disk.
-    pub fn new(config: CoreConfig, identity: Identity, recovered: Vec<Recovered>, logger: slog::Logger) -> Self {
+    pub fn new(
+        config: CoreConfig,
+        identity: Identity,
+        recovered: Vec<Recovered>,
+        logger: slog::Logger,
+    ) -> Self {
         let mut node = Self {
             identity,
             now: Time::ZERO,
@@ -132,7 +145,11 @@ impl Node {
         for replica in node.replicas.iter() {
             let descriptor = replica.group.descriptor();
             node.pass.effects.push(Effect::PublishDescriptor { descriptor: descriptor.clone() });
-            descriptor.replicas.iter().filter(|r| r.node != identity.node).for_each(|r| node.liveness.meet(r.node));
+            descriptor
+                .replicas
+                .iter()
+                .filter(|r| r.node != identity.node)
+                .for_each(|r| node.liveness.meet(r.node));
             node.pass.touch(replica.group.shard);
         }
         node
@@ -147,7 +164,8 @@ impl Node {
             }
             Event::Tick => self.tick(),
             Event::Message { from, envelope } => {
-                let hosted = self.with(envelope.shard, |replica, ctx| replica.message(from, envelope, ctx));
+                let hosted =
+                    self.with(envelope.shard, |replica, ctx| replica.message(from, envelope, ctx));
                 self.counters.messages_refused += u64::from(hosted.is_none());
             }
             Event::Beat { from, beat } => self.liveness.heard(from, beat),
@@ -158,7 +176,10 @@ impl Node {
                 self.with(shard, |replica, ctx| replica.entries_fetched(fetch, entries, ctx));
             }
             Event::SnapshotBuilt { shard, snapshot, built } => {
-                if self.with(shard, |replica, ctx| replica.snapshot_built(snapshot, built, ctx)).is_none() {
+                if self
+                    .with(shard, |replica, ctx| replica.snapshot_built(snapshot, built, ctx))
+                    .is_none()
+                {
                     self.pass.effects.push(Effect::DropSnapshot { snapshot });
                 }
             }
@@ -168,14 +189,18 @@ impl Node {
             Event::SnapshotStaged { from, staged, envelope, manifest } => {
                 self.snapshot_staged((from, staged), envelope, &manifest);
             }
-            Event::SnapshotInstalled { shard, at, revision: _ } => self.snapshot_installed(shard, at),
+            Event::SnapshotInstalled { shard, at, revision: _ } => {
+                self.snapshot_installed(shard, at)
+            }
             Event::NodeReachable { node, .. } => self.liveness.meet(node),
             Event::NodeUnreachable { node } => {
                 for shard in self.replicas.led_shards() {
                     self.with(shard, |replica, ctx| replica.unreachable(node, ctx));
                 }
             }
-            Event::Disk { free_bytes, reserve_bytes } => self.budgets.room.seen(free_bytes, reserve_bytes),
+            Event::Disk { free_bytes, reserve_bytes } => {
+                self.budgets.room.seen(free_bytes, reserve_bytes)
+            }
             Event::Drain => self.drain(),
         }
     }
@@ -183,8 +208,9 @@ impl Node {
     /// Ends the pass: everything that it came to, in the order in which it must be carried out.
     pub fn finish_pass(&mut self) -> Vec<Effect> {
         self.propose_gathered();
-        // Handling one group's Ready can touch it again (a proposal that waited, entries fetched); each round strictly uses
-        // up what raft-rs had ready, and the bound catches a group that would spin.
+        // Handling one group's Ready can touch it again (a proposal that waited, entries fetched);
+        // each round strictly uses up what raft-rs had ready, and the bound catches a group that
+        // would spin.
         for round in 0.. {
             let dirty = self.pass.take_dirty();
             if dirty.is_empty() {
@@ -213,15 +239,19 @@ impl Node {
         Counters { leaders, quarantined, apply_lag, replicas, cache_bytes, ..self.counters }
     }
 
-    /// Whether nothing waits that another pass, without a new event, would move on, and what is kept by increments is right.
-    /// Always true after [`Self::finish_pass`].
+    /// Whether nothing waits that another pass, without a new event, would move on, and what is
+    /// kept by increments is right. Always true after [`Self::finish_pass`].
     #[cfg(test)]
     pub(crate) fn is_at_rest(&mut self) -> bool {
         self.pass.is_at_rest() && self.replicas.are_summed_up()
     }
 
     /// Has something done with a shard's replica; `None` where there is none. The only way to one.
-    fn with<T>(&mut self, shard: ShardId, act: impl FnOnce(&mut Replica, &mut Context<'_>) -> T) -> Option<T> {
+    fn with<T>(
+        &mut self,
+        shard: ShardId,
+        act: impl FnOnce(&mut Replica, &mut Context<'_>) -> T,
+    ) -> Option<T> {
         let (replicas, mut context) = self.split();
         let outcome = replicas.with(shard, |replica| act(replica, &mut context));
         self.budgets.note_logs(self.replicas.sums().cache_bytes, self.replicas.sums().log_bytes);

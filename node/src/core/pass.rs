@@ -1,10 +1,12 @@
-//! One pass of the loop: which groups were touched in it, and what leaves at its end, merged over all of them: one write,
-//! one piece of work for apply, one effect per node with all messages to it. It knows no replica.
+//! One pass of the loop: which groups were touched in it, and what leaves at its end, merged over
+//! all of them: one write, one piece of work for apply, one effect per node with all messages to
+//! it. It knows no replica.
 //!
-//! **Order.** Messages that may leave come first, so that a leader does not wait for its own fsync; what must wait for it
-//! was held back ([`ready`](super::group)). Then everything else, in the order in which it came up; then the write and the
-//! work for apply, unless those before are still under way: then they gather. Of what gathered for apply each shard gets a
-//! part, so that one with much of it does not hold the others for long.
+//! **Order.** Messages that may leave come first, so that a leader does not wait for its own fsync;
+//! what must wait for it was held back ([`ready`](super::group)). Then everything else, in the
+//! order in which it came up; then the write and the work for apply, unless those before are still
+//! under way: then they gather. Of what gathered for apply each shard gets a part, so that one with
+//! much of it does not hold the others for long.
 
 use super::effect::Effect;
 use super::time::Time;
@@ -103,7 +105,8 @@ impl Pass {
         self.sync = true;
     }
 
-    /// A shard's log starts over: what waits to be written to the old one is not. How many bytes of entries that were.
+    /// A shard's log starts over: what waits to be written to the old one is not. How many bytes of
+    /// entries that were.
     pub(crate) fn forget_writes(&mut self, shard: ShardId) -> u64 {
         self.writes.remove(&shard);
         self.staged_bytes.remove(&shard).unwrap_or_default()
@@ -128,7 +131,8 @@ impl Pass {
 
     /// A committed entry waits to be applied.
     pub(crate) fn schedule(&mut self, shard: ShardId, entry: ApplyEntry) {
-        let work = self.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
+        let work =
+            self.apply.entry(shard).or_insert_with(|| ApplyWork { shard, entries: Vec::new() });
         work.entries.push(entry);
     }
 
@@ -149,9 +153,11 @@ impl Pass {
         let number = self.last_write;
         let shards = self.writes.keys().copied().collect();
         let sync = std::mem::take(&mut self.sync);
-        let batch = LogBatch { writes: std::mem::take(&mut self.writes).into_values().collect(), sync };
+        let batch =
+            LogBatch { writes: std::mem::take(&mut self.writes).into_values().collect(), sync };
         self.effects.push(Effect::Persist { write: number, batch });
-        let (readies, bytes) = (std::mem::take(&mut self.readies), std::mem::take(&mut self.staged_bytes));
+        let (readies, bytes) =
+            (std::mem::take(&mut self.readies), std::mem::take(&mut self.staged_bytes));
         self.writing.push_back(Writing { number, readies, shards, bytes });
     }
 
@@ -166,7 +172,11 @@ impl Pass {
     }
 
     /// One effect per node, in front of everything else; a sign of life goes to all `nodes`.
-    pub(crate) fn emit_messages(&mut self, beat: Option<Beat>, nodes: impl Iterator<Item = NodeId>) {
+    pub(crate) fn emit_messages(
+        &mut self,
+        beat: Option<Beat>,
+        nodes: impl Iterator<Item = NodeId>,
+    ) {
         let mut messages = std::mem::take(&mut self.messages);
         if beat.is_some() {
             for node in nodes {
@@ -174,12 +184,14 @@ impl Pass {
             }
         }
         if !messages.is_empty() {
-            let sends = messages.into_iter().map(|(to, messages)| Effect::Send { to, messages, beat });
+            let sends =
+                messages.into_iter().map(|(to, messages)| Effect::Send { to, messages, beat });
             self.effects.splice(..0, sends);
         }
     }
 
-    /// Takes what is to be applied next, `bytes_max` or one entry: of each shard the same part of it, or one entry.
+    /// Takes what is to be applied next, `bytes_max` or one entry: of each shard the same part of
+    /// it, or one entry.
     fn take_apply(&mut self, bytes_max: u64) -> Vec<ApplyWork> {
         let part = bytes_max / self.apply.len().max(1) as u64;
         let mut last = std::mem::take(&mut self.apply);
@@ -236,10 +248,20 @@ mod tests {
         while !pass.apply.is_empty() {
             assert!(taken.len() < 20, "it never ends");
             let works = pass.take_apply(8192);
-            taken.push(works.iter().map(|work| (work.shard.0, work.entries.len())).collect::<Vec<_>>());
+            taken.push(
+                works.iter().map(|work| (work.shard.0, work.entries.len())).collect::<Vec<_>>(),
+            );
         }
         assert_eq!(taken[..3], [vec![(2, 1), (3, 1), (4, 1), (5, 3)], vec![(2, 7)], vec![(2, 7)]]);
-        assert_eq!(taken.iter().flatten().filter(|(shard, _)| *shard == 2).map(|(_, count)| count).sum::<usize>(), 20);
+        assert_eq!(
+            taken
+                .iter()
+                .flatten()
+                .filter(|(shard, _)| *shard == 2)
+                .map(|(_, count)| count)
+                .sum::<usize>(),
+            20
+        );
         // Large ones of many shards: some now, the others first the next time.
         for shard in 2..=5 {
             let entries = vec![entry(1, 5000), entry(2, 5000)];

@@ -1,7 +1,8 @@
 //! The one place that creates and destroys replicas, and says which keys they own.
 //!
-//! A replica comes to be when the node starts and finds it on disk. (A split, a message from a group that this node was added
-//! to, and a removal will come here too, and to no other file, because each must be judged against all ranges of the node.)
+//! A replica comes to be when the node starts and finds it on disk. (A split, a message from a
+//! group that this node was added to, and a removal will come here too, and to no other file,
+//! because each must be judged against all ranges of the node.)
 //!
 //! **Invariant.** The ranges of live replicas on a node are disjoint.
 
@@ -40,7 +41,9 @@ impl Index {
     fn note(&mut self, replica: &mut Replica) {
         let Some((before, now)) = replica.take_tally() else { return };
         let shard = replica.group.shard;
-        let keep = |set: &mut BTreeSet<ShardId>, stays| if stays { set.insert(shard) } else { set.remove(&shard) };
+        let keep = |set: &mut BTreeSet<ShardId>, stays| {
+            if stays { set.insert(shard) } else { set.remove(&shard) }
+        };
         if before.leads != now.leads {
             keep(&mut self.led, now.leads);
         }
@@ -85,7 +88,12 @@ impl Replicas {
     ///
     /// # Panics
     /// If its range overlaps another's: two owners of a key must never both run.
-    pub(crate) fn create(&mut self, config: &CoreConfig, logger: &slog::Logger, recovered: Recovered) {
+    pub(crate) fn create(
+        &mut self,
+        config: &CoreConfig,
+        logger: &slog::Logger,
+        recovered: Recovered,
+    ) {
         let shard = recovered.descriptor.id;
         if let Some(other) = self.overlapping(shard, &recovered.descriptor.range) {
             panic!("shard {shard} overlaps shard {other} on this node: {:?}", recovered.descriptor);
@@ -98,7 +106,11 @@ impl Replicas {
     }
 
     /// Has something done with a shard's replica, and sums it up anew; `None` where there is none.
-    pub(crate) fn with<T>(&mut self, shard: ShardId, act: impl FnOnce(&mut Replica) -> T) -> Option<T> {
+    pub(crate) fn with<T>(
+        &mut self,
+        shard: ShardId,
+        act: impl FnOnce(&mut Replica) -> T,
+    ) -> Option<T> {
         let replica = self.replicas.get_mut(&shard)?;
         let outcome = act(replica);
         self.index.note(replica);
@@ -111,7 +123,11 @@ impl Replicas {
     /// If its range overlaps another's.
     pub(crate) fn change(&mut self, descriptor: Arc<Descriptor>) -> bool {
         let shard = descriptor.id;
-        assert_eq!(self.overlapping(shard, &descriptor.range), None, "the new range of shard {shard} overlaps another's");
+        assert_eq!(
+            self.overlapping(shard, &descriptor.range),
+            None,
+            "the new range of shard {shard} overlaps another's"
+        );
         let Some(replica) = self.replicas.get_mut(&shard) else { return false };
         if !shard.is_meta() {
             self.by_start.remove(&replica.group.descriptor().range.start);
@@ -121,33 +137,40 @@ impl Replicas {
         true
     }
 
-    /// Judges the range that a shard will have once a snapshot is installed: against what replicas of other shards own, and
-    /// what they are about to own by snapshots that were accepted. Until it is installed, it is reserved in the same way,
-    /// and so is what the shard has now: nobody comes to own what will be cleared.
+    /// Judges the range that a shard will have once a snapshot is installed: against what replicas
+    /// of other shards own, and what they are about to own by snapshots that were accepted. Until
+    /// it is installed, it is reserved in the same way, and so is what the shard has now: nobody
+    /// comes to own what will be cleared.
     pub(crate) fn claim(&self, shard: ShardId, range: &KeyRange) -> Claim {
         let old = self.replicas.get(&shard).map(|replica| &replica.group.descriptor().range);
         if shard.is_meta() {
             return Claim::Free(to_clear(old, range, &[]));
         }
-        let others = || self.replicas.values().filter(|r| r.group.shard != shard && !r.group.shard.is_meta());
+        let others = || {
+            self.replicas.values().filter(|r| r.group.shard != shard && !r.group.shard.is_meta())
+        };
         let mut incoming = others().filter_map(Replica::incoming_descriptor);
-        if self.overlapping(shard, range).is_some() || incoming.any(|descriptor| descriptor.range.overlaps(range)) {
+        if self.overlapping(shard, range).is_some()
+            || incoming.any(|descriptor| descriptor.range.overlaps(range))
+        {
             return Claim::Taken;
         }
         let owned: Vec<_> = others().map(|r| r.group.descriptor().range.clone()).collect();
         Claim::Free(to_clear(old, range, &owned))
     }
 
-    /// A live replica of another shard that owns a key of `range`. The meta shard's keys are in a space of their own.
+    /// A live replica of another shard that owns a key of `range`. The meta shard's keys are in a
+    /// space of their own.
     fn overlapping(&self, shard: ShardId, range: &KeyRange) -> Option<ShardId> {
         if shard.is_meta() {
             return None;
         }
         let end = range.end.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        // Disjoint ranges in the order of their starts: only those that start below the end of `range` can overlap it, and of
-        // them all but the last few end before it starts.
+        // Disjoint ranges in the order of their starts: only those that start below the end of
+        // `range` can overlap it, and of them all but the last few end before it starts.
         let below = self.by_start.range((Bound::Unbounded, end)).rev().map(|(_, id)| *id);
-        let mut overlapping = below.take_while(|id| self.replicas[id].group.descriptor().range.overlaps(range));
+        let mut overlapping =
+            below.take_while(|id| self.replicas[id].group.descriptor().range.overlaps(range));
         overlapping.find(|id| *id != shard)
     }
 
@@ -182,7 +205,10 @@ impl Replicas {
     }
 
     /// The replicas of a range of shard ids.
-    pub(crate) fn range(&self, shards: impl RangeBounds<ShardId>) -> impl Iterator<Item = &Replica> {
+    pub(crate) fn range(
+        &self,
+        shards: impl RangeBounds<ShardId>,
+    ) -> impl Iterator<Item = &Replica> {
         self.replicas.range(shards).map(|(_, replica)| replica)
     }
 
@@ -191,7 +217,8 @@ impl Replicas {
         self.replicas.values()
     }
 
-    /// Gives every replica its tick. Those for which `tick` is true may have changed, and are summed up anew.
+    /// Gives every replica its tick. Those for which `tick` is true may have changed, and are
+    /// summed up anew.
     pub(crate) fn tick(&mut self, mut tick: impl FnMut(&mut Replica) -> bool) {
         for replica in self.replicas.values_mut() {
             if tick(replica) {

@@ -49,8 +49,8 @@ impl Node {
         // Those that are not active have a log, too.
         for shard in self.replicas.shards() {
             self.with(shard, |replica, ctx| {
-                // What was quarantined is for a person to look at, and a log that a snapshot replaces is no longer this
-                // one's.
+                // What was quarantined is for a person to look at, and a log that a snapshot
+                // replaces is no longer this one's.
                 if replica.group.quarantined.is_none() && !replica.group.installing {
                     replica.cut_log(ctx);
                 }

@@ -1,18 +1,20 @@
-//! What travels between two nodes' cores, byte by byte, and the guard in front of the protobuf parser.
+//! What travels between two nodes' cores, byte by byte, and the guard in front of the protobuf
+//! parser.
 //!
 //! ```text
 //! frame    := format (1) ‖ item*
-//! item     := 1 ‖ shard (8) ‖ epoch.membership (8) ‖ epoch.range (8) ‖ committed (8) ‖ timing ‖ length (4) ‖ raft message (protobuf)
+//! item     := 1 ‖ shard (8) ‖ epoch.membership (8) ‖ epoch.range (8) ‖ committed (8) ‖ timing
+//!           ‖ length (4) ‖ raft message (protobuf)
 //!           | 2 ‖ leaders (4) ‖ replicas (4) ‖ flags (1)
 //! timing   := stamp (8) ‖ echo (8) ‖ held (4) ‖ lag (4)
 //! ```
 //!
-//! A stamp is the low 16 bits of an incarnation and 48 bits of microseconds on that life's clock, 0 where there is none; `held` and
-//! `lag` are microseconds, `lag` all ones where there is none.
+//! A stamp is the low 16 bits of an incarnation and 48 bits of microseconds on that life's clock, 0
+//! where there is none; `held` and `lag` are microseconds, `lag` all ones where there is none.
 //!
-//! raft 0.7 is bound to rust-protobuf 2, whose parser recurses without bound on nested *groups* in unknown fields
-//! (RUSTSEC-2024-0437). raft's messages have none, so [`guard`] walks over the bytes first and refuses every group: of messages, and
-//! of the membership changes that entries carry.
+//! raft 0.7 is bound to rust-protobuf 2, whose parser recurses without bound on nested *groups* in
+//! unknown fields (RUSTSEC-2024-0437). raft's messages have none, so [`guard`] walks over the bytes
+//! first and refuses every group: of messages, and of the membership changes that entries carry.
 
 use super::time::Time;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -35,7 +37,8 @@ pub struct Envelope {
     pub shard: ShardId,
     /// The sender's epoch of the shard.
     pub epoch: Epoch,
-    /// The sender's committed index: unlike a heartbeat's, not cut to what the receiver is known to hold.
+    /// The sender's committed index: unlike a heartbeat's, not cut to what the receiver is known to
+    /// hold.
     pub committed: u64,
     /// What the two ends know of each other's clocks.
     pub timing: Timing,
@@ -43,8 +46,8 @@ pub struct Envelope {
     pub message: Message,
 }
 
-/// A moment on the clock of one life of one node. Others only hand it back: whoever has started anew does not take a moment of an
-/// earlier life for one of its own.
+/// A moment on the clock of one life of one node. Others only hand it back: whoever has started
+/// anew does not take a moment of an earlier life for one of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp(u64);
 
@@ -73,7 +76,8 @@ impl Stamp {
     }
 }
 
-/// What the two ends of a message know of each other's clocks; [`freshness`](super::freshness) makes use of it.
+/// What the two ends of a message know of each other's clocks; [`freshness`](super::freshness)
+/// makes use of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
     /// When the message left, on its sender's clock.
@@ -99,12 +103,15 @@ impl Timing {
     fn decode(reader: &mut Reader) -> Result<Self, DecodeError> {
         let (stamp, echo) = (Stamp(reader.u64()?), Stamp(reader.u64()?));
         let held = Time::from_micros(reader.u32()?.into());
-        let lag = Some(reader.u32()?).filter(|lag| *lag != u32::MAX).map(|lag| Time::from_micros(lag.into()));
+        let lag = Some(reader.u32()?)
+            .filter(|lag| *lag != u32::MAX)
+            .map(|lag| Time::from_micros(lag.into()));
         Ok(Self { stamp, echo, held, lag })
     }
 }
 
-/// What a node says of itself to every other node, instead of a heartbeat per shard being made to say it.
+/// What a node says of itself to every other node, instead of a heartbeat per shard being made to
+/// say it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Beat {
     /// Shards that it leads.
@@ -175,8 +182,8 @@ impl MergeShared for Message {
 /// A frame is cut here at the latest, where frames may be larger; what follows goes into the next.
 const CUT_BYTES: usize = 1 << 20;
 
-/// Lays what leaves for one node in one pass into frames: those of a lane in order, none larger than `bytes_max`, as long as no
-/// message has more than half of that.
+/// Lays what leaves for one node in one pass into frames: those of a lane in order, none larger
+/// than `bytes_max`, as long as no message has more than half of that.
 pub fn frames<L: Ord + Copy>(
     messages: &[Envelope],
     beat: Option<(L, Beat)>,
@@ -231,7 +238,12 @@ pub fn decode_frame(frame: Bytes, mut item: impl FnMut(Item)) -> Result<(), Deco
             ITEM_MESSAGE => Item::Message(Box::new(Envelope::decode(&mut reader)?)),
             ITEM_BEAT => {
                 let (leaders, replicas, flags) = (reader.u32()?, reader.u32()?, reader.u8()?);
-                Item::Beat(Beat { leaders, replicas, draining: flags & 1 != 0, disk_full: flags & 2 != 0 })
+                Item::Beat(Beat {
+                    leaders,
+                    replicas,
+                    draining: flags & 1 != 0,
+                    disk_full: flags & 2 != 0,
+                })
             }
             other => return Err(reader.error(format!("item {other}"))),
         });
@@ -284,7 +296,8 @@ pub(super) fn guard_conf_change_v2(data: &[u8]) -> Result<(), &'static str> {
     guard(data, Shape::ConfChangeV2)
 }
 
-/// Walks over a protobuf message and refuses what the parser must not see: groups, and lengths beyond the end.
+/// Walks over a protobuf message and refuses what the parser must not see: groups, and lengths
+/// beyond the end.
 fn guard(mut bytes: &[u8], shape: Shape) -> Result<(), &'static str> {
     while !bytes.is_empty() {
         let tag = varint(&mut bytes)?;
@@ -293,7 +306,8 @@ fn guard(mut bytes: &[u8], shape: Shape) -> Result<(), &'static str> {
             1 => drop(bytes.split_off(..8).ok_or("a fixed field beyond the end")?),
             5 => drop(bytes.split_off(..4).ok_or("a fixed field beyond the end")?),
             2 => {
-                let n = usize::try_from(varint(&mut bytes)?).map_err(|_| "a length beyond the end")?;
+                let n =
+                    usize::try_from(varint(&mut bytes)?).map_err(|_| "a length beyond the end")?;
                 let field = bytes.split_off(..n).ok_or("a length beyond the end")?;
                 if let Some(shape) = shape.field(tag >> 3) {
                     guard(field, shape)?;
@@ -330,11 +344,25 @@ mod tests {
         message.from = 3;
         message.to = 4;
         message.term = 9;
-        message.set_entries(vec![Entry { index: 5, term: 9, data: vec![7; 300].into(), ..Default::default() }].into());
+        message.set_entries(
+            vec![Entry { index: 5, term: 9, data: vec![7; 300].into(), ..Default::default() }]
+                .into(),
+        );
         message.mut_snapshot().mut_metadata().mut_conf_state().set_voters(vec![1, 2, 3]);
         let stamp = |micros| Stamp::new(Incarnation(3), Time::from_micros(micros));
-        let timing = Timing { stamp: stamp(70), echo: stamp(60), held: Time::from_micros(9), lag: Some(Time::from_micros(4)) };
-        Envelope { shard: ShardId(2), epoch: Epoch { membership: 1, range: 2 }, committed: 4, timing, message }
+        let timing = Timing {
+            stamp: stamp(70),
+            echo: stamp(60),
+            held: Time::from_micros(9),
+            lag: Some(Time::from_micros(4)),
+        };
+        Envelope {
+            shard: ShardId(2),
+            epoch: Epoch { membership: 1, range: 2 },
+            committed: 4,
+            timing,
+            message,
+        }
     }
 
     fn items(frame: Bytes) -> Result<Vec<Item>, DecodeError> {
@@ -353,8 +381,14 @@ mod tests {
         assert!(matches!(&read[1], Item::Beat(b) if *b == beat));
         let Item::Message(read) = &read[0] else { panic!("not a message") };
         // The parser caches sizes inside; compare what counts.
-        assert_eq!(read.message.write_to_bytes().unwrap(), envelope().message.write_to_bytes().unwrap());
-        assert_eq!((read.shard, read.epoch, read.committed), (ShardId(2), Epoch { membership: 1, range: 2 }, 4));
+        assert_eq!(
+            read.message.write_to_bytes().unwrap(),
+            envelope().message.write_to_bytes().unwrap()
+        );
+        assert_eq!(
+            (read.shard, read.epoch, read.committed),
+            (ShardId(2), Epoch { membership: 1, range: 2 }, 4)
+        );
         assert_eq!(read.timing, envelope().timing);
         for n in 2..frame.len() {
             let _ = items(frame.slice(..n));
@@ -368,22 +402,35 @@ mod tests {
         assert_eq!(stamp.at(life), Some(Time::from_micros(1999)), "never later than it was");
         assert_eq!((stamp.at(next), Stamp::NONE.at(Incarnation(1 << 16))), (None, None));
         let later = Stamp::new(life, Time::from_millis(2));
-        assert!(later.is_news_after(stamp) && !stamp.is_news_after(later) && !Stamp::NONE.is_news_after(stamp));
+        assert!(
+            later.is_news_after(stamp)
+                && !stamp.is_news_after(later)
+                && !Stamp::NONE.is_news_after(stamp)
+        );
         assert!(Stamp::new(next, Time::ZERO).is_news_after(later), "another life is always news");
-        assert_eq!(Stamp::new(life, Time::MAX).at(life), Some(Time::from_micros((1 << STAMP_BITS) - 1)));
+        assert_eq!(
+            Stamp::new(life, Time::MAX).at(life),
+            Some(Time::from_micros((1 << STAMP_BITS) - 1))
+        );
     }
 
     #[test]
     fn what_does_not_fit_is_not_vouched_for() {
         let mut out = BytesMut::new();
-        Timing { lag: Some(Time::from_secs(1 << 20)), held: Time::from_secs(1 << 20), ..Timing::default() }.encode(&mut out);
+        Timing {
+            lag: Some(Time::from_secs(1 << 20)),
+            held: Time::from_secs(1 << 20),
+            ..Timing::default()
+        }
+        .encode(&mut out);
         let read = Timing::decode(&mut Reader::new("timing", out.freeze())).unwrap();
         assert_eq!((read.lag, read.held), (None, Time::from_micros(u32::MAX.into())));
     }
 
     #[test]
     fn groups_are_refused_before_the_parser_recurses_on_them() {
-        for shape in [vec![0x0b; 100_000], [vec![0x3a, 100], vec![0x0b; 100]].concat(), vec![0x0c]] {
+        for shape in [vec![0x0b; 100_000], [vec![0x3a, 100], vec![0x0b; 100]].concat(), vec![0x0c]]
+        {
             let mut frame = start_frame();
             frame.put_u8(ITEM_MESSAGE);
             frame.put_slice(&[0; 56]);

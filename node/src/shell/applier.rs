@@ -1,10 +1,12 @@
-//! The applier: committed entries of all shards, in order, into one unsynced batch; and what must happen in apply order.
+//! The applier: committed entries of all shards, in order, into one unsynced batch; and what must
+//! happen in apply order.
 //!
-//! A snapshot is pinned here, between two batches, so that its data and its applied index agree. What a snapshot brought in is
-//! taken note of here, before anything is applied on top of it.
+//! A snapshot is pinned here, between two batches, so that its data and its applied index agree.
+//! What a snapshot brought in is taken note of here, before anything is applied on top of it.
 //!
-//! A shard whose next entry takes long is applied by a thread of its own (`storage/src/apply/aside.rs`). What comes for it meanwhile
-//! waits here, bounded by what the core hands out before it hears of the rest.
+//! A shard whose next entry takes long is applied by a thread of its own
+//! (`storage/src/apply/aside.rs`). What comes for it meanwhile waits here, bounded by what the core
+//! hands out before it hears of the rest.
 
 use super::Engine;
 use super::mailbox::Mailbox;
@@ -14,7 +16,9 @@ use super::space::Space;
 use crate::core::{Event, SnapshotId};
 use flotilla_ops::Metrics;
 use flotilla_router::ShardId;
-use flotilla_storage::{Applied, Applier, ApplyWork, Aside, Engine as _, FailPoint, Returned, SnapshotManifest, fatal};
+use flotilla_storage::{
+    Applied, Applier, ApplyWork, Aside, Engine as _, FailPoint, Returned, SnapshotManifest, fatal,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,7 +61,15 @@ pub fn start(
 ) -> std::io::Result<JoinHandle<()>> {
     let hands = Hands { engine, mailbox, snapshots, metrics, space, queue };
     let run = move || {
-        Thread { applier, hands, away: BTreeMap::new(), next: VecDeque::new(), aside: Vec::new(), stop: Arc::default() }.run()
+        Thread {
+            applier,
+            hands,
+            away: BTreeMap::new(),
+            next: VecDeque::new(),
+            aside: Vec::new(),
+            stop: Arc::default(),
+        }
+        .run()
     };
     std::thread::Builder::new().name("applier".into()).spawn(run)
 }
@@ -93,7 +105,9 @@ impl Thread {
             for work in works.drain(..) {
                 match work {
                     Work::Apply(work) => self.apply(work),
-                    Work::Pin { shard, snapshot } => self.hands.snapshots.build(shard, snapshot, self.hands.engine.view()),
+                    Work::Pin { shard, snapshot } => {
+                        self.hands.snapshots.build(shard, snapshot, self.hands.engine.view())
+                    }
                     Work::Installed(manifest) => self.installed(&manifest),
                     Work::Back(returned) => self.back(returned),
                 }
@@ -113,8 +127,10 @@ impl Thread {
         for work in kept {
             self.away.entry(work.shard).or_default().push(work);
         }
-        let bytes = works.iter().flat_map(|work| &work.entries).map(|work| work.entry.bytes()).sum();
-        let (applied, asides) = fatal::or_abort(self.applier.apply_short(&*self.hands.engine, works));
+        let bytes =
+            works.iter().flat_map(|work| &work.entries).map(|work| work.entry.bytes()).sum();
+        let (applied, asides) =
+            fatal::or_abort(self.applier.apply_short(&*self.hands.engine, works));
         self.report(applied, started);
         self.hands.space.wrote(bytes);
         for aside in asides {
@@ -125,7 +141,8 @@ impl Thread {
     }
 
     fn report(&self, applied: Vec<Applied>, started: Instant) {
-        let commands: usize = applied.iter().flat_map(|a| &a.results).map(|(_, results)| results.len()).sum();
+        let commands: usize =
+            applied.iter().flat_map(|a| &a.results).map(|(_, results)| results.len()).sum();
         self.hands.mailbox.report(Event::Applied { applied });
         self.hands.metrics.apply_seconds.observe(started.elapsed().as_secs_f64());
         self.hands.metrics.commands_per_apply.observe(commands as f64);
@@ -136,13 +153,18 @@ impl Thread {
         self.aside.retain(|(thread, _)| !thread.is_finished());
         loop {
             let longest = self.aside.iter().filter(|(_, longest)| *longest).count();
-            let next = whose_turn(self.next.iter().map(Aside::is_among_the_longest), self.aside.len(), longest);
+            let next = whose_turn(
+                self.next.iter().map(Aside::is_among_the_longest),
+                self.aside.len(),
+                longest,
+            );
             let Some(aside) = next.and_then(|next| self.next.remove(next)) else { return };
             let longest = aside.is_among_the_longest();
-            let (engine, queue, stop) = (self.hands.engine.clone(), self.hands.queue.clone(), self.stop.clone());
+            let (engine, queue, stop) =
+                (self.hands.engine.clone(), self.hands.queue.clone(), self.stop.clone());
             let run = move || {
-                // It is in no hurry; what others wait for goes first, where there are too few cores for both. This thread alone: Linux
-                // keeps priorities by thread.
+                // It is in no hurry; what others wait for goes first, where there are too few cores
+                // for both. This thread alone: Linux keeps priorities by thread.
                 if longest {
                     let _ = rustix::process::setpriority_process(None, ASIDE_NICE);
                 }
@@ -155,7 +177,10 @@ impl Thread {
                 }
             };
             let thread = std::thread::Builder::new().name("apply aside".into()).spawn(run);
-            self.aside.push((thread.unwrap_or_else(|error| panic!("no thread for what takes long: {error}")), longest));
+            self.aside.push((
+                thread.unwrap_or_else(|error| panic!("no thread for what takes long: {error}")),
+                longest,
+            ));
         }
     }
 
@@ -179,9 +204,15 @@ impl Thread {
     }
 }
 
-/// Which of those that wait is next, if any: the first, unless it takes longest and as many of that kind as may have a thread already.
-fn whose_turn(mut waiting: impl Iterator<Item = bool>, running: usize, longest: usize) -> Option<usize> {
-    let may_start = |is_longest: bool| running < ASIDE_MAX && (!is_longest || longest < LONGEST_MAX);
+/// Which of those that wait is next, if any: the first, unless it takes longest and as many of that
+/// kind as may have a thread already.
+fn whose_turn(
+    mut waiting: impl Iterator<Item = bool>,
+    running: usize,
+    longest: usize,
+) -> Option<usize> {
+    let may_start =
+        |is_longest: bool| running < ASIDE_MAX && (!is_longest || longest < LONGEST_MAX);
     waiting.position(may_start)
 }
 

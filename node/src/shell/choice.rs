@@ -2,11 +2,14 @@
 //!
 //! 1. Its own replica, where what it has is good enough (a stale read).
 //! 2. Whoever is said to lead, if it can be reached.
-//! 3. Its own replica: if anybody leads, it knows who. It is asked through the loop, as any request is.
-//! 4. Where it has none that can tell, every other replica in turn, as long as it can be reached: whoever has one knows more.
+//! 3. Its own replica: if anybody leads, it knows who. It is asked through the loop, as any request
+//!    is.
+//! 4. Where it has none that can tell, every other replica in turn, as long as it can be reached:
+//!    whoever has one knows more.
 //!
-//! A node that said that it holds no replica is passed over from then on, its own included: a replica that was quarantined stands in the
-//! descriptor as before, may stand in the hints of others, and answers nothing. When all have said so, all are asked anew.
+//! A node that said that it holds no replica is passed over from then on, its own included: a
+//! replica that was quarantined stands in the descriptor as before, may stand in the hints of
+//! others, and answers nothing. When all have said so, all are asked anew.
 
 use flotilla_router::{Descriptor, NodeId, Refusal};
 use std::collections::BTreeSet;
@@ -37,16 +40,22 @@ impl Choice {
         if here && any_replica_will_do {
             return Some(me);
         }
-        // Who leads, and who can be reached, are two things: a hint stays, and is of no use meanwhile.
-        let may_answer = |node: &NodeId| !self.without.contains(node) && (*node == me || reachable(*node));
+        // Who leads, and who can be reached, are two things: a hint stays, and is of no use
+        // meanwhile.
+        let may_answer =
+            |node: &NodeId| !self.without.contains(node) && (*node == me || reachable(*node));
         if let Some(leader) = hint.filter(may_answer) {
             return Some(leader);
         }
         if here {
             return Some(me);
         }
-        let others: Vec<NodeId> =
-            shard.replicas.iter().map(|r| r.node).filter(|n| *n != me && !self.without.contains(n) && reachable(*n)).collect();
+        let others: Vec<NodeId> = shard
+            .replicas
+            .iter()
+            .map(|r| r.node)
+            .filter(|n| *n != me && !self.without.contains(n) && reachable(*n))
+            .collect();
         self.turns += 1;
         others.get((self.turns - 1) % others.len().max(1)).copied()
     }
@@ -65,16 +74,23 @@ mod tests {
     use flotilla_router::{Epoch, KeyRange, Replica, ReplicaId, Role, ShardId};
 
     fn on(nodes: &[u64]) -> Descriptor {
-        let replica = |&node: &u64| Replica { id: ReplicaId(node), node: NodeId(node), role: Role::Voter };
+        let replica =
+            |&node: &u64| Replica { id: ReplicaId(node), node: NodeId(node), role: Role::Voter };
         let epoch = Epoch { membership: 1, range: 1 };
-        Descriptor { id: ShardId(2), range: KeyRange::all(), epoch, replicas: nodes.iter().map(replica).collect() }
+        Descriptor {
+            id: ShardId(2),
+            range: KeyRange::all(),
+            epoch,
+            replicas: nodes.iter().map(replica).collect(),
+        }
     }
 
     const NOT_HOSTED: Refusal = Refusal::NotHosted { shard: ShardId(2) };
 
     #[test]
     fn who_is_asked_first() {
-        /// Replicas, whether any of them will do, who is said to lead, who can be reached; and who is asked.
+        /// Replicas, whether any of them will do, who is said to lead, who can be reached; and who
+        /// is asked.
         type Row = (&'static [u64], bool, Option<u64>, &'static [u64], Option<u64>);
         // This is node 1.
         let table: &[Row] = &[
@@ -82,7 +98,8 @@ mod tests {
             (&[1, 2, 3], false, Some(2), &[2, 3], Some(2)),
             (&[1, 2, 3], false, Some(1), &[2, 3], Some(1)),
             (&[1, 2, 3], false, None, &[2, 3], Some(1)),
-            // Whoever leads can't be reached from here: the own replica hears of another leader first.
+            // Whoever leads can't be reached from here: the own replica hears of another leader
+            // first.
             (&[1, 2, 3], false, Some(2), &[3], Some(1)),
             (&[2, 3, 4], false, Some(3), &[2, 4], Some(2)),
             (&[2, 3, 4], true, Some(3), &[2, 3, 4], Some(3)),
@@ -90,7 +107,10 @@ mod tests {
             (&[2, 3, 4], false, None, &[], None),
         ];
         for (nodes, any, hint, reachable, expected) in table {
-            let asked = Choice::default().next(&on(nodes), NodeId(1), *any, hint.map(NodeId), |n| reachable.contains(&n.0));
+            let asked =
+                Choice::default().next(&on(nodes), NodeId(1), *any, hint.map(NodeId), |n| {
+                    reachable.contains(&n.0)
+                });
             assert_eq!(asked, expected.map(NodeId), "{nodes:?} {any} {hint:?} {reachable:?}");
         }
     }
@@ -99,7 +119,9 @@ mod tests {
     fn a_replica_that_was_set_aside_is_passed_over() {
         for any_replica_will_do in [false, true] {
             let (shard, me, mut choice) = (on(&[1, 2, 3]), NodeId(1), Choice::default());
-            let next = |choice: &mut Choice, hint| choice.next(&shard, me, any_replica_will_do, hint, |_| true);
+            let next = |choice: &mut Choice, hint| {
+                choice.next(&shard, me, any_replica_will_do, hint, |_| true)
+            };
             assert_eq!(next(&mut choice, None), Some(me));
             choice.note(me, &NOT_HOSTED);
             // Even where others still take it for the leader.

@@ -1,9 +1,10 @@
 //! The clock of leases, ages and deadlines: monotonic, and running while the machine sleeps.
 //!
-//! A clock that stands still in suspend would let a laptop, or a virtual machine that was put to disk, wake up with a lease that it had
-//! taken hours ago. Linux has `CLOCK_BOOTTIME`, which does not; elsewhere the usual monotonic clock has to do (where that one stops in
-//! suspend, leases are not for machines that are suspended). Election ticks stay on the usual one: a follower that slept has not been
-//! without its leader for that long.
+//! A clock that stands still in suspend would let a laptop, or a virtual machine that was put to
+//! disk, wake up with a lease that it had taken hours ago. Linux has `CLOCK_BOOTTIME`, which does
+//! not; elsewhere the usual monotonic clock has to do (where that one stops in suspend, leases are
+//! not for machines that are suspended). Election ticks stay on the usual one: a follower that
+//! slept has not been without its leader for that long.
 
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ mod tests {
         };
         let (before, shown, after) = (uptime(), now(), uptime());
         let rounding = Duration::from_millis(20);
-        assert!(before <= shown + rounding && shown <= after + rounding, "{before:?} {shown:?} {after:?}");
+        assert!(
+            before <= shown + rounding && shown <= after + rounding,
+            "{before:?} {shown:?} {after:?}"
+        );
     }
 }

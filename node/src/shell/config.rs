@@ -1,8 +1,8 @@
 //! The configuration of a node: one TOML file, every key also a flag, unknown keys refused.
 //!
-//! `raft.election_ticks = 12` in the file is `--raft-election-ticks 12` on the command line, which wins. `flotilla start
-//! --print-config` shows what is in force, as a file that can be used again. `read` makes a configuration of a file and flags, `check`
-//! refuses what can't be meant.
+//! `raft.election_ticks = 12` in the file is `--raft-election-ticks 12` on the command line, which
+//! wins. `flotilla start --print-config` shows what is in force, as a file that can be used again.
+//! `read` makes a configuration of a file and flags, `check` refuses what can't be meant.
 
 mod check;
 mod read;
@@ -34,15 +34,17 @@ pub struct Config {
     pub data: PathBuf,
     /// Where it serves HTTP.
     pub http: SocketAddr,
-    /// Host names that clients may ask by. Loopback names, names without a dot and, except on a loopback address, IP addresses are
-    /// served in any case; where this is empty, an address that is no loopback one serves every name.
+    /// Host names that clients may ask by. Loopback names, names without a dot and, except on a
+    /// loopback address, IP addresses are served in any case; where this is empty, an address that
+    /// is no loopback one serves every name.
     #[serde(default)]
     pub http_hosts: Vec<String>,
-    /// Origins, such as https://console.example.com, whose web pages may send requests and see the answers. Other pages are refused.
+    /// Origins, such as https://console.example.com, whose web pages may send requests and see the
+    /// answers. Other pages are refused.
     #[serde(default)]
     pub http_origins: Vec<String>,
-    /// Where `/livez`, `/readyz` and `/metrics` are served besides, on an address of their own, to 32 connections at a time; nowhere
-    /// where empty.
+    /// Where `/livez`, `/readyz` and `/metrics` are served besides, on an address of their own, to
+    /// 32 connections at a time; nowhere where empty.
     #[serde(default)]
     pub metrics_http: String,
     /// Where other nodes reach it, over QUIC.
@@ -50,7 +52,8 @@ pub struct Config {
     /// A file to keep the process id in; none where empty.
     #[serde(default)]
     pub pid_file: PathBuf,
-    /// Threads for HTTP; QUIC has half as many of its own, one at least. By default as many as there are cores, but 2 to 8.
+    /// Threads for HTTP; QUIC has half as many of its own, one at least. By default as many as
+    /// there are cores, but 2 to 8.
     #[serde(default = "default_threads")]
     pub threads: usize,
     /// How long a shutdown may take: leadership handed over, requests in flight answered.
@@ -60,8 +63,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// Every node of the cluster, this one included.
     pub peers: Vec<PeerConfig>,
-    /// What a new cluster starts with. The same on each of its first nodes; ignored once the data folder is in use. It was
-    /// called `founding` once, and files that say so are read.
+    /// What a new cluster starts with. The same on each of its first nodes; ignored once the data
+    /// folder is in use. It was called `founding` once, and files that say so are read.
     #[serde(default)]
     pub bootstrap: BootstrapConfig,
     /// Elections, replication, and what may be in flight.
@@ -126,7 +129,8 @@ pub struct PeerConfig {
 pub struct BootstrapConfig {
     /// How many shards the key space is cut into.
     pub shards: usize,
-    /// On how many nodes each is kept: at most as many as there are, which is also the default where there are fewer than 3.
+    /// On how many nodes each is kept: at most as many as there are, which is also the default
+    /// where there are fewer than 3.
     pub replicas: usize,
 }
 
@@ -154,8 +158,8 @@ pub struct StorageConfig {
     pub open_files_max: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
-    /// Bytes that stay free on the disk, besides what is still to be written: below, puts are refused and deletes taken. 0 for a tenth
-    /// of the disk, 64 MiB to 1 GiB.
+    /// Bytes that stay free on the disk, besides what is still to be written: below, puts are
+    /// refused and deletes taken. 0 for a tenth of the disk, 64 MiB to 1 GiB.
     pub reserve_bytes: u64,
 }
 
@@ -212,7 +216,8 @@ impl Default for TransportConfig {
 pub struct LoggingConfig {
     /// `text` or `json`.
     pub format: Format,
-    /// What is logged, such as `info` or `warn,flotilla_node=debug`. The environment variable FLOTILLA_LOG wins.
+    /// What is logged, such as `info` or `warn,flotilla_node=debug`. The environment variable
+    /// FLOTILLA_LOG wins.
     pub filter: String,
 }
 
@@ -235,7 +240,8 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Reads the file, if there is one, and puts flags over it: pairs of a dotted key and a value, text as it is, all else as in TOML.
+    /// Reads the file, if there is one, and puts flags over it: pairs of a dotted key and a value,
+    /// text as it is, all else as in TOML.
     pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, ConfigError> {
         read::load(file, flags)
     }
@@ -263,7 +269,8 @@ impl Config {
 
     /// What the storage engine is told.
     pub fn rocks(&self) -> RocksOptions {
-        let StorageConfig { block_cache_bytes, log_memtable_bytes, data_memtable_bytes, .. } = self.storage;
+        let StorageConfig { block_cache_bytes, log_memtable_bytes, data_memtable_bytes, .. } =
+            self.storage;
         RocksOptions {
             block_cache_bytes,
             log_memtable_bytes,
@@ -280,7 +287,12 @@ impl Config {
     pub fn transport(&self) -> flotilla_transport::Config {
         flotilla_transport::Config {
             listen: self.quic,
-            peers: self.peers.iter().filter(|p| p.id != self.node).map(|p| (p.id, p.quic.clone())).collect(),
+            peers: self
+                .peers
+                .iter()
+                .filter(|p| p.id != self.node)
+                .map(|p| (p.id, p.quic.clone()))
+                .collect(),
             append_lanes: self.transport.append_lanes,
             outbox_bytes_max: self.raft.inflight_bytes_max as usize,
             keep_alive: self.transport.keep_alive,
@@ -296,13 +308,16 @@ impl Config {
         toml::to_string(self).expect("every field has a form in TOML")
     }
 
-    /// A configuration of node 1 of a cluster of three on this machine, with defaults for all else. What the sample file and the
-    /// list of flags are made of.
+    /// A configuration of node 1 of a cluster of three on this machine, with defaults for all else.
+    /// What the sample file and the list of flags are made of.
     pub fn sample() -> Self {
         let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (http, quic) = (at(7001), at(7101));
-        let peer =
-            |i: u16| PeerConfig { id: NodeId(i.into()), quic: at(7100 + i).to_string(), http: Some(at(7000 + i).to_string()) };
+        let peer = |i: u16| PeerConfig {
+            id: NodeId(i.into()),
+            quic: at(7100 + i).to_string(),
+            http: Some(at(7000 + i).to_string()),
+        };
         Self {
             node: NodeId(1),
             cluster: ClusterId(1),

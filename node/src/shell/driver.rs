@@ -1,9 +1,10 @@
 //! The loop: takes what waits in the mailbox, feeds the core, carries out what it asks.
 //!
-//! It owns the core, and nothing else touches it. It never waits for anything but its mailbox and the next tick: disk, network
-//! and clients each have a thread or queue of their own. Ticks are never closer together than the tick's length, so that a pause
-//! does not make a follower count time that did not pass since it heard its leader; leases rest on that. Those who hold them count on a
-//! clock that runs in suspend, too ([`super::clock`]).
+//! It owns the core, and nothing else touches it. It never waits for anything but its mailbox and
+//! the next tick: disk, network and clients each have a thread or queue of their own. Ticks are
+//! never closer together than the tick's length, so that a pause does not make a follower count
+//! time that did not pass since it heard its leader; leases rest on that. Those who hold them count
+//! on a clock that runs in suspend, too ([`super::clock`]).
 
 use super::applier;
 use super::mailbox::{Answered, Grant, Mail, Mailbox, ReplyTo};
@@ -108,7 +109,8 @@ impl Driver {
         let mut mails = Vec::new();
         loop {
             self.mailbox.take(&mut mails, next_tick);
-            // After the mailbox was emptied: what is vouched for at this moment is vouched for to everybody who asked before.
+            // After the mailbox was emptied: what is vouched for at this moment is vouched for to
+            // everybody who asked before.
             let started = Instant::now();
             self.now = self.mailbox.now();
             self.core.handle(Event::Clock { now: self.now });
@@ -122,7 +124,8 @@ impl Driver {
                 if matches!(mail, Mail::Stop) {
                     self.workers.writer.close();
                     self.workers.applier.close();
-                    // Whoever asked meanwhile is told so at once, since what is asked is dropped with the queue.
+                    // Whoever asked meanwhile is told so at once, since what is asked is dropped
+                    // with the queue.
                     self.mailbox.close();
                     return;
                 }
@@ -147,12 +150,16 @@ impl Driver {
     fn take_in(&mut self, mail: Mail) {
         let event = match mail {
             Mail::Event(event) => {
-                if matches!(event, Event::Disk { free_bytes, reserve_bytes } if free_bytes < reserve_bytes) {
+                if let Event::Disk { free_bytes, reserve_bytes } = event
+                    && free_bytes < reserve_bytes
+                {
                     self.workers.views.make_room();
                 }
                 event
             }
-            Mail::Events { events, bytes: _ } => return events.into_iter().for_each(|event| self.core.handle(event)),
+            Mail::Events { events, bytes: _ } => {
+                return events.into_iter().for_each(|event| self.core.handle(event));
+            }
             Mail::Ask { ask, deadline, reply } => {
                 match &ask {
                     Ask::Write { shard, .. } => self.requests.entry(*shard).or_default().1 += 1,
@@ -174,11 +181,15 @@ impl Driver {
 
     /// Once per tick: what the core counted, for all to see.
     fn count(&mut self) {
-        *self.workers.state.counters.lock().expect("nothing panics while it holds them") = self.core.counters();
+        *self.workers.state.counters.lock().expect("nothing panics while it holds them") =
+            self.core.counters();
         self.workers.metrics.mailbox_events.set(self.mailbox.waiting() as i64);
         if !self.requests.is_empty() {
-            let mut rates = self.workers.state.rates.lock().expect("nothing panics while it holds the rates");
-            self.requests.drain().for_each(|(shard, (reads, writes))| rates.count(shard, reads, writes));
+            let mut rates =
+                self.workers.state.rates.lock().expect("nothing panics while it holds the rates");
+            self.requests
+                .drain()
+                .for_each(|(shard, (reads, writes))| rates.count(shard, reads, writes));
         }
     }
 }
@@ -206,7 +217,9 @@ impl Hands for Turn<'_> {
         let transport = &self.workers().transport;
         let lanes = transport.append_lanes();
         let lane_of = |envelope: &wire::Envelope| match envelope.message.get_msg_type() {
-            MessageType::MsgAppend | MessageType::MsgAppendResponse => Lane::append_for(envelope.shard, lanes),
+            MessageType::MsgAppend | MessageType::MsgAppendResponse => {
+                Lane::append_for(envelope.shard, lanes)
+            }
             _ => Lane::Control,
         };
         let beat = beat.map(|beat| (Lane::Control, beat));
@@ -225,7 +238,12 @@ impl Hands for Turn<'_> {
         self.workers().applier.send(applier::Work::Apply(work));
     }
 
-    fn read(&mut self, tickets: Vec<Ticket>, descriptor: Arc<Descriptor>, staleness: Option<Staleness>) {
+    fn read(
+        &mut self,
+        tickets: Vec<Ticket>,
+        descriptor: Arc<Descriptor>,
+        staleness: Option<Staleness>,
+    ) {
         let workers = &self.driver.workers;
         let view = self.view.get_or_insert_with(|| Arc::new(workers.engine.view())).clone();
         let grant = Grant { view, descriptor, staleness, at: self.driver.now };
@@ -240,7 +258,9 @@ impl Hands for Turn<'_> {
         if !of_peers.is_empty() {
             // Looking may have to wait for the disk: not here.
             self.driver.workers.runtime.spawn(async move {
-                of_peers.into_iter().for_each(|answered| answered(Ok(Answered::Granted(grant.clone()))));
+                of_peers
+                    .into_iter()
+                    .for_each(|answered| answered(Ok(Answered::Granted(grant.clone()))));
             });
         }
     }
@@ -258,7 +278,13 @@ impl Hands for Turn<'_> {
         self.workers().snapshots.drop_built(snapshot);
     }
 
-    fn send_snapshot(&mut self, to: NodeId, replica: ReplicaId, snapshot: SnapshotId, envelope: wire::Envelope) {
+    fn send_snapshot(
+        &mut self,
+        to: NodeId,
+        replica: ReplicaId,
+        snapshot: SnapshotId,
+        envelope: wire::Envelope,
+    ) {
         self.workers().snapshots.send(&self.workers().transport, to, replica, snapshot, &envelope);
     }
 
@@ -270,7 +296,13 @@ impl Hands for Turn<'_> {
         clear: Vec<KeyRange>,
     ) {
         self.workers().views.give_up(Some(replica.0));
-        self.workers().snapshots.install(replica, staged, hard_state, clear, self.workers().applier.clone());
+        self.workers().snapshots.install(
+            replica,
+            staged,
+            hard_state,
+            clear,
+            self.workers().applier.clone(),
+        );
     }
 
     fn discard_staged(&mut self, staged: SnapshotId) {
@@ -297,8 +329,14 @@ impl Hands for Turn<'_> {
 
     fn quarantined(&mut self, shard: ShardId, why: String) {
         self.workers().views.give_up(Some(shard));
-        tracing::error!(%shard, why, "shard quarantined on this node; its other replicas go on, and requests go to them");
-        self.workers().state.quarantined.lock().expect("nothing panics while it holds them").insert(shard);
+        tracing::error!(%shard, why, "shard quarantined on this node; its other replicas go on, \
+                                      and requests go to them");
+        self.workers()
+            .state
+            .quarantined
+            .lock()
+            .expect("nothing panics while it holds them")
+            .insert(shard);
     }
 }
 

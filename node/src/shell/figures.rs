@@ -11,10 +11,27 @@ use std::sync::Arc;
 type OfCore = (Kind, &'static str, &'static str, fn(&Counters) -> u64);
 
 const OF_CORE: [OfCore; 11] = [
-    (Kind::Counter, "flotilla_proposals_total", "Commands proposed by leaders on this node.", |c| c.commands),
-    (Kind::Counter, "flotilla_entries_total", "Log entries proposed by leaders on this node.", |c| c.proposals),
-    (Kind::Counter, "flotilla_elections_total", "Elections that replicas here began (pre-votes not counted).", |c| c.elections),
-    (Kind::Counter, "flotilla_elections_won_total", "Elections that replicas here won.", |c| c.elections_won),
+    (
+        Kind::Counter,
+        "flotilla_proposals_total",
+        "Commands proposed by leaders on this node.",
+        |c| c.commands,
+    ),
+    (
+        Kind::Counter,
+        "flotilla_entries_total",
+        "Log entries proposed by leaders on this node.",
+        |c| c.proposals,
+    ),
+    (
+        Kind::Counter,
+        "flotilla_elections_total",
+        "Elections that replicas here began (pre-votes not counted).",
+        |c| c.elections,
+    ),
+    (Kind::Counter, "flotilla_elections_won_total", "Elections that replicas here won.", |c| {
+        c.elections_won
+    }),
     (
         Kind::Counter,
         "flotilla_read_contexts_total",
@@ -33,42 +50,71 @@ const OF_CORE: [OfCore; 11] = [
         "Lease reads that went through a quorum because the lease was off or void.",
         |c| c.lease_reads_refused,
     ),
-    (Kind::Gauge, "flotilla_apply_lag_entries", "Committed entries not yet applied, over all replicas here.", |c| c.apply_lag),
+    (
+        Kind::Gauge,
+        "flotilla_apply_lag_entries",
+        "Committed entries not yet applied, over all replicas here.",
+        |c| c.apply_lag,
+    ),
     (Kind::Gauge, "flotilla_leaders", "Shards that this node leads.", |c| c.leaders),
     (Kind::Gauge, "flotilla_replicas", "Replicas that this node holds.", |c| c.replicas),
-    (Kind::Gauge, "flotilla_entry_cache_bytes", "Log entries held in memory, over all shards.", |c| c.cache_bytes),
+    (
+        Kind::Gauge,
+        "flotilla_entry_cache_bytes",
+        "Log entries held in memory, over all shards.",
+        |c| c.cache_bytes,
+    ),
 ];
 
 /// A number of a lane between nodes.
 type OfLane = (&'static str, &'static str, fn(&LaneStats) -> u64);
 
 const OF_LANES: [OfLane; 5] = [
-    ("flotilla_lane_messages_sent_total", "Messages sent to other nodes, by lane.", |lane| lane.frames_sent.get()),
-    ("flotilla_lane_bytes_sent_total", "Bytes sent to other nodes, by lane.", |lane| lane.bytes_sent.get()),
-    ("flotilla_lane_messages_received_total", "Messages from other nodes, by lane.", |lane| lane.frames_received.get()),
-    ("flotilla_lane_bytes_received_total", "Bytes from other nodes, by lane.", |lane| lane.bytes_received.get()),
-    ("flotilla_lane_messages_dropped_total", "Messages dropped instead of sent (full outbox, peer away), by lane.", |lane| {
-        lane.frames_dropped.get()
+    ("flotilla_lane_messages_sent_total", "Messages sent to other nodes, by lane.", |lane| {
+        lane.frames_sent.get()
     }),
+    ("flotilla_lane_bytes_sent_total", "Bytes sent to other nodes, by lane.", |lane| {
+        lane.bytes_sent.get()
+    }),
+    ("flotilla_lane_messages_received_total", "Messages from other nodes, by lane.", |lane| {
+        lane.frames_received.get()
+    }),
+    ("flotilla_lane_bytes_received_total", "Bytes from other nodes, by lane.", |lane| {
+        lane.bytes_received.get()
+    }),
+    (
+        "flotilla_lane_messages_dropped_total",
+        "Messages dropped instead of sent (full outbox, peer away), by lane.",
+        |lane| lane.frames_dropped.get(),
+    ),
 ];
 
 /// The lanes, by name.
 type Lane = (&'static str, fn(&Stats) -> &LaneStats);
 
-const LANES: [Lane; 3] =
-    [("control", |stats| &stats.control), ("append", |stats| &stats.append), ("requests", |stats| &stats.requests)];
+const LANES: [Lane; 3] = [
+    ("control", |stats| &stats.control),
+    ("append", |stats| &stats.append),
+    ("requests", |stats| &stats.requests),
+];
 
 /// A number of the transport as a whole.
 type OfTransport = (&'static str, &'static str, fn(&Stats) -> u64);
 
 const OF_TRANSPORT: [OfTransport; 3] = [
-    ("flotilla_peer_connects_total", "Connections made to other nodes or taken from them.", |stats| {
-        stats.connections_opened.get() + stats.connections_accepted.get()
+    (
+        "flotilla_peer_connects_total",
+        "Connections made to other nodes or taken from them.",
+        |stats| stats.connections_opened.get() + stats.connections_accepted.get(),
+    ),
+    (
+        "flotilla_peer_rejects_total",
+        "Connections of other nodes refused for a wrong certificate, cluster or node.",
+        |stats| stats.connections_refused.get(),
+    ),
+    ("flotilla_snapshot_bytes_sent_total", "Bytes of snapshots sent.", |stats| {
+        stats.snapshot_bytes_sent.get()
     }),
-    ("flotilla_peer_rejects_total", "Connections of other nodes refused for a wrong certificate, cluster or node.", |stats| {
-        stats.connections_refused.get()
-    }),
-    ("flotilla_snapshot_bytes_sent_total", "Bytes of snapshots sent.", |stats| stats.snapshot_bytes_sent.get()),
 ];
 
 /// Shows all of them.
@@ -87,7 +133,8 @@ pub(super) fn show(metrics: &Metrics, state: &Arc<LoopState>, transport: &Arc<Tr
     for (lane, of) in LANES {
         for (name, help, read) in OF_LANES {
             let transport = transport.clone();
-            metrics.show_of_lane(lane, Kind::Counter, name, help, move || read(of(transport.stats())));
+            metrics
+                .show_of_lane(lane, Kind::Counter, name, help, move || read(of(transport.stats())));
         }
     }
     for (name, help, read) in OF_TRANSPORT {

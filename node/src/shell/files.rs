@@ -1,10 +1,12 @@
 //! How many files the process may open, and who may have how many of them.
 //!
-//! Connections, RocksDB's files and snapshots all draw on the one number that the system allows (`ulimit -n`), and who asks last gets
-//! nothing. For a client that is a nuisance; for RocksDB, which is about to write what was acknowledged, it is the end of the process.
-//! So the number is divided at the start: first the soft limit is raised as far as the system lets us, then everybody gets a share
-//! that he can't exceed. Where that is less than was configured, it is said once, and connections beyond it are refused as if
-//! they had been configured so. Where it is too little to work with, the node does not start.
+//! Connections, RocksDB's files and snapshots all draw on the one number that the system allows
+//! (`ulimit -n`), and who asks last gets nothing. For a client that is a nuisance; for RocksDB,
+//! which is about to write what was acknowledged, it is the end of the process. So the number is
+//! divided at the start: first the soft limit is raised as far as the system lets us, then
+//! everybody gets a share that he can't exceed. Where that is less than was configured, it is said
+//! once, and connections beyond it are refused as if they had been configured so. Where it is too
+//! little to work with, the node does not start.
 
 use super::config::Config;
 use flotilla_ops::{Limits, Server};
@@ -12,16 +14,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Beyond this nobody needs any more, and some programs walk through all that may be open.
 const LIMIT_MAX: u64 = 1 << 20;
-/// What is open however the node is configured: logs, write-ahead logs, the lock, sockets that are listened to, wakers, `/proc`;
-/// and files that RocksDB opens beyond its share while a compaction or a scan holds all of level 0.
+/// What is open however the node is configured: logs, write-ahead logs, the lock, sockets that are
+/// listened to, wakers, `/proc`; and files that RocksDB opens beyond its share while a compaction
+/// or a scan holds all of level 0.
 const ALWAYS: u64 = 80;
-/// For each other node: a look-up of its address, a file of a snapshot that is sent to it. QUIC itself has one socket for all.
+/// For each other node: a look-up of its address, a file of a snapshot that is sent to it. QUIC
+/// itself has one socket for all.
 const PER_PEER: u64 = 4;
 /// For each snapshot that comes in: what is being written, verified or taken into the database.
 const PER_SNAPSHOT: u64 = 8;
 /// For each thread that compacts: what it reads and writes.
 const PER_JOB: u64 = 8;
-/// Connections of clients that are not counted with the others: those in kept places, and those that are just being closed.
+/// Connections of clients that are not counted with the others: those in kept places, and those
+/// that are just being closed.
 const BESIDE_CLIENTS: u64 = Server::KEPT_PLACES as u64 + 16;
 /// With less than this RocksDB would open and close files all the time.
 const TABLES_MIN: u64 = 32;
@@ -51,7 +56,8 @@ struct Wanted {
     tables: u64,
 }
 
-/// Raises the soft limit, divides what there is, and says so once where it is less than was configured.
+/// Raises the soft limit, divides what there is, and says so once where it is less than was
+/// configured.
 pub fn share(config: &Config) -> anyhow::Result<Shares> {
     let wanted = Wanted {
         peers: config.peers.len() as u64,
@@ -69,19 +75,28 @@ pub fn share(config: &Config) -> anyhow::Result<Shares> {
             limit = shares.limit,
             connections_max,
             open_files_max,
-            "the system lets this process open few files: connections beyond connections_max are refused, though \
-             limits.connections_max allows {}; raise it with `ulimit -Hn` or LimitNOFILE=",
+            "the system lets this process open few files: connections beyond connections_max are \
+             refused, though limits.connections_max allows {}; raise it with `ulimit -Hn` or \
+             LimitNOFILE=",
             wanted.connections
         );
     } else if config.storage.open_files_max > 0 && open_files_max < config.storage.open_files_max {
-        tracing::info!(limit = shares.limit, open_files_max, "RocksDB keeps fewer files open than storage.open_files_max allows");
+        tracing::info!(
+            limit = shares.limit,
+            open_files_max,
+            "RocksDB keeps fewer files open than storage.open_files_max allows"
+        );
     }
     Ok(shares)
 }
 
 /// The most connections to an address for probes alone, and those that are just being closed.
 fn probes_of(metrics_http: &str) -> u64 {
-    if metrics_http.is_empty() { 0 } else { Server::connections_of(&Limits::of_probes()) as u64 + 6 }
+    if metrics_http.is_empty() {
+        0
+    } else {
+        Server::connections_of(&Limits::of_probes()) as u64 + 6
+    }
 }
 
 /// Raises the soft limit to the hard one, and gives what may be open from now on.
@@ -89,21 +104,25 @@ fn raise() -> u64 {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let (soft, hard) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
     let target = hard.min(LIMIT_MAX);
-    if soft >= target || setrlimit(Resource::Nofile, Rlimit { current: Some(target), maximum }).is_err() {
+    if soft >= target
+        || setrlimit(Resource::Nofile, Rlimit { current: Some(target), maximum }).is_err()
+    {
         return soft;
     }
     target
 }
 
-/// Gives everybody what he wants, or, where that is too much together, RocksDB and the clients half each of what is left.
+/// Gives everybody what he wants, or, where that is too much together, RocksDB and the clients half
+/// each of what is left.
 fn divide(limit: u64, wanted: Wanted) -> Result<Shares, String> {
     let work = wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB;
     let fixed = ALWAYS + work + wanted.probes + BESIDE_CLIENTS;
     let least = fixed + TABLES_MIN + CLIENTS_MIN;
     if limit < least {
         return Err(format!(
-            "the system lets this process open {limit} files, and it needs {least} at least, better 65536: raise the hard limit, with \
-             `ulimit -Hn`, LimitNOFILE= in systemd, or --ulimit nofile= in a container"
+            "the system lets this process open {limit} files, and it needs {least} at least, \
+             better 65536: raise the hard limit, with `ulimit -Hn`, LimitNOFILE= in systemd, or \
+             --ulimit nofile= in a container"
         ));
     }
     let left = limit - fixed;
@@ -125,7 +144,8 @@ fn divide(limit: u64, wanted: Wanted) -> Result<Shares, String> {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { peers: 3, snapshots: 2, jobs: 2, probes: 0, connections: 10_000, tables: 1024 };
+    const WANTED: Wanted =
+        Wanted { peers: 3, snapshots: 2, jobs: 2, probes: 0, connections: 10_000, tables: 1024 };
 
     #[test]
     fn everybody_gets_what_was_configured_where_there_is_enough() {
@@ -133,7 +153,10 @@ mod tests {
         assert_eq!((shares.connections_max, shares.open_files_max), (10_000, 1024));
         let all = divide(65_536, Wanted { tables: i32::MAX as u64, ..WANTED }).unwrap();
         assert_eq!(all.connections_max, 10_000);
-        assert!((50_000..65_536).contains(&all.open_files_max), "RocksDB's -1 is a number all the same: {all:?}");
+        assert!(
+            (50_000..65_536).contains(&all.open_files_max),
+            "RocksDB's -1 is a number all the same: {all:?}"
+        );
     }
 
     #[test]
@@ -146,15 +169,21 @@ mod tests {
             Wanted { probes: 40, ..WANTED },
         ] {
             for limit in 0..20_000 {
-                let work = wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB;
+                let work = wanted.peers * PER_PEER
+                    + wanted.snapshots * PER_SNAPSHOT
+                    + wanted.jobs * PER_JOB;
                 let fixed = ALWAYS + work + wanted.probes;
                 let Ok(shares) = divide(limit, wanted) else {
                     assert!(limit < fixed + 132, "a limit of {limit} is enough");
                     continue;
                 };
-                let (connections, tables) = (shares.connections_max as u64, shares.open_files_max as u64);
+                let (connections, tables) =
+                    (shares.connections_max as u64, shares.open_files_max as u64);
                 assert!(connections + tables + fixed + BESIDE_CLIENTS <= limit, "{shares:?}");
-                assert!(connections >= CLIENTS_MIN.min(wanted.connections) && tables >= TABLES_MIN, "{shares:?}");
+                assert!(
+                    connections >= CLIENTS_MIN.min(wanted.connections) && tables >= TABLES_MIN,
+                    "{shares:?}"
+                );
             }
         }
         let shares = divide(1024, WANTED).unwrap();
@@ -165,11 +194,15 @@ mod tests {
     fn every_connection_that_a_server_may_have_is_counted() {
         for connections in [1, 31, 500, 10_000, 1_000_000] {
             let limits = Limits { connections_max: connections, ..Limits::default() };
-            assert!(Server::connections_of(&limits) as u64 <= connections as u64 + BESIDE_CLIENTS, "of {connections}");
+            assert!(
+                Server::connections_of(&limits) as u64 <= connections as u64 + BESIDE_CLIENTS,
+                "of {connections}"
+            );
         }
         assert_eq!(probes_of(""), 0);
         assert!(probes_of("127.0.0.1:7201") > Server::connections_of(&Limits::of_probes()) as u64);
-        // A small limit is divided all the same: the address for probes takes no more than clients are left with.
+        // A small limit is divided all the same: the address for probes takes no more than clients
+        // are left with.
         let shares = divide(320, Wanted { probes: probes_of("127.0.0.1:7201"), ..WANTED }).unwrap();
         assert!(shares.connections_max >= 16, "{shares:?}");
     }

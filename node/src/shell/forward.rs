@@ -1,8 +1,9 @@
 //! Questions on their way to the node that can answer them.
 //!
-//! What was sent and not answered is *unknown* for a write. So a write is sent only when there is room for it: where too much is under
-//! way to a node already, it waits here for a while, where it can still be refused with a word that is certain. And the other node is
-//! given a little less time than there is, so that it gives up first, and says what it knows.
+//! What was sent and not answered is *unknown* for a write. So a write is sent only when there is
+//! room for it: where too much is under way to a node already, it waits here for a while, where it
+//! can still be refused with a word that is certain. And the other node is given a little less time
+//! than there is, so that it gives up first, and says what it knows.
 
 use bytes::Bytes;
 use flotilla_ops::Metrics;
@@ -63,10 +64,15 @@ impl Forwarder {
             self.metrics.forward_failures.inc();
         }
         match answered {
-            Ok(response) => call::decode::<Result<Reply, Refusal>>("forwarded response", &response).unwrap_or_else(|error| {
-                let outcome = if request.is_write() { Outcome::Unknown } else { Outcome::NotApplied };
-                Err(Refusal::Internal { why: format!("node {to} answered with a {error}"), outcome })
-            }),
+            Ok(response) => call::decode::<Result<Reply, Refusal>>("forwarded response", &response)
+                .unwrap_or_else(|error| {
+                    let outcome =
+                        if request.is_write() { Outcome::Unknown } else { Outcome::NotApplied };
+                    Err(Refusal::Internal {
+                        why: format!("node {to} answered with a {error}"),
+                        outcome,
+                    })
+                }),
             Err(error) => Err(not_answered(error, to, shard, request.is_write())),
         }
     }
@@ -88,12 +94,14 @@ impl Forwarder {
                     let time_left = deadline.saturating_duration_since(Instant::now());
                     let round_trip = self.transport.round_trip(to).unwrap_or_default();
                     let time_left = left_for_another(time_left, round_trip, self.tick);
-                    let request = call::encode(&Forwarded { request: request.clone(), hops, time_left });
+                    let request =
+                        call::encode(&Forwarded { request: request.clone(), hops, time_left });
                     self.transport.request(to, request, deadline).await
                 }
                 Err(limit) => Err(RequestError::Full { limit }),
             };
-            if !matches!(sent, Err(RequestError::Full { .. })) || Instant::now() + pause >= patience {
+            if !matches!(sent, Err(RequestError::Full { .. })) || Instant::now() + pause >= patience
+            {
                 return sent;
             }
             tokio::time::sleep(pause).await;
@@ -102,17 +110,24 @@ impl Forwarder {
     }
 }
 
-/// Answers another node: with what was found, or, where too much of that waits to be sent already, with a refusal. What was done is
-/// never said to be refused: such an answer is small, and always finds room.
+/// Answers another node: with what was found, or, where too much of that waits to be sent already,
+/// with a refusal. What was done is never said to be refused: such an answer is small, and always
+/// finds room.
 pub(super) fn respond(responder: Responder, response: &Result<Reply, Refusal>) {
     responder.respond_or(call::encode(response), || {
-        let found = matches!(response, Ok(Reply { answer: Answer::Value { .. } | Answer::Page(_) | Answer::Part { .. }, .. }));
+        let found = matches!(
+            response,
+            Ok(Reply { answer: Answer::Value { .. } | Answer::Page(_) | Answer::Part { .. }, .. })
+        );
         found.then(|| call::encode(&Err::<Reply, _>(no_room())))
     });
 }
 
 fn no_room() -> Refusal {
-    Refusal::Overloaded { what: "bytes of answers between nodes".into(), limit: DATA_BYTES_MAX as u64 }
+    Refusal::Overloaded {
+        what: "bytes of answers between nodes".into(),
+        limit: DATA_BYTES_MAX as u64,
+    }
 }
 
 /// About how many bytes a question takes; only those of a write are many.
@@ -127,20 +142,23 @@ fn about_bytes(request: &Request) -> usize {
 /// What is said of a request that has no answer.
 fn not_answered(error: RequestError, to: NodeId, shard: ShardId, is_write: bool) -> Refusal {
     match error {
-        RequestError::Full { limit } => {
-            Refusal::Overloaded { what: format!("bytes of requests under way to node {to}"), limit: limit as u64 }
-        }
+        RequestError::Full { limit } => Refusal::Overloaded {
+            what: format!("bytes of requests under way to node {to}"),
+            limit: limit as u64,
+        },
         RequestError::NotSent(_) => Refusal::NoLeader { shard },
         RequestError::TooLate => Refusal::Expired { shard },
-        RequestError::Lost | RequestError::Expired | RequestError::NoRoom if is_write => Refusal::OutcomeUnknown { shard },
+        RequestError::Lost | RequestError::Expired | RequestError::NoRoom if is_write => {
+            Refusal::OutcomeUnknown { shard }
+        }
         RequestError::NoRoom => no_room(),
         RequestError::Lost => Refusal::NoLeader { shard },
         RequestError::Expired => Refusal::Expired { shard },
     }
 }
 
-/// What another node is given of the time that is left: it travels there and back meanwhile, and that node looks whose time is up once in a
-/// tick.
+/// What another node is given of the time that is left: it travels there and back meanwhile, and
+/// that node looks whose time is up once in a tick.
 fn left_for_another(time_left: Duration, round_trip: Duration, tick: Duration) -> Duration {
     // However little there is, the other node gets half of what the way leaves.
     let there = time_left.saturating_sub(round_trip);
@@ -180,9 +198,15 @@ mod tests {
         for is_write in [false, true] {
             let said = |error| not_answered(error, to, shard, is_write);
             let refusal = said(RequestError::TooLate);
-            assert_eq!((&refusal, refusal.outcome()), (&Refusal::Expired { shard }, Outcome::NotApplied));
+            assert_eq!(
+                (&refusal, refusal.outcome()),
+                (&Refusal::Expired { shard }, Outcome::NotApplied)
+            );
             assert_eq!(said(RequestError::NotSent("no connection")), Refusal::NoLeader { shard });
-            assert_eq!(said(RequestError::Lost).outcome(), if is_write { Outcome::Unknown } else { Outcome::NotApplied });
+            assert_eq!(
+                said(RequestError::Lost).outcome(),
+                if is_write { Outcome::Unknown } else { Outcome::NotApplied }
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Whether the process is alive, whether it should be sent requests, and the gauges that nobody else keeps up to date.
+//! Whether the process is alive, whether it should be sent requests, and the gauges that nobody
+//! else keeps up to date.
 
 use super::Engine;
 use super::driver::{LoopState, millis};
@@ -50,7 +51,11 @@ impl Inspect for Health {
     fn live(&self) -> Result<(), String> {
         let now = millis(self.mailbox.time(Instant::now()));
         let silent = now.saturating_sub(self.state.last_pass_ms.load(Ordering::Relaxed));
-        if silent < STUCK_MS { Ok(()) } else { Err(format!("the loop has not turned for {silent} ms")) }
+        if silent < STUCK_MS {
+            Ok(())
+        } else {
+            Err(format!("the loop has not turned for {silent} ms"))
+        }
     }
 
     fn ready(&self) -> Readiness {
@@ -61,15 +66,31 @@ impl Inspect for Health {
         let (leaderless, quarantined) = (self.leaderless(), self.quarantined().len());
         let draining = self.state.draining.load(Ordering::Relaxed);
         let Seen { free_bytes, needed_bytes } = self.space.seen();
-        let disk_check = check("disk", free_bytes >= needed_bytes, format!("{free_bytes} bytes free, {needed_bytes} needed"));
+        let disk_check = check(
+            "disk",
+            free_bytes >= needed_bytes,
+            format!("{free_bytes} bytes free, {needed_bytes} needed"),
+        );
         let checks = vec![
             check("loop", self.live().is_ok(), self.live().err().unwrap_or_default()),
-            check("joined", reachable >= quorum, format!("{reachable} of {} other nodes connected", peers.len())),
-            check("leaders", leaderless == 0, format!("{leaderless} shards of this node without a leader")),
+            check(
+                "joined",
+                reachable >= quorum,
+                format!("{reachable} of {} other nodes connected", peers.len()),
+            ),
+            check(
+                "leaders",
+                leaderless == 0,
+                format!("{leaderless} shards of this node without a leader"),
+            ),
             // Its other replicas answer; a person has to look all the same.
             check("replicas", true, format!("{quarantined} shards of this node quarantined")),
             disk_check,
-            check("staying", !draining, if draining { "shutting down".into() } else { String::new() }),
+            check(
+                "staying",
+                !draining,
+                if draining { "shutting down".into() } else { String::new() },
+            ),
         ];
         Readiness { ready: checks.iter().all(|c| c.ok), checks }
     }
@@ -90,7 +111,8 @@ impl Inspect for Health {
         metrics.rocksdb_pending_compaction_bytes.set(statistics.compaction_pending_bytes as i64);
         metrics.shards_without_leader.set(self.leaderless() as i64);
         metrics.shards_quarantined.set(self.quarantined().len() as i64);
-        let connected = self.transport.peers().iter().filter(|p| self.transport.reachable(**p)).count();
+        let connected =
+            self.transport.peers().iter().filter(|p| self.transport.reachable(**p)).count();
         metrics.peers_connected.set(connected as i64);
         self.collect_busiest();
     }
@@ -101,18 +123,29 @@ impl Health {
         self.state.quarantined.lock().expect("nothing panics while it holds them")
     }
 
-    /// Shards of this node whose replica here has no leader. A replica that was quarantined knows nothing, and need not.
+    /// Shards of this node whose replica here has no leader. A replica that was quarantined knows
+    /// nothing, and need not.
     fn leaderless(&self) -> usize {
         let (table, quarantined) = (self.routes.table(), self.quarantined());
-        let mine = table.shards().filter(|s| s.on_node(self.node).is_some() && !quarantined.contains(&s.id));
+        let mine = table
+            .shards()
+            .filter(|s| s.on_node(self.node).is_some() && !quarantined.contains(&s.id));
         mine.filter(|s| self.routes.followed(s.id).is_none()).count()
     }
 
     fn collect_busiest(&self) {
-        let busiest = self.state.rates.lock().expect("nothing panics while it holds the rates").busiest(BUSIEST);
+        let busiest = self
+            .state
+            .rates
+            .lock()
+            .expect("nothing panics while it holds the rates")
+            .busiest(BUSIEST);
         let busiest: Vec<_> = busiest
             .into_iter()
-            .map(|(shard, rate)| BusyShard { shard, requests_per_second: (rate.reads + rate.writes) as i64 })
+            .map(|(shard, rate)| BusyShard {
+                shard,
+                requests_per_second: (rate.reads + rate.writes) as i64,
+            })
             .collect();
         self.metrics.set_busiest(&busiest);
     }

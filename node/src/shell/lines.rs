@@ -1,8 +1,10 @@
 //! Lines of writes that were full a moment ago.
 //!
-//! A shard's leader says when its line is full, and what was sent to it was sent for nothing: read from the client, encrypted, carried to
-//! another node, and dropped there. Past saturation that is most of what a node does. So for a moment, which is short beside the time for
-//! which anybody would wait in that line, whoever asks for no more time is told the same here, before his value is read.
+//! A shard's leader says when its line is full, and what was sent to it was sent for nothing: read
+//! from the client, encrypted, carried to another node, and dropped there. Past saturation that is
+//! most of what a node does. So for a moment, which is short beside the time for which anybody
+//! would wait in that line, whoever asks for no more time is told the same here, before his value
+//! is read.
 
 use flotilla_router::{Refusal, ShardId};
 use std::collections::HashMap;
@@ -39,11 +41,13 @@ impl Lines {
         lines.insert(shard, Full { at: now, time_left, refusal: refusal.clone() });
     }
 
-    /// What the leader would say to a write that has so much time, if it has just said so to one that had as much.
+    /// What the leader would say to a write that has so much time, if it has just said so to one
+    /// that had as much.
     pub fn refusal(&self, shard: ShardId, now: Instant, time_left: Duration) -> Option<Refusal> {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let full = lines.get(&shard)?;
-        let counts = now.saturating_duration_since(full.at) < MOMENT && time_left <= full.time_left + MOMENT;
+        let counts =
+            now.saturating_duration_since(full.at) < MOMENT && time_left <= full.time_left + MOMENT;
         counts.then(|| full.refusal.clone())
     }
 }

@@ -1,5 +1,5 @@
-//! raft-rs's log, which speaks slog, into `tracing`. Its chatter about elections is DEBUG here: what operators need of it, the
-//! shell says itself.
+//! raft-rs's log, which speaks slog, into `tracing`. Its chatter about elections is DEBUG here:
+//! what operators need of it, the shell says itself.
 
 use slog::{Drain, KV, Level, Never, OwnedKVList, Record, Serializer};
 use std::fmt::{Arguments, Write};
@@ -17,7 +17,9 @@ impl Drain for ToTracing {
 
     fn log(&self, record: &Record<'_>, values: &OwnedKVList) -> Result<(), Never> {
         let enabled = match record.level() {
-            Level::Critical | Level::Error => tracing::enabled!(target: "raft", tracing::Level::ERROR),
+            Level::Critical | Level::Error => {
+                tracing::enabled!(target: "raft", tracing::Level::ERROR)
+            }
             Level::Warning => tracing::enabled!(target: "raft", tracing::Level::WARN),
             Level::Info | Level::Debug => tracing::enabled!(target: "raft", tracing::Level::DEBUG),
             Level::Trace => tracing::enabled!(target: "raft", tracing::Level::TRACE),

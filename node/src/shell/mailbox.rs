@@ -1,8 +1,9 @@
 //! The loop's input: events of the core, and questions whose askers wait on a channel.
 //!
-//! What the loop's own hands report (persisted, applied, …) is always taken, because it is bounded by the work that was handed
-//! out; so are the two orders with which a shutdown begins and ends. What comes from outside is turned away when too much waits, in
-//! number or in bytes: a frame is dropped, as the network may do, and a question is refused.
+//! What the loop's own hands report (persisted, applied, …) is always taken, because it is bounded
+//! by the work that was handed out; so are the two orders with which a shutdown begins and ends.
+//! What comes from outside is turned away when too much waits, in number or in bytes: a frame is
+//! dropped, as the network may do, and a question is refused.
 
 use super::View;
 use super::clock;
@@ -16,8 +17,8 @@ use tokio::sync::oneshot;
 
 /// Above this many waiting inputs, those from outside are turned away.
 const WAITING_MAX: usize = 100_000;
-/// The same in bytes: of entries that peers send, and of values that clients do. Far above what a pass leaves behind, far below what
-/// would hurt.
+/// The same in bytes: of entries that peers send, and of values that clients do. Far above what a
+/// pass leaves behind, far below what would hurt.
 const WAITING_BYTES_MAX: usize = 256 << 20;
 
 /// What a read may look at.
@@ -53,14 +54,18 @@ impl Answered {
 
 /// The refusal where the loop answered something else than was asked: a mistake of ours.
 pub fn another_answer() -> Refusal {
-    Refusal::Internal { why: "the loop answered another question".into(), outcome: Outcome::Unknown }
+    Refusal::Internal {
+        why: "the loop answered another question".into(),
+        outcome: Outcome::Unknown,
+    }
 }
 
 /// Who waits for an answer.
 pub enum ReplyTo {
     /// A task of this node.
     Task(oneshot::Sender<Result<Answered, Refusal>>),
-    /// A request of another node: what to do with the answer. Saves a task, and its waking, for each of them.
+    /// A request of another node: what to do with the answer. Saves a task, and its waking, for
+    /// each of them.
     Peer(Box<dyn FnOnce(Result<Answered, Refusal>) + Send>),
 }
 
@@ -156,7 +161,8 @@ impl Mailbox {
         instant.saturating_duration_since(self.started)
     }
 
-    /// Reports what the loop waits for. Always taken; when the loop has ended nobody listens any more.
+    /// Reports what the loop waits for. Always taken; when the loop has ended nobody listens any
+    /// more.
     pub fn report(&self, event: Event) {
         self.queue.send(Mail::Event(event));
     }
@@ -167,8 +173,14 @@ impl Mailbox {
         self.queue.send_if(mail, bytes, is_welcome)
     }
 
-    /// Asks something of the core, and waits for what it says. `gone` is what is said when the loop has ended before it did.
-    pub async fn ask(&self, ask: Ask, deadline: Instant, gone: Refusal) -> Result<Answered, Refusal> {
+    /// Asks something of the core, and waits for what it says. `gone` is what is said when the loop
+    /// has ended before it did.
+    pub async fn ask(
+        &self,
+        ask: Ask,
+        deadline: Instant,
+        gone: Refusal,
+    ) -> Result<Answered, Refusal> {
         let (reply, answered) = oneshot::channel();
         let deadline = self.deadline(deadline);
         if !self.offer(Mail::Ask { ask, deadline, reply: ReplyTo::Task(reply) }) {
@@ -183,14 +195,16 @@ impl Mailbox {
         !is_welcome(items, bytes)
     }
 
-    /// Hands the order in to give up leadership. Taken however much waits; the answer comes when it is done.
+    /// Hands the order in to give up leadership. Taken however much waits; the answer comes when it
+    /// is done.
     pub fn drain(&self) -> oneshot::Receiver<()> {
         let (reply, drained) = oneshot::channel();
         self.queue.send(Mail::Drain { reply });
         drained
     }
 
-    /// Hands the order in to end. Taken however much waits, for whoever gave it will wait for the end.
+    /// Hands the order in to end. Taken however much waits, for whoever gave it will wait for the
+    /// end.
     pub fn stop(&self) {
         self.queue.send(Mail::Stop);
     }
@@ -209,7 +223,10 @@ impl Mailbox {
 
 /// The refusal of what [`Mailbox::offer`] turned away.
 fn overloaded() -> Refusal {
-    Refusal::Overloaded { what: "requests waiting for the node's loop".into(), limit: WAITING_MAX as u64 }
+    Refusal::Overloaded {
+        what: "requests waiting for the node's loop".into(),
+        limit: WAITING_MAX as u64,
+    }
 }
 
 #[cfg(test)]
@@ -221,7 +238,8 @@ mod tests {
         Mail::Events { events: Vec::new(), bytes }
     }
 
-    /// Whoever gives one waits for the end of the loop, and would wait for ever if it were turned away.
+    /// Whoever gives one waits for the end of the loop, and would wait for ever if it were turned
+    /// away.
     #[test]
     fn a_full_mailbox_takes_the_orders_of_a_shutdown() {
         let mailbox = Mailbox::default();
@@ -231,7 +249,11 @@ mod tests {
         mailbox.stop();
         let mut taken = Vec::new();
         mailbox.take(&mut taken, Instant::now() + Duration::from_secs(10));
-        assert!(matches!(taken[WAITING_MAX..], [Mail::Drain { .. }, Mail::Stop]), "{} were taken", taken.len());
+        assert!(
+            matches!(taken[WAITING_MAX..], [Mail::Drain { .. }, Mail::Stop]),
+            "{} were taken",
+            taken.len()
+        );
         assert!(!mailbox.is_full());
     }
 

@@ -8,17 +8,22 @@
 //!          …Built, …Installed, …Fetched ── blocking pool ◀── files and cold entries ───┘
 //! ```
 //!
-//! - [`config`]: the configuration file and its flags. [`bootstrap`]: the shards that a new cluster starts with. [`files`]: who may
-//!   open how many.
-//! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its hands. [`snapshots`]: files.
+//! - [`config`]: the configuration file and its flags. [`bootstrap`]: the shards that a new cluster
+//!   starts with. [`files`]: who may open how many.
+//! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its
+//!   hands. [`snapshots`]: files.
 //! - [`clock`]: the time that leases and ages rest on.
-//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered here or forwarded, to
-//!   whom `choice` says; [`stale`]: stale ones; [`lines`]: writes that would be refused.
-//! - [`space`]: the disk, watched, and space on it given back. [`private`]: files that nobody else may read.
-//! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from configuration to shutdown.
+//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered
+//!   here or forwarded, to whom `choice` says; [`stale`]: stale ones; [`lines`]: writes that would
+//!   be refused.
+//! - [`space`]: the disk, watched, and space on it given back. [`private`]: files that nobody else
+//!   may read.
+//! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from
+//!   configuration to shutdown.
 //!
-//! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what is committed and who is told
-//! what are the core's to say. A storage error or a panic of any thread ends the process.
+//! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what
+//! is committed and who is told what are the core's to say. A storage error or a panic of any
+//! thread ends the process.
 
 pub mod admin;
 pub mod applier;

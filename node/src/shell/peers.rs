@@ -53,7 +53,8 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// A line about what a peer sends, but only now and then: it decides how often there is reason to.
+    /// A line about what a peer sends, but only now and then: it decides how often there is reason
+    /// to.
     fn complain(&self, kind: usize, from: NodeId, error: &dyn Display, what: &str) {
         if let Some(unsaid) = self.complaints[kind].pass(Instant::now()) {
             tracing::warn!(%from, %error, unsaid, "{what}");
@@ -67,8 +68,9 @@ fn check_member(members: &BTreeSet<NodeId>, node: NodeId) -> Result<(), String> 
         return Ok(());
     }
     Err(format!(
-        "node {node} is not in `peers`: its certificate is good, but a node talks only to those that it was told of; if it belongs \
-         to the cluster, add it to `peers` on every node, and start them again"
+        "node {node} is not in `peers`: its certificate is good, but a node talks only to those \
+         that it was told of; if it belongs to the cluster, add it to `peers` on every node, and \
+         start them again"
     ))
 }
 
@@ -81,15 +83,18 @@ impl Handler for Peers {
             Some(known) if *known == directory => {}
             Some(_) => {
                 return Err(format!(
-                    "node {node} comes with another data directory than the one that it was met with: it has forgotten what it \
-                     promised, and would endanger acknowledged writes; give it its old directory back; {NO_WAY_BACK}"
+                    "node {node} comes with another data directory than the one that it was met \
+                     with: it has forgotten what it promised, and would endanger acknowledged \
+                     writes; give it its old directory back; {NO_WAY_BACK}"
                 ));
             }
             None => {
                 known.insert(node, directory);
                 let engine = self.engine.clone();
                 self.runtime.spawn_blocking(move || {
-                    fatal::or_abort(flotilla_storage::remember_directory(&*engine, node, directory));
+                    fatal::or_abort(flotilla_storage::remember_directory(
+                        &*engine, node, directory,
+                    ));
                 });
             }
         }
@@ -114,7 +119,8 @@ impl Handler for Peers {
 
     fn request(&self, from: NodeId, request: Bytes, responder: Responder) {
         self.metrics.forwarded_received.inc();
-        let decoded = call::decode::<Forwarded>("forwarded request", &request).map_err(|error| error.to_string());
+        let decoded = call::decode::<Forwarded>("forwarded request", &request)
+            .map_err(|error| error.to_string());
         let forwarded = match decoded.and_then(Forwarded::checked) {
             Ok(forwarded) => forwarded,
             Err(why) => {
@@ -133,7 +139,8 @@ impl Handler for Peers {
         if let Request::Admin(question) = forwarded.request {
             let admin = admin.clone();
             self.runtime.spawn(async move {
-                let answer = tokio::time::timeout_at(deadline.into(), admin.answer_peer(&question)).await;
+                let answer =
+                    tokio::time::timeout_at(deadline.into(), admin.answer_peer(&question)).await;
                 let unknown = Err(Refusal::OutcomeUnknown { shard: ShardId::META });
                 super::forward::respond(responder, &answer.unwrap_or(unknown));
             });
@@ -160,7 +167,13 @@ impl Handler for Peers {
         self.snapshots.stage(header.clone())
     }
 
-    fn snapshot_staged(&self, from: NodeId, header: Bytes, dir: PathBuf, done: oneshot::Sender<Result<(), String>>) {
+    fn snapshot_staged(
+        &self,
+        from: NodeId,
+        header: Bytes,
+        dir: PathBuf,
+        done: oneshot::Sender<Result<(), String>>,
+    ) {
         // Reads every file once more.
         let snapshots = self.snapshots.clone();
         self.runtime.spawn_blocking(move || snapshots.staged(from, header, dir, done));

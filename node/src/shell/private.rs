@@ -1,8 +1,9 @@
 //! What a node keeps is for the user that it runs as, and for nobody else.
 //!
-//! The mask of the process takes care of every file and folder that is made from then on, RocksDB's included. A data directory that
-//! was made before, or by hand, is closed when it is opened (`storage/src/open.rs`); a key that others can read is refused
-//! (`transport/src/tls.rs`). The file with the process id is the one thing that others may read.
+//! The mask of the process takes care of every file and folder that is made from then on, RocksDB's
+//! included. A data directory that was made before, or by hand, is closed when it is opened
+//! (`storage/src/open.rs`); a key that others can read is refused (`transport/src/tls.rs`). The
+//! file with the process id is the one thing that others may read.
 
 use anyhow::{Context as _, bail};
 use rustix::fs::Mode;
@@ -26,14 +27,18 @@ pub fn keep_others_from_writing() {
 pub struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes it; none where the path is empty. A link that stands there is replaced, and never followed.
+    /// Writes it; none where the path is empty. A link that stands there is replaced, and never
+    /// followed.
     pub fn write(path: &Path) -> anyhow::Result<Option<Self>> {
         if path.as_os_str().is_empty() {
             return Ok(None);
         }
         match fs::symlink_metadata(path) {
             Ok(found) if !found.is_file() && !found.is_symlink() => {
-                bail!("pid_file {} is there and no ordinary file; remove it, or choose another path", path.display());
+                bail!(
+                    "pid_file {} is there and no ordinary file; remove it, or choose another path",
+                    path.display()
+                );
             }
             _ => {}
         }
@@ -92,7 +97,9 @@ mod tests {
     #[test]
     fn what_is_no_file_is_left_alone() {
         assert!(PidFile::write(Path::new("")).unwrap().is_none());
-        let Err(error) = PidFile::write(Path::new("/dev/null")) else { panic!("/dev/null was replaced") };
+        let Err(error) = PidFile::write(Path::new("/dev/null")) else {
+            panic!("/dev/null was replaced")
+        };
         assert!(error.to_string().contains("no ordinary file"), "{error}");
     }
 }

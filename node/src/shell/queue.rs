@@ -1,8 +1,10 @@
-//! The queue between the shell's threads: many senders, one receiver, which takes everything at once.
+//! The queue between the shell's threads: many senders, one receiver, which takes everything at
+//! once.
 //!
-//! A library's channel hands out one item at a time. This one swaps a vector under a lock: one pass of the loop takes all there
-//! is. Before it sleeps, and once more after it was woken, the receiver gives its processor away: where cores are busy, whoever
-//! is about to send gets to do so first, and passes are fewer and larger; where they are not, it costs next to nothing
+//! A library's channel hands out one item at a time. This one swaps a vector under a lock: one pass
+//! of the loop takes all there is. Before it sleeps, and once more after it was woken, the receiver
+//! gives its processor away: where cores are busy, whoever is about to send gets to do so first,
+//! and passes are fewer and larger; where they are not, it costs next to nothing
 //! (`docs/performance.md`).
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,7 +13,8 @@ use std::time::Instant;
 /// How often the receiver gives its processor away before it sleeps.
 const YIELDS: usize = 4;
 
-/// A queue without a bound of its own: whoever sends says what is too much ([`Queue::send_if`]), or sends only what was asked for.
+/// A queue without a bound of its own: whoever sends says what is too much ([`Queue::send_if`]), or
+/// sends only what was asked for.
 pub struct Queue<T> {
     state: Mutex<State<T>>,
     filled: Condvar,
@@ -28,7 +31,15 @@ struct State<T> {
 
 impl<T> Default for Queue<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(State { items: Vec::new(), weight: 0, sleeping: false, closed: false }), filled: Condvar::new() }
+        Self {
+            state: Mutex::new(State {
+                items: Vec::new(),
+                weight: 0,
+                sleeping: false,
+                closed: false,
+            }),
+            filled: Condvar::new(),
+        }
     }
 }
 
@@ -43,9 +54,14 @@ impl<T> Queue<T> {
         self.send_if(item, 0, |_, _| true)
     }
 
-    /// Adds an item of some weight if what waits already, its number and its weight, is `welcome`; `false` when it is not, or when
-    /// the queue is closed, and the item dropped.
-    pub fn send_if(&self, item: T, weight: usize, welcome: impl FnOnce(usize, usize) -> bool) -> bool {
+    /// Adds an item of some weight if what waits already, its number and its weight, is `welcome`;
+    /// `false` when it is not, or when the queue is closed, and the item dropped.
+    pub fn send_if(
+        &self,
+        item: T,
+        weight: usize,
+        welcome: impl FnOnce(usize, usize) -> bool,
+    ) -> bool {
         let mut state = self.lock();
         if state.closed || !welcome(state.items.len(), state.weight) {
             return false;
@@ -60,8 +76,8 @@ impl<T> Queue<T> {
         true
     }
 
-    /// Waits until there is something, or until `deadline`, and moves all of it into `into`, which is empty. `false` when the
-    /// queue is closed and everything was taken.
+    /// Waits until there is something, or until `deadline`, and moves all of it into `into`, which
+    /// is empty. `false` when the queue is closed and everything was taken.
     pub fn take(&self, into: &mut Vec<T>, deadline: Option<Instant>) -> bool {
         assert!(into.is_empty(), "what was taken before was not used up");
         let mut state = self.lock();
@@ -134,7 +150,9 @@ mod tests {
         let senders: Vec<_> = (0..4u64)
             .map(|sender| {
                 let queue = queue.clone();
-                std::thread::spawn(move || (0..1_000u64).for_each(|n| assert!(queue.send((sender, n)))))
+                std::thread::spawn(move || {
+                    (0..1_000u64).for_each(|n| assert!(queue.send((sender, n))))
+                })
             })
             .collect();
         let mut last = [None; 4];
@@ -144,7 +162,10 @@ mod tests {
             assert!(!taken.is_empty(), "nothing came for ten seconds");
             total += taken.len();
             for (sender, n) in taken.drain(..) {
-                assert!(last[sender as usize].is_none_or(|before| before + 1 == n), "sender {sender} out of order at {n}");
+                assert!(
+                    last[sender as usize].is_none_or(|before| before + 1 == n),
+                    "sender {sender} out of order at {n}"
+                );
                 last[sender as usize] = Some(n);
             }
         }
@@ -154,7 +175,8 @@ mod tests {
     #[test]
     fn what_is_too_much_is_turned_away_until_all_was_taken() {
         let (queue, mut taken) = (Queue::default(), Vec::new());
-        let offer = |item, weight| queue.send_if(item, weight, |items, waiting| items < 3 && waiting < 100);
+        let offer =
+            |item, weight| queue.send_if(item, weight, |items, waiting| items < 3 && waiting < 100);
         assert_eq!([offer(1, 99), offer(2, 1), offer(3, 0)], [true, true, false]);
         assert_eq!(queue.load(), (2, 100));
         assert!(queue.send(4), "what the receiver waits for is always taken");

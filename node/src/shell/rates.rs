@@ -40,7 +40,10 @@ impl Rates {
     pub fn last(&mut self) -> &HashMap<ShardId, Rate> {
         let seconds = self.since.elapsed().as_secs_f64();
         if seconds >= WINDOW.as_secs_f64() {
-            let rate = |(reads, writes)| Rate { reads: reads as f64 / seconds, writes: writes as f64 / seconds };
+            let rate = |(reads, writes)| Rate {
+                reads: reads as f64 / seconds,
+                writes: writes as f64 / seconds,
+            };
             self.last = self.counts.drain().map(|(shard, counts)| (shard, rate(counts))).collect();
             self.since = Instant::now();
         }
@@ -50,7 +53,9 @@ impl Rates {
     /// The busiest shards, the busiest first.
     pub fn busiest(&mut self, most: usize) -> Vec<(ShardId, Rate)> {
         let mut busy: Vec<_> = self.last().iter().map(|(shard, rate)| (*shard, *rate)).collect();
-        busy.sort_by(|(a, x), (b, y)| (y.reads + y.writes).total_cmp(&(x.reads + x.writes)).then(a.cmp(b)));
+        busy.sort_by(|(a, x), (b, y)| {
+            (y.reads + y.writes).total_cmp(&(x.reads + x.writes)).then(a.cmp(b))
+        });
         busy.truncate(most);
         busy
     }

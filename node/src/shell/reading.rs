@@ -1,15 +1,20 @@
-//! Long looks at data: pages, parts of streams, hashes. They share few threads, and none holds one for long.
+//! Long looks at data: pages, parts of streams, hashes. They share few threads, and none holds one
+//! for long.
 //!
-//! A look is taken in slices ([`PageLook`], [`HashLook`]): each waits for a place, reads on a thread of the blocking pool for some
-//! milliseconds, and gives thread and place back. In between it is looked whether there is time left; and whether anybody still wants
-//! it, because then the future that waits here is dropped, and with it the look.
+//! A look is taken in slices ([`PageLook`], [`HashLook`]): each waits for a place, reads on a
+//! thread of the blocking pool for some milliseconds, and gives thread and place back. In between
+//! it is looked whether there is time left; and whether anybody still wants it, because then the
+//! future that waits here is dropped, and with it the look.
 //!
-//! - **The first slice** of a look has places of its own: most pages are done with it, and none of them waits behind the long ones.
-//! - **Further slices** take turns, in the order of their coming, so that all long looks move on together.
-//! - **Hashes** read whole shards, so that few are under way at a time; more wait in line, and more than that are refused.
+//! - **The first slice** of a look has places of its own: most pages are done with it, and none of
+//!   them waits behind the long ones.
+//! - **Further slices** take turns, in the order of their coming, so that all long looks move on
+//!   together.
+//! - **Hashes** read whole shards, so that few are under way at a time; more wait in line, and more
+//!   than that are refused.
 //!
-//! A look whose time is up is given back as it is: a page shows what it has, and where to go on. So it is where looks that wait for their
-//! turn hold much together.
+//! A look whose time is up is given back as it is: a page shows what it has, and where to go on. So
+//! it is where looks that wait for their turn hold much together.
 
 use super::View;
 use flotilla_router::cure::NO_WAY_BACK;
@@ -92,8 +97,15 @@ impl Default for Readers {
 }
 
 impl Readers {
-    /// Looks on until all is seen or `until` has come. The look is given back with what it has by then.
-    pub async fn look<L: Look>(&self, shard: ShardId, view: &Arc<View>, look: L, until: Instant) -> Result<L, Refusal> {
+    /// Looks on until all is seen or `until` has come. The look is given back with what it has by
+    /// then.
+    pub async fn look<L: Look>(
+        &self,
+        shard: ShardId,
+        view: &Arc<View>,
+        look: L,
+        until: Instant,
+    ) -> Result<L, Refusal> {
         let _counted = in_line(&self.looks, "pages being read", LOOKS_MAX)?;
         let mut look = look;
         let mut places = &self.first;
@@ -103,11 +115,14 @@ impl Readers {
                 return Ok(look);
             };
             let begun = Instant::now();
-            let (returned, done) = slice(shard, view.clone(), look, until.min(begun + SLICE), place).await?;
+            let (returned, done) =
+                slice(shard, view.clone(), look, until.min(begun + SLICE), place).await?;
             look = returned;
-            // A slice that took long passed over removed records in vain, and the next one is twice as long.
+            // A slice that took long passed over removed records in vain, and the next one is twice
+            // as long.
             let now = Instant::now();
-            if done || now >= until || (now - begun > SLICE * 2 && now + (now - begun) * 2 > until) {
+            if done || now >= until || (now - begun > SLICE * 2 && now + (now - begun) * 2 > until)
+            {
                 return Ok(look);
             }
             if held.hold(look.held_bytes()) > HELD_BYTES_MAX && look.held_bytes() > 0 {
@@ -117,14 +132,26 @@ impl Readers {
         }
     }
 
-    /// The hash of a shard as `view` shows it. Ends when it is done, or when nobody waits for it any more.
-    pub async fn hash(&self, look: HashLook, shard: ShardId, view: &Arc<View>) -> Result<StateHash, Refusal> {
-        let _in_line = in_line(&self.hashes_in_line, "hashes being worked out", HASHES_MAX + HASHES_WAITING_MAX)?;
+    /// The hash of a shard as `view` shows it. Ends when it is done, or when nobody waits for it
+    /// any more.
+    pub async fn hash(
+        &self,
+        look: HashLook,
+        shard: ShardId,
+        view: &Arc<View>,
+    ) -> Result<StateHash, Refusal> {
+        let _in_line = in_line(
+            &self.hashes_in_line,
+            "hashes being worked out",
+            HASHES_MAX + HASHES_WAITING_MAX,
+        )?;
         let _under_way = self.hashes.acquire().await.map_err(|_| Refusal::ShuttingDown)?;
         let mut look = look;
         loop {
-            let place = self.further.clone().acquire_owned().await.map_err(|_| Refusal::ShuttingDown)?;
-            let (returned, done) = slice(shard, view.clone(), look, Instant::now() + SLICE, place).await?;
+            let place =
+                self.further.clone().acquire_owned().await.map_err(|_| Refusal::ShuttingDown)?;
+            let (returned, done) =
+                slice(shard, view.clone(), look, Instant::now() + SLICE, place).await?;
             look = returned;
             if done {
                 return Ok(or_stop(shard, look.hash(&**view)));
@@ -155,7 +182,11 @@ impl Drop for Held<'_> {
 }
 
 /// Counts one more; 429 where there are too many.
-fn in_line<'a>(places: &'a Semaphore, what: &str, limit: usize) -> Result<SemaphorePermit<'a>, Refusal> {
+fn in_line<'a>(
+    places: &'a Semaphore,
+    what: &str,
+    limit: usize,
+) -> Result<SemaphorePermit<'a>, Refusal> {
     places.try_acquire().map_err(|_| Refusal::Overloaded { what: what.into(), limit: limit as u64 })
 }
 
@@ -167,7 +198,8 @@ async fn place(places: &Arc<Semaphore>, until: Instant) -> Option<OwnedSemaphore
     tokio::time::timeout_at(until.into(), places.clone().acquire_owned()).await.ok()?.ok()
 }
 
-/// Reads for a moment, off the runtime's threads. The place comes free when the thread does, also where nobody waits any more.
+/// Reads for a moment, off the runtime's threads. The place comes free when the thread does, also
+/// where nobody waits any more.
 async fn slice<L: Look>(
     shard: ShardId,
     view: Arc<View>,
@@ -184,11 +216,12 @@ async fn slice<L: Look>(
     looked.await.map_err(|_| Refusal::ShuttingDown)
 }
 
-/// What was read. A record that can't be read ends the process: this node's disk is not to be trusted, and the other replicas
-/// can answer.
+/// What was read. A record that can't be read ends the process: this node's disk is not to be
+/// trusted, and the other replicas can answer.
 pub fn or_stop<T>(shard: ShardId, read: Result<T, StorageError>) -> T {
     read.unwrap_or_else(|error| {
-        tracing::error!(%shard, "a stored record can't be read, the process ends; restore the directory; {NO_WAY_BACK}");
+        tracing::error!(%shard, "a stored record can't be read, the process ends; restore the \
+                                 directory; {NO_WAY_BACK}");
         flotilla_storage::fatal::abort(&error)
     })
 }
@@ -206,7 +239,11 @@ mod tests {
     struct Finds(usize, usize);
 
     impl Look for Finds {
-        fn look_on(&mut self, _: &View, mut go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+        fn look_on(
+            &mut self,
+            _: &View,
+            mut go_on: impl FnMut() -> bool,
+        ) -> Result<bool, StorageError> {
             self.1 += self.0;
             while go_on() {
                 std::thread::yield_now();
@@ -220,7 +257,11 @@ mod tests {
     }
 
     impl Look for Endless {
-        fn look_on(&mut self, _: &View, mut go_on: impl FnMut() -> bool) -> Result<bool, StorageError> {
+        fn look_on(
+            &mut self,
+            _: &View,
+            mut go_on: impl FnMut() -> bool,
+        ) -> Result<bool, StorageError> {
             self.0.fetch_add(1, Ordering::SeqCst);
             while go_on() {
                 std::thread::yield_now();
@@ -234,11 +275,17 @@ mod tests {
     }
 
     fn view(dir: &tempfile::TempDir) -> Arc<View> {
-        Arc::new(RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap().view())
+        Arc::new(
+            RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None)
+                .unwrap()
+                .view(),
+        )
     }
 
     fn free(readers: &Readers) -> usize {
-        readers.first.available_permits() + readers.further.available_permits() + readers.looks.available_permits()
+        readers.first.available_permits()
+            + readers.further.available_permits()
+            + readers.looks.available_permits()
     }
 
     /// Waits for something that takes no longer than a few slices.
@@ -258,7 +305,9 @@ mod tests {
         let (view, all) = (view(&dir), free(&readers));
         let slices: Vec<_> = (0..20).map(|_| Arc::new(AtomicU64::new(0))).collect();
         let until = Instant::now() + SLICE * 40;
-        let looks = slices.iter().map(|slices| readers.look(ShardId(2), &view, Endless(slices.clone()), until));
+        let looks = slices
+            .iter()
+            .map(|slices| readers.look(ShardId(2), &view, Endless(slices.clone()), until));
         let ended = futures_util::future::join_all(looks).await;
         assert!(ended.iter().all(Result::is_ok) && Instant::now() >= until);
         let counts: Vec<_> = slices.iter().map(|slices| slices.load(Ordering::SeqCst)).collect();
@@ -272,7 +321,8 @@ mod tests {
         let view = view(&dir);
         let far = Instant::now() + Duration::from_secs(10);
         let looks = (0..100).map(|_| async {
-            let Finds(_, found) = readers.look(ShardId(2), &view, Finds(8 << 20, 0), far).await.unwrap();
+            let Finds(_, found) =
+                readers.look(ShardId(2), &view, Finds(8 << 20, 0), far).await.unwrap();
             assert!(found >= 8 << 20, "nothing was found");
         });
         let mut most = 0;
@@ -291,7 +341,10 @@ mod tests {
         // Who has nothing yet would show nothing, and goes on.
         readers.held_bytes.store(HELD_BYTES_MAX + 1, Ordering::Relaxed);
         let slices = Arc::new(AtomicU64::new(0));
-        readers.look(ShardId(2), &view, Endless(slices.clone()), Instant::now() + SLICE * 10).await.unwrap();
+        readers
+            .look(ShardId(2), &view, Endless(slices.clone()), Instant::now() + SLICE * 10)
+            .await
+            .unwrap();
         assert!(slices.load(Ordering::SeqCst) > 1);
         let Finds(_, held) = readers.look(ShardId(2), &view, Finds(1, 0), far).await.unwrap();
         assert_eq!(held, 1, "it went on");
@@ -320,7 +373,11 @@ mod tests {
         assert!(matches!(look().await, Err(Refusal::Overloaded { .. })));
         drop(taken);
         assert!(look().await.is_ok());
-        let taken = readers.hashes_in_line.acquire_many((HASHES_MAX + HASHES_WAITING_MAX) as u32).await.unwrap();
+        let taken = readers
+            .hashes_in_line
+            .acquire_many((HASHES_MAX + HASHES_WAITING_MAX) as u32)
+            .await
+            .unwrap();
         let shard = flotilla_router::Descriptor {
             id: ShardId(2),
             range: flotilla_router::KeyRange::all(),

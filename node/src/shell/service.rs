@@ -1,8 +1,8 @@
 //! Requests about keys: resolved, answered here, or handed to the node that can.
 //!
-//! A request is tried until its deadline. It is tried **again** only where it is certain that it was not applied: a node said so
-//! ([`Refusal::outcome`]), or not a byte of it left this node. What was sent and not answered is *unknown* for a write, and tried
-//! elsewhere for a read.
+//! A request is tried until its deadline. It is tried **again** only where it is certain that it
+//! was not applied: a node said so ([`Refusal::outcome`]), or not a byte of it left this node. What
+//! was sent and not answered is *unknown* for a write, and tried elsewhere for a read.
 
 use super::choice::Choice;
 use super::forward::{self, Forwarder, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN};
@@ -14,7 +14,8 @@ use super::views::Views;
 use crate::core::{self, Done};
 use flotilla_router::call::{self, Forwarded};
 use flotilla_router::{
-    Answer, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Refusal, Reply, Request, ShardId,
+    Answer, Command, Consistency, Descriptor, HeldView, KeyRange, NodeId, Op, Refusal, Reply,
+    Request, ShardId,
 };
 use flotilla_storage::{NUMBER_MAX, WriteResult, read};
 use flotilla_transport::Responder;
@@ -58,7 +59,9 @@ impl flotilla_ops::Kv for Service {
         let mut followed = false;
         loop {
             let Some(shard) = self.resolve(&request) else {
-                return Err(Refusal::NotFound { what: "shard for that key on this node's map".into() });
+                return Err(Refusal::NotFound {
+                    what: "shard for that key on this node's map".into(),
+                });
             };
             let (now, is_write) = (Instant::now(), matches!(request, Request::Write(_)));
             let time_left = deadline.saturating_duration_since(now);
@@ -66,8 +69,9 @@ impl flotilla_ops::Kv for Service {
                 return Err(refusal);
             }
             let hint = self.forwarder.routes.leader(shard.id);
-            let next = choice
-                .next(&shard, self.forwarder.node, is_stale(&request), hint, |node| self.forwarder.transport.reachable(node));
+            let next = choice.next(&shard, self.forwarder.node, is_stale(&request), hint, |node| {
+                self.forwarder.transport.reachable(node)
+            });
             let refusal = match next {
                 Some(node) => match self.ask(node, &shard, &request, deadline).await {
                     Ok(reply) => return Ok(reply),
@@ -85,7 +89,9 @@ impl flotilla_ops::Kv for Service {
             };
             let hinted = matches!(
                 refusal,
-                Refusal::NotLeader { leader: Some(_), .. } | Refusal::WrongShard { .. } | Refusal::NotHosted { .. }
+                Refusal::NotLeader { leader: Some(_), .. }
+                    | Refusal::WrongShard { .. }
+                    | Refusal::NotHosted { .. }
             );
             // A hint is followed at once, but hints that lead in a circle are not.
             followed = hinted && !followed;
@@ -106,7 +112,11 @@ impl flotilla_ops::Kv for Service {
 
     fn refusal_of_write(&self, key: &[u8], deadline: Instant) -> Option<Refusal> {
         let now = Instant::now();
-        self.lines.refusal(self.forwarder.routes.owner(key)?.id, now, deadline.saturating_duration_since(now))
+        self.lines.refusal(
+            self.forwarder.routes.owner(key)?.id,
+            now,
+            deadline.saturating_duration_since(now),
+        )
     }
 
     fn let_go(&self, view: HeldView) {
@@ -153,11 +163,18 @@ impl Service {
             Refusal::NotLeader { shard, leader: Some(leader) } if *leader != asked => {
                 self.forwarder.routes.set_leader(*shard, Some(*leader));
             }
-            Refusal::NotLeader { shard, .. } | Refusal::NotHosted { shard } => self.forwarder.routes.not_leader(*shard, asked),
+            Refusal::NotLeader { shard, .. } | Refusal::NotHosted { shard } => {
+                self.forwarder.routes.not_leader(*shard, asked)
+            }
             Refusal::WrongShard { descriptors, .. } => {
                 // A peer's word: what can't be a shard is no news.
-                let sound = |d: &Descriptor| d.id.0 > 0 && d.is_sound() && d.epoch.range.max(d.epoch.membership) <= NUMBER_MAX;
-                let decoded = descriptors.iter().filter_map(|d| Descriptor::decode(d.0.clone()).ok());
+                let sound = |d: &Descriptor| {
+                    d.id.0 > 0
+                        && d.is_sound()
+                        && d.epoch.range.max(d.epoch.membership) <= NUMBER_MAX
+                };
+                let decoded =
+                    descriptors.iter().filter_map(|d| Descriptor::decode(d.0.clone()).ok());
                 self.forwarder.routes.learn(decoded.filter(sound));
             }
             _ => {}
@@ -165,23 +182,37 @@ impl Service {
     }
 
     /// One try, on one node.
-    async fn ask(&self, node: NodeId, shard: &Descriptor, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
+    async fn ask(
+        &self,
+        node: NodeId,
+        shard: &Descriptor,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Reply, Refusal> {
         if node == self.forwarder.node {
             return self.answer(shard, request, deadline).await;
         }
         self.forwarder.forward(node, shard.id, request, deadline).await
     }
 
-    /// Hands a forwarded request about one key to the loop, which answers the other node without a task in between. Everything
-    /// else is given back.
-    pub(super) fn answer_at_once(self: &Arc<Self>, forwarded: Forwarded, responder: Responder) -> Option<(Forwarded, Responder)> {
+    /// Hands a forwarded request about one key to the loop, which answers the other node without a
+    /// task in between. Everything else is given back.
+    pub(super) fn answer_at_once(
+        self: &Arc<Self>,
+        forwarded: Forwarded,
+        responder: Responder,
+    ) -> Option<(Forwarded, Responder)> {
         let of_one_key = match &forwarded.request {
             Request::Get { .. } => true,
             Request::Write(command) => !matches!(command.op(), Op::DeleteRange { .. }),
             Request::Scan { .. } | Request::Part { .. } | Request::Admin(_) => false,
         };
-        let shard = self.resolve(&forwarded.request).filter(|shard| of_one_key && shard.on_node(self.forwarder.node).is_some());
-        let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else { return Some((forwarded, responder)) };
+        let shard = self
+            .resolve(&forwarded.request)
+            .filter(|shard| of_one_key && shard.on_node(self.forwarder.node).is_some());
+        let Some(shard) = shard.filter(|_| !self.mailbox.is_full()) else {
+            return Some((forwarded, responder));
+        };
         let (this, shard) = (self.clone(), shard.id);
         let deadline = self.mailbox.now() + forwarded.patience();
         let (ask, reply): (_, ReplyTo) = match forwarded.request {
@@ -205,13 +236,18 @@ impl Service {
                 return Some((Forwarded { request, ..forwarded }, responder));
             }
         };
-        // Should it be turned away after all, the responder is dropped, and the other node knows that it knows nothing.
+        // Should it be turned away after all, the responder is dropped, and the other node knows
+        // that it knows nothing.
         self.mailbox.offer(Mail::Ask { ask, deadline, reply });
         None
     }
 
     /// Answers a request that another node handed on.
-    pub(super) async fn answer_forwarded(&self, forwarded: Forwarded, deadline: Instant) -> Result<Reply, Refusal> {
+    pub(super) async fn answer_forwarded(
+        &self,
+        forwarded: Forwarded,
+        deadline: Instant,
+    ) -> Result<Reply, Refusal> {
         let Forwarded { request, hops, time_left: _ } = forwarded;
         if let Request::Part { scan, view: Some(view), .. } = &request {
             return self.answer_held(scan, *view, deadline).await;
@@ -222,7 +258,9 @@ impl Service {
         if shard.on_node(self.forwarder.node).is_none() {
             return match self.forwarder.routes.leader(shard.id) {
                 Some(leader)
-                    if leader != self.forwarder.node && hops < HOPS_MAX && self.forwarder.transport.reachable(leader) =>
+                    if leader != self.forwarder.node
+                        && hops < HOPS_MAX
+                        && self.forwarder.transport.reachable(leader) =>
                 {
                     self.forwarder.forward_hop(leader, shard.id, &request, hops + 1, deadline).await
                 }
@@ -233,8 +271,14 @@ impl Service {
     }
 
     /// Answers from this node's replica.
-    async fn answer(&self, shard: &Descriptor, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
-        // What reads many keys is boxed: its state would else be copied with that of every question about one.
+    async fn answer(
+        &self,
+        shard: &Descriptor,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Reply, Refusal> {
+        // What reads many keys is boxed: its state would else be copied with that of every question
+        // about one.
         match request {
             Request::Get { key, consistency } => {
                 let grant = self.grant(shard.id, *consistency, deadline).await?;
@@ -250,7 +294,9 @@ impl Service {
                 Box::pin(self.part(&grant, scan, *consistency, None, deadline)).await
             }
             Request::Write(command) => self.write(shard, command, deadline).await,
-            Request::Admin(_) => Err(Refusal::Invalid { why: "an admin question has no key".into() }),
+            Request::Admin(_) => {
+                Err(Refusal::Invalid { why: "an admin question has no key".into() })
+            }
         }
     }
 
@@ -259,41 +305,67 @@ impl Service {
         if !grant.descriptor.range.contains(key) {
             return Err(wrong_shard(grant));
         }
-        let found = or_stop(grant.descriptor.id, read::get(&*grant.view, grant.descriptor.id.key_space(), key));
-        let answer = found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
+        let found = or_stop(
+            grant.descriptor.id,
+            read::get(&*grant.view, grant.descriptor.id.key_space(), key),
+        );
+        let answer =
+            found.map_or(Answer::Missing, |(revision, value)| Answer::Value { value, revision });
         self.reply(grant, answer, consistency)
     }
 
     /// Asks the loop for a view that is fresh enough.
-    pub(super) async fn grant(&self, shard: ShardId, consistency: Consistency, deadline: Instant) -> Result<Grant, Refusal> {
+    pub(super) async fn grant(
+        &self,
+        shard: ShardId,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<Grant, Refusal> {
         let ask = core::Ask::Read { shard, consistency };
         let grant = self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?.granted()?;
         self.forwarder.metrics.reads(consistency).inc();
         Ok(grant)
     }
 
-    async fn write(&self, shard: &Descriptor, command: &Command, deadline: Instant) -> Result<Reply, Refusal> {
+    async fn write(
+        &self,
+        shard: &Descriptor,
+        command: &Command,
+        deadline: Instant,
+    ) -> Result<Reply, Refusal> {
         let (command, rest) = cut_to_shard(command, &shard.range);
-        // The loop answers every ticket; it is gone only when the process ends, and then nobody knows.
+        // The loop answers every ticket; it is gone only when the process ends, and then nobody
+        // knows.
         let gone = Refusal::OutcomeUnknown { shard: shard.id };
-        let answered = self.mailbox.ask(core::Ask::Write { shard: shard.id, command }, deadline, gone).await;
+        let answered =
+            self.mailbox.ask(core::Ask::Write { shard: shard.id, command }, deadline, gone).await;
         self.written(shard.id, answered, rest)
     }
 
     /// What a write came to, as an answer; `rest` is the part of a range that other shards own.
-    fn written(&self, shard: ShardId, answered: Result<Answered, Refusal>, rest: Option<KeyRange>) -> Result<Reply, Refusal> {
+    fn written(
+        &self,
+        shard: ShardId,
+        answered: Result<Answered, Refusal>,
+        rest: Option<KeyRange>,
+    ) -> Result<Reply, Refusal> {
         let Answered::Done(Done::Written(result)) = answered? else { return Err(another_answer()) };
         let answer = match result {
             WriteResult::Written { revision } => Answer::Written { revision },
             WriteResult::Deleted => Answer::Deleted,
             WriteResult::DeletedRange { count } => Answer::DeletedRange { count, rest },
             WriteResult::ConditionFailed { current } => Answer::ConditionFailed { current },
-            WriteResult::WrongShard => return Err(Refusal::WrongShard { shard, descriptors: Vec::new() }),
+            WriteResult::WrongShard => {
+                return Err(Refusal::WrongShard { shard, descriptors: Vec::new() });
+            }
         };
         Ok(Reply { shard, node: self.forwarder.node, answer, staleness: None })
     }
 }
 
 pub(super) fn wrong_shard(grant: &Grant) -> Refusal {
-    Refusal::WrongShard { shard: grant.descriptor.id, descriptors: vec![(&*grant.descriptor).into()] }
+    Refusal::WrongShard {
+        shard: grant.descriptor.id,
+        descriptors: vec![(&*grant.descriptor).into()],
+    }
 }

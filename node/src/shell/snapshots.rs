@@ -1,8 +1,11 @@
-//! Files: snapshots built, sent, staged and installed; and log entries that are no longer in memory.
+//! Files: snapshots built, sent, staged and installed; and log entries that are no longer in
+//! memory.
 //!
-//! Everything here blocks, so it runs on the runtime's blocking pool, and reports to the loop when it is done, well or not.
+//! Everything here blocks, so it runs on the runtime's blocking pool, and reports to the loop when
+//! it is done, well or not.
 //!
-//! A shutdown waits for none of it: what is half built or half staged is thrown away by a restart, an install is completed by it.
+//! A shutdown waits for none of it: what is half built or half staged is thrown away by a restart,
+//! an install is completed by it.
 //!
 //! ```text
 //! <data>/snapshots/out/<n>      built here, to be sent
@@ -69,8 +72,9 @@ fn folder(data: &Path) -> PathBuf {
 }
 
 impl Snapshots {
-    /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing refers to it any more. Before anybody
-    /// judges how much room there is: it may be most of the disk.
+    /// Empties `<data>/snapshots`: recovery has completed whatever was being installed, and nothing
+    /// refers to it any more. Before anybody judges how much room there is: it may be most of the
+    /// disk.
     pub fn clear(data: &Path) -> std::io::Result<()> {
         let folder = folder(data);
         match std::fs::remove_dir_all(&folder) {
@@ -80,7 +84,8 @@ impl Snapshots {
         std::fs::create_dir_all(folder.join("out"))?;
         std::fs::create_dir_all(folder.join("in"))?;
         std::fs::create_dir_all(folder.join("install"))?;
-        // An install marker names files in there: a power cut must not take the folder away from above them.
+        // An install marker names files in there: a power cut must not take the folder away from
+        // above them.
         for made in [&folder, data] {
             std::fs::File::open(made)?.sync_all()?;
         }
@@ -97,13 +102,28 @@ impl Snapshots {
         data: &Path,
     ) -> Self {
         let folder = folder(data);
-        let (built, staged, stopping) = (Mutex::default(), Mutex::default(), AtomicBool::new(false));
+        let (built, staged, stopping) =
+            (Mutex::default(), Mutex::default(), AtomicBool::new(false));
         let complaints = std::array::from_fn(|_| Throttle::new(COMPLAIN_EVERY));
         let (next_staged, installing) = (AtomicU64::new(1), Mutex::default());
-        Self { space, engine, mailbox, metrics, runtime, folder, next_staged, built, staged, installing, stopping, complaints }
+        Self {
+            space,
+            engine,
+            mailbox,
+            metrics,
+            runtime,
+            folder,
+            next_staged,
+            built,
+            staged,
+            installing,
+            stopping,
+            complaints,
+        }
     }
 
-    /// The engine is about to be closed: what is under way here may fail from now on, and nobody is to mind.
+    /// The engine is about to be closed: what is under way here may fail from now on, and nobody is
+    /// to mind.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -127,17 +147,22 @@ impl Snapshots {
     pub fn build(self: &Arc<Self>, shard: ShardId, snapshot: SnapshotId, view: View) {
         let this = self.clone();
         self.runtime.spawn_blocking(move || {
-            let built = flotilla_storage::snapshot::build(&*this.engine, &view, shard, &this.out(snapshot));
+            let built =
+                flotilla_storage::snapshot::build(&*this.engine, &view, shard, &this.out(snapshot));
             let built = match built {
                 Ok(manifest) => {
                     let built = Built { at: manifest.at, descriptor: manifest.descriptor.clone() };
                     this.metrics.snapshots_built.inc();
-                    this.built.lock().expect("nothing panics with it held").insert(snapshot, Arc::new(manifest));
+                    this.built
+                        .lock()
+                        .expect("nothing panics with it held")
+                        .insert(snapshot, Arc::new(manifest));
                     Some(built)
                 }
                 Err(error) => {
                     if let Some(unsaid) = this.complaints[BUILD].pass(Instant::now()) {
-                        tracing::warn!(%shard, %error, unsaid, "a snapshot could not be built; it will be tried again");
+                        tracing::warn!(%shard, %error, unsaid, "a snapshot could not be built; it \
+                            will be tried again");
                     }
                     this.metrics.snapshots_failed.inc();
                     // On a full disk half a snapshot would be in the way of everything.
@@ -161,7 +186,8 @@ impl Snapshots {
             if let Err(error) = std::fs::remove_dir_all(&folder)
                 && error.kind() != std::io::ErrorKind::NotFound
             {
-                tracing::warn!(folder = %folder.display(), %error, "a snapshot's files could not be removed");
+                tracing::warn!(folder = %folder.display(), %error, "a snapshot's files could not \
+                    be removed");
             }
         });
     }
@@ -176,9 +202,14 @@ impl Snapshots {
         envelope: &Envelope,
     ) {
         let shard = envelope.shard;
-        let manifest = self.built.lock().expect("nothing panics with it held").get(&snapshot).cloned();
+        let manifest =
+            self.built.lock().expect("nothing panics with it held").get(&snapshot).cloned();
         let Some(manifest) = manifest else {
-            return self.mailbox.report(Event::SnapshotSent { shard, to: replica, delivery: Delivery::Failed });
+            return self.mailbox.report(Event::SnapshotSent {
+                shard,
+                to: replica,
+                delivery: Delivery::Failed,
+            });
         };
         let header = encode_header(envelope, &manifest);
         let folder = self.out(snapshot);
@@ -195,7 +226,8 @@ impl Snapshots {
                 Err(error) => {
                     this.metrics.snapshots_failed.inc();
                     if let Some(unsaid) = this.complaints[SEND].pass(Instant::now()) {
-                        tracing::info!(%shard, %to, %error, unsaid, "a snapshot did not arrive; it will be tried again");
+                        tracing::info!(%shard, %to, %error, unsaid, "a snapshot did not arrive; it \
+                            will be tried again");
                     }
                     if matches!(error, SnapshotError::Refused(_) | SnapshotError::Read { .. }) {
                         this.drop_if_spoiled(shard, snapshot, manifest).await;
@@ -211,28 +243,42 @@ impl Snapshots {
         });
     }
 
-    /// Has a built snapshot built anew if its files are not what they were: sent again, they would be refused again.
-    async fn drop_if_spoiled(self: &Arc<Self>, shard: ShardId, snapshot: SnapshotId, manifest: Arc<SnapshotManifest>) {
+    /// Has a built snapshot built anew if its files are not what they were: sent again, they would
+    /// be refused again.
+    async fn drop_if_spoiled(
+        self: &Arc<Self>,
+        shard: ShardId,
+        snapshot: SnapshotId,
+        manifest: Arc<SnapshotManifest>,
+    ) {
         let this = self.clone();
-        let verify = move || flotilla_storage::snapshot::verify(&*this.engine, &manifest, &this.out(snapshot));
+        let verify = move || {
+            flotilla_storage::snapshot::verify(&*this.engine, &manifest, &this.out(snapshot))
+        };
         let verified = self.runtime.spawn_blocking(verify).await;
         // One that was dropped meanwhile has no files either.
-        let is_kept = self.built.lock().expect("nothing panics with it held").contains_key(&snapshot);
+        let is_kept =
+            self.built.lock().expect("nothing panics with it held").contains_key(&snapshot);
         if let (Ok(Err(error)), true) = (verified, is_kept) {
-            tracing::warn!(%shard, %error, "the files of a snapshot were spoiled on this node's disk; it is built anew");
+            tracing::warn!(%shard, %error, "the files of a snapshot were spoiled on this node's \
+                                            disk; it is built anew");
             self.mailbox.report(Event::SnapshotBuilt { shard, snapshot, built: None });
         }
     }
 
-    /// A fresh folder for a snapshot that is about to come, if there is room for what its header says.
+    /// A fresh folder for a snapshot that is about to come, if there is room for what its header
+    /// says.
     pub fn stage(&self, header: Bytes) -> Result<Staging, String> {
         fatal::or_abort(FailPoint::StageBegun.pass());
         let (_, manifest) = decode_header(header)?;
         let n = self.next_staged.fetch_add(1, Ordering::Relaxed);
         let (dir, bytes_max) = (self.folder.join("in").join(n.to_string()), manifest.bytes());
-        self.space
-            .keep(&dir, bytes_max)
-            .map_err(|spare| format!("the disk is nearly full: the snapshot has {bytes_max} bytes, and {spare} can be spared"))?;
+        self.space.keep(&dir, bytes_max).map_err(|spare| {
+            format!(
+                "the disk is nearly full: the snapshot has {bytes_max} bytes, and {spare} can be \
+                 spared"
+            )
+        })?;
         Ok(Staging { dir, bytes_max })
     }
 
@@ -241,8 +287,15 @@ impl Snapshots {
         self.remove(dir);
     }
 
-    /// A snapshot lies in `folder`: tells the core. Its verdict is given when it was installed or discarded.
-    pub fn staged(&self, from: NodeId, header: Bytes, folder: PathBuf, verdict: oneshot::Sender<Result<(), String>>) {
+    /// A snapshot lies in `folder`: tells the core. Its verdict is given when it was installed or
+    /// discarded.
+    pub fn staged(
+        &self,
+        from: NodeId,
+        header: Bytes,
+        folder: PathBuf,
+        verdict: oneshot::Sender<Result<(), String>>,
+    ) {
         fatal::or_abort(FailPoint::StageArrived.pass());
         let (envelope, manifest) = match decode_header(header) {
             Ok(decoded) => decoded,
@@ -251,15 +304,20 @@ impl Snapshots {
                 return self.remove(folder);
             }
         };
-        if let Err(error) = flotilla_storage::snapshot::verify_foreign(&*self.engine, &manifest, &folder) {
+        if let Err(error) =
+            flotilla_storage::snapshot::verify_foreign(&*self.engine, &manifest, &folder)
+        {
             let _ = verdict.send(Err(error.to_string()));
             return self.remove(folder);
         }
         fatal::or_abort(FailPoint::StageVerified.pass());
         // Once it is being installed there is no way back.
-        let (needed, free) = (self.engine.bytes_to_ingest(&manifest.files), self.space.free_beside(&folder));
+        let (needed, free) =
+            (self.engine.bytes_to_ingest(&manifest.files), self.space.free_beside(&folder));
         if free < needed {
-            let _ = verdict.send(Err(format!("the disk is nearly full: installing takes {needed} bytes, and {free} are free")));
+            let _ = verdict.send(Err(format!(
+                "the disk is nearly full: installing takes {needed} bytes, and {free} are free"
+            )));
             return self.remove(folder);
         }
         // All of it is there: it takes the room that was kept for it.
@@ -269,7 +327,12 @@ impl Snapshots {
         let staged = SnapshotId(self.next_staged.fetch_add(1, Ordering::Relaxed));
         let held = Staged { folder, manifest: manifest.clone(), verdict };
         self.staged.lock().expect("nothing panics with it held").insert(staged, held);
-        if !self.mailbox.offer(Mail::Event(Event::SnapshotStaged { from, staged, envelope, manifest })) {
+        if !self.mailbox.offer(Mail::Event(Event::SnapshotStaged {
+            from,
+            staged,
+            envelope,
+            manifest,
+        })) {
             self.discard(staged);
         }
     }
@@ -286,12 +349,20 @@ impl Snapshots {
         }
     }
 
-    /// Reads entries that are no longer in memory, and reports them; none where they were truncated meanwhile.
-    pub fn fetch_entries(self: &Arc<Self>, fetch: u64, shard: ShardId, low: u64, high: u64, bytes_max: u64) {
+    /// Reads entries that are no longer in memory, and reports them; none where they were truncated
+    /// meanwhile.
+    pub fn fetch_entries(
+        self: &Arc<Self>,
+        fetch: u64,
+        shard: ShardId,
+        low: u64,
+        high: u64,
+        bytes_max: u64,
+    ) {
         let this = self.clone();
         self.runtime.spawn_blocking(move || {
-            // What was truncated or overruled meanwhile is not there, and raft-rs asks again. A record that can't be read is
-            // this node's disk.
+            // What was truncated or overruled meanwhile is not there, and raft-rs asks again. A
+            // record that can't be read is this node's disk.
             let read = flotilla_storage::log::entries(&*this.engine, shard, low, high, bytes_max);
             let Some(entries) = this.unless_stopping(read) else { return };
             this.mailbox.report(Event::EntriesFetched { fetch, shard, entries });

@@ -1,14 +1,17 @@
 //! Space on the disk: watched more closely the faster it fills, and given back when it runs out.
 //!
-//! *Watching.* What must stay free is more than a reserve. Memtables still become files, compactions write anew before they remove, and
-//! while this looks, others (nodes on the same disk, too) go on as they did a moment ago. Whoever writes says how much it was; after a
-//! MiB or so it looks itself, so that nothing is overlooked between two turns of a slow timer. The core is told each time.
+//! *Watching.* What must stay free is more than a reserve. Memtables still become files,
+//! compactions write anew before they remove, and while this looks, others (nodes on the same disk,
+//! too) go on as they did a moment ago. Whoever writes says how much it was; after a MiB or so it
+//! looks itself, so that nothing is overlooked between two turns of a slow timer. The core is told
+//! each time.
 //!
-//! *Giving back.* While less is free than must be, a thread of its own turns memtables into files and compacts what lies below
-//! tombstones (`storage/src/rocks/space.rs`); the core cuts its logs shorter meanwhile. When all is gone the ballast goes, too.
+//! *Giving back.* While less is free than must be, a thread of its own turns memtables into files
+//! and compacts what lies below tombstones (`storage/src/rocks/space.rs`); the core cuts its logs
+//! shorter meanwhile. When all is gone the ballast goes, too.
 //!
-//! *Keeping.* A snapshot on its way in has the room that it will need from the moment it is announced: what has not arrived of it counts
-//! as taken, so that nobody else takes it meanwhile.
+//! *Keeping.* A snapshot on its way in has the room that it will need from the moment it is
+//! announced: what has not arrived of it counts as taken, so that nobody else takes it meanwhile.
 
 use super::Engine;
 use super::mailbox::Mailbox;
@@ -26,7 +29,8 @@ const PAST: Duration = Duration::from_millis(500);
 const LOOKS_MAX: usize = 64;
 /// A disk at the edge is full and is not, many times a second: said is no more often than this.
 const SAY_INTERVAL: Duration = Duration::from_secs(10);
-/// The least time between two attempts to give space back. One that took long is followed by a longer rest.
+/// The least time between two attempts to give space back. One that took long is followed by a
+/// longer rest.
 const REST: Duration = Duration::from_secs(1);
 
 /// What was seen of the disk, and what must stay free on it.
@@ -34,7 +38,8 @@ const REST: Duration = Duration::from_secs(1);
 pub struct Seen {
     /// Bytes free to this user.
     pub free_bytes: u64,
-    /// Bytes that must stay free: the reserve, and what is still to be written on account of what was accepted.
+    /// Bytes that must stay free: the reserve, and what is still to be written on account of what
+    /// was accepted.
     pub needed_bytes: u64,
 }
 
@@ -71,19 +76,29 @@ struct Past {
 fn to_come<'a>(kept: impl IntoIterator<Item = (&'a PathBuf, &'a u64)>) -> u64 {
     let arrived = |folder: &PathBuf| -> u64 {
         let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        files.filter_map(|file| file.metadata().ok()).filter(|file| file.is_file()).map(|file| file.len()).sum()
+        files
+            .filter_map(|file| file.metadata().ok())
+            .filter(|file| file.is_file())
+            .map(|file| file.len())
+            .sum()
     };
     kept.into_iter().map(|(folder, bytes)| bytes.saturating_sub(arrived(folder))).sum()
 }
 
-/// The bytes that stay free, where the configuration leaves it to us: a tenth of the disk, 64 MiB to 1 GiB.
+/// The bytes that stay free, where the configuration leaves it to us: a tenth of the disk, 64 MiB
+/// to 1 GiB.
 fn reserve_bytes(configured: u64, capacity_bytes: u64) -> u64 {
     if configured == 0 { (capacity_bytes / 10).clamp(64 << 20, 1 << 30) } else { configured }
 }
 
 impl Space {
     /// Looks for the first time.
-    pub fn new(data: &Path, engine: Arc<Engine>, mailbox: Mailbox, configured_reserve_bytes: u64) -> std::io::Result<Self> {
+    pub fn new(
+        data: &Path,
+        engine: Arc<Engine>,
+        mailbox: Mailbox,
+        configured_reserve_bytes: u64,
+    ) -> std::io::Result<Self> {
         let Disk { free_bytes, capacity_bytes } = disk(data)?;
         let reserve_bytes = reserve_bytes(configured_reserve_bytes, capacity_bytes);
         let seen = Seen { free_bytes, needed_bytes: reserve_bytes };
@@ -97,7 +112,13 @@ impl Space {
             ballast_bytes: Ballast::bytes(capacity_bytes),
             written: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
-            past: Mutex::new(Past { looks: VecDeque::new(), seen, is_full: false, has_ballast: false, said: None }),
+            past: Mutex::new(Past {
+                looks: VecDeque::new(),
+                seen,
+                is_full: false,
+                has_ballast: false,
+                said: None,
+            }),
             kept: Mutex::default(),
             wanted: Condvar::new(),
         };
@@ -114,8 +135,8 @@ impl Space {
         self.past().seen
     }
 
-    /// Keeps room for a folder that is about to be filled with so many bytes, until it is [let go](Self::let_go), if there is any. Or else
-    /// how much there is.
+    /// Keeps room for a folder that is about to be filled with so many bytes, until it is [let
+    /// go](Self::let_go), if there is any. Or else how much there is.
     pub fn keep(&self, folder: &Path, bytes: u64) -> Result<(), u64> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let Seen { free_bytes, needed_bytes } = self.look_beside(&kept);
@@ -161,10 +182,13 @@ impl Space {
         let now = Instant::now();
         let mut past = self.past();
         let falls = past.falls_by(now, disk.free_bytes);
-        // A compaction gives its space back, so it may use a part of the reserve; a memtable that became a file stays.
-        let reserve = (self.reserve_bytes / 2).max(owed.compaction_bytes) + self.reserve_bytes.div_ceil(2);
+        // A compaction gives its space back, so it may use a part of the reserve; a memtable that
+        // became a file stays.
+        let reserve =
+            (self.reserve_bytes / 2).max(owed.compaction_bytes) + self.reserve_bytes.div_ceil(2);
         let needed = reserve + owed.memtable_bytes + falls + to_come(kept);
-        // Once full, it takes a little more to be so no longer: or every second put would be refused.
+        // Once full, it takes a little more to be so no longer: or every second put would be
+        // refused.
         let margin = if past.is_full { self.reserve_bytes / 8 } else { 0 };
         past.seen = Seen { free_bytes: disk.free_bytes, needed_bytes: needed + margin };
         let Seen { free_bytes, needed_bytes } = past.seen;
@@ -187,7 +211,10 @@ impl Space {
         if free_bytes < self.ballast_bytes {
             past.has_ballast = false;
             if self.ballast.give_up() {
-                tracing::error!(free_bytes, "hardly anything is left on the disk: the ballast was removed from it");
+                tracing::error!(
+                    free_bytes,
+                    "hardly anything is left on the disk: the ballast was removed from it"
+                );
             }
         } else if !past.has_ballast && free_bytes > needed_bytes + 4 * self.ballast_bytes {
             // Without it the node runs as well; it is tried again.
@@ -218,7 +245,10 @@ impl Space {
             }
             drop(past);
             let begun = Instant::now();
-            let is_wanted = || !self.stopping.load(Ordering::Relaxed) && (self.past().is_full || self.engine.is_lean());
+            let is_wanted = || {
+                !self.stopping.load(Ordering::Relaxed)
+                    && (self.past().is_full || self.engine.is_lean())
+            };
             match self.engine.give_back(is_wanted) {
                 Ok(given) if given != GivenBack::default() => {
                     let milliseconds = begun.elapsed().as_millis() as u64;
@@ -250,21 +280,30 @@ impl Past {
     /// Says whether there is room, where that has changed and was not said just now.
     fn say(&mut self, now: Instant) {
         let (is_full, Seen { free_bytes, needed_bytes }) = (self.is_full, self.seen);
-        let (was_full, recently) = self.said.map_or((false, false), |(full, at)| (full, now.duration_since(at) < SAY_INTERVAL));
+        let (was_full, recently) = self
+            .said
+            .map_or((false, false), |(full, at)| (full, now.duration_since(at) < SAY_INTERVAL));
         if is_full == was_full || recently {
             return;
         }
         if is_full {
-            tracing::error!(free_bytes, needed_bytes, "the disk is nearly full: puts are refused, deletes are taken");
+            tracing::error!(
+                free_bytes,
+                needed_bytes,
+                "the disk is nearly full: puts are refused, deletes are taken"
+            );
         } else {
             tracing::info!(free_bytes, needed_bytes, "the disk has room again");
         }
         self.said = Some((is_full, now));
     }
 
-    /// By how much less may soon be free, if it goes on as it went: the most that it fell by within the time that is remembered.
+    /// By how much less may soon be free, if it goes on as it went: the most that it fell by within
+    /// the time that is remembered.
     fn falls_by(&mut self, now: Instant, free_bytes: u64) -> u64 {
-        while self.looks.len() >= LOOKS_MAX || self.looks.front().is_some_and(|(at, _)| now.duration_since(*at) > PAST) {
+        while self.looks.len() >= LOOKS_MAX
+            || self.looks.front().is_some_and(|(at, _)| now.duration_since(*at) > PAST)
+        {
             self.looks.pop_front();
         }
         self.looks.push_back((now, free_bytes));
@@ -280,10 +319,12 @@ mod tests {
     #[test]
     fn a_disk_that_fills_fast_is_full_sooner() {
         let seen = Seen { free_bytes: 0, needed_bytes: 0 };
-        let mut past = Past { looks: VecDeque::new(), seen, is_full: false, has_ballast: false, said: None };
+        let mut past =
+            Past { looks: VecDeque::new(), seen, is_full: false, has_ballast: false, said: None };
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let table = [(0, 1000, 0), (100, 900, 100), (200, 950, 50), (550, 700, 250), (1200, 700, 0)];
+        let table =
+            [(0, 1000, 0), (100, 900, 100), (200, 950, 50), (550, 700, 250), (1200, 700, 0)];
         for (ms, free, falls) in table {
             assert_eq!(past.falls_by(at(ms), free), falls, "at {ms} ms");
         }
@@ -309,7 +350,9 @@ mod tests {
     #[test]
     fn the_reserve_is_a_tenth_of_the_disk_within_bounds() {
         let mib = 1u64 << 20;
-        for (configured, capacity, reserve) in [(0, 400 * mib, 64 * mib), (0, 4000 * mib, 400 * mib), (7, 4000 * mib, 7)] {
+        for (configured, capacity, reserve) in
+            [(0, 400 * mib, 64 * mib), (0, 4000 * mib, 400 * mib), (7, 4000 * mib, 7)]
+        {
             assert_eq!(reserve_bytes(configured, capacity), reserve);
         }
         assert_eq!(reserve_bytes(0, 1 << 50), 1 << 30);

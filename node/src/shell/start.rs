@@ -1,7 +1,8 @@
 //! A node, from its configuration to its shutdown.
 //!
-//! Start: lock and open the directory; found the cluster, if the directory is fresh; recover every replica; start the hands, the
-//! loop, QUIC, HTTP. Stop: no new requests; hand leadership over; answer what is in flight; stop the loop; close the engine.
+//! Start: lock and open the directory; found the cluster, if the directory is fresh; recover every
+//! replica; start the hands, the loop, QUIC, HTTP. Stop: no new requests; hand leadership over;
+//! answer what is in flight; stop the loop; close the engine.
 
 use super::admin::Admin;
 use super::config::{Config, TlsConfig};
@@ -69,14 +70,23 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     if !flotilla_storage::is_bootstrapped(&*engine).map_err(with_cure)? {
         let shards = bootstrap::descriptors(config);
         let contents = bootstrap::meta_contents(config, &shards);
-        flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents).map_err(with_cure)?;
-        tracing::info!(shards = shards.len() - 1, nodes = config.peers.len(), "a new cluster was bootstrapped");
+        flotilla_storage::bootstrap(&*engine, &shards, config.node, &contents)
+            .map_err(with_cure)?;
+        tracing::info!(
+            shards = shards.len() - 1,
+            nodes = config.peers.len(),
+            "a new cluster was bootstrapped"
+        );
     }
-    let recovered = flotilla_storage::recover(&*engine).map_err(with_cure).context("recover replicas")?;
+    let recovered =
+        flotilla_storage::recover(&*engine).map_err(with_cure).context("recover replicas")?;
     let routes = Arc::new(Routes::default());
     routes.learn(flotilla_storage::routes(&*engine).map_err(with_cure)?);
     tracing::info!(
-        node = %config.node, %incarnation, replicas = recovered.len(), milliseconds = started.elapsed().as_millis() as u64,
+        node = %config.node,
+        %incarnation,
+        replicas = recovered.len(),
+        milliseconds = started.elapsed().as_millis() as u64,
         "data opened"
     );
 
@@ -85,16 +95,29 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
     let runtime = Handle::current();
     Snapshots::clear(&config.data).context("clear away old snapshots")?;
     let space =
-        Space::new(&config.data, engine.clone(), mailbox.clone(), config.storage.reserve_bytes).context("look at the disk")?;
+        Space::new(&config.data, engine.clone(), mailbox.clone(), config.storage.reserve_bytes)
+            .context("look at the disk")?;
     let space = Arc::new(space);
     space.start()?;
-    let snapshots =
-        Snapshots::new(space.clone(), engine.clone(), mailbox.clone(), metrics.clone(), runtime.clone(), &config.data);
+    let snapshots = Snapshots::new(
+        space.clone(),
+        engine.clone(),
+        mailbox.clone(),
+        metrics.clone(),
+        runtime.clone(),
+        &config.data,
+    );
     let snapshots = Arc::new(snapshots);
     let applier = Applier::new(&*engine, &recovered).map_err(with_cure)?;
     let (to_apply, to_write) = (Arc::default(), Arc::default());
     let mut threads = vec![
-        writer::start(engine.clone(), mailbox.clone(), metrics.clone(), space.clone(), Arc::clone(&to_write))?,
+        writer::start(
+            engine.clone(),
+            mailbox.clone(),
+            metrics.clone(),
+            space.clone(),
+            Arc::clone(&to_write),
+        )?,
         applier::start(
             engine.clone(),
             applier,
@@ -106,7 +129,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         )?,
     ];
 
-    let known_directories = std::sync::Mutex::new(flotilla_storage::known_directories(&*engine).map_err(with_cure)?);
+    let known_directories =
+        std::sync::Mutex::new(flotilla_storage::known_directories(&*engine).map_err(with_cure)?);
     let peers = Arc::new(Peers {
         engine: engine.clone(),
         members: config.peers.iter().map(|peer| peer.id).collect(),
@@ -118,18 +142,17 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         metrics: metrics.clone(),
         runtime,
     });
-    let bootstrap =
-        flotilla_storage::bootstrap_mark(&*engine).map_err(with_cure)?.context("the data directory was bootstrapped just now")?;
+    let bootstrap = flotilla_storage::bootstrap_mark(&*engine)
+        .map_err(with_cure)?
+        .context("the data directory was bootstrapped just now")?;
     let identity = flotilla_transport::Identity {
         cluster: config.cluster,
         node: config.node,
         incarnation,
         bootstrap,
         directory: opened.directory,
-        leases: config.core().lease_terms().map(|(tick_ms, election_ticks, drift_max_percent)| LeaseTerms {
-            tick_ms,
-            election_ticks,
-            drift_max_percent,
+        leases: config.core().lease_terms().map(|(tick_ms, election_ticks, drift_max_percent)| {
+            LeaseTerms { tick_ms, election_ticks, drift_max_percent }
         }),
     };
     let quic = QuicThreads::start(config.threads)?;
@@ -212,12 +235,32 @@ pub async fn start(config: &Config) -> anyhow::Result<Running> {
         Some(address) => {
             let (limits, serves) = (Limits::of_probes(), Serves::Probes(pages.clone()));
             let (service, admin) = (service.clone(), admin.clone());
-            Some(Server::bind(address, limits, serves, service, admin, health.clone(), metrics.clone()).await?)
+            Some(
+                Server::bind(
+                    address,
+                    limits,
+                    serves,
+                    service,
+                    admin,
+                    health.clone(),
+                    metrics.clone(),
+                )
+                .await?,
+            )
         }
         None => None,
     };
     let limits = Limits { connections_max: shares.connections_max, ..config.limits.clone() };
-    let server = Server::bind(config.http, limits, Serves::Everything(pages), service, admin, health, metrics).await?;
+    let server = Server::bind(
+        config.http,
+        limits,
+        Serves::Everything(pages),
+        service,
+        admin,
+        health,
+        metrics,
+    )
+    .await?;
     Ok(Running {
         server,
         probes,
@@ -254,7 +297,8 @@ fn with_cure(error: StorageError) -> anyhow::Error {
         return error.into();
     }
     anyhow::anyhow!(
-        "{error}; nothing was skipped or removed: repair the disk or restore the directory as it was when the node ran last; {NO_WAY_BACK}"
+        "{error}; nothing was skipped or removed: repair the disk or restore the directory as it \
+         was when the node ran last; {NO_WAY_BACK}"
     )
 }
 
@@ -272,7 +316,8 @@ impl Running {
         self.server.local_addr()
     }
 
-    /// Reads the certificates again; connections made from now on use them. Where that fails, the old ones stay.
+    /// Reads the certificates again; connections made from now on use them. Where that fails, the
+    /// old ones stay.
     pub fn reload(&self) -> Result<(), TransportError> {
         self.transport.reload(&credentials(&self.tls)?)
     }
@@ -296,7 +341,8 @@ impl Running {
         drop(self.quic);
         self.mailbox.stop();
         let threads = self.threads;
-        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join()))).await?;
+        tokio::task::spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())))
+            .await?;
         FailPoint::CloseBegun.pass()?;
         self.snapshots.stop();
         self.engine.close().context("close the data directory")?;

@@ -1,15 +1,20 @@
-//! Views that are kept for streams: what a stream shows of one shard is one moment, however many parts it takes and however slowly they
-//! are read.
+//! Views that are kept for streams: what a stream shows of one shard is one moment, however many
+//! parts it takes and however slowly they are read.
 //!
-//! The first part of a shard takes a view, as every read does. If more of the shard is to come, the view is kept here, under a number
-//! that goes along with the next question; that one goes to **this** node, whoever leads by then, and shows the same view. The part that
-//! comes to the shard's end lets the view go; a stream that ends before says so.
+//! The first part of a shard takes a view, as every read does. If more of the shard is to come, the
+//! view is kept here, under a number that goes along with the next question; that one goes to
+//! **this** node, whoever leads by then, and shows the same view. The part that comes to the
+//! shard's end lets the view go; a stream that ends before says so.
 //!
-//! A view that is kept keeps on disk what was deleted since. So there are bounds, and whoever runs into one is told (`view_given_up`):
+//! A view that is kept keeps on disk what was deleted since. So there are bounds, and whoever runs
+//! into one is told (`view_given_up`):
 //!
-//! - in number: when there are too many, those go that were not asked for the longest, if that is long enough; otherwise none is kept;
-//! - in time: since it was asked for last, and since it was taken, which is less while the disk is full;
-//! - by what happens to the replica: where it is quarantined, or replaced by a snapshot, its past is nothing to build on.
+//! - in number: when there are too many, those go that were not asked for the longest, if that is
+//!   long enough; otherwise none is kept;
+//! - in time: since it was asked for last, and since it was taken, which is less while the disk is
+//!   full;
+//! - by what happens to the replica: where it is quarantined, or replaced by a snapshot, its past
+//!   is nothing to build on.
 
 use super::mailbox::Grant;
 use flotilla_router::{HeldView, NodeId, Refusal, ShardId};
@@ -62,9 +67,18 @@ impl Views {
         let mut state = self.state();
         let mut gone = self.take_expired(&mut state, now);
         if state.kept.len() >= VIEWS_MAX {
-            let idlest = state.kept.iter().min_by_key(|(_, kept)| kept.asked).map(|(id, kept)| (*id, kept.asked));
-            let Some((idlest, _)) = idlest.filter(|(_, asked)| now.saturating_duration_since(*asked) >= IDLE_MIN) else {
-                return Err(Refusal::Overloaded { what: "views kept for streams".into(), limit: VIEWS_MAX as u64 });
+            let idlest = state
+                .kept
+                .iter()
+                .min_by_key(|(_, kept)| kept.asked)
+                .map(|(id, kept)| (*id, kept.asked));
+            let Some((idlest, _)) =
+                idlest.filter(|(_, asked)| now.saturating_duration_since(*asked) >= IDLE_MIN)
+            else {
+                return Err(Refusal::Overloaded {
+                    what: "views kept for streams".into(),
+                    limit: VIEWS_MAX as u64,
+                });
             };
             gone.extend(state.kept.remove(&idlest));
         }
@@ -77,8 +91,8 @@ impl Views {
         Ok(HeldView { node: self.node, shard, id })
     }
 
-    /// The view that goes along with a part of a stream, where there is `more` to come, and what was `judged` of the part. For one that is
-    /// refused none is kept: nobody would learn of it.
+    /// The view that goes along with a part of a stream, where there is `more` to come, and what
+    /// was `judged` of the part. For one that is refused none is kept: nobody would learn of it.
     pub fn keep_for_more<T>(
         &self,
         grant: &Grant,
@@ -109,7 +123,9 @@ impl Views {
         });
         drop(state);
         drop(gone);
-        grant.filter(|grant| grant.descriptor.id == view.shard).ok_or(Refusal::ViewGivenUp { shard: view.shard })
+        grant
+            .filter(|grant| grant.descriptor.id == view.shard)
+            .ok_or(Refusal::ViewGivenUp { shard: view.shard })
     }
 
     /// Nobody will ask for it any more.
@@ -122,14 +138,16 @@ impl Views {
     pub fn give_up(&self, shard: Option<ShardId>) {
         let mut state = self.state();
         let all = std::mem::take(&mut state.kept);
-        let (gone, kept): (BTreeMap<_, _>, _) =
-            all.into_iter().partition(|(_, kept)| shard.is_none_or(|shard| kept.grant.descriptor.id == shard));
+        let (gone, kept): (BTreeMap<_, _>, _) = all
+            .into_iter()
+            .partition(|(_, kept)| shard.is_none_or(|shard| kept.grant.descriptor.id == shard));
         state.kept = kept;
         drop(state);
         drop(gone);
     }
 
-    /// Room is needed on the disk: gives up the views that may stand in the way of it, which are those that have been there for a while.
+    /// Room is needed on the disk: gives up the views that may stand in the way of it, which are
+    /// those that have been there for a while.
     pub fn make_room(&self) {
         let now = Instant::now();
         let mut state = self.state();
@@ -144,7 +162,8 @@ impl Views {
         drop(gone);
     }
 
-    /// Gives up what was kept long enough. To be called now and then, since a view that is forgotten keeps what was deleted.
+    /// Gives up what was kept long enough. To be called now and then, since a view that is
+    /// forgotten keeps what was deleted.
     pub fn sweep(&self) {
         let gone = self.take_expired(&mut self.state(), Instant::now());
         drop(gone);
@@ -158,7 +177,8 @@ impl Views {
     fn take_expired(&self, state: &mut State, now: Instant) -> Vec<Kept> {
         let age = |since: Instant| now.saturating_duration_since(since);
         let expired = |kept: &Kept| age(kept.asked) >= self.idle_max || age(kept.taken) >= AGE_MAX;
-        let ids: Vec<u64> = state.kept.iter().filter(|(_, kept)| expired(kept)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> =
+            state.kept.iter().filter(|(_, kept)| expired(kept)).map(|(id, _)| *id).collect();
         ids.iter().filter_map(|id| state.kept.remove(id)).collect()
     }
 }
@@ -171,11 +191,22 @@ mod tests {
     use std::sync::Arc;
 
     fn grants(dir: &tempfile::TempDir) -> impl Fn(u64) -> Grant {
-        let engine = RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
+        let engine =
+            RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
         move |shard| {
             let id = ShardId(shard);
-            let descriptor = Descriptor { id, range: KeyRange::all(), epoch: Default::default(), replicas: Vec::new() };
-            Grant { view: Arc::new(engine.view()), descriptor: Arc::new(descriptor), staleness: None, at: Default::default() }
+            let descriptor = Descriptor {
+                id,
+                range: KeyRange::all(),
+                epoch: Default::default(),
+                replicas: Vec::new(),
+            };
+            Grant {
+                view: Arc::new(engine.view()),
+                descriptor: Arc::new(descriptor),
+                staleness: None,
+                at: Default::default(),
+            }
         }
     }
 
@@ -183,7 +214,8 @@ mod tests {
     fn a_view_is_kept_until_it_is_let_go_or_its_replica_is_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let (views, grant) = (Views::new(NodeId(1), 100, Duration::from_secs(60)), grants(&dir));
-        let kept: Vec<_> = [2, 2, 3].into_iter().map(|shard| views.keep(grant(shard)).unwrap()).collect();
+        let kept: Vec<_> =
+            [2, 2, 3].into_iter().map(|shard| views.keep(grant(shard)).unwrap()).collect();
         assert!(kept.iter().all(|view| views.get(*view).unwrap().descriptor.id == view.shard));
         views.let_go(kept[0]);
         assert_eq!(views.get(kept[0]).err(), Some(Refusal::ViewGivenUp { shard: ShardId(2) }));

@@ -1,6 +1,7 @@
 //! The writer: one batch of log entries and hard states of all groups, one fsync.
 //!
-//! A thread of its own, so that the loop goes on stepping groups while the disk is busy. A failed write ends the process.
+//! A thread of its own, so that the loop goes on stepping groups while the disk is busy. A failed
+//! write ends the process.
 
 use super::Engine;
 use super::mailbox::Mailbox;
@@ -53,6 +54,8 @@ fn write(engine: &Engine, (write, batch): Work, mailbox: &Mailbox, metrics: &Met
         metrics.commands_per_fsync.observe(commands as f64);
     }
     metrics.log_bytes.inc_by(bytes);
-    metrics.log_truncations.inc_by(batch.writes.iter().filter(|w| w.truncate.is_some()).count() as u64);
+    metrics
+        .log_truncations
+        .inc_by(batch.writes.iter().filter(|w| w.truncate.is_some()).count() as u64);
     bytes
 }

@@ -1,6 +1,7 @@
 //! What clients are told, and what they make of it: the history, one operation after the other.
 //!
-//! Also of those who gave up: a write that is refused as *not applied* must not happen later, whoever still listens.
+//! Also of those who gave up: a write that is refused as *not applied* must not happen later,
+//! whoever still listens.
 
 use super::clients::{HUNTERS, PROBERS, Waiting};
 use super::invariants::Holds;
@@ -15,8 +16,14 @@ use flotilla_storage::{WriteResult, read};
 
 impl World {
     /// A node answers a write, or refuses whatever was asked.
-    pub(super) fn client_answered(&mut self, node: NodeId, ticket: Ticket, result: Result<WriteResult, Refusal>) -> Holds {
-        let not_applied = result.as_ref().is_err_and(|refusal| refusal.outcome() == Outcome::NotApplied);
+    pub(super) fn client_answered(
+        &mut self,
+        node: NodeId,
+        ticket: Ticket,
+        result: Result<WriteResult, Refusal>,
+    ) -> Holds {
+        let not_applied =
+            result.as_ref().is_err_and(|refusal| refusal.outcome() == Outcome::NotApplied);
         if not_applied {
             // Also of one that was given up: it must not happen later.
             self.invariants.refused(ticket)?;
@@ -43,8 +50,14 @@ impl World {
             }
             Ok(WriteResult::Deleted) => Output::Deleted,
             Ok(WriteResult::ConditionFailed { current }) => Output::ConditionFailed { current },
-            Ok(WriteResult::DeletedRange { .. }) => return Err(format!("{ticket:?} deleted no range, and is told so")),
-            Ok(WriteResult::WrongShard) => return Err(format!("{ticket:?} was asked of the right shard, and is told otherwise")),
+            Ok(WriteResult::DeletedRange { .. }) => {
+                return Err(format!("{ticket:?} deleted no range, and is told so"));
+            }
+            Ok(WriteResult::WrongShard) => {
+                return Err(format!(
+                    "{ticket:?} was asked of the right shard, and is told otherwise"
+                ));
+            }
             Err(_) if not_applied => Output::Refused,
             Err(_) => Output::Unknown,
         };
@@ -78,7 +91,8 @@ impl World {
                 if !descriptor.range.contains(key) {
                     return Err(format!("{ticket:?} looks outside of shard {}", descriptor.id));
                 }
-                let look = read::get(&self.seats[&node].member.engine, KeySpace::User, key).map_err(|error| error.to_string())?;
+                let look = read::get(&self.seats[&node].member.engine, KeySpace::User, key)
+                    .map_err(|error| error.to_string())?;
                 self.invariants.shown(key, look.as_ref())?;
                 if let Some((revision, _)) = &look {
                     self.clients.seen.insert(key.clone(), *revision);
@@ -97,7 +111,9 @@ impl World {
             });
             self.write_down(waiting, Some(now), |place| Output::Read(found[place].clone()));
             match client.checked_sub(PROBERS) {
-                Some(_) if client >= HUNTERS => self.meet("leases beside another leader, or soon after it"),
+                Some(_) if client >= HUNTERS => {
+                    self.meet("leases beside another leader, or soon after it")
+                }
                 Some(probed) => self.clients.probed.entry(ShardId(probed)).or_default().read = true,
                 None => self.think(client),
             }
@@ -105,7 +121,8 @@ impl World {
         Ok(())
     }
 
-    /// A stale answer shows the state at its index, and is as fresh as it says, on its node's own clock.
+    /// A stale answer shows the state at its index, and is as fresh as it says, on its node's own
+    /// clock.
     fn judge_stale(
         &mut self,
         node: NodeId,
@@ -114,24 +131,46 @@ impl World {
         waiting: &Waiting,
         found: &[Option<(Revision, Bytes)>],
     ) -> Holds {
-        let applied = read::applied(&self.seats[&node].member.engine, shard).map_err(|error| error.to_string())?.index;
+        let applied = read::applied(&self.seats[&node].member.engine, shard)
+            .map_err(|error| error.to_string())?
+            .index;
         if staleness.applied > applied {
-            return Err(format!("node {node} says that it has applied {}, and has applied {applied}", staleness.applied));
+            return Err(format!(
+                "node {node} says that it has applied {}, and has applied {applied}",
+                staleness.applied
+            ));
         }
-        if staleness.age > waiting.age_max.or(staleness.age) || waiting.age_max.is_some() && staleness.age.is_none() {
-            return Err(format!("node {node} answers with age {:?}, at most {:?} was asked for", staleness.age, waiting.age_max));
+        if staleness.age > waiting.age_max.or(staleness.age)
+            || waiting.age_max.is_some() && staleness.age.is_none()
+        {
+            return Err(format!(
+                "node {node} answers with age {:?}, at most {:?} was asked for",
+                staleness.age, waiting.age_max
+            ));
         }
-        self.meet(if staleness.age.is_some() { "stale reads with an age" } else { "stale reads without an age" });
+        self.meet(if staleness.age.is_some() {
+            "stale reads with an age"
+        } else {
+            "stale reads without an age"
+        });
         // Clocks show whole microseconds.
-        let age = |age: std::time::Duration| age.as_nanos() as u64 * 1000 / self.permille(node) + 2000;
+        let age =
+            |age: std::time::Duration| age.as_nanos() as u64 * 1000 / self.permille(node) + 2000;
         let fresh_as_of = staleness.age.map(|claimed| self.now.saturating_sub(age(claimed)));
-        let found = waiting.asks.iter().zip(found).map(|((key, _), found)| (key, found.as_ref())).collect();
+        let found =
+            waiting.asks.iter().zip(found).map(|((key, _), found)| (key, found.as_ref())).collect();
         self.invariants.stale(&Shown { node, shard, applied, fresh_as_of, found })
     }
 
     /// A node went down: who waits there will never know.
     pub(super) fn client_lost(&mut self, node: NodeId) -> Holds {
-        let lost: Vec<_> = self.clients.waiting.iter().filter(|(_, w)| w.node == node).map(|(ticket, _)| *ticket).collect();
+        let lost: Vec<_> = self
+            .clients
+            .waiting
+            .iter()
+            .filter(|(_, w)| w.node == node)
+            .map(|(ticket, _)| *ticket)
+            .collect();
         for ticket in lost {
             let waiting = self.clients.waiting.remove(&ticket).expect("listed just now");
             let client = waiting.client;
@@ -154,20 +193,35 @@ impl World {
     fn answered(&mut self, node: NodeId, ticket: Ticket) -> Result<Option<Waiting>, String> {
         let Some(waiting) = self.clients.waiting.remove(&ticket) else { return Ok(None) };
         if waiting.node != node {
-            return Err(format!("{ticket:?} was asked of node {}, and is answered by node {node}", waiting.node));
+            return Err(format!(
+                "{ticket:?} was asked of node {}, and is answered by node {node}",
+                waiting.node
+            ));
         }
         Ok(Some(waiting))
     }
 
     /// Writes down what became of what was asked.
-    pub(super) fn write_down(&mut self, waiting: Waiting, returned: Option<u64>, mut output: impl FnMut(usize) -> Output) {
+    pub(super) fn write_down(
+        &mut self,
+        waiting: Waiting,
+        returned: Option<u64>,
+        mut output: impl FnMut(usize) -> Output,
+    ) {
         if !waiting.fresh {
             return;
         }
         for (place, (key, input)) in waiting.asks.into_iter().enumerate() {
             let (client, called) = (waiting.client, waiting.called);
             let output = short_output(output(place));
-            self.clients.history.push(Operation { client, key, called, returned, input: short_input(input), output });
+            self.clients.history.push(Operation {
+                client,
+                key,
+                called,
+                returned,
+                input: short_input(input),
+                output,
+            });
         }
     }
 }

@@ -1,8 +1,10 @@
-//! Clients: each asks one thing at a time, of a node that probably leads, and writes down what it was told.
+//! Clients: each asks one thing at a time, of a node that probably leads, and writes down what it
+//! was told.
 //!
-//! They fight over few keys, so that operations on a key overlap; values are unique, so that every answer says what it saw. A
-//! client that is not answered within its patience gives up: what it asked may still happen, and is *unknown*, as is what a node
-//! that went down was asked. At the end the histories go through the linearizability checker.
+//! They fight over few keys, so that operations on a key overlap; values are unique, so that every
+//! answer says what it saw. A client that is not answered within its patience gives up: what it
+//! asked may still happen, and is *unknown*, as is what a node that went down was asked. At the end
+//! the histories go through the linearizability checker.
 
 use super::answers::short_input;
 use super::invariants::Holds;
@@ -28,7 +30,8 @@ pub(super) enum Turn {
     Ask { client: u64 },
     /// It has waited long enough.
     GiveUp { client: u64, ticket: Ticket },
-    /// At the end: a write to a shard, and a linearizable read, again and again until one of each is answered.
+    /// At the end: a write to a shard, and a linearizable read, again and again until one of each
+    /// is answered.
     Probe { shard: ShardId },
 }
 
@@ -79,7 +82,13 @@ impl Clients {
     /// Clients of a plan.
     pub(super) fn new(plan: &Plan) -> Self {
         let step = plan.shards.len() / plan.hot_shards as usize;
-        let hot = plan.shards.iter().step_by(step.max(1)).take(plan.hot_shards as usize).cloned().collect();
+        let hot = plan
+            .shards
+            .iter()
+            .step_by(step.max(1))
+            .take(plan.hot_shards as usize)
+            .cloned()
+            .collect();
         Self {
             hot,
             waiting: BTreeMap::new(),
@@ -111,7 +120,11 @@ impl Clients {
     /// A key of a shard.
     fn key(descriptor: &Descriptor, n: u64) -> Bytes {
         let key = [&descriptor.range.start[..], format!("\x01{n}").as_bytes()].concat();
-        assert!(descriptor.range.contains(&key), "shard {} has no room for its keys", descriptor.id);
+        assert!(
+            descriptor.range.contains(&key),
+            "shard {} has no room for its keys",
+            descriptor.id
+        );
         key.into()
     }
 }
@@ -160,12 +173,21 @@ impl World {
         self.later(delay, Happening::Client(Turn::Ask { client }));
     }
 
-    /// A node to ask: mostly one that says that it leads, be it deposed or not; sometimes, or where `any` will do, any.
+    /// A node to ask: mostly one that says that it leads, be it deposed or not; sometimes, or where
+    /// `any` will do, any.
     fn ask_whom(&mut self, shard: ShardId, any: bool) -> Option<NodeId> {
-        let leading: Vec<_> =
-            self.seats.values().filter(|s| s.leaders.get(&shard) == Some(&s.member.id)).map(|s| s.member.id).collect();
+        let leading: Vec<_> = self
+            .seats
+            .values()
+            .filter(|s| s.leaders.get(&shard) == Some(&s.member.id))
+            .map(|s| s.member.id)
+            .collect();
         let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).collect();
-        let from = if leading.is_empty() || self.rng.percent(if any { 80 } else { 10 }) { &members } else { &leading };
+        let from = if leading.is_empty() || self.rng.percent(if any { 80 } else { 10 }) {
+            &members
+        } else {
+            &leading
+        };
         let node = self.rng.pick(from);
         self.is_up(node).then_some(node)
     }
@@ -194,7 +216,10 @@ impl World {
                     node,
                     Event::Ask {
                         ticket,
-                        ask: Ask::Write { shard: descriptor.id, command: Command::new(op, condition) },
+                        ask: Ask::Write {
+                            shard: descriptor.id,
+                            command: Command::new(op, condition),
+                        },
                         deadline,
                     },
                 );
@@ -202,19 +227,25 @@ impl World {
             55..63 => {
                 let condition = self.condition(&key, 40);
                 let op = Op::Delete { key: key.clone() };
-                let ticket = self.wait(client, node, vec![(key, Input::Delete { condition })], true, None);
+                let ticket =
+                    self.wait(client, node, vec![(key, Input::Delete { condition })], true, None);
                 self.post(
                     node,
                     Event::Ask {
                         ticket,
-                        ask: Ask::Write { shard: descriptor.id, command: Command::new(op, condition) },
+                        ask: Ask::Write {
+                            shard: descriptor.id,
+                            command: Command::new(op, condition),
+                        },
                         deadline,
                     },
                 );
             }
             n => {
-                let age_max =
-                    self.rng.pick(&[None, None, Some(100), Some(250), Some(1000)]).map(std::time::Duration::from_millis);
+                let age_max = self
+                    .rng
+                    .pick(&[None, None, Some(100), Some(250), Some(1000)])
+                    .map(std::time::Duration::from_millis);
                 let consistency = match n {
                     _ if stale => Consistency::Stale { age_max },
                     _ if self.plan.config.reads.lease && n < 93 => Consistency::Lease,
@@ -231,14 +262,22 @@ impl World {
                 if let (true, Some(waiting)) = (stale, self.clients.waiting.get_mut(&ticket)) {
                     waiting.age_max = age_max;
                 }
-                self.post(node, Event::Ask { ticket, ask: Ask::Read { shard: descriptor.id, consistency }, deadline });
+                self.post(
+                    node,
+                    Event::Ask {
+                        ticket,
+                        ask: Ask::Read { shard: descriptor.id, consistency },
+                        deadline,
+                    },
+                );
             }
         }
     }
 
     /// A value that nobody else writes.
     fn value(&mut self, may_be_large: bool) -> Bytes {
-        let padding = if may_be_large && self.rng.percent(45) { self.plan.large_value_bytes } else { 0 };
+        let padding =
+            if may_be_large && self.rng.percent(45) { self.plan.large_value_bytes } else { 0 };
         let n = self.clients.next_value;
         self.clients.next_value += 1;
         format!("v{n}:{}", ".".repeat(padding as usize)).into()
@@ -257,19 +296,29 @@ impl World {
         }
     }
 
-    fn wait(&mut self, client: u64, node: NodeId, asks: Vec<(Bytes, Input)>, fresh: bool, value: Option<Bytes>) -> Ticket {
+    fn wait(
+        &mut self,
+        client: u64,
+        node: NodeId,
+        asks: Vec<(Bytes, Input)>,
+        fresh: bool,
+        value: Option<Bytes>,
+    ) -> Ticket {
         let ticket = Ticket(self.clients.next_ticket);
         self.clients.next_ticket += 1;
         self.say(|| format!("client {client} asks n{node} #{}: {}", ticket.0, in_words(&asks)));
         self.invariants.asks(ticket, value.clone());
-        self.clients.waiting.insert(ticket, Waiting { client, node, called: self.now, asks, fresh, age_max: None, value });
+        self.clients.waiting.insert(
+            ticket,
+            Waiting { client, node, called: self.now, asks, fresh, age_max: None, value },
+        );
         let patience = if client < PROBERS { self.rng.around(2 * SECOND) } else { PROBE_PATIENCE };
         self.later(patience, Happening::Client(Turn::GiveUp { client, ticket }));
         ticket
     }
 
-    /// Somebody leads. Where another node says the same, one of them was deposed: something is written here, and read there by lease as soon
-    /// as that is acknowledged.
+    /// Somebody leads. Where another node says the same, one of them was deposed: something is
+    /// written here, and read there by lease as soon as that is acknowledged.
     pub(super) fn hunt(&mut self, node: NodeId, shard: ShardId) {
         let hunted = self.plan.config.reads.lease && !self.others_leading(node, shard).is_empty();
         if !hunted || !self.clients.going {
@@ -280,7 +329,13 @@ impl World {
         let value = self.value(false);
         let deadline = self.clock(node) + std::time::Duration::from_nanos(SECOND);
         let input = Input::Put { value: value.clone(), condition: Condition::Always };
-        let ticket = self.wait(HUNTERS + shard.0, node, vec![(key.clone(), input)], true, Some(value.clone()));
+        let ticket = self.wait(
+            HUNTERS + shard.0,
+            node,
+            vec![(key.clone(), input)],
+            true,
+            Some(value.clone()),
+        );
         let command = Command::new(Op::Put { key, value }, Condition::Always);
         self.post(node, Event::Ask { ticket, ask: Ask::Write { shard, command }, deadline });
     }
@@ -293,13 +348,22 @@ impl World {
             // Without a lease it would have to wait.
             let deadline = self.clock(other) + std::time::Duration::from_nanos(10 * MS);
             let ticket = self.wait(HUNTERS + shard.0, other, vec![(key, Input::Get)], true, None);
-            self.post(other, Event::Ask { ticket, ask: Ask::Read { shard, consistency: Consistency::Lease }, deadline });
+            self.post(
+                other,
+                Event::Ask {
+                    ticket,
+                    ask: Ask::Read { shard, consistency: Consistency::Lease },
+                    deadline,
+                },
+            );
         }
     }
 
     /// Who else says that it leads.
     fn others_leading(&self, node: NodeId, shard: ShardId) -> Vec<NodeId> {
-        let leads = |id: &NodeId| *id != node && self.is_up(*id) && self.seats[id].leaders.get(&shard) == Some(id);
+        let leads = |id: &NodeId| {
+            *id != node && self.is_up(*id) && self.seats[id].leaders.get(&shard) == Some(id)
+        };
         self.seats.keys().copied().filter(leads).collect()
     }
 
@@ -312,8 +376,16 @@ impl World {
         let key = Clients::key(&descriptor, HOT_KEYS);
         if let Some(node) = self.ask_whom(shard, false).filter(|_| !read) {
             let deadline = self.clock(node) + std::time::Duration::from_nanos(PROBE_PATIENCE);
-            let ticket = self.wait(PROBERS + shard.0, node, vec![(key.clone(), Input::Get)], true, None);
-            self.post(node, Event::Ask { ticket, ask: Ask::Read { shard, consistency: Consistency::Linearizable }, deadline });
+            let ticket =
+                self.wait(PROBERS + shard.0, node, vec![(key.clone(), Input::Get)], true, None);
+            self.post(
+                node,
+                Event::Ask {
+                    ticket,
+                    ask: Ask::Read { shard, consistency: Consistency::Linearizable },
+                    deadline,
+                },
+            );
         }
         if let Some(node) = self.ask_whom(shard, false).filter(|_| !written) {
             let value = self.value(false);
@@ -336,7 +408,9 @@ pub(super) const HUNTERS: u64 = 1 << 48;
 fn in_words(asks: &[(Bytes, Input)]) -> String {
     let words = asks.iter().map(|(key, input)| match short_input(input.clone()) {
         Input::Get => format!("get {}", key.escape_ascii()),
-        Input::Put { value, condition } => format!("put {} {} {condition:?}", key.escape_ascii(), value.escape_ascii()),
+        Input::Put { value, condition } => {
+            format!("put {} {} {condition:?}", key.escape_ascii(), value.escape_ascii())
+        }
         Input::Delete { condition } => format!("delete {} {condition:?}", key.escape_ascii()),
     });
     words.collect::<Vec<_>>().join(", ")

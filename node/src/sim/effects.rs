@@ -75,7 +75,8 @@ impl Surroundings for World {
     fn turned_away(&mut self, (from, _): Link, snapshot: &SnapshotPacket) -> Option<Delivery> {
         // Its sender gave it up while it was on its way: the stream breaks off, unless all of it
         // was read already.
-        let given_up = self.is_up(from) && self.seats[&from].member.snapshot_files(snapshot.snapshot).is_none();
+        let given_up = self.is_up(from)
+            && self.seats[&from].member.snapshot_files(snapshot.snapshot).is_none();
         if given_up && self.rng.percent(80) {
             self.meet("given up snapshots");
             return Some(Delivery::Failed);
@@ -102,7 +103,13 @@ impl Surroundings for World {
         }
     }
 
-    fn read(&mut self, node: NodeId, tickets: &[Ticket], descriptor: &Descriptor, staleness: Option<Staleness>) -> Holds {
+    fn read(
+        &mut self,
+        node: NodeId,
+        tickets: &[Ticket],
+        descriptor: &Descriptor,
+        staleness: Option<Staleness>,
+    ) -> Holds {
         self.clients_look(node, tickets, descriptor, staleness)
     }
 

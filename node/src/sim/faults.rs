@@ -69,20 +69,30 @@ impl World {
                 let next = self.rng.around(self.plan.fault_every);
                 self.later(next, Happening::Fault(Turn::Next));
             }
-            Turn::Start { node, life } if self.seats[&node].life == life && !self.is_up(node) => self.start(node)?,
+            Turn::Start { node, life } if self.seats[&node].life == life && !self.is_up(node) => {
+                self.start(node)?
+            }
             Turn::End { node, life } if self.seats[&node].life == life && self.is_up(node) => {
                 // A process that ends well closes its engine, which syncs everything.
                 self.crash(node, usize::MAX)?;
                 self.start(node)?;
             }
-            Turn::Room { node } => self.post(node, Event::Disk { free_bytes: 1 << 40, reserve_bytes: 1 }),
+            Turn::Room { node } => {
+                self.post(node, Event::Disk { free_bytes: 1 << 40, reserve_bytes: 1 })
+            }
             Turn::Deafen { node, until } => {
                 self.nodes().into_iter().for_each(|other| self.network.cut((other, node), until));
             }
             Turn::Isolate { node, until } => self.isolate(node, until),
-            Turn::Stutter { shard, until } if self.now < until.min(self.plan.fault_phase) => self.stutter(shard, until),
-            Turn::Still { link, until } if self.now < self.plan.fault_phase => self.network.clog(link, until),
-            Turn::OldWords { shard } | Turn::Startle { shard } if self.now < self.plan.fault_phase => {
+            Turn::Stutter { shard, until } if self.now < until.min(self.plan.fault_phase) => {
+                self.stutter(shard, until)
+            }
+            Turn::Still { link, until } if self.now < self.plan.fault_phase => {
+                self.network.clog(link, until)
+            }
+            Turn::OldWords { shard } | Turn::Startle { shard }
+                if self.now < self.plan.fault_phase =>
+            {
                 let old_words = matches!(turn, Turn::OldWords { .. });
                 match self.leader_and_two(shard) {
                     Some(three) if old_words => self.old_words(three),
@@ -90,7 +100,9 @@ impl World {
                     None => {}
                 }
             }
-            Turn::Deaf { link, until } if self.now < until.min(self.plan.fault_phase) => self.deafen(link, until),
+            Turn::Deaf { link, until } if self.now < until.min(self.plan.fault_phase) => {
+                self.deafen(link, until)
+            }
             Turn::Blink { node } if self.now < self.plan.fault_phase && self.is_up(node) => {
                 let kept = self.survivors();
                 self.crash(node, kept)?;
@@ -114,7 +126,8 @@ impl World {
     pub(super) fn heal(&mut self) -> Holds {
         self.say(|| "everything is healed".into());
         self.network.heal();
-        // What the hardware is like stays so, as far as anybody could be elected on it, which takes several writes one after the other.
+        // What the hardware is like stays so, as far as anybody could be elected on it, which takes
+        // several writes one after the other.
         if self.rng.percent(50) {
             self.plan.fsync = self.plan.fsync.min(5 * MS);
         } else {
@@ -153,7 +166,11 @@ impl World {
 
     /// A node that leads a shard which clients care about, or any.
     fn somebody(&mut self) -> NodeId {
-        let shard = if self.rng.percent(70) { self.clients.hot_shard(&mut self.rng) } else { self.any_shard() };
+        let shard = if self.rng.percent(70) {
+            self.clients.hot_shard(&mut self.rng)
+        } else {
+            self.any_shard()
+        };
         self.leader(shard).filter(|_| self.rng.percent(60)).unwrap_or_else(|| self.any_node())
     }
 
@@ -172,9 +189,11 @@ impl World {
         }
     }
 
-    /// One direction stands still for a while, mostly from or to the leader, or between two others; soon another.
+    /// One direction stands still for a while, mostly from or to the leader, or between two others;
+    /// soon another.
     fn stutter(&mut self, shard: ShardId, until: u64) {
-        let members: Vec<_> = self.plan.shard(shard).replicas.iter().map(|replica| replica.node).collect();
+        let members: Vec<_> =
+            self.plan.shard(shard).replicas.iter().map(|replica| replica.node).collect();
         let (mut from, to) = (self.rng.pick(&members), self.rng.pick(&members));
         if self.rng.percent(40) {
             from = self.leader(shard).unwrap_or(from);
@@ -227,21 +246,27 @@ impl World {
             }
             Fault::Isolate => self.isolate(a, until),
             Fault::Echo => {
-                // From within the time in which the others elect anew to about when a leader that hears nothing gives up.
+                // From within the time in which the others elect anew to about when a leader that
+                // hears nothing gives up.
                 let heard_at = self.now + self.rng.within(500..=1699) * MS;
                 others.iter().for_each(|other| self.network.clog((*other, a), heard_at));
                 let (delay, until) = (self.rng.below(300 * MS), heard_at + 500 * MS);
                 self.later(delay, Happening::Fault(Turn::Isolate { node: a, until }));
             }
             Fault::Split => {
-                let (left, right): (Vec<_>, Vec<_>) = self.nodes().into_iter().partition(|_| self.rng.percent(50));
+                let (left, right): (Vec<_>, Vec<_>) =
+                    self.nodes().into_iter().partition(|_| self.rng.percent(50));
                 for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (*l, *r))) {
                     self.network.cut((l, r), until);
                     self.network.cut((r, l), until);
                 }
             }
-            Fault::OneWay if self.rng.percent(50) => others.iter().for_each(|other| self.network.cut((a, *other), until)),
-            Fault::OneWay if self.rng.percent(50) => others.iter().for_each(|other| self.network.cut((*other, a), until)),
+            Fault::OneWay if self.rng.percent(50) => {
+                others.iter().for_each(|other| self.network.cut((a, *other), until))
+            }
+            Fault::OneWay if self.rng.percent(50) => {
+                others.iter().for_each(|other| self.network.cut((*other, a), until))
+            }
             Fault::OneWay => self.network.cut((a, b), until),
             Fault::Ring => {
                 let nodes = self.plan.nodes;
@@ -252,10 +277,19 @@ impl World {
                     }
                 }
             }
-            Fault::Clog if self.rng.percent(50) => others.iter().for_each(|other| self.network.clog((a, *other), until)),
+            Fault::Clog if self.rng.percent(50) => {
+                others.iter().for_each(|other| self.network.clog((a, *other), until))
+            }
             Fault::Clog => self.network.clog((a, b), until),
             Fault::SlowDisk => {
-                let lane = self.rng.pick(&[Lane::Persist, Lane::Persist, Lane::Apply, Lane::Install, Lane::Build, Lane::Fetch]);
+                let lane = self.rng.pick(&[
+                    Lane::Persist,
+                    Lane::Persist,
+                    Lane::Apply,
+                    Lane::Install,
+                    Lane::Build,
+                    Lane::Fetch,
+                ]);
                 self.seat(a).lane_held_until.insert(lane, until);
             }
             Fault::Pause => self.seat(a).paused_until = until,
@@ -264,7 +298,10 @@ impl World {
                 let from = self.leader(shard).unwrap_or(a);
                 self.faults.next_ticket += 1;
                 let ticket = Ticket(NOBODY + self.faults.next_ticket);
-                self.post(from, Event::Ask { ticket, ask: Ask::Transfer { shard, to: b }, deadline: Time::MAX });
+                self.post(
+                    from,
+                    Event::Ask { ticket, ask: Ask::Transfer { shard, to: b }, deadline: Time::MAX },
+                );
                 if self.rng.percent(40) {
                     // The one that hands over does not hear how it went.
                     let delay = self.rng.below(3 * self.plan.latency);
@@ -287,10 +324,15 @@ impl World {
                 self.stutter(shard, until);
             }
             Fault::Stutter | Fault::Startle => {
-                // A rival can only win whose log is no shorter: nobody writes for a while, and then it begins.
+                // A rival can only win whose log is no shorter: nobody writes for a while, and then
+                // it begins.
                 let shard = self.clients.hot_shard(&mut self.rng);
                 self.clients.hush(shard, self.now + 3500 * MS);
-                let turn = if fault == Fault::Stutter { Turn::OldWords { shard } } else { Turn::Startle { shard } };
+                let turn = if fault == Fault::Stutter {
+                    Turn::OldWords { shard }
+                } else {
+                    Turn::Startle { shard }
+                };
                 self.later(400 * MS, Happening::Fault(turn));
             }
             Fault::Unreachable => self.post(a, Event::NodeUnreachable { node: b }),

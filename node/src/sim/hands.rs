@@ -46,7 +46,13 @@ pub(crate) trait Surroundings {
     fn wake(&mut self, _node: NodeId) {}
 
     /// Reads of these tickets look.
-    fn read(&mut self, node: NodeId, tickets: &[Ticket], descriptor: &Descriptor, staleness: Option<Staleness>) -> Holds;
+    fn read(
+        &mut self,
+        node: NodeId,
+        tickets: &[Ticket],
+        descriptor: &Descriptor,
+        staleness: Option<Staleness>,
+    ) -> Holds;
 
     /// Whoever holds the ticket is answered.
     fn reply(&mut self, node: NodeId, ticket: Ticket, result: Result<Done, Refusal>) -> Holds;
@@ -91,11 +97,13 @@ pub(crate) trait Surroundings {
             }
             Packet::Snapshot(snapshot) => {
                 let turned_away = self.turned_away(link, &snapshot);
-                let SnapshotPacket { shard, replica, snapshot: _, announcement, manifest, files } = *snapshot;
+                let SnapshotPacket { shard, replica, snapshot: _, announcement, manifest, files } =
+                    *snapshot;
                 if let Some(delivery) = turned_away {
                     return self.snapshot_sent(from, shard, replica, delivery);
                 }
-                let envelope = wire::decode_envelope(announcement).expect("a core wrote this announcement");
+                let envelope =
+                    wire::decode_envelope(announcement).expect("a core wrote this announcement");
                 self.member(to).stage(from, envelope, manifest, files);
                 self.snapshot_sent(from, shard, replica, Delivery::Taken);
             }
@@ -149,7 +157,12 @@ impl<S: Surroundings> Hands for HandsOf<'_, S> {
         self.push(Lane::Apply, Job::Apply { work });
     }
 
-    fn read(&mut self, tickets: Vec<Ticket>, descriptor: Arc<Descriptor>, staleness: Option<Staleness>) {
+    fn read(
+        &mut self,
+        tickets: Vec<Ticket>,
+        descriptor: Arc<Descriptor>,
+        staleness: Option<Staleness>,
+    ) {
         self.holds = self.around.read(self.node, &tickets, &descriptor, staleness);
     }
 
@@ -165,7 +178,13 @@ impl<S: Surroundings> Hands for HandsOf<'_, S> {
         self.around.member(self.node).drop_built(snapshot);
     }
 
-    fn send_snapshot(&mut self, to: NodeId, replica: ReplicaId, snapshot: SnapshotId, envelope: Envelope) {
+    fn send_snapshot(
+        &mut self,
+        to: NodeId,
+        replica: ReplicaId,
+        snapshot: SnapshotId,
+        envelope: Envelope,
+    ) {
         let shard = envelope.shard;
         let Some((manifest, files)) = self.around.member(self.node).snapshot_files(snapshot) else {
             // It was given up in the pass in which it was to be sent.

@@ -1,15 +1,17 @@
-//! One node of a simulated cluster: the core, and around it what the shell would be, on an engine in memory.
+//! One node of a simulated cluster: the core, and around it what the shell would be, on an engine
+//! in memory.
 //!
-//! What the core asks of storage becomes a [`Job`] in one of a few [`Lane`]s, each carried out in order, each of which a test
-//! can hold: so it sees what leaves before an fsync, and what only after. A crash forgets jobs, events and unsynced writes.
+//! What the core asks of storage becomes a [`Job`] in one of a few [`Lane`]s, each carried out in
+//! order, each of which a test can hold: so it sees what leaves before an fsync, and what only
+//! after. A crash forgets jobs, events and unsynced writes.
 
 use crate::core::wire::Envelope;
 use crate::core::{Built, CoreConfig, Event, Identity, Node, SnapshotId};
 use flotilla_router::{Descriptor, Incarnation, KeyRange, NodeId, ReplicaId, ShardId};
 use flotilla_storage::snapshot::{self, Installing};
 use flotilla_storage::{
-    Applier, ApplyWork, Family, HardState, LogBatch, MemoryEngine, Read as _, Recovered, SnapshotManifest, append, bootstrap,
-    keys, log, records, recover,
+    Applier, ApplyWork, Family, HardState, LogBatch, MemoryEngine, Read as _, Recovered,
+    SnapshotManifest, append, bootstrap, keys, log, records, recover,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -31,7 +33,8 @@ pub(crate) enum Lane {
 
 impl Lane {
     /// All of them.
-    pub(crate) const ALL: [Self; 5] = [Self::Persist, Self::Apply, Self::Install, Self::Build, Self::Fetch];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Persist, Self::Apply, Self::Install, Self::Build, Self::Fetch];
 }
 
 /// Something that the core asked of storage.
@@ -116,11 +119,18 @@ impl Member {
     pub(crate) fn start(&mut self, config: &CoreConfig) -> Result<Vec<Recovered>, String> {
         assert!(self.running.is_none(), "node {} runs already", self.id);
         self.incarnation += 1;
-        let recovered = recover(&self.engine).map_err(|e| format!("node {} does not recover: {e}", self.id))?;
+        let recovered =
+            recover(&self.engine).map_err(|e| format!("node {} does not recover: {e}", self.id))?;
         let found = recovered.clone();
-        let applier = Applier::new(&self.engine, &recovered).map_err(|e| format!("node {} does not start: {e}", self.id))?;
+        let applier = Applier::new(&self.engine, &recovered)
+            .map_err(|e| format!("node {} does not start: {e}", self.id))?;
         let identity = Identity { node: self.id, incarnation: Incarnation(self.incarnation) };
-        let core = Node::new(config.clone(), identity, recovered, slog::Logger::root(slog::Discard, slog::o!()));
+        let core = Node::new(
+            config.clone(),
+            identity,
+            recovered,
+            slog::Logger::root(slog::Discard, slog::o!()),
+        );
         self.running = Some(Running {
             core,
             applier,
@@ -148,16 +158,24 @@ impl Member {
         format!("built-{}", snapshot.0).into()
     }
 
-    /// Where a snapshot that came to this life of the node lies. Installs that a restart completes look there again.
+    /// Where a snapshot that came to this life of the node lies. Installs that a restart completes
+    /// look there again.
     fn staged_folder(&self, staged: SnapshotId) -> PathBuf {
         format!("staged-{}-{}", self.incarnation, staged.0).into()
     }
 
     /// The files of a built snapshot.
-    pub(crate) fn snapshot_files(&self, snapshot: SnapshotId) -> Option<(SnapshotManifest, Vec<(String, bytes::Bytes)>)> {
+    pub(crate) fn snapshot_files(
+        &self,
+        snapshot: SnapshotId,
+    ) -> Option<(SnapshotManifest, Vec<(String, bytes::Bytes)>)> {
         let manifest = self.running.as_ref()?.built.get(&snapshot)?.clone();
         let folder = Self::built_folder(snapshot);
-        let files = manifest.files.iter().map(|f| (f.name.clone(), self.engine.file(&folder, &f.name).unwrap())).collect();
+        let files = manifest
+            .files
+            .iter()
+            .map(|f| (f.name.clone(), self.engine.file(&folder, &f.name).unwrap()))
+            .collect();
         Some((manifest, files))
     }
 
@@ -196,9 +214,13 @@ impl Member {
         self.running.as_mut().unwrap_or_else(|| panic!("node {} is down", self.id))
     }
 
-    /// Carries out the oldest job of a lane, or a step of it. An error is what would end the process.
+    /// Carries out the oldest job of a lane, or a step of it. An error is what would end the
+    /// process.
     pub(crate) fn work(&mut self, lane: Lane) -> Result<Worked, String> {
-        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front()) else { return Ok(Worked::Idle) };
+        let Some(job) = self.running.as_mut().and_then(|r| r.jobs.get_mut(&lane)?.pop_front())
+        else {
+            return Ok(Worked::Idle);
+        };
         let id = self.id;
         let ends = |error: flotilla_storage::StorageError| format!("node {id} ends: {error}");
         let event = match job {
@@ -216,38 +238,60 @@ impl Member {
             Job::Install { replica, staged, hard_state, clear } => {
                 let folder = self.staged_folder(staged);
                 let running = self.running.as_mut().expect("a job was taken from it");
-                let manifest = running.staged.remove(&staged).expect("what is installed was staged");
-                let begun = snapshot::begin_install(&self.engine, &manifest, &folder, replica, hard_state, &clear);
+                let manifest =
+                    running.staged.remove(&staged).expect("what is installed was staged");
+                let begun = snapshot::begin_install(
+                    &self.engine,
+                    &manifest,
+                    &folder,
+                    replica,
+                    hard_state,
+                    &clear,
+                );
                 let installing = begun.map_err(ends)?;
-                running
-                    .jobs
-                    .entry(lane)
-                    .or_default()
-                    .push_front(Job::GoOn { manifest: Box::new(manifest), installing: Box::new(installing) });
+                running.jobs.entry(lane).or_default().push_front(Job::GoOn {
+                    manifest: Box::new(manifest),
+                    installing: Box::new(installing),
+                });
                 return Ok(Worked::Midway);
             }
             Job::GoOn { manifest, mut installing } => {
                 let running = self.running.as_mut().expect("a job was taken from it");
                 if installing.step(&self.engine).map_err(ends)? {
-                    running.jobs.entry(lane).or_default().push_front(Job::GoOn { manifest, installing });
+                    running
+                        .jobs
+                        .entry(lane)
+                        .or_default()
+                        .push_front(Job::GoOn { manifest, installing });
                     return Ok(Worked::Midway);
                 }
                 running.applier.installed(&manifest);
-                Event::SnapshotInstalled { shard: manifest.descriptor.id, at: manifest.at, revision: manifest.revision }
+                Event::SnapshotInstalled {
+                    shard: manifest.descriptor.id,
+                    at: manifest.at,
+                    revision: manifest.revision,
+                }
             }
             Job::Build { shard, snapshot: id } => {
                 use flotilla_storage::Engine as _;
                 let folder = Self::built_folder(id);
-                let manifest = snapshot::build(&self.engine, &self.engine.view(), shard, &folder).map_err(ends)?;
-                let built = Some(Built { at: manifest.at, descriptor: manifest.descriptor.clone() });
+                let manifest = snapshot::build(&self.engine, &self.engine.view(), shard, &folder)
+                    .map_err(ends)?;
+                let built =
+                    Some(Built { at: manifest.at, descriptor: manifest.descriptor.clone() });
                 self.running_mut().built.insert(id, manifest);
                 Event::SnapshotBuilt { shard, snapshot: id, built }
             }
             Job::Fetch { fetch, shard, low, high, bytes_max } => {
                 // Every entry must be there, unless the log was truncated since the core asked.
-                let entries = log::entries(&self.engine, shard, low, high, bytes_max).map_err(ends)?;
+                let entries =
+                    log::entries(&self.engine, shard, low, high, bytes_max).map_err(ends)?;
                 let there = !entries.is_empty() || self.truncated_index(shard) >= low;
-                assert!(there, "node {} was asked for entries from {low} that are not on its disk", self.id);
+                assert!(
+                    there,
+                    "node {} was asked for entries from {low} that are not on its disk",
+                    self.id
+                );
                 Event::EntriesFetched { fetch, shard, entries }
             }
         };
@@ -265,7 +309,11 @@ impl Member {
     /// What a restart would find.
     #[cfg(test)]
     pub(crate) fn on_disk(&self, shard: ShardId) -> Recovered {
-        recover(&self.engine).unwrap().into_iter().find(|r| r.descriptor.id == shard).expect("the node holds the shard")
+        recover(&self.engine)
+            .unwrap()
+            .into_iter()
+            .find(|r| r.descriptor.id == shard)
+            .expect("the node holds the shard")
     }
 }
 
@@ -325,6 +373,9 @@ impl Running {
     /// The lanes that have something to do and are not held.
     #[cfg(test)]
     pub(crate) fn workable(&self) -> Vec<Lane> {
-        Lane::ALL.into_iter().filter(|lane| !self.held.contains(lane) && self.waiting(*lane) > 0).collect()
+        Lane::ALL
+            .into_iter()
+            .filter(|lane| !self.held.contains(lane) && self.waiting(*lane) > 0)
+            .collect()
     }
 }

@@ -1,10 +1,12 @@
-//! A whole cluster in one thread, from one seed: the real core with real raft-rs, the real apply, log, recovery and snapshots, on
-//! engines in memory that forget in a crash what was not synced; a network and disks in simulated time; clients; and faults.
+//! A whole cluster in one thread, from one seed: the real core with real raft-rs, the real apply,
+//! log, recovery and snapshots, on engines in memory that forget in a crash what was not synced; a
+//! network and disks in simulated time; clients; and faults.
 //!
-//! [`run`] takes a seed through two phases. In the **fault phase** faults strike and clients fight over a few keys, and after
-//! every step all [`invariants`] are looked at. Then everything is **healed**, but for what the hardware is like: every shard must take a write
-//! and answer a linearizable read, within a bounded number of ticks; then that, too, gets better, and every replica must catch up. At
-//! the end the clients' histories must be linearizable.
+//! [`run`] takes a seed through two phases. In the **fault phase** faults strike and clients fight
+//! over a few keys, and after every step all [`invariants`] are looked at. Then everything is
+//! **healed**, but for what the hardware is like: every shard must take a write and answer a
+//! linearizable read, within a bounded number of ticks; then that, too, gets better, and every
+//! replica must catch up. At the end the clients' histories must be linearizable.
 //!
 //! - [`plan`]: what a seed stands for, drawn with [`Rng`].
 //! - [`world`]: the queue of what happens; [`faults`], and [`rivals`]; [`network`]: the links.
@@ -37,8 +39,8 @@ use plan::{MS, Plan, SECOND};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::World;
 
-/// Within so many ticks every shard of a healed cluster must take writes and answer reads, and within as many more every replica must have
-/// caught up.
+/// Within so many ticks every shard of a healed cluster must take writes and answer reads, and
+/// within as many more every replica must have caught up.
 const HEALED_TICKS_MAX: u64 = 600;
 
 /// How a seed went.
@@ -56,7 +58,8 @@ pub struct Report {
     pub operations: u64,
     /// See above.
     pub answered: u64,
-    /// How often each kind of fault struck, by name; packets lost, doubled and late; what cores were brought to by all this.
+    /// How often each kind of fault struck, by name; packets lost, doubled and late; what cores
+    /// were brought to by all this.
     pub faults: Vec<(String, u64)>,
     /// What happened, in words, where they were wanted.
     pub words: Vec<String>,
@@ -81,8 +84,16 @@ pub fn run(seed: u64, options: &Options) -> Report {
     let mut rng = Rng::new(seed);
     let mut plan = Plan::draw(seed, &mut rng);
     if !options.faults.is_empty() {
-        plan.faults = plan::Fault::ALL.into_iter().filter(|fault| options.faults.contains(&format!("{fault:?}"))).collect();
-        assert!(!plan.faults.is_empty(), "none of {:?} is a kind of fault: {:?}", options.faults, fault_names());
+        plan.faults = plan::Fault::ALL
+            .into_iter()
+            .filter(|fault| options.faults.contains(&format!("{fault:?}")))
+            .collect();
+        assert!(
+            !plan.faults.is_empty(),
+            "none of {:?} is a kind of fault: {:?}",
+            options.faults,
+            fault_names()
+        );
     }
     let tell = options.tell;
     let mut words = if tell { vec![format!("{plan:#?}")] } else { Vec::new() };
@@ -96,15 +107,23 @@ pub fn run(seed: u64, options: &Options) -> Report {
         Ok(outcome) => outcome.err(),
         Err(panic) => Some(panic_words(&*panic)),
     };
-    let mut faults: Vec<_> = world.faults.counts.iter().map(|(fault, count)| (format!("{fault:?}"), *count)).collect();
+    let mut faults: Vec<_> =
+        world.faults.counts.iter().map(|(fault, count)| (format!("{fault:?}"), *count)).collect();
     let network = &world.network;
-    for (name, count) in [("LostPacket", network.lost), ("DoubledPacket", network.doubled), ("LatePacket", network.late)] {
+    for (name, count) in [
+        ("LostPacket", network.lost),
+        ("DoubledPacket", network.doubled),
+        ("LatePacket", network.late),
+    ] {
         faults.push((name.into(), count));
     }
     faults.extend(world.met.iter().map(|(name, count)| ((*name).into(), *count)));
     words.extend(world.words.take().unwrap_or_default());
     let history = &world.clients.history;
-    let answered = history.iter().filter(|o| !matches!(o.output, check::Output::Refused | check::Output::Unknown)).count();
+    let answered = history
+        .iter()
+        .filter(|o| !matches!(o.output, check::Output::Refused | check::Output::Unknown))
+        .count();
     Report {
         violation,
         trace_hash: world.trace_hash(),
@@ -139,7 +158,8 @@ pub fn repeat_command(seed: u64, options: &Options) -> String {
         false => format!(" --faults {}", options.faults.join(",")),
     };
     format!(
-        "cargo run --release -p flotilla-node --no-default-features --features sim --bin flotilla-sim -- --seed {seed}{faults}"
+        "cargo run --release -p flotilla-node --no-default-features --features sim --bin \
+         flotilla-sim -- --seed {seed}{faults}"
     )
 }
 
@@ -151,15 +171,23 @@ fn live(world: &mut World) -> Result<(), String> {
     let tick = world.plan.config.raft.tick_ms * MS;
     let deadline = world.now + HEALED_TICKS_MAX * tick;
     if !world.run_until(deadline, World::serves)? {
-        return Err(format!("not served {HEALED_TICKS_MAX} ticks after everything was healed: {}", world.what_lacks()));
+        return Err(format!(
+            "not served {HEALED_TICKS_MAX} ticks after everything was healed: {}",
+            world.what_lacks()
+        ));
     }
     world.hurry();
     let deadline = world.now + HEALED_TICKS_MAX * tick;
     if !world.run_until(deadline, World::has_recovered)? {
-        return Err(format!("not recovered {HEALED_TICKS_MAX} ticks after everything was healed: {}", world.what_lacks()));
+        return Err(format!(
+            "not recovered {HEALED_TICKS_MAX} ticks after everything was healed: {}",
+            world.what_lacks()
+        ));
     }
     // Whoever still waits is answered, or gives up.
-    world.run_until(world.now + 20 * SECOND, |world| world.clients.waiting.is_empty() && world.has_recovered())?;
+    world.run_until(world.now + 20 * SECOND, |world| {
+        world.clients.waiting.is_empty() && world.has_recovered()
+    })?;
     world.clients_end();
     world.invariants.end()?;
     if let Some(refused) = world.met.get("refused frames") {
@@ -172,7 +200,10 @@ fn live(world: &mut World) -> Result<(), String> {
 }
 
 fn panic_words(panic: &(dyn std::any::Any + Send)) -> String {
-    let words = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    let words = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
     format!("panicked: {}", words.unwrap_or("without words"))
 }
 
@@ -192,9 +223,15 @@ impl World {
         for descriptor in &self.plan.shards {
             let last = self.invariants.last_committed(descriptor.id);
             for replica in &descriptor.replicas {
-                let applied = flotilla_storage::read::applied(&self.seats[&replica.node].member.engine, descriptor.id);
+                let applied = flotilla_storage::read::applied(
+                    &self.seats[&replica.node].member.engine,
+                    descriptor.id,
+                );
                 if applied.as_ref().map_or(0, |at| at.index) < last {
-                    return Some(format!("shard {} on node {} is at {applied:?} of {last}", descriptor.id, replica.node));
+                    return Some(format!(
+                        "shard {} on node {} is at {applied:?} of {last}",
+                        descriptor.id, replica.node
+                    ));
                 }
             }
         }
@@ -203,7 +240,12 @@ impl World {
 
     fn what_lacks(&self) -> String {
         let lacks = |of: fn(&clients::Probed) -> bool| {
-            let shards = self.clients.probed.iter().filter(|(_, probed)| !of(probed)).map(|(shard, _)| shard.0);
+            let shards = self
+                .clients
+                .probed
+                .iter()
+                .filter(|(_, probed)| !of(probed))
+                .map(|(shard, _)| shard.0);
             shards.collect::<Vec<_>>()
         };
         let (written, read) = (lacks(|probed| probed.written), lacks(|probed| probed.read));

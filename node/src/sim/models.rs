@@ -1,16 +1,19 @@
-//! What no cluster can show yet, because shards don't split and replicas aren't removed so far: apply against a model, with entries
-//! as a split will leave them in the log; and tombstones across a restart. Each seed of the simulation tries both.
+//! What no cluster can show yet, because shards don't split and replicas aren't removed so far:
+//! apply against a model, with entries as a split will leave them in the log; and tombstones across
+//! a restart. Each seed of the simulation tries both.
 
 use super::invariants::{Holds, hold};
 use crate::rng::Rng;
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{
-    Command, Condition, Descriptor, Epoch, KeyRange, KeySpace, NodeId, Op, ReplicaId, Revision, Role, ShardId,
+    Command, Condition, Descriptor, Epoch, KeyRange, KeySpace, NodeId, Op, ReplicaId, Revision,
+    Role, ShardId,
 };
 use flotilla_storage::{
-    Applier, ApplyEntry, ApplyWork, Engine as _, EntryKind, Family, INITIAL, LogEntry, LogPosition, MemoryEngine,
-    WriteBatch as _, WriteResult, bootstrap, keys, read, records, recover, tombstones,
+    Applier, ApplyEntry, ApplyWork, Engine as _, EntryKind, Family, INITIAL, LogEntry, LogPosition,
+    MemoryEngine, WriteBatch as _, WriteResult, bootstrap, keys, read, records, recover,
+    tombstones,
 };
 use std::collections::BTreeMap;
 
@@ -26,15 +29,18 @@ pub(super) fn check(seed: u64) -> Holds {
 }
 
 fn founded() -> Result<(MemoryEngine, Descriptor), String> {
-    let replicas = vec![flotilla_router::Replica { id: ReplicaId(21), node: NodeId(1), role: Role::Voter }];
+    let replicas =
+        vec![flotilla_router::Replica { id: ReplicaId(21), node: NodeId(1), role: Role::Voter }];
     let range = KeyRange::new(&b"b"[..], Some(Bytes::from_static(b"y")));
     let descriptor = Descriptor { id: SHARD, range, epoch: EPOCH, replicas };
     let engine = MemoryEngine::new();
-    bootstrap(&engine, std::slice::from_ref(&descriptor), NodeId(1), &[]).map_err(|error| error.to_string())?;
+    bootstrap(&engine, std::slice::from_ref(&descriptor), NodeId(1), &[])
+        .map_err(|error| error.to_string())?;
     Ok((engine, descriptor))
 }
 
-/// Entries proposed at the present range epoch and at others, of keys inside the range and beyond it, with every condition.
+/// Entries proposed at the present range epoch and at others, of keys inside the range and beyond
+/// it, with every condition.
 fn apply(rng: &mut Rng) -> Holds {
     let (engine, descriptor) = founded()?;
     let words = |error: flotilla_storage::StorageError| error.to_string();
@@ -42,16 +48,25 @@ fn apply(rng: &mut Rng) -> Holds {
     let mut model = BTreeMap::<Bytes, (Revision, Bytes)>::new();
     let mut highest = Revision(0);
     for n in 1..=ENTRIES {
-        let range_epoch = rng.pick(&[EPOCH.range, EPOCH.range, EPOCH.range, EPOCH.range - 1, EPOCH.range + 1]);
+        let range_epoch =
+            rng.pick(&[EPOCH.range, EPOCH.range, EPOCH.range, EPOCH.range - 1, EPOCH.range + 1]);
         let commands: Vec<_> = (0..rng.within(1..=3)).map(|_| command(rng, &model, n)).collect();
         let mut payload = PayloadBuilder::new(range_epoch, 0);
         commands.iter().for_each(|command| payload.push(command));
         let at = LogPosition { index: INITIAL.index + n, term: INITIAL.term };
-        let entry = LogEntry { at, kind: EntryKind::Normal, data: payload.finish(), context: Bytes::new() };
-        let work = ApplyWork { shard: SHARD, entries: vec![ApplyEntry { entry, wants_results: true }] };
+        let entry =
+            LogEntry { at, kind: EntryKind::Normal, data: payload.finish(), context: Bytes::new() };
+        let work =
+            ApplyWork { shard: SHARD, entries: vec![ApplyEntry { entry, wants_results: true }] };
         let applied = applier.apply(&engine, vec![work]).map_err(words)?;
-        let results: Vec<_> = applied.into_iter().flat_map(|a| a.results).flat_map(|(_, results)| results).collect();
-        hold!(results.len() == commands.len(), "entry {n}: {} commands came to {} results", commands.len(), results.len());
+        let results: Vec<_> =
+            applied.into_iter().flat_map(|a| a.results).flat_map(|(_, results)| results).collect();
+        hold!(
+            results.len() == commands.len(),
+            "entry {n}: {} commands came to {} results",
+            commands.len(),
+            results.len()
+        );
         for (command, result) in commands.iter().zip(results) {
             hold!(result.fits(command), "entry {n}: {command:?} can't come to {result:?}");
             let valid = range_epoch == EPOCH.range && command.is_within(&descriptor.range);
@@ -61,7 +76,9 @@ fn apply(rng: &mut Rng) -> Holds {
                 WriteResult::WrongShard
             } else if !command.condition().holds(current) {
                 WriteResult::ConditionFailed { current }
-            } else if let (Op::Put { value, .. }, WriteResult::Written { revision }) = (command.op(), result) {
+            } else if let (Op::Put { value, .. }, WriteResult::Written { revision }) =
+                (command.op(), result)
+            {
                 hold!(revision > highest, "entry {n}: revision {revision} after {highest}");
                 highest = revision;
                 model.insert(key.clone(), (revision, value.clone()));
@@ -70,11 +87,19 @@ fn apply(rng: &mut Rng) -> Holds {
                 model.remove(key);
                 WriteResult::Deleted
             };
-            hold!(result == expected, "entry {n} of range epoch {range_epoch}: {command:?} came to {result:?}, not {expected:?}");
+            hold!(
+                result == expected,
+                "entry {n} of range epoch {range_epoch}: {command:?} came to {result:?}, not \
+                 {expected:?}"
+            );
         }
         for key in commands.iter().map(Command::routing_key) {
             let found = read::get(&engine, KeySpace::User, key).map_err(words)?;
-            hold!(found.as_ref() == model.get(key), "entry {n}: {key:?} is {found:?}, not {:?}", model.get(key));
+            hold!(
+                found.as_ref() == model.get(key),
+                "entry {n}: {key:?} is {found:?}, not {:?}",
+                model.get(key)
+            );
         }
     }
     Ok(())

@@ -1,8 +1,9 @@
 //! The network of the simulation: per pair of nodes and direction, in simulated time.
 //!
-//! A packet takes a while, which differs from packet to packet, so they overtake each other; it may be lost, doubled, or late by a
-//! lot. A direction can be **cut** (what is sent is lost) or **clogged** (what is sent arrives when the clog is gone), until a
-//! moment. What travels are the very bytes of [`wire`](crate::core::wire), and frames above a size are refused, as the transport
+//! A packet takes a while, which differs from packet to packet, so they overtake each other; it may
+//! be lost, doubled, or late by a lot. A direction can be **cut** (what is sent is lost) or
+//! **clogged** (what is sent arrives when the clog is gone), until a moment. What travels are the
+//! very bytes of [`wire`](crate::core::wire), and frames above a size are refused, as the transport
 //! refuses them.
 
 use super::plan::{MS, Plan};
@@ -81,7 +82,14 @@ impl Network {
     /// From here on everything arrives, once.
     pub(crate) fn heal(&mut self) {
         let (latency, frame_bytes_max) = (self.latency, self.frame_bytes_max);
-        *self = Self { latency, frame_bytes_max, lost: self.lost, doubled: self.doubled, late: self.late, ..Self::default() };
+        *self = Self {
+            latency,
+            frame_bytes_max,
+            lost: self.lost,
+            doubled: self.doubled,
+            late: self.late,
+            ..Self::default()
+        };
     }
 
     /// From here on it arrives soon.
@@ -107,7 +115,13 @@ impl Network {
     }
 
     /// When a packet arrives that is sent now: twice where it is doubled, never where it is lost.
-    pub(crate) fn send(&mut self, link: Link, packet: &Packet, now: u64, rng: &mut Rng) -> [Option<u64>; 2] {
+    pub(crate) fn send(
+        &mut self,
+        link: Link,
+        packet: &Packet,
+        now: u64,
+        rng: &mut Rng,
+    ) -> [Option<u64>; 2] {
         // A snapshot's stream repeats what is lost; it breaks with its connection, or arrives.
         let is_frame = matches!(packet, Packet::Frame(_));
         if self.is_cut(link, now) || is_frame && rng.percent(self.loss_percent) {

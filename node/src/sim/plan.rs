@@ -1,7 +1,8 @@
-//! What a seed stands for: the cluster, its configuration, its hardware, and how badly it is treated.
+//! What a seed stands for: the cluster, its configuration, its hardware, and how badly it is
+//! treated.
 //!
-//! Every kind of fault is switched off in some seeds. A run that suffers everything at once gets nowhere; many runs that each
-//! suffer a few things, hard, get everywhere (swarm testing).
+//! Every kind of fault is switched off in some seeds. A run that suffers everything at once gets
+//! nowhere; many runs that each suffer a few things, hard, get everywhere (swarm testing).
 
 use crate::core::CoreConfig;
 use crate::rng::Rng;
@@ -24,7 +25,8 @@ pub(crate) enum Fault {
     PowerLoss,
     /// One node is cut off from all others, both ways.
     Isolate,
-    /// One node is cut off; what it was told just before arrives late, when the others have gone on without it.
+    /// One node is cut off; what it was told just before arrives late, when the others have gone on
+    /// without it.
     Echo,
     /// The nodes fall into two halves.
     Split,
@@ -46,9 +48,11 @@ pub(crate) enum Fault {
     DiskFull,
     /// The transport reports a node as unreachable.
     Unreachable,
-    /// Single directions between the replicas of one shard stand still in turn, for a while: leaders are deposed, and old words arrive.
+    /// Single directions between the replicas of one shard stand still in turn, for a while:
+    /// leaders are deposed, and old words arrive.
     Stutter,
-    /// A follower that stands by its leader dies and is back at once; its leader it does not hear, but somebody else who wants to lead.
+    /// A follower that stands by its leader dies and is back at once; its leader it does not hear,
+    /// but somebody else who wants to lead.
     Startle,
 }
 
@@ -119,9 +123,11 @@ impl Plan {
         let shards = descriptors(nodes, rng.pick(&[8, 8, 8, 8, 8, 12, 12, 16, 24, 64]), voters);
         let mut config = configured(seed, rng);
         // Leases and ages hold as long as clocks differ by no more than was allowed for.
-        let (spread, drift) = if config.reads.lease { (40, 10) } else { rng.pick(&[(0, 0), (100, 20), (300, 50)]) };
+        let (spread, drift) =
+            if config.reads.lease { (40, 10) } else { rng.pick(&[(0, 0), (100, 20), (300, 50)]) };
         config.reads.clock_drift_percent_max = drift;
-        let clock_permille = (0..nodes).map(|_| 1000 - spread + rng.below(2 * spread + 1)).collect();
+        let clock_permille =
+            (0..nodes).map(|_| 1000 - spread + rng.below(2 * spread + 1)).collect();
         let latency = rng.pick(&LATENCIES);
         if latency > 20 * MS {
             // One entry per round trip would take minutes to catch up.
@@ -153,7 +159,8 @@ impl Plan {
     }
 }
 
-/// Packets take two and a half times as much at most: there and back again up to an election timeout of 600 ms.
+/// Packets take two and a half times as much at most: there and back again up to an election
+/// timeout of 600 ms.
 const LATENCIES: [u64; 9] = [MS / 10, MS / 10, MS / 2, MS, MS, 5 * MS, 20 * MS, 50 * MS, 110 * MS];
 /// A synced write takes twice as much at most: up to an election timeout.
 const FSYNCS: [u64; 8] = [MS / 5, MS / 5, MS, MS, 5 * MS, 20 * MS, 100 * MS, 300 * MS];
@@ -161,11 +168,15 @@ const FSYNCS: [u64; 8] = [MS / 5, MS / 5, MS, MS, 5 * MS, 20 * MS, 100 * MS, 300
 impl Plan {
     /// A shard at its founding.
     pub(crate) fn shard(&self, id: ShardId) -> &Descriptor {
-        self.shards.iter().find(|descriptor| descriptor.id == id).expect("shards come from the plan")
+        self.shards
+            .iter()
+            .find(|descriptor| descriptor.id == id)
+            .expect("shards come from the plan")
     }
 }
 
-/// `count` shards of neighbouring ranges, each on `voters` nodes, the first voter of each on another node.
+/// `count` shards of neighbouring ranges, each on `voters` nodes, the first voter of each on
+/// another node.
 pub(crate) fn descriptors(nodes: u64, count: u64, voters: u64) -> Vec<Descriptor> {
     const FIRST: u64 = 2;
     let ranges = flotilla_router::range::initial_ranges(count as usize);
@@ -174,9 +185,18 @@ pub(crate) fn descriptors(nodes: u64, count: u64, voters: u64) -> Vec<Descriptor
         .zip(FIRST..)
         .map(|(range, id)| {
             let node = |place| NodeId((id - FIRST + place) % nodes + 1);
-            let replica = |node: NodeId| flotilla_router::Replica { id: ReplicaId(id * 10 + node.0), node, role: Role::Voter };
+            let replica = |node: NodeId| flotilla_router::Replica {
+                id: ReplicaId(id * 10 + node.0),
+                node,
+                role: Role::Voter,
+            };
             let replicas = (0..voters).map(|place| replica(node(place))).collect();
-            Descriptor { id: ShardId(id), range, epoch: Epoch { membership: 1, range: 1 }, replicas }
+            Descriptor {
+                id: ShardId(id),
+                range,
+                epoch: Epoch { membership: 1, range: 1 },
+                replicas,
+            }
         })
         .collect()
 }
@@ -221,18 +241,29 @@ mod tests {
             }
         }
         for (name, seeds) in least {
-            assert!((SEEDS / 10..SEEDS).contains(&seeds), "{name} is at its least in {seeds} of {SEEDS} seeds");
+            assert!(
+                (SEEDS / 10..SEEDS).contains(&seeds),
+                "{name} is at its least in {seeds} of {SEEDS} seeds"
+            );
         }
     }
 
-    /// What is drawn is what an operator may set: a new limit of the configuration must be drawn, too.
+    /// What is drawn is what an operator may set: a new limit of the configuration must be drawn,
+    /// too.
     #[test]
     fn every_option_that_limits_something_is_among_the_limits() {
         let config = CoreConfig::default();
-        let tables = [("raft", toml::Table::try_from(&config.raft)), ("log", toml::Table::try_from(&config.log))];
+        let tables = [
+            ("raft", toml::Table::try_from(&config.raft)),
+            ("log", toml::Table::try_from(&config.log)),
+        ];
         let limits: Vec<_> = config.limits().iter().map(|limit| limit.name).collect();
         for (table, options) in tables {
-            for option in options.expect("every option has a form in TOML").keys().filter(|key| key.contains("max")) {
+            for option in options
+                .expect("every option has a form in TOML")
+                .keys()
+                .filter(|key| key.contains("max"))
+            {
                 let name = format!("{table}.{option}");
                 assert!(limits.contains(&name.as_str()), "{name} is never drawn");
             }

@@ -1,10 +1,13 @@
-//! Two ways to have somebody elected beside a leader that holds a lease, if followers did not stand by it. Both begin with a rival: a follower
-//! that does not hear the leader, nor reach it, and so will want to lead.
+//! Two ways to have somebody elected beside a leader that holds a lease, if followers did not stand
+//! by it. Both begin with a rival: a follower that does not hear the leader, nor reach it, and so
+//! will want to lead.
 //!
-//! - **Old words.** The other follower, too, hears nothing for a while, and grants the rival its pre-vote. What the rival says next stands
-//!   still. The follower asks for votes itself, and then hears its leader again, which has a quorum, and a lease. Now it goes deaf once
-//!   more, and the rival's old words arrive: its request, and its answers, of a higher term.
-//! - **Startle.** The other follower dies, and is back at once without a memory of whom it stood by.
+//! - **Old words.** The other follower, too, hears nothing for a while, and grants the rival its
+//!   pre-vote. What the rival says next stands still. The follower asks for votes itself, and then
+//!   hears its leader again, which has a quorum, and a lease. Now it goes deaf once more, and the
+//!   rival's old words arrive: its request, and its answers, of a higher term.
+//! - **Startle.** The other follower dies, and is back at once without a memory of whom it stood
+//!   by.
 
 use super::faults::Turn;
 use super::network::Link;
@@ -28,7 +31,14 @@ impl World {
     /// Who leads a shard of three, and the other two.
     pub(super) fn leader_and_two(&mut self, shard: ShardId) -> Option<[NodeId; 3]> {
         let leader = self.leader(shard)?;
-        let mut others: Vec<_> = self.plan.shard(shard).replicas.iter().map(|r| r.node).filter(|node| *node != leader).collect();
+        let mut others: Vec<_> = self
+            .plan
+            .shard(shard)
+            .replicas
+            .iter()
+            .map(|r| r.node)
+            .filter(|node| *node != leader)
+            .collect();
         if self.rng.percent(50) {
             others.reverse();
         }
@@ -67,10 +77,16 @@ impl World {
                 self.network.clog(link, heard_at);
                 self.faults.trap = Some(Trap { heard_at: Some(heard_at), ..trap });
             }
-            Some(heard_at) if link == (trap.follower, trap.rival) && says(MessageType::MsgRequestPreVote) => {
-                let (still, deaf_at) = ((trap.leader, trap.follower), heard_at - self.rng.below(40 * MS));
+            Some(heard_at)
+                if link == (trap.follower, trap.rival) && says(MessageType::MsgRequestPreVote) =>
+            {
+                let (still, deaf_at) =
+                    ((trap.leader, trap.follower), heard_at - self.rng.below(40 * MS));
                 let delay = deaf_at.saturating_sub(self.now);
-                self.later(delay, Happening::Fault(Turn::Still { link: still, until: heard_at + 1000 * MS }));
+                self.later(
+                    delay,
+                    Happening::Fault(Turn::Still { link: still, until: heard_at + 1000 * MS }),
+                );
                 self.faults.trap = None;
             }
             _ => {}

@@ -10,7 +10,10 @@ fn seeds(range: std::ops::Range<u64>) -> (u64, BTreeMap<String, u64>) {
     for seed in range {
         let report = run(seed, &Options::default());
         if let Some(why) = &report.violation {
-            panic!("seed {seed}: {why}\nrepeat it with\n  {}", repeat_command(seed, &Options::default()));
+            panic!(
+                "seed {seed}: {why}\nrepeat it with\n  {}",
+                repeat_command(seed, &Options::default())
+            );
         }
         let again = run(seed, &Options::default());
         assert_eq!(report.trace_hash, again.trace_hash, "seed {seed} is not the same run twice");
@@ -28,7 +31,10 @@ fn seeds_break_no_promise_and_repeat_themselves() {
     let (answered, met) = seeds(0..300);
     println!("{answered} operations answered; {met:?}");
     for fault in plan::Fault::ALL {
-        assert!(met.get(&format!("{fault:?}")).is_some_and(|n| *n > 10), "hardly any {fault:?}: {met:?}");
+        assert!(
+            met.get(&format!("{fault:?}")).is_some_and(|n| *n > 10),
+            "hardly any {fault:?}: {met:?}"
+        );
     }
     for packet in ["LostPacket", "DoubledPacket", "LatePacket"] {
         assert!(met[packet] > 1000, "hardly any {packet}: {met:?}");

@@ -28,26 +28,46 @@ pub(crate) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
         }
         Effect::Apply { work } => {
             for work in work {
-                say(format!("applies s{}: {}", work.shard, entries(work.entries.iter().map(|e| &e.entry))));
+                say(format!(
+                    "applies s{}: {}",
+                    work.shard,
+                    entries(work.entries.iter().map(|e| &e.entry))
+                ));
             }
         }
         Effect::Read { tickets, staleness, .. } => {
             let tickets: Vec<_> = tickets.iter().map(|t| format!("#{}", t.0)).collect();
-            let age = staleness.map(|s| format!(" at applied {}, age {:?}", s.applied, s.age)).unwrap_or_default();
+            let age = staleness
+                .map(|s| format!(" at applied {}, age {:?}", s.applied, s.age))
+                .unwrap_or_default();
             say(format!("looks for {}{age}", tickets.join(" ")));
         }
-        Effect::FetchEntries { shard, low, high, .. } => say(format!("fetches s{shard} [{low}, {high})")),
-        Effect::BuildSnapshot { shard, snapshot } => say(format!("builds snapshot {} of s{shard}", snapshot.0)),
+        Effect::FetchEntries { shard, low, high, .. } => {
+            say(format!("fetches s{shard} [{low}, {high})"))
+        }
+        Effect::BuildSnapshot { shard, snapshot } => {
+            say(format!("builds snapshot {} of s{shard}", snapshot.0))
+        }
         Effect::DropSnapshot { snapshot } => say(format!("drops snapshot {}", snapshot.0)),
         Effect::SendSnapshot { to, snapshot, envelope, .. } => {
-            let (metadata, term) = (envelope.message.get_snapshot().get_metadata(), envelope.message.term);
+            let (metadata, term) =
+                (envelope.message.get_snapshot().get_metadata(), envelope.message.term);
             let at = format!("{}@{}", metadata.index, metadata.term);
-            say(format!("=> n{to}  s{} t{term} MsgSnapshot {} at {at}", envelope.shard, snapshot.0));
+            say(format!(
+                "=> n{to}  s{} t{term} MsgSnapshot {} at {at}",
+                envelope.shard, snapshot.0
+            ));
         }
-        Effect::InstallSnapshot { shard, at, .. } => say(format!("installs snapshot of s{shard} at {}@{}", at.index, at.term)),
+        Effect::InstallSnapshot { shard, at, .. } => {
+            say(format!("installs snapshot of s{shard} at {}@{}", at.index, at.term))
+        }
         Effect::DiscardStaged { .. } => say("discards a staged snapshot".into()),
-        Effect::PublishLeader { shard, leader: Some(leader) } => say(format!("publishes n{leader} as leader of s{shard}")),
-        Effect::PublishLeader { shard, leader: None } => say(format!("publishes no leader of s{shard}")),
+        Effect::PublishLeader { shard, leader: Some(leader) } => {
+            say(format!("publishes n{leader} as leader of s{shard}"))
+        }
+        Effect::PublishLeader { shard, leader: None } => {
+            say(format!("publishes no leader of s{shard}"))
+        }
         Effect::PublishDescriptor { .. } => {}
         Effect::Reply { ticket, result } => {
             let words = match result {
@@ -121,8 +141,15 @@ fn entry(index: u64, term: u64, data: &bytes::Bytes) -> String {
 fn message(envelope: &Envelope) -> String {
     let (m, shard) = (&envelope.message, envelope.shard);
     let context = match m.context.len() {
-        16 if matches!(m.get_msg_type(), MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse) => {
-            format!(", read {}", u64::from_be_bytes(m.context[8..].try_into().expect("eight bytes")))
+        16 if matches!(
+            m.get_msg_type(),
+            MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse
+        ) =>
+        {
+            format!(
+                ", read {}",
+                u64::from_be_bytes(m.context[8..].try_into().expect("eight bytes"))
+            )
         }
         0 => String::new(),
         _ => format!(", {}", m.context.escape_ascii()),
@@ -131,17 +158,31 @@ fn message(envelope: &Envelope) -> String {
     let details = match kind {
         MessageType::MsgAppend => {
             let list: Vec<_> = m.entries.iter().map(|e| entry(e.index, e.term, &e.data)).collect();
-            let list = if list.len() > 8 { vec![format!("{} … ({} entries)", list[0], list.len())] } else { list };
+            let list = if list.len() > 8 {
+                vec![format!("{} … ({} entries)", list[0], list.len())]
+            } else {
+                list
+            };
             format!(" after {}@{} [{}] commit {}", m.index, m.log_term, list.join(" "), m.commit)
         }
         MessageType::MsgAppendResponse if m.reject => {
             format!(" refused at {}, ask at {}@{}", m.index, m.reject_hint, m.log_term)
         }
         MessageType::MsgAppendResponse => format!(" up to {}, commit {}", m.index, m.commit),
-        MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => format!(" commit {}", m.commit),
-        MessageType::MsgRequestPreVote | MessageType::MsgRequestVote => format!(" log ends at {}@{}", m.index, m.log_term),
-        MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse if m.reject => " refused".into(),
-        MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse => " granted".into(),
+        MessageType::MsgHeartbeat | MessageType::MsgHeartbeatResponse => {
+            format!(" commit {}", m.commit)
+        }
+        MessageType::MsgRequestPreVote | MessageType::MsgRequestVote => {
+            format!(" log ends at {}@{}", m.index, m.log_term)
+        }
+        MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse
+            if m.reject =>
+        {
+            " refused".into()
+        }
+        MessageType::MsgRequestPreVoteResponse | MessageType::MsgRequestVoteResponse => {
+            " granted".into()
+        }
         _ => String::new(),
     };
     format!("s{shard} t{} {kind:?}{details}{context}", m.term)

@@ -1,17 +1,19 @@
-//! A cluster in simulated time: one queue of things that are going to happen, taken one by one, in one thread.
+//! A cluster in simulated time: one queue of things that are going to happen, taken one by one, in
+//! one thread.
 //!
 //! ```text
-//! Tick ─┐
-//! Arrive ┼─▶ mailbox ─▶ Pass ─▶ effects ─▶ network (Arrive, later) · storage lanes (Work, later) · answers (clients, now)
-//! Work ─┘
+//! Tick ──┐                                ┌─▶ network (Arrive, later)
+//! Arrive ┼─▶ mailbox ─▶ Pass ─▶ effects ──┼─▶ storage lanes (Work, later)
+//! Work ──┘                                └─▶ answers (clients, now)
 //! ```
 //!
-//! A node is the real core and the real apply, log, recovery and snapshots on an engine in memory ([`member`](super::member)). Its
-//! passes come soon after something enters its mailbox; a lane of its storage does one job at a time, and each takes a while. A
-//! process that stands still makes no passes and finishes no jobs; a crash forgets mailbox, jobs and unsynced writes.
+//! A node is the real core and the real apply, log, recovery and snapshots on an engine in memory
+//! ([`member`](super::member)). Its passes come soon after something enters its mailbox; a lane of
+//! its storage does one job at a time, and each takes a while. A process that stands still makes no
+//! passes and finishes no jobs; a crash forgets mailbox, jobs and unsynced writes.
 //!
-//! What happens at the same moment happens in the order in which it was put into the queue, so a seed gives one run.
-//! Every effect and every arrival goes into the trace's hash.
+//! What happens at the same moment happens in the order in which it was put into the queue, so a
+//! seed gives one run. Every effect and every arrival goes into the trace's hash.
 
 use super::clients::Clients;
 use super::faults::Faults;
@@ -30,7 +32,8 @@ use xxhash_rust::xxh3::Xxh3;
 pub(super) enum Happening {
     /// A node's election clock ticks.
     Tick(NodeId),
-    /// A node's loop takes what is in the mailbox. `life` sets it apart from what an earlier life had in mind.
+    /// A node's loop takes what is in the mailbox. `life` sets it apart from what an earlier life
+    /// had in mind.
     Pass { node: NodeId, life: u64 },
     /// A packet arrives.
     Arrive { link: Link, packet: Packet },
@@ -190,7 +193,11 @@ impl World {
     }
 
     /// Lets things happen up to a moment, or until `enough`, which is asked now and then.
-    pub(super) fn run_until(&mut self, moment: u64, mut enough: impl FnMut(&Self) -> bool) -> Result<bool, String> {
+    pub(super) fn run_until(
+        &mut self,
+        moment: u64,
+        mut enough: impl FnMut(&Self) -> bool,
+    ) -> Result<bool, String> {
         let mut look_at = self.now;
         while let Some((&(at, order), _)) = self.queue.first_key_value() {
             if at > moment {
@@ -215,8 +222,12 @@ impl World {
         match happening {
             Happening::Tick(node) => self.tick(node),
             Happening::Pass { node, life } if self.seats[&node].life == life => self.pass(node)?,
-            Happening::Work { node, life, lane } if self.seats[&node].life == life => self.work(node, lane)?,
-            Happening::SnapshotSent { node, life, shard, to, delivery } if self.seats[&node].life == life => {
+            Happening::Work { node, life, lane } if self.seats[&node].life == life => {
+                self.work(node, lane)?
+            }
+            Happening::SnapshotSent { node, life, shard, to, delivery }
+                if self.seats[&node].life == life =>
+            {
                 self.post(node, Event::SnapshotSent { shard, to, delivery });
             }
             Happening::Pass { .. } | Happening::Work { .. } | Happening::SnapshotSent { .. } => {}

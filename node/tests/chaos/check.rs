@@ -27,16 +27,46 @@ pub(crate) struct Verdict {
 
 impl Check {
     /// Starts it against these nodes.
-    pub(crate) fn start(harness: &Harness, duration: Duration, clients: u64, seed: u64, history: &Path) -> Self {
+    pub(crate) fn start(
+        harness: &Harness,
+        duration: Duration,
+        clients: u64,
+        seed: u64,
+        history: &Path,
+    ) -> Self {
         let duration = Duration::from_secs(duration.as_secs());
-        let endpoints: Vec<String> = harness.http.iter().map(|address| format!("http://{address}")).collect();
+        let endpoints: Vec<String> =
+            harness.http.iter().map(|address| format!("http://{address}")).collect();
         let mut command = flotilla();
-        command.args(["check", "--endpoint", &endpoints.join(","), "--duration", &format!("{}s", duration.as_secs())]);
-        command.args(["--clients", &clients.to_string(), "--seed", &seed.to_string(), "--timeout", "5s", "--json"]);
-        command.args(["--consistency", if harness.plan.lease { "lease" } else { "linearizable" }, "--history"]);
+        command.args([
+            "check",
+            "--endpoint",
+            &endpoints.join(","),
+            "--duration",
+            &format!("{}s", duration.as_secs()),
+        ]);
+        command.args([
+            "--clients",
+            &clients.to_string(),
+            "--seed",
+            &seed.to_string(),
+            "--timeout",
+            "5s",
+            "--json",
+        ]);
+        command.args([
+            "--consistency",
+            if harness.plan.lease { "lease" } else { "linearizable" },
+            "--history",
+        ]);
         let errors = std::fs::File::create(history.with_extension("err")).unwrap();
         let output = std::fs::File::create(history.with_extension("json")).unwrap();
-        let child = command.arg(history).stdout(Stdio::from(output)).stderr(Stdio::from(errors)).spawn().unwrap();
+        let child = command
+            .arg(history)
+            .stdout(Stdio::from(output))
+            .stderr(Stdio::from(errors))
+            .spawn()
+            .unwrap();
         Self { child: Some(child), duration, begun: Instant::now(), history: history.to_owned() }
     }
 
@@ -47,7 +77,8 @@ impl Check {
 
     /// Whether it ended before its time.
     pub(crate) fn ended_early(&mut self) -> bool {
-        self.left() > Duration::from_secs(1) && self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
+        self.left() > Duration::from_secs(1)
+            && self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some())
     }
 
     /// Waits for the verdict, which must be a clean one.
@@ -62,7 +93,8 @@ impl Check {
     pub(crate) fn outcome(mut self) -> (Option<i32>, String, String) {
         let child = self.child.take().expect("taken once");
         let code = finish(child, self.left() + VERDICT_PATIENCE).status.code();
-        let [said, complained] = ["json", "err"].map(|e| std::fs::read_to_string(self.history.with_extension(e)).unwrap());
+        let [said, complained] = ["json", "err"]
+            .map(|e| std::fs::read_to_string(self.history.with_extension(e)).unwrap());
         (code, said, complained)
     }
 }

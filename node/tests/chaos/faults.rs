@@ -1,10 +1,11 @@
 //! How each fault is carried out, and how it is healed.
 //!
-//! What a fault was to do is checked: a cut must have lost datagrams, a full disk must have refused puts, a node without its data
-//! must have been turned away. A chaos test whose faults do nothing would find nothing.
+//! What a fault was to do is checked: a cut must have lost datagrams, a full disk must have refused
+//! puts, a node without its data must have been turned away. A chaos test whose faults do nothing
+//! would find nothing.
 //!
-//! The state of [`Health`](super::health::Health) turns worse before a fault begins, and better only after it was healed, so that no
-//! silence counts as the cluster's that the test made itself.
+//! The state of [`Health`](super::health::Health) turns worse before a fault begins, and better
+//! only after it was healed, so that no silence counts as the cluster's that the test made itself.
 
 use super::harness::{Harness, RESERVE_BYTES};
 use super::health::State;
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant};
 /// What is left free for a node whose disk is to fall below its reserve.
 const LOW_BYTES: u64 = RESERVE_BYTES * 2 / 3;
 
-/// How often a node whose disk is full is pressed, 160 long deletes each time: several times what its log has in reserve.
+/// How often a node whose disk is full is pressed, 160 long deletes each time: several times what
+/// its log has in reserve.
 const PRESSES_MAX: usize = 60;
 
 /// What faults did over a run.
@@ -42,10 +44,17 @@ pub(crate) struct Done {
 }
 
 impl Harness {
-    /// One round. `watch` is called again and again while time passes, and panics when something is wrong.
-    pub(crate) fn play(&mut self, round: &Round, done: &mut Done, watch: &mut dyn FnMut(&mut Self)) {
+    /// One round. `watch` is called again and again while time passes, and panics when something is
+    /// wrong.
+    pub(crate) fn play(
+        &mut self,
+        round: &Round,
+        done: &mut Done,
+        watch: &mut dyn FnMut(&mut Self),
+    ) {
         self.pass(round.pause_millis, watch);
-        let (faults, skipped): (Vec<_>, Vec<_>) = round.faults.iter().partition(|fault| self.can(fault));
+        let (faults, skipped): (Vec<_>, Vec<_>) =
+            round.faults.iter().partition(|fault| self.can(fault));
         let nodes = self.plan.nodes;
         for fault in skipped {
             *done.skipped.entry(fault.kind(nodes)).or_default() += 1;
@@ -80,7 +89,9 @@ impl Harness {
             watch(self);
         }
         done.slowest_recovery = done.slowest_recovery.max(begun.elapsed());
-        self.health.change(|state| *state = State { faults: format!("after {round}"), ..State::default() });
+        self.health.change(|state| {
+            *state = State { faults: format!("after {round}"), ..State::default() }
+        });
     }
 
     /// Whether the system lets us.
@@ -104,7 +115,11 @@ impl Harness {
 
     /// Datagrams that the proxy lost so far.
     fn lost_so_far(&self) -> u64 {
-        Links::All.pairs(self.plan.nodes).into_iter().map(|(from, to)| self.proxy.tally(from, to).lost).sum()
+        Links::All
+            .pairs(self.plan.nodes)
+            .into_iter()
+            .map(|(from, to)| self.proxy.tally(from, to).lost)
+            .sum()
     }
 
     fn begin(&mut self, fault: &Fault, done: &mut Done) {
@@ -120,7 +135,10 @@ impl Harness {
             Fault::Restart { node } => {
                 self.health.change(|state| state.down.extend([*node]));
                 let took = self.fleet.stop(*node);
-                assert!(took < Duration::from_secs(15), "node {node} took {took:?} to stop, 10 s are its grace");
+                assert!(
+                    took < Duration::from_secs(15),
+                    "node {node} took {took:?} to stop, 10 s are its grace"
+                );
                 self.fleet.spawn(*node);
             }
             Fault::Cut { .. } | Fault::OneWay { .. } | Fault::Ring => self.cut(fault),
@@ -155,7 +173,8 @@ impl Harness {
         for (from, to) in fault.cuts(self.plan.nodes) {
             self.health.change(|state| state.bad_links.extend([(from, to)]));
             match (&self.spaces, fault) {
-                // As if its cable were pulled: what it sends is refused at home, what others send is lost on the way.
+                // As if its cable were pulled: what it sends is refused at home, what others send
+                // is lost on the way.
                 (Some(spaces), Fault::Cut { node }) if *node == from => spaces.refuse(from, to),
                 (Some(spaces), _) => spaces.lose(from, to, 1000),
                 (None, _) => self.proxy.edit(from, to, |rules| rules.is_cut = true),
@@ -191,7 +210,8 @@ impl Harness {
         }
     }
 
-    /// Fills the small disk up to what is to be left. Puts to the shards of its node are refused then, with 507, and by nobody taken.
+    /// Fills the small disk up to what is to be left. Puts to the shards of its node are refused
+    /// then, with 507, and by nobody taken.
     fn fill_disk(&mut self, leave_bytes: u64, done: &mut Done) {
         let (node, disk) = self.disk.as_ref().expect("was asked for before");
         let (node, shards) = (*node, self.fleet.shard_paths(*node, "full"));
@@ -199,48 +219,65 @@ impl Harness {
         // It may end from now on.
         self.fleet.may_end.insert(node);
         disk.fill(leave_bytes);
-        let (shard, path) = shards.iter().find(|(shard, _)| self.replicas[shard].contains(&node)).expect("it has replicas");
+        let (shard, path) = shards
+            .iter()
+            .find(|(shard, _)| self.replicas[shard].contains(&node))
+            .expect("it has replicas");
         let client = self.fleet.client.patience(Duration::from_secs(2));
         let via = self.fleet.others(node)[0];
         let begun = Instant::now();
-        // Below the reserve it has to go on, so it has to refuse. Full, it may have ended, and the others may take puts.
+        // Below the reserve it has to go on, so it has to refuse. Full, it may have ended, and the
+        // others may take puts.
         while leave_bytes > 0 || self.fleet.is_running(node) {
-            let put = client.send(via, "PUT", &format!("/v1/kv/{path}x"), &[], Some(b"while it is full"));
+            let put =
+                client.send(via, "PUT", &format!("/v1/kv/{path}x"), &[], Some(b"while it is full"));
             if put.is_ok_and(|answer| answer.status == 507) {
                 done.disk_refusals += 1;
                 break;
             }
             let took = begun.elapsed();
-            assert!(took < Duration::from_secs(15), "puts to shard {shard} are not refused, the disk of {node} is full");
+            assert!(
+                took < Duration::from_secs(15),
+                "puts to shard {shard} are not refused, the disk of {node} is full"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         if leave_bytes > 0 {
             let delete = client.ask(via, "DELETE", &format!("/v1/kv/{path}x"), &[], None);
-            assert!(delete.status != 507, "a delete was refused, of which the disk would have become emptier: {}", delete.text());
+            assert!(
+                delete.status != 507,
+                "a delete was refused, of which the disk would have become emptier: {}",
+                delete.text()
+            );
         } else {
             self.press(node, path);
         }
     }
 
-    /// Deletes, which are taken, until a node whose disk is full has used up what its log had in reserve, and ends.
+    /// Deletes, which are taken, until a node whose disk is full has used up what its log had in
+    /// reserve, and ends.
     fn press(&mut self, node: u64, path: &str) {
         let client = self.fleet.client.patience(Duration::from_secs(1));
         let via = self.fleet.others(node)[0];
         let long = format!("/v1/kv/{path}{}", "x".repeat(3000));
         for _ in 0..PRESSES_MAX {
             if !self.fleet.is_running(node) {
-                return println!("  node {node} ended, its disk is full: {}", self.fleet.log_tail(node, 1));
+                return println!(
+                    "  node {node} ended, its disk is full: {}",
+                    self.fleet.log_tail(node, 1)
+                );
             }
             std::thread::scope(|scope| {
-                let press = || (0..20).for_each(|_| drop(client.send(via, "DELETE", &long, &[], None)));
+                let press =
+                    || (0..20).for_each(|_| drop(client.send(via, "DELETE", &long, &[], None)));
                 (0..8).for_each(|_| drop(scope.spawn(press)));
             });
         }
         println!("  node {node} goes on, its disk is full");
     }
 
-    /// Gives the small disk its space back, and waits until its node takes puts again; if it ended, or does now because it could not
-    /// write before, it is started.
+    /// Gives the small disk its space back, and waits until its node takes puts again; if it ended,
+    /// or does now because it could not write before, it is started.
     fn empty_disk(&mut self, done: &mut Done) {
         let (node, disk) = self.disk.as_ref().expect("was asked for before");
         let node = *node;
@@ -251,19 +288,26 @@ impl Harness {
             state.is_ok_and(|answer| answer.status == 200).then_some(())
         };
         let begun = Instant::now();
-        while has_room().is_none() && self.fleet.is_running(node) && begun.elapsed() < Duration::from_secs(10) {
+        while has_room().is_none()
+            && self.fleet.is_running(node)
+            && begun.elapsed() < Duration::from_secs(10)
+        {
             std::thread::sleep(Duration::from_millis(20));
         }
         if !self.fleet.is_running(node) {
             done.disk_deaths += 1;
             let said = self.fleet.log_tail(node, 1);
-            assert!(said.contains("the process ends") || said.contains("flotilla: "), "it ended without a word: {said}");
+            assert!(
+                said.contains("the process ends") || said.contains("flotilla: "),
+                "it ended without a word: {said}"
+            );
             self.fleet.spawn(node);
         }
         self.fleet.may_end.remove(&node);
     }
 
-    /// Takes a node's data away and starts it empty under its old id: the others must turn it away, and go on.
+    /// Takes a node's data away and starts it empty under its old id: the others must turn it away,
+    /// and go on.
     fn wipe(&mut self, node: u64, done: &mut Done) {
         self.health.change(|state| state.down.extend([node]));
         self.fleet.kill(&[node]);
@@ -278,7 +322,10 @@ impl Harness {
         until("everybody turns away the node without its data", Duration::from_secs(20), || {
             let turned_away = others.iter().zip(&logs).filter(|(other, from)| {
                 let complaints = self.fleet.said_since(**other, **from);
-                complaints.lines().any(|line| line.contains("another data directory") && line.contains(&format!("node {node}")))
+                complaints.lines().any(|line| {
+                    line.contains("another data directory")
+                        && line.contains(&format!("node {node}"))
+                })
             });
             (turned_away.map(|(other, _)| *other).collect::<BTreeSet<_>>() == all).then_some(())
         });
@@ -288,7 +335,11 @@ impl Harness {
             let body = (method == "PUT").then_some(&b"by nobody"[..]);
             let answer = client.send(node, method, &path, &[], body);
             let is_refused = answer.as_ref().map_or(true, |answer| answer.status >= 500);
-            assert!(is_refused, "{method} {path} through a node without its data: {}", answer.unwrap().status);
+            assert!(
+                is_refused,
+                "{method} {path} through a node without its data: {}",
+                answer.unwrap().status
+            );
         }
         done.turned_away += 1;
     }

@@ -86,17 +86,32 @@ impl Harness {
         make_blanks(&fleet);
 
         let spaces = (plan.mode == Mode::Namespaces).then(|| Namespaces::new(plan.nodes));
-        let spaces = spaces.and_then(|made| made.map_err(|why| println!("no namespaces, the proxy does everything: {why}")).ok());
+        let spaces = spaces.and_then(|made| {
+            made.map_err(|why| println!("no namespaces, the proxy does everything: {why}")).ok()
+        });
         let mode = if spaces.is_some() { Mode::Namespaces } else { Mode::Proxy };
         let plan = Plan { mode, ..plan };
-        println!("mode {}, {} nodes, {} shards, seed {}, leases {}", mode.name(), plan.nodes, plan.shards, plan.seed, plan.lease);
+        println!(
+            "mode {}, {} nodes, {} shards, seed {}, leases {}",
+            mode.name(),
+            plan.nodes,
+            plan.shards,
+            plan.seed,
+            plan.lease
+        );
 
         let small = Rng::new(plan.seed ^ 0xd15c).within(1..=plan.nodes);
         let home = fleet.home(small);
         let disk = SmallDisk::mount(&home.join("disk"), DISK_BYTES);
-        let disk = disk.map_err(|why| println!("SKIPPED: full disks, for no small one can be mounted: {why}")).ok();
+        let disk = disk
+            .map_err(|why| println!("SKIPPED: full disks, for no small one can be mounted: {why}"))
+            .ok();
         if let Some(disk) = &disk {
-            assert!(disk.free_bytes() > DISK_BYTES / 2, "the small disk has only {} bytes", disk.free_bytes());
+            assert!(
+                disk.free_bytes() > DISK_BYTES / 2,
+                "the small disk has only {} bytes",
+                disk.free_bytes()
+            );
             copy(&home.join("data"), &home.join("disk/data")).unwrap();
             fs::remove_dir_all(home.join("data")).unwrap();
             println!("node {small} has a small disk");
@@ -106,14 +121,25 @@ impl Harness {
         let network = Network::new(&fleet, spaces.as_ref());
         let proxy = Proxy::start(plan.seed, &network.circuits).unwrap();
         if let Some(spaces) = &spaces {
-            fleet.launchers.extend(fleet.all().into_iter().map(|node| (node, spaces.launcher(node))));
+            fleet
+                .launchers
+                .extend(fleet.all().into_iter().map(|node| (node, spaces.launcher(node))));
         }
         let small = disk.as_ref().map(|(node, _)| *node);
         fleet.edit_config(|config| edit(config, &plan, &network, &proxy, small));
         fleet.client = Client::new(&*network.http, Duration::from_secs(10));
         fleet.start_all(&fleet.all());
         let replicas = fleet.placement();
-        Self { proxy, spaces, disk, fleet, health: Arc::new(Health::new()), http: network.http, replicas, plan }
+        Self {
+            proxy,
+            spaces,
+            disk,
+            fleet,
+            health: Arc::new(Health::new()),
+            http: network.http,
+            replicas,
+            plan,
+        }
     }
 
     /// Where a node's data are.
@@ -143,7 +169,12 @@ fn make_blanks(fleet: &Fleet) {
     let nodes = fleet.all().into_iter().map(|node| {
         let log = fleet.home(node).join("blank.log");
         let mut command = fleet.start_command(node);
-        command.arg("--data").arg(fleet.home(node).join("blank")).args(["--http", "127.0.0.1:0", "--quic", "127.0.0.1:0"]);
+        command.arg("--data").arg(fleet.home(node).join("blank")).args([
+            "--http",
+            "127.0.0.1:0",
+            "--quic",
+            "127.0.0.1:0",
+        ]);
         let output = fs::File::create(&log).unwrap();
         (node, log, command.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap())
     });
@@ -169,12 +200,22 @@ impl Network {
         // In a namespace of its own every node has all ports.
         let address = |node, port| match spaces {
             Some(spaces) => SocketAddr::new(spaces.inside(node), port),
-            None => SocketAddr::new(loopback, fleet.http(node) + if port == 7101 { 100 } else { 0 }),
+            None => {
+                SocketAddr::new(loopback, fleet.http(node) + if port == 7101 { 100 } else { 0 })
+            }
         };
-        let [http, quic] = [7001, 7101].map(|port| fleet.all().into_iter().map(|node| address(node, port)).collect::<Vec<_>>());
+        let [http, quic] = [7001, 7101].map(|port| {
+            fleet.all().into_iter().map(|node| address(node, port)).collect::<Vec<_>>()
+        });
         let mut circuits = Vec::new();
-        for (from, to) in fleet.all().into_iter().flat_map(|from| fleet.others(from).into_iter().map(move |to| (from, to))) {
-            let ends = spaces.map_or([loopback; 2], |spaces| [spaces.outside(from, to), spaces.outside(to, from)]);
+        for (from, to) in fleet
+            .all()
+            .into_iter()
+            .flat_map(|from| fleet.others(from).into_iter().map(move |to| (from, to)))
+        {
+            let ends = spaces.map_or([loopback; 2], |spaces| {
+                [spaces.outside(from, to), spaces.outside(to, from)]
+            });
             circuits.push(Circuit {
                 from,
                 to,
@@ -189,7 +230,13 @@ impl Network {
 }
 
 /// Changes one node's configuration.
-fn edit(config: &mut toml::Table, plan: &Plan, network: &Network, proxy: &Proxy, small: Option<u64>) {
+fn edit(
+    config: &mut toml::Table,
+    plan: &Plan,
+    network: &Network,
+    proxy: &Proxy,
+    small: Option<u64>,
+) {
     let node = config["node"].as_integer().unwrap() as u64;
     config["http"] = network.http[node as usize - 1].to_string().into();
     config["quic"] = network.quic[node as usize - 1].to_string().into();
@@ -201,7 +248,11 @@ fn edit(config: &mut toml::Table, plan: &Plan, network: &Network, proxy: &Proxy,
     }
     // The least that is allowed, so that who was away for a second or two gets a snapshot.
     set(config, "log", "bytes_per_shard_max", 64 << 10);
-    for (key, bytes) in [("log_memtable_bytes", 8 << 20), ("data_memtable_bytes", 8 << 20), ("wal_bytes_max", 32 << 20)] {
+    for (key, bytes) in [
+        ("log_memtable_bytes", 8 << 20),
+        ("data_memtable_bytes", 8 << 20),
+        ("wal_bytes_max", 32 << 20),
+    ] {
         set(config, "storage", key, bytes);
     }
     // A developer's disk may be nearly full; it is not what is tested here.

@@ -1,10 +1,13 @@
-//! What the test knows of the cluster's health, and probes that measure it against what it must be able to do.
+//! What the test knows of the cluster's health, and probes that measure it against what it must be
+//! able to do.
 //!
-//! [`Health`] is what the faults make of the nodes and links. Where a majority of a shard's replicas runs, and every link between them
-//! is clean, the shard must take writes, whatever else is wrong: [`Probes`] write and read one key per shard all the time, and
-//! note the longest time without a success **while such a majority was there**. That time holds the elections, the connections
-//! that have to be noticed as lost, the leaders that were killed. Beside it every answer is checked on the spot against what was
-//! acknowledged (by the kit's registers), which is a second opinion on what `flotilla check` sees.
+//! [`Health`] is what the faults make of the nodes and links. Where a majority of a shard's
+//! replicas runs, and every link between them is clean, the shard must take writes, whatever else
+//! is wrong: [`Probes`] write and read one key per shard all the time, and note the longest time
+//! without a success **while such a majority was there**. That time holds the elections, the
+//! connections that have to be noticed as lost, the leaders that were killed. Beside it every
+//! answer is checked on the spot against what was acknowledged (by the kit's registers), which is a
+//! second opinion on what `flotilla check` sees.
 
 use flotilla_kit::{Client, Counts, Outcome, Register, Registers};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,9 +20,11 @@ use std::time::{Duration, Instant};
 pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// The size of values, such that logs are soon cut and who was away gets a snapshot.
 const PADDING_BYTES: usize = 4000;
-/// How long a probe waits for an answer before it asks another node: at first, after one in vain, and from then on. The silences are
-/// exact to about this much. A leader behind late links leads on, and a write takes four times the delay.
-const PATIENCE: [Duration; 3] = [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
+/// How long a probe waits for an answer before it asks another node: at first, after one in vain,
+/// and from then on. The silences are exact to about this much. A leader behind late links leads
+/// on, and a write takes four times the delay.
+const PATIENCE: [Duration; 3] =
+    [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2)];
 /// What a link may lose and still count as clean, in a thousand.
 const CLEAN_LOSS_PERMILLE_MAX: u64 = 20;
 /// How late a link may be and still count as clean.
@@ -49,7 +54,8 @@ impl State {
             members.map(|(_, node)| *node).collect::<Vec<u64>>()
         });
         let is_well = |set: &Vec<u64>| {
-            let links_are_clean = || set.iter().all(|a| set.iter().all(|b| !self.bad_links.contains(&(*a, *b))));
+            let links_are_clean =
+                || set.iter().all(|a| set.iter().all(|b| !self.bad_links.contains(&(*a, *b))));
             set.iter().all(|node| !self.down.contains(node)) && links_are_clean()
         };
         sets.filter(|set| set.len() > replicas.len() / 2 && is_well(set)).max_by_key(Vec::len)
@@ -96,7 +102,8 @@ impl Health {
     fn quorum(&self, replicas: &[u64]) -> Option<(Vec<u64>, Instant)> {
         let history = self.history.lock().unwrap();
         let nodes = history.last().expect("never empty").1.quorum(replicas)?;
-        let healthy = history.iter().rev().take_while(|(_, state)| state.quorum(replicas).is_some());
+        let healthy =
+            history.iter().rev().take_while(|(_, state)| state.quorum(replicas).is_some());
         Some((nodes, healthy.last().expect("the last one is").0))
     }
 }
@@ -142,7 +149,8 @@ impl Probes {
         all: &[u64],
         health: &Arc<Health>,
     ) -> Self {
-        let (registers, counts, seen) = (Arc::new(registers), Arc::<Counts>::default(), Arc::<Mutex<Seen>>::default());
+        let (registers, counts, seen) =
+            (Arc::new(registers), Arc::<Counts>::default(), Arc::<Mutex<Seen>>::default());
         let stop = Arc::<AtomicBool>::default();
         let begun = Instant::now();
         let threads = (0..registers.all.len()).map(|i| {
@@ -169,12 +177,16 @@ impl Probes {
         if let Some(violation) = self.seen.lock().unwrap().violations.first() {
             return Some(violation.clone());
         }
-        let ended = |thread: &JoinHandle<()>| thread.is_finished() && !self.stop.load(Ordering::SeqCst);
+        let ended =
+            |thread: &JoinHandle<()>| thread.is_finished() && !self.stop.load(Ordering::SeqCst);
         let died = self.threads.iter().find(|(_, thread)| ended(thread));
-        died.map(|(shard, _)| format!("the probe of shard {shard} panicked; what it says stands above"))
+        died.map(|(shard, _)| {
+            format!("the probe of shard {shard} panicked; what it says stands above")
+        })
     }
 
-    /// The longest time without success while a majority was healthy, and the longest of each shard.
+    /// The longest time without success while a majority was healthy, and the longest of each
+    /// shard.
     pub(crate) fn silences(&self) -> (Silence, BTreeMap<u64, Duration>) {
         let seen = self.seen.lock().unwrap();
         (seen.worst.clone(), seen.per_shard.clone())
@@ -225,7 +237,8 @@ impl Prober {
             let outcome = self.counts.count(writer, || register.put(client, writer, PADDING_BYTES));
             let is_done = outcome == Outcome::Done;
             in_vain = if is_done { 0 } else { in_vain + 1 };
-            // A majority that was gone meanwhile, if only for a moment, excuses the silence until it came back.
+            // A majority that was gone meanwhile, if only for a moment, excuses the silence until
+            // it came back.
             match self.health.quorum(&self.replicas) {
                 Some((_, since)) => self.note(register.shard, spoke.max(since).elapsed(), is_done),
                 None => spoke = Instant::now(),
@@ -246,11 +259,18 @@ impl Prober {
         let longest = seen.per_shard.entry(shard).or_default();
         *longest = lasted.max(*longest);
         if lasted > seen.worst.lasted {
-            seen.worst = Silence { lasted, shard, at: self.begun.elapsed(), faults: self.health.now().faults };
+            seen.worst = Silence {
+                lasted,
+                shard,
+                at: self.begun.elapsed(),
+                faults: self.health.now().faults,
+            };
         }
         if lasted > SILENCE_MAX && !is_over {
             let faults = self.health.now().faults;
-            seen.violations.push(format!("no write to shard {shard} for {lasted:?} while a majority was healthy ({faults})"));
+            seen.violations.push(format!(
+                "no write to shard {shard} for {lasted:?} while a majority was healthy ({faults})"
+            ));
         }
     }
 }

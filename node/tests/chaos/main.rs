@@ -1,5 +1,5 @@
-//! Chaos: real processes under everything that a network, a disk and an operator can do to them, and the verdict that every history
-//! was linearizable all the same.
+//! Chaos: real processes under everything that a network, a disk and an operator can do to them,
+//! and the verdict that every history was linearizable all the same.
 //!
 //! ```text
 //!   schedule   what happens, drawn from a seed              harness   the cluster: configurations, proxy, namespaces, disk
@@ -7,17 +7,18 @@
 //!   check      `flotilla check` as a child: load, verdict   report    the table at the end
 //! ```
 //!
-//! `cargo test` runs two short ones with a fixed list of faults, such that every kind occurs: one through the proxy alone, one in
-//! network namespaces where the system lets us (and through the proxy where not). Hours on demand, with faults drawn from the
-//! seed:
+//! `cargo test` runs two short ones with a fixed list of faults, such that every kind occurs: one
+//! through the proxy alone, one in network namespaces where the system lets us (and through the
+//! proxy where not). Hours on demand, with faults drawn from the seed:
 //!
 //! ```text
 //! FLOTILLA_CHAOS=1h FLOTILLA_SEED=7 cargo test --release --workspace --test chaos -- --nocapture
 //! ```
 //!
-//! After the last fault everything is healed, and then: all nodes ready, every shard takes writes, all replicas equal by hash, every
-//! acknowledged write of the probes there, no panic in any log, nobody ended who was not killed (or whose disk was not full), and
-//! `flotilla check` says that what it saw was linearizable. `docs/chaos.md` tells more.
+//! After the last fault everything is healed, and then: all nodes ready, every shard takes writes,
+//! all replicas equal by hash, every acknowledged write of the probes there, no panic in any log,
+//! nobody ended who was not killed (or whose disk was not full), and `flotilla check` says that
+//! what it saw was linearizable. `docs/chaos.md` tells more.
 
 #![cfg(feature = "shell")]
 
@@ -81,13 +82,16 @@ impl Run {
     fn start_check(&mut self, harness: &Harness, duration: Duration) {
         let number = self.verdicts.len() as u64;
         let history = harness.fleet.scratch().join(format!("history-{number}.ndjson"));
-        self.check = Some(Check::start(harness, duration, CLIENTS, harness.plan.seed + number, &history));
+        self.check =
+            Some(Check::start(harness, duration, CLIENTS, harness.plan.seed + number, &history));
     }
 
     /// Waits in peace until the check's time is up, and for its verdict.
     fn end_check(&mut self, harness: &mut Harness) {
         let check = self.check.take().expect("was started");
-        harness.pass(check.left().as_millis() as u64, &mut |harness| watch(harness, &self.probes, None));
+        harness.pass(check.left().as_millis() as u64, &mut |harness| {
+            watch(harness, &self.probes, None)
+        });
         let history = check.history.clone();
         self.verdicts.push(check.verdict());
         // A clean history is of no more use, and hours of them fill a disk.
@@ -100,7 +104,8 @@ impl Run {
         let silence = self.probes.silences().0.lasted;
         let seconds = self.begun.elapsed().as_secs();
         println!(
-            "{:02}:{:02}:{:02} round {}: {round}; so far {ok} probes ok, longest silence {silence:.1?}",
+            "{:02}:{:02}:{:02} round {}: {round}; so far {ok} probes ok, longest silence \
+             {silence:.1?}",
             seconds / 3600,
             seconds / 60 % 60,
             seconds % 60,
@@ -124,7 +129,10 @@ impl Run {
         watch(harness, &self.probes, None);
         let fleet = &mut harness.fleet;
         let keys = self.probes.registers.check(&fleet.client, &all);
-        assert!(keys == self.probes.registers.all.len(), "the probes of some shards never got through: {keys} did");
+        assert!(
+            keys == self.probes.registers.all.len(),
+            "the probes of some shards never got through: {keys} did"
+        );
         let equal = fleet.wait_equal(Duration::from_secs(60));
         fleet.check_running();
         fleet.assert_no_panic();
@@ -152,7 +160,10 @@ fn watch(harness: &mut Harness, probes: &Probes, check: Option<&mut Check>) {
         panic!("{violation}");
     }
     if check.is_some_and(Check::ended_early) {
-        panic!("flotilla check ended before its time; what it says is in {}", harness.fleet.scratch().display());
+        panic!(
+            "flotilla check ended before its time; what it says is in {}",
+            harness.fleet.scratch().display()
+        );
     }
 }
 
@@ -176,10 +187,25 @@ fn short_by_proxy() -> Vec<Round> {
     let all = Links::All;
     vec![
         round(500, vec![Fault::Kill { nodes: vec![1], again_millis: Some(100) }], 700),
-        round(500, vec![Fault::Stop { node: 2 }, Fault::Delay { links: Links::Of(3), millis: 30 }], 2_500),
+        round(
+            500,
+            vec![Fault::Stop { node: 2 }, Fault::Delay { links: Links::Of(3), millis: 30 }],
+            2_500,
+        ),
         round(500, vec![Fault::Cut { node: 3 }], 1_500),
-        round(500, vec![Fault::OneWay { from: 1, to: 2 }, Fault::Duplicate { links: all, permille: 300 }], 1_500),
-        round(500, vec![Fault::Loss { links: all, permille: 100 }, Fault::Reorder { links: all, permille: 100 }], 1_500),
+        round(
+            500,
+            vec![Fault::OneWay { from: 1, to: 2 }, Fault::Duplicate { links: all, permille: 300 }],
+            1_500,
+        ),
+        round(
+            500,
+            vec![
+                Fault::Loss { links: all, permille: 100 },
+                Fault::Reorder { links: all, permille: 100 },
+            ],
+            1_500,
+        ),
         round(500, vec![Fault::Restart { node: 2 }, Fault::Delay { links: all, millis: 20 }], 800),
         round(500, vec![Fault::Ring], 1_500),
         round(500, vec![Fault::Kill { nodes: vec![2, 3], again_millis: None }], 500),
@@ -192,7 +218,10 @@ fn short_in_namespaces() -> Vec<Round> {
         round(500, vec![Fault::Kill { nodes: vec![1, 2, 3], again_millis: None }], 300),
         round(
             500,
-            vec![Fault::Kill { nodes: vec![3], again_millis: None }, Fault::Loss { links: Links::All, permille: 20 }],
+            vec![
+                Fault::Kill { nodes: vec![3], again_millis: None },
+                Fault::Loss { links: Links::All, permille: 20 },
+            ],
             700,
         ),
         round(500, vec![Fault::Cut { node: 1 }], 1_500),
@@ -209,14 +238,19 @@ fn short(mode: Mode, lease: bool, rounds: &[Round]) {
     if std::env::var_os(ASKED).is_some() {
         return println!("left out: {ASKED} asks for the long run alone");
     }
-    let _repeat = Repeat("cargo test --release --workspace --test chaos -- --nocapture short".into());
+    let _repeat =
+        Repeat("cargo test --release --workspace --test chaos -- --nocapture short".into());
     let mut harness = Harness::new(Plan { seed: 1, nodes: 3, shards: 8, mode, lease });
     let mut run = Run::new(&harness);
-    let planned: u64 = rounds.iter().map(|round| round.pause_millis + round.hold_millis + 1_000).sum();
+    let planned: u64 =
+        rounds.iter().map(|round| round.pause_millis + round.hold_millis + 1_000).sum();
     run.start_check(&harness, Duration::from_millis(planned));
     for (n, round) in rounds.iter().enumerate() {
         if run.check.as_ref().is_some_and(|check| check.left().is_zero()) {
-            println!("a slow machine: round {} and those after it are not seen by the check", n + 1);
+            println!(
+                "a slow machine: round {} and those after it are not seen by the check",
+                n + 1
+            );
         }
         run.play(&mut harness, round);
     }
@@ -235,19 +269,21 @@ fn short_in_namespaces_where_allowed() {
     short(Mode::Namespaces, true, &short_in_namespaces());
 }
 
-/// A majority that is set back to what it held a while ago, which no cluster survives: probes and check must both notice, or their
-/// silence in the other tests would mean nothing.
+/// A majority that is set back to what it held a while ago, which no cluster survives: probes and
+/// check must both notice, or their silence in the other tests would mean nothing.
 #[test]
 fn a_cluster_that_forgets_is_found_out() {
     if std::env::var_os(ASKED).is_some() {
         return println!("left out: {ASKED} asks for the long run alone");
     }
-    let mut harness = Harness::new(Plan { seed: 2, nodes: 3, shards: 4, mode: Mode::Proxy, lease: false });
+    let mut harness =
+        Harness::new(Plan { seed: 2, nodes: 3, shards: 4, mode: Mode::Proxy, lease: false });
     let mut run = Run::new(&harness);
     run.start_check(&harness, Duration::from_secs(8));
     let check = run.check.take().expect("was started");
     std::thread::sleep(Duration::from_millis(700));
-    let past = |harness: &Harness, node: u64| harness.fleet.scratch().join(format!("past-of-{node}"));
+    let past =
+        |harness: &Harness, node: u64| harness.fleet.scratch().join(format!("past-of-{node}"));
     harness.fleet.kill(&[1, 2]);
     for node in [1, 2] {
         copy(&harness.data(node), &past(&harness, node)).unwrap();
@@ -272,19 +308,24 @@ fn a_cluster_that_forgets_is_found_out() {
 #[test]
 fn the_short_runs_have_every_kind_of_fault() {
     let rounds = [short_by_proxy(), short_in_namespaces()].concat();
-    let kinds: BTreeSet<&str> = rounds.iter().flat_map(|round| &round.faults).map(|fault| fault.kind(3)).collect();
+    let kinds: BTreeSet<&str> =
+        rounds.iter().flat_map(|round| &round.faults).map(|fault| fault.kind(3)).collect();
     assert_eq!(kinds, KINDS.into());
 }
 
 /// Runs for as long as the environment says, with faults drawn from its seed.
 #[test]
 fn for_as_long_as_asked() {
-    let Ok(asked) = std::env::var(ASKED) else { return println!("left out: {ASKED} is not set; try {ASKED}=10m") };
-    let seed = std::env::var(SEED).map_or(1, |seed| seed.parse().unwrap_or_else(|_| panic!("{SEED}={seed} is not a number")));
+    let Ok(asked) = std::env::var(ASKED) else {
+        return println!("left out: {ASKED} is not set; try {ASKED}=10m");
+    };
+    let seed = std::env::var(SEED)
+        .map_or(1, |seed| seed.parse().unwrap_or_else(|_| panic!("{SEED}={seed} is not a number")));
     let mode = std::env::var(MODE).unwrap_or_default();
     let mode = if mode == "proxy" { Mode::Proxy } else { Mode::Namespaces };
     let _repeat = Repeat(format!(
-        "{ASKED}={asked} {SEED}={seed} {MODE}={} cargo test --release --workspace --test chaos -- --nocapture",
+        "{ASKED}={asked} {SEED}={seed} {MODE}={} cargo test --release --workspace --test chaos -- \
+         --nocapture",
         mode.name()
     ));
     let duration = duration(&asked);

@@ -1,4 +1,5 @@
-//! A network of its own for every node, where the system lets us: namespaces, and iptables inside them.
+//! A network of its own for every node, where the system lets us: namespaces, and iptables inside
+//! them.
 //!
 //! ```text
 //!   namespace of node i            the test's namespace
@@ -6,11 +7,13 @@
 //!                                      10.x.i.102  stands for node 2 …
 //! ```
 //!
-//! To node i, each other node j has one address, 10.x.i.(100 + j), for both directions: one iptables rule inside i's namespace
-//! cuts what j sends to i, or loses a share of it. All of it passes the proxy, which does what iptables can't.
+//! To node i, each other node j has one address, 10.x.i.(100 + j), for both directions: one
+//! iptables rule inside i's namespace cuts what j sends to i, or loses a share of it. All of it
+//! passes the proxy, which does what iptables can't.
 //!
-//! Names and addresses are this process's own (x is claimed by a locked file), so that runs side by side don't meet. All of it is
-//! removed when dropped; what a process left that was killed is removed by the next run.
+//! Names and addresses are this process's own (x is claimed by a locked file), so that runs side by
+//! side don't meet. All of it is removed when dropped; what a process left that was killed is
+//! removed by the next run.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -60,11 +63,31 @@ impl Namespaces {
             run(&["ip", "addr", "add", &format!("{}/24", self.outside(node, peer)), "dev", &name])?;
         }
         run(&["ip", "link", "set", &name, "up"])?;
-        run(&["ip", "-n", &name, "addr", "add", &format!("{}/24", self.inside(node)), "dev", "eth0"])?;
+        run(&[
+            "ip",
+            "-n",
+            &name,
+            "addr",
+            "add",
+            &format!("{}/24", self.inside(node)),
+            "dev",
+            "eth0",
+        ])?;
         run(&["ip", "-n", &name, "link", "set", "lo", "up"])?;
         run(&["ip", "-n", &name, "link", "set", "eth0", "up"])?;
         // Whether the matches are there that the faults need.
-        let probe = ["-s", "10.255.255.255", "-m", "statistic", "--mode", "random", "--probability", "0.5", "-j", "DROP"];
+        let probe = [
+            "-s",
+            "10.255.255.255",
+            "-m",
+            "statistic",
+            "--mode",
+            "random",
+            "--probability",
+            "0.5",
+            "-j",
+            "DROP",
+        ];
         for action in ["-A", "-D"] {
             self.iptables(node, &[&[action, "INPUT"], &probe[..]].concat())?;
         }
@@ -78,7 +101,9 @@ impl Namespaces {
         here.set_read_timeout(Some(Duration::from_secs(2))).map_err(|error| error.to_string())?;
         let script = format!("echo hello >/dev/udp/{}/{}", address.ip(), address.port());
         run(&["ip", "netns", "exec", &self.name(1), "bash", "-c", &script])?;
-        here.recv_from(&mut [0; 16]).map(drop).map_err(|_| "what is sent from a namespace does not arrive".into())
+        here.recv_from(&mut [0; 16])
+            .map(drop)
+            .map_err(|_| "what is sent from a namespace does not arrive".into())
     }
 
     fn name(&self, node: u64) -> String {
@@ -96,7 +121,8 @@ impl Namespaces {
         Ipv4Addr::new(10, self.octet, node as u8, 100 + peer as u8).into()
     }
 
-    /// What to put in front of a command so that it runs in a node's namespace; it keeps its process id.
+    /// What to put in front of a command so that it runs in a node's namespace; it keeps its
+    /// process id.
     pub(crate) fn launcher(&self, node: u64) -> Vec<OsString> {
         ["ip", "netns", "exec", &self.name(node)].map(OsString::from).into()
     }
@@ -113,7 +139,8 @@ impl Namespaces {
         self.rule(to, &rule);
     }
 
-    /// Loses what a node sends to a peer on its way out, so that the sender is told; what a pulled cable is like.
+    /// Loses what a node sends to a peer on its way out, so that the sender is told; what a pulled
+    /// cable is like.
     pub(crate) fn refuse(&self, from: u64, to: u64) {
         let peer = self.outside(from, to).to_string();
         self.rule(from, &["-A", "OUTPUT", "-p", "udp", "-d", &peer, "-j", "DROP"]);
@@ -132,9 +159,13 @@ impl Namespaces {
         let mut lost = 0;
         for node in ruled {
             for chain in ["INPUT", "OUTPUT"] {
-                let list = self.iptables(node, &["-nvxL", chain]).unwrap_or_else(|why| panic!("{why}"));
-                let drops = list.lines().filter(|line| line.contains("DROP") && !line.starts_with("Chain"));
-                lost += drops.filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok()).sum::<u64>();
+                let list =
+                    self.iptables(node, &["-nvxL", chain]).unwrap_or_else(|why| panic!("{why}"));
+                let drops =
+                    list.lines().filter(|line| line.contains("DROP") && !line.starts_with("Chain"));
+                lost += drops
+                    .filter_map(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+                    .sum::<u64>();
                 self.iptables(node, &["-F", chain]).unwrap_or_else(|why| panic!("{why}"));
             }
         }
@@ -150,7 +181,8 @@ impl Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         for node in 1..=self.nodes {
-            // The pair of links goes at once with its end outside; inside, it would live as long as the last socket.
+            // The pair of links goes at once with its end outside; inside, it would live as long as
+            // the last socket.
             let _ = run(&["ip", "link", "del", &self.name(node)]);
             let _ = run(&["ip", "netns", "del", &self.name(node)]);
         }
@@ -218,7 +250,10 @@ mod tests {
         assert!((200..=400).contains(&lost), "{lost} of 1000 lost, 300 wanted");
         assert_eq!(spaces.heal(), 0);
         drop(spaces);
-        assert!(!run(&["ip", "netns", "list"]).unwrap().contains(&name), "a namespace stayed behind");
+        assert!(
+            !run(&["ip", "netns", "list"]).unwrap().contains(&name),
+            "a namespace stayed behind"
+        );
         assert!(run(&["ip", "link", "show", &name]).is_err(), "a link stayed behind");
     }
 }

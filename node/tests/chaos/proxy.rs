@@ -5,12 +5,14 @@
 //!   node i ◄── front ◄ link j→i ── back ◄── node j
 //! ```
 //!
-//! Node i's configuration names a front where it would name node j. Every datagram that comes to a front is from i, and every
-//! answer comes to the back that was spoken from, so the proxy knows of each who sent it to whom without reading it. The
-//! [`Rules`] are those of the directed pair, whoever dialled: cut i→j stops what i sends to j on both circuits.
+//! Node i's configuration names a front where it would name node j. Every datagram that comes to a
+//! front is from i, and every answer comes to the back that was spoken from, so the proxy knows of
+//! each who sent it to whom without reading it. The [`Rules`] are those of the directed pair,
+//! whoever dialled: cut i→j stops what i sends to j on both circuits.
 //!
-//! Nothing else is needed for it, no privileges and no kernel modules (netem is not in every kernel). One thread per socket, one
-//! for what is late. What is held back is bounded by [`HELD_BYTES_MAX`]; beyond, it is lost, as in a full switch.
+//! Nothing else is needed for it, no privileges and no kernel modules (netem is not in every
+//! kernel). One thread per socket, one for what is late. What is held back is bounded by
+//! [`HELD_BYTES_MAX`]; beyond, it is lost, as in a full switch.
 
 use flotilla_kit::Rng;
 use std::cmp::Reverse;
@@ -27,7 +29,8 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 const BUFFER_BYTES: usize = 4 << 20;
 /// How often a thread looks whether it is to end.
 const GLANCE: Duration = Duration::from_millis(100);
-/// The longest that a datagram is held back so that others overtake it, or that its double comes later.
+/// The longest that a datagram is held back so that others overtake it, or that its double comes
+/// later.
 const SHUFFLE_MILLIS_MAX: u64 = 20;
 
 /// What is done to what one node sends to another.
@@ -48,13 +51,18 @@ pub(crate) struct Rules {
 impl Rules {
     /// When this datagram is to be sent on, after now: never, once, or twice.
     fn judge(&self, rng: &mut Rng) -> Vec<Duration> {
-        // Always as many draws, so that what becomes of a datagram does not depend on what other rules do to those before.
-        let [lost, doubled, held] = [self.loss_permille, self.duplicate_permille, self.reorder_permille].map(|p| rng.permille(p));
-        let [hold, echo] = [(); 2].map(|()| Duration::from_millis(rng.within(1..=SHUFFLE_MILLIS_MAX)));
+        // Always as many draws, so that what becomes of a datagram does not depend on what other
+        // rules do to those before.
+        let [lost, doubled, held] =
+            [self.loss_permille, self.duplicate_permille, self.reorder_permille]
+                .map(|p| rng.permille(p));
+        let [hold, echo] =
+            [(); 2].map(|()| Duration::from_millis(rng.within(1..=SHUFFLE_MILLIS_MAX)));
         if self.is_cut || lost {
             return Vec::new();
         }
-        let due = Duration::from_millis(self.delay_millis) + if held { hold } else { Duration::ZERO };
+        let due =
+            Duration::from_millis(self.delay_millis) + if held { hold } else { Duration::ZERO };
         let mut sends = vec![due];
         if doubled {
             sends.push(due + echo);
@@ -159,7 +167,12 @@ impl Proxy {
     /// Starts to pass everything on, unspoilt.
     pub(crate) fn start(seed: u64, circuits: &[Circuit]) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
-        let mut proxy = Self { links: BTreeMap::new(), fronts: BTreeMap::new(), shared: shared.clone(), threads: Vec::new() };
+        let mut proxy = Self {
+            links: BTreeMap::new(),
+            fronts: BTreeMap::new(),
+            shared: shared.clone(),
+            threads: Vec::new(),
+        };
         for Circuit { from, to, from_address, to_address, front, back } in circuits {
             let [front, back] = [Arc::new(open(*front)?), Arc::new(open(*back)?)];
             proxy.fronts.insert((*from, *to), front.local_addr()?);
@@ -222,7 +235,8 @@ impl Proxy {
     /// What happened so far to what `from` sent to `to`.
     pub(crate) fn tally(&self, from: u64, to: u64) -> Tally {
         let link = &self.links[&(from, to)];
-        let [came, lost, late, doubled] = [&link.came, &link.lost, &link.late, &link.doubled].map(|n| n.load(Ordering::Relaxed));
+        let [came, lost, late, doubled] =
+            [&link.came, &link.lost, &link.late, &link.doubled].map(|n| n.load(Ordering::Relaxed));
         Tally { came, lost, late, doubled }
     }
 }
@@ -251,7 +265,11 @@ fn pass(shared: &Shared, link: &Link, bytes: &[u8], out: &Arc<UdpSocket>, to: So
         let mut rules = link.rules.lock().unwrap();
         let (rules, rng) = &mut *rules;
         // What nothing is done to costs no draw.
-        if *rules == Rules::default() { vec![Duration::ZERO] } else { rules.judge(rng.as_mut().expect("set at the start")) }
+        if *rules == Rules::default() {
+            vec![Duration::ZERO]
+        } else {
+            rules.judge(rng.as_mut().expect("set at the start"))
+        }
     };
     link.lost.fetch_add(u64::from(sends.is_empty()), Ordering::Relaxed);
     link.doubled.fetch_add(u64::from(sends.len() > 1), Ordering::Relaxed);
@@ -280,7 +298,10 @@ fn deliver(shared: &Shared) {
     let mut shelf = shared.shelf.lock().unwrap();
     while !shared.is_over.load(Ordering::Relaxed) {
         let now = Instant::now();
-        let wait = shelf.parcels.peek().map_or(GLANCE, |Reverse(next)| next.due.saturating_duration_since(now));
+        let wait = shelf
+            .parcels
+            .peek()
+            .map_or(GLANCE, |Reverse(next)| next.due.saturating_duration_since(now));
         if wait.is_zero() {
             let Some(Reverse(parcel)) = shelf.parcels.pop() else { continue };
             shelf.bytes -= parcel.bytes.len();
@@ -306,7 +327,8 @@ mod tests {
             let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
             let ends = [(); 2].map(|()| open(any).unwrap());
             let [from_address, to_address] = [0, 1].map(|i: usize| ends[i].local_addr().unwrap());
-            let circuit = Circuit { from: 1, to: 2, from_address, to_address, front: any, back: any };
+            let circuit =
+                Circuit { from: 1, to: 2, from_address, to_address, front: any, back: any };
             for end in &ends {
                 end.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
             }
@@ -322,7 +344,8 @@ mod tests {
             self.ends[0].send_to(&number.to_le_bytes(), self.proxy.front(1, 2)).unwrap();
         }
 
-        /// The address that the second end was spoken to from: the one socket of the proxy that is not the front.
+        /// The address that the second end was spoken to from: the one socket of the proxy that is
+        /// not the front.
         fn back(&self) -> SocketAddr {
             self.send(0);
             let mut buffer = [0; 8];
@@ -377,7 +400,10 @@ mod tests {
         }
         assert_eq!(pair.receive_all(1), Vec::<u32>::new());
         assert_eq!(pair.receive_all(0), (0..20).collect::<Vec<_>>());
-        assert_eq!((pair.proxy.tally(1, 2).lost - before.lost, pair.proxy.tally(2, 1).lost), (20, 0));
+        assert_eq!(
+            (pair.proxy.tally(1, 2).lost - before.lost, pair.proxy.tally(2, 1).lost),
+            (20, 0)
+        );
         pair.proxy.heal();
         pair.send(77);
         assert_eq!(pair.receive_all(1), [77]);
@@ -411,7 +437,10 @@ mod tests {
         let mut buffer = [0; 8];
         pair.ends[1].recv_from(&mut buffer).unwrap();
         let took = begun.elapsed();
-        assert!((Duration::from_millis(80)..Duration::from_millis(250)).contains(&took), "{took:?}");
+        assert!(
+            (Duration::from_millis(80)..Duration::from_millis(250)).contains(&took),
+            "{took:?}"
+        );
         assert_eq!(pair.burst(200), (0..200).collect::<Vec<_>>());
         assert_eq!(pair.proxy.tally(1, 2).late, 201);
     }

@@ -46,7 +46,10 @@ impl Report {
 
     /// The sum of a figure over all checks; the path leads to it in their JSON.
     fn sum(&self, path: &str) -> u64 {
-        self.verdicts.iter().map(|verdict| verdict.figures.pointer(path).and_then(Value::as_u64).unwrap_or(0)).sum()
+        self.verdicts
+            .iter()
+            .map(|verdict| verdict.figures.pointer(path).and_then(Value::as_u64).unwrap_or(0))
+            .sum()
     }
 
     /// For programs.
@@ -73,11 +76,19 @@ impl Report {
                 "unknown": self.sum(UNKNOWN),
                 "ok_per_second": self.sum(OK) as f64 / seconds,
             },
-            "probes": { "ok": self.probes[0], "failed": self.probes[1], "unknown": self.probes[2], "unanswered": self.probes[3] },
+            "probes": {
+                "ok": self.probes[0],
+                "failed": self.probes[1],
+                "unknown": self.probes[2],
+                "unanswered": self.probes[3],
+            },
             "longest_silence_seconds": self.silence.lasted.as_secs_f64(),
             "longest_silence_faults": self.silence.faults,
-            "longest_silence_seconds_per_shard":
-                self.silence_per_shard.iter().map(|(shard, time)| (shard.to_string(), time.as_secs_f64())).collect::<BTreeMap<_, _>>(),
+            "longest_silence_seconds_per_shard": self
+                .silence_per_shard
+                .iter()
+                .map(|(shard, time)| (shard.to_string(), time.as_secs_f64()))
+                .collect::<BTreeMap<_, _>>(),
             "slowest_recovery_seconds": self.done.slowest_recovery.as_secs_f64(),
             "snapshots_installed": self.snapshots,
             "equal_after_seconds": self.equal.as_secs_f64(),
@@ -88,14 +99,26 @@ impl Report {
     /// For people, in Markdown.
     pub(crate) fn table(&self) -> String {
         let mut text = String::new();
-        let mut row = |what: &str, value: String| writeln!(text, "| {what} | {value} |").expect("a string takes everything");
+        let mut row = |what: &str, value: String| {
+            writeln!(text, "| {what} | {value} |").expect("a string takes everything")
+        };
         let Plan { seed, nodes, shards, mode, lease } = &self.plan;
         let reads = if *lease { "lease" } else { "quorum" };
-        row("run", format!("seed {seed}, {nodes} nodes, {shards} shards, {} mode, {reads} reads", mode.name()));
+        row(
+            "run",
+            format!(
+                "seed {seed}, {nodes} nodes, {shards} shards, {} mode, {reads} reads",
+                mode.name()
+            ),
+        );
         row("---", "---".into());
         row("lasted", format!("{:.0} s, {} rounds", self.lasted.as_secs_f64(), self.rounds));
         for kind in KINDS {
-            let skipped = self.done.skipped.get(kind).map_or_else(String::new, |n| format!(" ({n} SKIPPED: no small disk)"));
+            let skipped = self
+                .done
+                .skipped
+                .get(kind)
+                .map_or_else(String::new, |n| format!(" ({n} SKIPPED: no small disk)"));
             row(kind, format!("{}{skipped}", self.done.kinds.get(kind).unwrap_or(&0)));
         }
         row("datagrams lost to cuts and loss", self.done.datagrams_lost.to_string());
@@ -106,20 +129,37 @@ impl Report {
         row("operations of the check: failed, and not applied", self.sum(FAILED).to_string());
         row("operations of the check: unknown", self.sum(UNKNOWN).to_string());
         let [done, refused, unknown, broken] = self.probes;
-        row("requests of the probes", format!("{done} ok, {refused} refused, {unknown} unknown, {broken} without an answer"));
+        row(
+            "requests of the probes",
+            format!("{done} ok, {refused} refused, {unknown} unknown, {broken} without an answer"),
+        );
         let Silence { lasted, shard, at, faults } = &self.silence;
         let when = format!("shard {shard}, after {:.0} s: {faults}", at.as_secs_f64());
-        row("longest time without a write while a majority was healthy", format!("{:.1} s ({when})", lasted.as_secs_f64()));
-        row("slowest recovery of all nodes after a fault", format!("{:.1} s", self.done.slowest_recovery.as_secs_f64()));
+        row(
+            "longest time without a write while a majority was healthy",
+            format!("{:.1} s ({when})", lasted.as_secs_f64()),
+        );
+        row(
+            "slowest recovery of all nodes after a fault",
+            format!("{:.1} s", self.done.slowest_recovery.as_secs_f64()),
+        );
         row("all replicas equal after the load", format!("{:.1} s", self.equal.as_secs_f64()));
-        row("verdict", format!("linearizable ({} checks), {} probed keys complete", self.verdicts.len(), self.keys));
+        row(
+            "verdict",
+            format!(
+                "linearizable ({} checks), {} probed keys complete",
+                self.verdicts.len(),
+                self.keys
+            ),
+        );
         text
     }
 
     /// Writes both into a folder; what the files are called.
     pub(crate) fn write(&self, folder: &Path) -> [PathBuf; 2] {
         let name = format!("chaos-{}-seed-{}", self.plan.mode.name(), self.plan.seed);
-        let [json, table] = ["json", "md"].map(|extension| folder.join(format!("{name}.{extension}")));
+        let [json, table] =
+            ["json", "md"].map(|extension| folder.join(format!("{name}.{extension}")));
         std::fs::write(&json, format!("{:#}\n", self.json())).unwrap();
         std::fs::write(&table, self.table()).unwrap();
         [json, table]

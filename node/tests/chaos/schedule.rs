@@ -1,15 +1,17 @@
 //! The faults of a chaos run, drawn from a seed.
 //!
-//! A [`Round`] is a pause in which all is well, one or two faults at a time, and how long they last. What is drawn depends on the
-//! seed and the number of nodes alone, never on what the cluster does, so the same seed draws the same rounds again. Two faults
-//! share a round only where they can be told apart: never two about the same process, never two rules of the same sort, and
-//! disks always alone.
+//! A [`Round`] is a pause in which all is well, one or two faults at a time, and how long they
+//! last. What is drawn depends on the seed and the number of nodes alone, never on what the cluster
+//! does, so the same seed draws the same rounds again. Two faults share a round only where they can
+//! be told apart: never two about the same process, never two rules of the same sort, and disks
+//! always alone.
 
 use flotilla_kit::Rng;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-/// A number whose order of magnitude is as even as the number itself: short times are as worth trying as long ones.
+/// A number whose order of magnitude is as even as the number itself: short times are as worth
+/// trying as long ones.
 fn skewed(rng: &mut Rng, range: RangeInclusive<u64>) -> u64 {
     let (low, high) = ((*range.start() as f64).ln(), (*range.end() as f64).ln());
     let share = (rng.next() >> 11) as f64 / (1u64 << 53) as f64;
@@ -59,7 +61,9 @@ pub(crate) enum Links {
 impl Links {
     /// The pairs that are meant: from, to.
     pub(crate) fn pairs(self, nodes: u64) -> Vec<(u64, u64)> {
-        let all = (1..=nodes).flat_map(|from| (1..=nodes).map(move |to| (from, to))).filter(|(from, to)| from != to);
+        let all = (1..=nodes)
+            .flat_map(|from| (1..=nodes).map(move |to| (from, to)))
+            .filter(|(from, to)| from != to);
         all.filter(|(from, to)| match self {
             Self::All => true,
             Self::Of(node) => *from == node || *to == node,
@@ -82,7 +86,8 @@ impl fmt::Display for Links {
 /// One fault.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Fault {
-    /// `kill -9` of these; where `again_millis` is there, once more so long after they were started again.
+    /// `kill -9` of these; where `again_millis` is there, once more so long after they were started
+    /// again.
     Kill {
         /// The victims.
         nodes: Vec<u64>,
@@ -157,7 +162,9 @@ impl Fault {
     pub(crate) fn kind(&self, nodes: u64) -> &'static str {
         match self {
             Self::Kill { again_millis: Some(_), .. } => "kill -9 again during recovery",
-            Self::Kill { nodes: victims, .. } if victims.len() as u64 == nodes => "kill -9 of all nodes",
+            Self::Kill { nodes: victims, .. } if victims.len() as u64 == nodes => {
+                "kill -9 of all nodes"
+            }
             Self::Kill { nodes: victims, .. } if victims.len() > 1 => "kill -9 of several nodes",
             Self::Kill { .. } => "kill -9 of one node",
             Self::Stop { .. } => "SIGSTOP",
@@ -234,8 +241,12 @@ impl fmt::Display for Fault {
             Self::Ring => f.write_str("ring partition"),
             Self::Loss { links, permille } => write!(f, "loss of {} on {links}", share(permille)),
             Self::Delay { links, millis } => write!(f, "delay of {millis} ms on {links}"),
-            Self::Duplicate { links, permille } => write!(f, "duplication of {} on {links}", share(permille)),
-            Self::Reorder { links, permille } => write!(f, "reordering of {} on {links}", share(permille)),
+            Self::Duplicate { links, permille } => {
+                write!(f, "duplication of {} on {links}", share(permille))
+            }
+            Self::Reorder { links, permille } => {
+                write!(f, "reordering of {} on {links}", share(permille))
+            }
             Self::DiskLow => f.write_str("disk below its reserve"),
             Self::DiskFull => f.write_str("disk full"),
             Self::Wipe { node } => write!(f, "disk of {node} wiped"),
@@ -343,9 +354,16 @@ mod tests {
             let mut doubles = 0;
             for round in Schedule::new(1, nodes).take(1000) {
                 kinds.extend(round.faults.iter().map(|fault| fault.kind(nodes)));
-                assert!((100..=30_000).contains(&round.hold_millis) && (300..=6_000).contains(&round.pause_millis), "{round}");
+                assert!(
+                    (100..=30_000).contains(&round.hold_millis)
+                        && (300..=6_000).contains(&round.pause_millis),
+                    "{round}"
+                );
                 for fault in &round.faults {
-                    assert!(fault.processes().iter().all(|node| (1..=nodes).contains(node)), "{round}");
+                    assert!(
+                        fault.processes().iter().all(|node| (1..=nodes).contains(node)),
+                        "{round}"
+                    );
                 }
                 if let [one, two] = &round.faults[..] {
                     doubles += 1;
@@ -362,9 +380,12 @@ mod tests {
         assert_eq!(Fault::Ring.cuts(3), [(1, 3), (3, 1)]);
         let cuts = Fault::Ring.cuts(5);
         for node in 1..=5 {
-            let seen: Vec<u64> = (1..=5).filter(|other| *other != node && !cuts.contains(&(node, *other))).collect();
+            let seen: Vec<u64> =
+                (1..=5).filter(|other| *other != node && !cuts.contains(&(node, *other))).collect();
             assert_eq!(seen.len(), 2, "node {node} sees {seen:?}");
-            assert!((1..=5).all(|other| cuts.contains(&(node, other)) == cuts.contains(&(other, node))));
+            assert!(
+                (1..=5).all(|other| cuts.contains(&(node, other)) == cuts.contains(&(other, node)))
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What can be wrong with the files of a node that is down: which kinds there are, and how each is damaged.
+//! What can be wrong with the files of a node that is down: which kinds there are, and how each is
+//! damaged.
 
 use flotilla_kit::Rng;
 use std::fs;
@@ -65,15 +66,22 @@ impl Kind {
 
     /// Whether it lies in the data directory, and is put back with it.
     pub(crate) fn is_data(self) -> bool {
-        !matches!(self, Self::Certificate | Self::Key | Self::Authority | Self::Config | Self::PidFile)
+        !matches!(
+            self,
+            Self::Certificate | Self::Key | Self::Authority | Self::Config | Self::PidFile
+        )
     }
 
     /// The files of this kind at a node whose folder is `home`, the most interesting last.
     pub(crate) fn files(self, home: &Path) -> Vec<PathBuf> {
         let (db, data) = (home.join("data/db"), home.join("data"));
         let named = |folder: PathBuf, fits: fn(&str) -> bool| -> Vec<PathBuf> {
-            let all = fs::read_dir(folder).unwrap().flatten().filter(|entry| fits(&entry.file_name().to_string_lossy()));
-            let mut all: Vec<(u64, PathBuf)> = all.map(|entry| (entry.metadata().unwrap().len(), entry.path())).collect();
+            let all = fs::read_dir(folder)
+                .unwrap()
+                .flatten()
+                .filter(|entry| fits(&entry.file_name().to_string_lossy()));
+            let mut all: Vec<(u64, PathBuf)> =
+                all.map(|entry| (entry.metadata().unwrap().len(), entry.path())).collect();
             all.sort();
             all.into_iter().map(|(_, path)| path).collect()
         };
@@ -132,7 +140,9 @@ impl Damage {
         let bytes = fs::metadata(path).unwrap().len();
         match self {
             Self::Flip(_) if bytes == 0 => {}
-            Self::Flip(permille) => flip(path, (bytes * permille / 1000).min(bytes - 1), 1 << rng.below(8)),
+            Self::Flip(permille) => {
+                flip(path, (bytes * permille / 1000).min(bytes - 1), 1 << rng.below(8))
+            }
             Self::Cut(permille) => cut(path, bytes * permille / 1000),
             Self::Empty => cut(path, 0),
             Self::Gone => fs::remove_file(path).unwrap(),

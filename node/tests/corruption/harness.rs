@@ -24,8 +24,16 @@ const DAMAGED: u64 = 3;
 /// doing.
 const UNDECIDED: Duration = Duration::from_secs(8);
 /// What a refusal may advise: one of these stands in it.
-const ADVICE: &[&str] =
-    &["restore", "replace", "make one with", "made together", "made by", "start it with", "give this node", "configuration: "];
+const ADVICE: &[&str] = &[
+    "restore",
+    "replace",
+    "make one with",
+    "made together",
+    "made by",
+    "start it with",
+    "give this node",
+    "configuration: ",
+];
 
 /// What a damaged node did.
 pub(crate) enum Reaction {
@@ -110,8 +118,11 @@ impl Harness {
         }
         let (home, kept) = (self.fleet.home(DAMAGED), self.fleet.scratch().join("n3"));
         let files = kind.files(&home);
-        let file =
-            if kind == Kind::Table && files.len() > 1 { self.rng.below(files.len() as u64) as usize } else { files.len() - 1 };
+        let file = if kind == Kind::Table && files.len() > 1 {
+            self.rng.below(files.len() as u64) as usize
+        } else {
+            files.len() - 1
+        };
         let file = files[file].clone();
         if !file.exists() {
             self.recover();
@@ -124,10 +135,15 @@ impl Harness {
         let before = self.registers.acknowledged();
         self.fleet.spawn(DAMAGED);
         let reaction = self.watch(kind);
-        let name = format!("{kind:?} `{}`", file.file_name().unwrap().to_string_lossy()).to_lowercase();
+        let name =
+            format!("{kind:?} `{}`", file.file_name().unwrap().to_string_lossy()).to_lowercase();
         let is_well = self.heal(kind, &reaction, &file, &sound, &kept);
-        assert!(self.registers.acknowledged() > before, "{name}, {damage}: the other two did not go on");
-        let (client, nodes): (_, &[u64]) = (self.fleet.client.clone(), if is_well { &[1, 2, 3] } else { &[1, 2] });
+        assert!(
+            self.registers.acknowledged() > before,
+            "{name}, {damage}: the other two did not go on"
+        );
+        let (client, nodes): (_, &[u64]) =
+            (self.fleet.client.clone(), if is_well { &[1, 2, 3] } else { &[1, 2] });
         self.registers.check_some(&client, nodes, &mut self.rng, 15);
         (name, reaction, is_well)
     }
@@ -140,7 +156,11 @@ impl Harness {
                 return self.judge_end(status);
             }
             let said = self.fleet.said_in_last_life(DAMAGED);
-            let word = |what: &str| said.lines().find(|line| line.contains(what)).map(|line| from_message(line).to_owned());
+            let word = |what: &str| {
+                said.lines()
+                    .find(|line| line.contains(what))
+                    .map(|line| from_message(line).to_owned())
+            };
             if let Some(line) = word("shard quarantined") {
                 return Reaction::Quarantined(line);
             }
@@ -148,10 +168,16 @@ impl Harness {
                 return self.check_ready();
             }
             if begun.elapsed() > UNDECIDED {
-                if let Some(line) = word("comes with another data directory").or_else(|| word("put back to an old state")) {
+                if let Some(line) = word("comes with another data directory")
+                    .or_else(|| word("put back to an old state"))
+                {
                     return Reaction::KeptOut(line);
                 }
-                assert_eq!(kind, Kind::Config, "neither ready nor gone, and no word of why: {said}");
+                assert_eq!(
+                    kind,
+                    Kind::Config,
+                    "neither ready nor gone, and no word of why: {said}"
+                );
                 return Reaction::Elsewhere;
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -166,7 +192,10 @@ impl Harness {
             assert!(!said.contains("panicked"), "{said}");
             let lines: Vec<&str> = said
                 .lines()
-                .filter(|line| line.starts_with("flotilla: ") || line.contains("storage failed, the process ends"))
+                .filter(|line| {
+                    line.starts_with("flotilla: ")
+                        || line.contains("storage failed, the process ends")
+                })
                 .collect();
             assert_eq!(lines.len(), 1, "one clear line is wanted: {said}");
             from_message(lines[0]).to_owned()
@@ -176,13 +205,25 @@ impl Harness {
             return Reaction::Ended(line);
         }
         assert!(matches!(status.code(), Some(1 | 2)), "ended with {status}: {line}");
-        assert!(ADVICE.iter().any(|advice| line.contains(advice)), "it does not say what to do: {line}");
+        assert!(
+            ADVICE.iter().any(|advice| line.contains(advice)),
+            "it does not say what to do: {line}"
+        );
         // As whoever supervises it would. What was refused once must not be taken the next time.
         self.fleet.spawn(DAMAGED);
         let again = self.fleet.wait_end(DAMAGED, UNDECIDED);
-        let again =
-            again.unwrap_or_else(|| panic!("refused ({line}), and then it starts: {}", self.fleet.said_in_last_life(DAMAGED)));
-        assert_eq!(again.code(), status.code(), "refused ({line}), and then something else: {again}, {}", complaint(self));
+        let again = again.unwrap_or_else(|| {
+            panic!(
+                "refused ({line}), and then it starts: {}",
+                self.fleet.said_in_last_life(DAMAGED)
+            )
+        });
+        assert_eq!(
+            again.code(),
+            status.code(),
+            "refused ({line}), and then something else: {again}, {}",
+            complaint(self)
+        );
         drop(complaint(self));
         Reaction::Refused(line)
     }
@@ -210,18 +251,31 @@ impl Harness {
     /// shard aside.
     fn wait_equal_or_end(&mut self) -> bool {
         self.fleet.placement().into_iter().all(|(shard, nodes)| {
-            until(&format!("all replicas of shard {shard} are equal"), Duration::from_secs(30), || {
-                let has_ended = !self.fleet.is_running(DAMAGED);
-                if has_ended || self.fleet.said_in_last_life(DAMAGED).contains("shard quarantined") {
-                    return Some(false);
-                }
-                self.fleet.is_equal(shard, &nodes).then_some(true)
-            })
+            until(
+                &format!("all replicas of shard {shard} are equal"),
+                Duration::from_secs(30),
+                || {
+                    let has_ended = !self.fleet.is_running(DAMAGED);
+                    if has_ended
+                        || self.fleet.said_in_last_life(DAMAGED).contains("shard quarantined")
+                    {
+                        return Some(false);
+                    }
+                    self.fleet.is_equal(shard, &nodes).then_some(true)
+                },
+            )
         })
     }
 
     /// Makes the node well again, where that is possible, and checks that it is.
-    fn heal(&mut self, kind: Kind, reaction: &Reaction, file: &Path, sound: &(Vec<u8>, Permissions), kept: &Path) -> bool {
+    fn heal(
+        &mut self,
+        kind: Kind,
+        reaction: &Reaction,
+        file: &Path,
+        sound: &(Vec<u8>, Permissions),
+        kept: &Path,
+    ) -> bool {
         let home = self.fleet.home(DAMAGED);
         // A key that others can read is refused.
         let put_back = || {
@@ -231,7 +285,9 @@ impl Harness {
         match reaction {
             // It is, if it is also after another start.
             Reaction::Right => self.fleet.kill(&[DAMAGED]),
-            Reaction::Refused(_) if kind.is_data() => restore(&kept.join("data"), &home.join("data")),
+            Reaction::Refused(_) if kind.is_data() => {
+                restore(&kept.join("data"), &home.join("data"))
+            }
             Reaction::Refused(_) => put_back(),
             Reaction::Elsewhere => {
                 self.fleet.kill(&[DAMAGED]);
@@ -265,6 +321,8 @@ impl Harness {
 
 /// A logged line without the time in front and the like.
 fn from_message(line: &str) -> &str {
-    let start = ["storage failed", "shard quarantined", "flotilla: ", "can't connect"].iter().find_map(|what| line.find(what));
+    let start = ["storage failed", "shard quarantined", "flotilla: ", "can't connect"]
+        .iter()
+        .find_map(|what| line.find(what));
     &line[start.unwrap_or(0)..]
 }

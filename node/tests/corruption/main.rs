@@ -1,16 +1,20 @@
-//! Files that are not what they were: every kind of file of one node, with bits flipped, cut, emptied, removed, while the other two nodes go on.
+//! Files that are not what they were: every kind of file of one node, with bits flipped, cut,
+//! emptied, removed, while the other two nodes go on.
 //!
-//! What may come of it: the node refuses to start, each time, with one line that says what to do; or it runs and is right; or it notices
-//! later and ends, or sets the shard aside, and says so; or the others keep it out. Never: something acknowledged is lost without a word, a
-//! wrong value is read through it, a panic, a start that fails without a reason or succeeds at the second try.
+//! What may come of it: the node refuses to start, each time, with one line that says what to do;
+//! or it runs and is right; or it notices later and ends, or sets the shard aside, and says so; or
+//! the others keep it out. Never: something acknowledged is lost without a word, a wrong value is
+//! read through it, a panic, a start that fails without a reason or succeeds at the second try.
 //!
-//! `cargo test` tries the cases that are most telling, and a few that are drawn. All kinds of files and damage, at places from a seed:
+//! `cargo test` tries the cases that are most telling, and a few that are drawn. All kinds of files
+//! and damage, at places from a seed:
 //!
 //! ```text
 //! FLOTILLA_DAMAGE=1 FLOTILLA_SEED=7 cargo test --release --workspace --test corruption -- --nocapture
 //! ```
 //!
-//! The number says how often all of them are gone through. The table that is printed stands in `docs/crashes.md`.
+//! The number says how often all of them are gone through. The table that is printed stands in
+//! `docs/crashes.md`.
 
 #![cfg(feature = "shell")]
 
@@ -34,7 +38,8 @@ const ROUNDS: &str = "FLOTILLA_DAMAGE";
 /// What places are drawn from.
 const SEED: &str = "FLOTILLA_SEED";
 
-/// What is always tried: where a store would most likely begin anew, go back to what it was, or go on with half.
+/// What is always tried: where a store would most likely begin anew, go back to what it was, or go
+/// on with half.
 const ALWAYS: &[(Kind, Damage)] = &[
     (Kind::Current, Damage::Gone),
     (Kind::Wal, Damage::Gone),
@@ -87,7 +92,8 @@ fn a_damaged_minority_never_loses_silently() {
                 let (file, reaction, is_well) = harness.try_damage(kind, damage);
                 println!("| {file} | {damage} | {reaction} |");
                 *counts.entry(reaction.name()).or_default() += 1;
-                // It took part while its memory was wrong: what it is now, no copy of its folder can be.
+                // It took part while its memory was wrong: what it is now, no copy of its folder
+                // can be.
                 if !is_well {
                     break;
                 }
@@ -96,11 +102,14 @@ fn a_damaged_minority_never_loses_silently() {
         harness.fleet.assert_no_panic();
     }
     println!("seed {seed}: {counts:?} with {fleets} clusters in {:.0?}", begun.elapsed());
-    assert!(counts.contains_key("right") && counts.contains_key("refused"), "the damage was all alike: {counts:?}");
+    assert!(
+        counts.contains_key("right") && counts.contains_key("refused"),
+        "the damage was all alike: {counts:?}"
+    );
 }
 
-/// Files of snapshots, spoiled where they were built, and where they arrive: none is ever installed, and the follower gets there all the
-/// same.
+/// Files of snapshots, spoiled where they were built, and where they arrive: none is ever
+/// installed, and the follower gets there all the same.
 #[test]
 fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
     let mut fleet = Fleet::for_crashes(4);
@@ -129,16 +138,21 @@ fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
             let (mut seen, mut at_sender, mut at_receiver) = (BTreeSet::new(), 0, 0);
             while !stop.load(Ordering::SeqCst) {
                 for path in built.iter().flat_map(|folder| snapshot_files(folder)) {
-                    // Not before it was measured: what its builder finds there is what it calls sound.
+                    // Not before it was measured: what its builder finds there is what it calls
+                    // sound.
                     let written = fs::metadata(&path).and_then(|metadata| metadata.modified());
-                    let is_built = written.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > Duration::from_millis(300)));
+                    let is_built = written.is_ok_and(|at| {
+                        at.elapsed().is_ok_and(|age| age > Duration::from_millis(300))
+                    });
                     if at_sender < 3 && is_built && seen.insert(path.clone()) && spoil(&path) {
                         at_sender += 1;
                     }
                 }
                 for path in snapshot_files(&staged) {
-                    // Long before it is complete and verified: what changes after that is another story.
-                    let is_coming = fs::metadata(&path).is_ok_and(|metadata| (1000..300_000).contains(&metadata.len()));
+                    // Long before it is complete and verified: what changes after that is another
+                    // story.
+                    let is_coming = fs::metadata(&path)
+                        .is_ok_and(|metadata| (1000..300_000).contains(&metadata.len()));
                     if at_receiver < 3 && is_coming && seen.insert(path.clone()) && spoil(&path) {
                         at_receiver += 1;
                     }
@@ -155,11 +169,13 @@ fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
     });
     let said: String = nodes.iter().map(|node| fleet.said(*node)).collect();
     // A line in the log is held back where there was one just now; each is counted.
-    let failed = |node| client.metric(node, "flotilla_snapshots_failed_total").unwrap_or(0.0) as u64;
+    let failed =
+        |node| client.metric(node, "flotilla_snapshots_failed_total").unwrap_or(0.0) as u64;
     let refused: u64 = [1, 2].map(failed).iter().sum();
     let anew = said.matches("were spoiled on this node's disk; it is built anew").count();
     println!(
-        "{spoiled_built} built and {spoiled_staged} staged files were spoiled, {refused} snapshots were refused, {anew} built anew"
+        "{spoiled_built} built and {spoiled_staged} staged files were spoiled, {refused} snapshots \
+         were refused, {anew} built anew"
     );
     assert!(spoiled_built > 0 && spoiled_staged > 0, "nothing was spoiled in time");
     assert!(refused >= 2 && said.contains("check snapshot file"), "nobody noticed");
@@ -170,8 +186,15 @@ fn a_snapshot_that_is_spoiled_on_its_way_is_not_installed() {
 }
 
 fn snapshot_files(folder: &Path) -> Vec<PathBuf> {
-    let below = |folder: &Path| fs::read_dir(folder).map_or(Vec::new(), |entries| entries.flatten().map(|e| e.path()).collect());
-    below(folder).iter().flat_map(|folder| below(folder)).filter(|path| path.extension().is_some_and(|e| e == "sst")).collect()
+    let below = |folder: &Path| {
+        fs::read_dir(folder)
+            .map_or(Vec::new(), |entries| entries.flatten().map(|e| e.path()).collect())
+    };
+    below(folder)
+        .iter()
+        .flat_map(|folder| below(folder))
+        .filter(|path| path.extension().is_some_and(|e| e == "sst"))
+        .collect()
 }
 
 /// Flips a bit near the front of a file, if it is still there.
@@ -184,21 +207,26 @@ fn spoil(path: &Path) -> bool {
 
 /// The files of a kind, with their sizes, the largest last.
 fn sizes(kind: Kind, home: &Path) -> Vec<(PathBuf, u64)> {
-    kind.files(home).into_iter().map(|path| (path.clone(), fs::metadata(path).unwrap().len())).collect()
+    kind.files(home)
+        .into_iter()
+        .map(|path| (path.clone(), fs::metadata(path).unwrap().len()))
+        .collect()
 }
 
-/// A flipped byte anywhere in the write-ahead log or in a table. A cluster of one node has nobody to repair it: either it refuses
-/// to start, with a line that says so; or all that was acknowledged is there. A key whose record is broken is an error, never
-/// missing and never another value.
+/// A flipped byte anywhere in the write-ahead log or in a table. A cluster of one node has nobody
+/// to repair it: either it refuses to start, with a line that says so; or all that was acknowledged
+/// is there. A key whose record is broken is an error, never missing and never another value.
 #[test]
 fn a_flipped_byte_is_never_a_silent_loss() {
     let mut cluster = Fleet::new(1, 2);
-    let keys: Vec<String> = (0..200).map(|i| format!("{}/flip{i}", (b'a' + i % 26) as char)).collect();
+    let keys: Vec<String> =
+        (0..200).map(|i| format!("{}/flip{i}", (b'a' + i % 26) as char)).collect();
     let value = |key: &str| key.repeat(40).into_bytes();
     for key in &keys {
         cluster.client.put(1, key, &value(key));
     }
-    // Killed, so that the log is what it was at the last fsync, and nothing was flushed on the way out.
+    // Killed, so that the log is what it was at the last fsync, and nothing was flushed on the way
+    // out.
     cluster.kill(&[1]);
     cluster.stop_dev(Signal::INT);
     cluster.may_end.insert(1);
@@ -215,7 +243,10 @@ fn a_flipped_byte_is_never_a_silent_loss() {
         if refused {
             let tail = cluster.log_tail(1, 1);
             println!("{what}: refused: {tail}");
-            assert!(tail.contains("flotilla: ") || tail.contains("the process ends"), "{what}: no clear line: {tail}");
+            assert!(
+                tail.contains("flotilla: ") || tail.contains("the process ends"),
+                "{what}: no clear line: {tail}"
+            );
         } else {
             let (mut right, mut errors) = (0, 0);
             for key in &keys {
@@ -225,7 +256,11 @@ fn a_flipped_byte_is_never_a_silent_loss() {
                         right += 1;
                     }
                     Ok(answer) => {
-                        assert!(answer.status >= 500, "{what}: {key} was acknowledged and is {}", answer.status);
+                        assert!(
+                            answer.status >= 500,
+                            "{what}: {key} was acknowledged and is {}",
+                            answer.status
+                        );
                         errors += 1;
                     }
                     Err(_) => errors += 1,
@@ -250,7 +285,10 @@ fn a_flipped_byte_is_never_a_silent_loss() {
     for back in [2, 20] {
         restore(&original, &data);
         flip(&wal, size - back, 0x5a);
-        count(judge(&mut cluster, &format!("write-ahead log, {back} bytes before its end of {size}")));
+        count(judge(
+            &mut cluster,
+            &format!("write-ahead log, {back} bytes before its end of {size}"),
+        ));
     }
 
     // Tables: an orderly start and stop turns the log into them.
@@ -260,13 +298,20 @@ fn a_flipped_byte_is_never_a_silent_loss() {
     fs::remove_dir_all(&original).unwrap();
     copy(&data, &original).unwrap();
     let tables = sizes(Kind::Table, &cluster.home(1));
-    println!("{} tables, {:?} bytes", tables.len(), tables.iter().map(|(_, size)| size).collect::<Vec<_>>());
+    println!(
+        "{} tables, {:?} bytes",
+        tables.len(),
+        tables.iter().map(|(_, size)| size).collect::<Vec<_>>()
+    );
     for (path, size) in &tables {
         for percent in [10, 50, 95] {
             restore(&original, &data);
             flip(path, size * percent / 100, 0x5a);
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            count(judge(&mut cluster, &format!("table {name}, byte {} of {size}", size * percent / 100)));
+            count(judge(
+                &mut cluster,
+                &format!("table {name}, byte {} of {size}", size * percent / 100),
+            ));
         }
     }
     println!("{refusals} refused, {starts} started with nothing lost silently");

@@ -1,10 +1,12 @@
-//! `kill -9`, again and again, of one node, of two, of all three, at any moment; and a journal outside of the cluster that says what was
-//! acknowledged. Nothing of it may ever be lost.
+//! `kill -9`, again and again, of one node, of two, of all three, at any moment; and a journal
+//! outside of the cluster that says what was acknowledged. Nothing of it may ever be lost.
 //!
-//! A cycle kills some nodes under load (a moment after they were ready, or before), starts them again, perhaps kills them once more
-//! while they recover, and checks a sample of the journal. Some cycles leave a node down until the others have cut their logs, and
-//! kill it again while snapshots come in. Every so often, and at the end, the load rests, every key is checked through every node,
-//! and the replicas are equal by hash. At last the journal is judged anew, from the file alone.
+//! A cycle kills some nodes under load (a moment after they were ready, or before), starts them
+//! again, perhaps kills them once more while they recover, and checks a sample of the journal. Some
+//! cycles leave a node down until the others have cut their logs, and kill it again while snapshots
+//! come in. Every so often, and at the end, the load rests, every key is checked through every
+//! node, and the replicas are equal by hash. At last the journal is judged anew, from the file
+//! alone.
 //!
 //! `cargo test` runs a few cycles. As many as one likes, and with other moments:
 //!
@@ -12,8 +14,8 @@
 //! FLOTILLA_CRASHES=1000 FLOTILLA_SEED=7 cargo test --release --workspace --test crash -- --nocapture
 //! ```
 //!
-//! The seed decides whom and when; what the cluster is doing at that moment differs from run to run. What was seen is told in
-//! `docs/crashes.md`.
+//! The seed decides whom and when; what the cluster is doing at that moment differs from run to
+//! run. What was seen is told in `docs/crashes.md`.
 
 #![cfg(feature = "shell")]
 
@@ -71,13 +73,16 @@ fn crash_midway(fleet: &mut Fleet, registers: &Registers, rng: &mut Rng, counts:
     counts.kills += 1;
     let shards: Vec<u64> = had.keys().copied().filter(|_| rng.below(2) == 0).collect();
     registers.fill(&fleet.client, &others, &shards, CUT_BYTES, &mut rng.clone());
-    // A snapshot that was built of late is kept for a few seconds, and the log behind it. Then this cycle shows less.
+    // A snapshot that was built of late is kept for a few seconds, and the log behind it. Then this
+    // cycle shows less.
     let deadline = Instant::now() + Duration::from_secs(2);
     while fleet.cut_beyond(&shards, &others, &had).is_empty() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(20));
     }
-    let staged = ["in", "install"].map(|folder| fleet.home(away).join("data/snapshots").join(folder));
-    let coming = || staged.iter().any(|folder| std::fs::read_dir(folder).map_or(0, Iterator::count) > 0);
+    let staged =
+        ["in", "install"].map(|folder| fleet.home(away).join("data/snapshots").join(folder));
+    let coming =
+        || staged.iter().any(|folder| std::fs::read_dir(folder).map_or(0, Iterator::count) > 0);
     for _ in 0..1 + rng.below(2) {
         fleet.spawn(away);
         let deadline = Instant::now() + Duration::from_secs(2);
@@ -109,14 +114,18 @@ fn no_kill_loses_what_was_acknowledged() {
     let begun = Instant::now();
     let mut fleet = Fleet::for_crashes(8);
     fleet.start_all(&fleet.all());
-    assert!(!fleet.scratch().starts_with(&fleet.folder), "the journal must lie outside of the cluster's folder");
+    assert!(
+        !fleet.scratch().starts_with(&fleet.folder),
+        "the journal must lie outside of the cluster's folder"
+    );
     let registers = Registers::journaled(&fleet, 200, 4);
     let (mut any, mut counts) = (Rng::new(seed), Counts::default());
     let client = fleet.client.clone();
     let nodes: Vec<u64> = THREE.collect();
     let check_all = |fleet: &Fleet, registers: &Registers| {
         registers.at_rest(|| {
-            let present: Vec<usize> = nodes.iter().map(|node| registers.check_all(&fleet.client, *node)).collect();
+            let present: Vec<usize> =
+                nodes.iter().map(|node| registers.check_all(&fleet.client, *node)).collect();
             fleet.wait_equal(Duration::from_secs(30));
             present[0]
         })
@@ -148,7 +157,8 @@ fn no_kill_loses_what_was_acknowledged() {
             if told.elapsed() > Duration::from_secs(30) {
                 told = Instant::now();
                 println!(
-                    "{cycle} cycles in {:.0?}: {} kills, {} writes acknowledged, slowest recovery {:.2?}",
+                    "{cycle} cycles in {:.0?}: {} kills, {} writes acknowledged, slowest recovery \
+                     {:.2?}",
                     begun.elapsed(),
                     counts.kills,
                     registers.acknowledged(),
@@ -164,9 +174,11 @@ fn no_kill_loses_what_was_acknowledged() {
     let snapshots = said.matches("snapshot installed").count();
     counts.recoveries.sort();
     println!(
-        "{cycles} cycles (seed {seed}) in {:.0?}: {} kills ({} before the node was ready, {} times all three at once, {} with snapshots on \
-         their way), {snapshots} snapshots installed; {} writes tried, {} acknowledged, {} refused, \
-         {} unknown, {} of those seen later; {} reads judged, {present} keys there at the end, lost = 0; recovery: median {:.2?}, slowest {:.2?}",
+        "{cycles} cycles (seed {seed}) in {:.0?}: {} kills ({} before the node was ready, {} times \
+         all three at once, {} with snapshots on their way), {snapshots} snapshots installed; {} \
+         writes tried, {} acknowledged, {} refused, {} unknown, {} of those seen later; {} reads \
+         judged, {present} keys there at the end, lost = 0; recovery: median {:.2?}, slowest \
+         {:.2?}",
         begun.elapsed(),
         counts.kills,
         counts.early,
@@ -184,11 +196,14 @@ fn no_kill_loses_what_was_acknowledged() {
     assert_eq!(totals.acknowledged, registers.acknowledged(), "the file and the test disagree");
     assert!(totals.acknowledged > 20 * cycles, "hardly any load: {totals:?}");
     assert!(present > 200, "hardly anything was there to be lost: {present}");
-    assert!(cycles < 10 || snapshots > 0 && counts.early > 0 && counts.all_at_once > 0, "the cycles were all alike");
+    assert!(
+        cycles < 10 || snapshots > 0 && counts.early > 0 && counts.all_at_once > 0,
+        "the cycles were all alike"
+    );
 }
 
-/// A write that fails, by the kernel's own word: no file may grow beyond a mebibyte. The process ends at once, says why, and nothing that it
-/// acknowledged is lost.
+/// A write that fails, by the kernel's own word: no file may grow beyond a mebibyte. The process
+/// ends at once, says why, and nothing that it acknowledged is lost.
 #[test]
 fn a_failed_write_ends_the_process_and_loses_nothing() {
     let mut fleet = Fleet::for_crashes(4);
@@ -197,7 +212,8 @@ fn a_failed_write_ends_the_process_and_loses_nothing() {
     let (client, mut rng) = (fleet.client.clone(), Rng::new(5));
     let shards: Vec<u64> = fleet.last_indexes(1).into_keys().collect();
     fleet.kill(&[3]);
-    // Blocks of 512 bytes or, in some shells, of 1024. Without the trap, the signal would end the process before its write could fail.
+    // Blocks of 512 bytes or, in some shells, of 1024. Without the trap, the signal would end the
+    // process before its write could fail.
     let limited = ["sh", "-c", "trap '' XFSZ; ulimit -f 1024; exec \"$@\"", "sh"];
     fleet.launchers.insert(3, limited.map(Into::into).into());
     fleet.start(3);
@@ -210,7 +226,10 @@ fn a_failed_write_ends_the_process_and_loses_nothing() {
     });
     fleet.launchers.clear();
     let said = fleet.said_in_last_life(3);
-    let line = said.lines().find(|line| line.contains("the process ends")).unwrap_or_else(|| panic!("no word of it: {said}"));
+    let line = said
+        .lines()
+        .find(|line| line.contains("the process ends"))
+        .unwrap_or_else(|| panic!("no word of it: {said}"));
     println!("ended with {status}: {line}");
     assert_eq!(status.signal(), Some(6), "it did not abort");
     assert!(line.contains("File too large"), "{line}");

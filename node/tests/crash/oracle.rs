@@ -29,7 +29,8 @@ const FINE: &[&str] = &[
     "try 0 1 put\nack 0 1 5\ntry 0 2 put\ntry 0 3 put 5\nfail 0 3 6\nsaw 0 6 2",
     "try 0 1 put\nnot 0 1\ngone 0",
     "try 0 1 put\nack 0 1 5\ntry 1 1 put\nack 1 1 6\nsaw 0 5 1\nsaw 1 6 1",
-    "try 0 1 put\nack 0 1 5\ntry 0 2 put\nack 0 2 7\ntry 0 3 put\nstale 0 5 1\nstale 0 7 2\nstale 0 8 3",
+    "try 0 1 put\nack 0 1 5\ntry 0 2 put\nack 0 2 7\ntry 0 3 put\nstale 0 5 1\nstale 0 7 2\n\
+     stale 0 8 3",
 ];
 
 /// Histories that may not, and a word of why.
@@ -46,7 +47,10 @@ const WRONG: &[(&str, &str)] = &[
     ("try 0 1 put\nack 0 1 5\ntry 0 2 put 5\nfail 0 2 5", "condition"),
     ("try 0 1 put\nack 0 1 5\ntry 0 2 put 5\nfail 0 2 6", "condition failed"),
     // One open deletion explains one disappearance.
-    ("try 0 1 put\nack 0 1 5\ntry 0 2 delete\ngone 0\ntry 0 3 put\nack 0 3 8\ngone 0", "not linearizable"),
+    (
+        "try 0 1 put\nack 0 1 5\ntry 0 2 delete\ngone 0\ntry 0 3 put\nack 0 3 8\ngone 0",
+        "not linearizable",
+    ),
     // An open put is applied once.
     ("try 0 1 put\nsaw 0 5 1\ntry 0 2 put\nack 0 2 6\nsaw 0 7 1", "more than once"),
     ("try 0 1 put\nack 0 1 5\ntry 0 2 put\nack 0 2 7\nstale 0 5 2", "written at revision 7"),
@@ -58,7 +62,8 @@ const WRONG: &[(&str, &str)] = &[
 /// Plays a history; what the oracle says of it live, and what of its journal.
 fn play(lines: &str) -> (Result<(), String>, Result<Totals, String>) {
     let folder = tempfile::tempdir().unwrap();
-    let registers = Registers::of(&[(7, b"a/".to_vec())], 2, 0, Some(folder.path().join("journal")));
+    let registers =
+        Registers::of(&[(7, b"a/".to_vec())], 2, 0, Some(folder.path().join("journal")));
     let mut open = BTreeMap::new();
     for line in lines.lines() {
         let words: Vec<&str> = line.split(' ').collect();
@@ -66,10 +71,12 @@ fn play(lines: &str) -> (Result<(), String>, Result<Totals, String>) {
         let register = &registers.all[number(1).unwrap() as usize];
         // What follows comes after what is before.
         std::thread::sleep(std::time::Duration::from_micros(10));
-        let mut answer = |output| register.answered(open.remove(&(number(1), number(2))).unwrap(), output);
+        let mut answer =
+            |output| register.answered(open.remove(&(number(1), number(2))).unwrap(), output);
         match words[0] {
             "try" => {
-                let condition = number(4).map_or(Condition::Always, |revision| Condition::At(Revision(revision)));
+                let condition = number(4)
+                    .map_or(Condition::Always, |revision| Condition::At(Revision(revision)));
                 let input = match words[3] {
                     "put" => Input::Put { value: words[2].to_owned().into(), condition },
                     _ => Input::Delete { condition },

@@ -46,13 +46,17 @@ impl Scenario {
     pub(crate) fn of(point: FailPoint) -> (Self, u64) {
         use FailPoint::*;
         match point {
-            OpenCreated | FoundBegun | FoundWritten | DirectoryBegun | DirectoryWritten => (Self::Founding, 0),
+            OpenCreated | FoundBegun | FoundWritten | DirectoryBegun | DirectoryWritten => {
+                (Self::Founding, 0)
+            }
             OpenLocked | OpenReplayed | OpenBound => (Self::Starting, 0),
             LogBegun | LogWritten | ApplyBegun | ApplyWritten => (Self::Serving, 50),
             LazyLogBegun | LazyLogWritten => (Self::Serving, 1),
             BuildBegun | BuildWritten | SendBegun | SendEnded => (Self::Sending, 0),
-            StageBegun | StageArrived | StageVerified | InstallVerified | InstallMarked | InstallCleared | InstallIngested
-            | InstallFinished | InstallTidied | InstallNoted => (Self::Receiving, 0),
+            StageBegun | StageArrived | StageVerified | InstallVerified | InstallMarked
+            | InstallCleared | InstallIngested | InstallFinished | InstallTidied | InstallNoted => {
+                (Self::Receiving, 0)
+            }
             ResumeBegun | ResumeEnded => (Self::Resuming, 0),
             CloseBegun | CloseEnded => (Self::Stopping, 0),
         }
@@ -79,7 +83,8 @@ impl End {
     /// Checks that a node ended so, and takes the line that says it.
     pub(crate) fn check(self, point: FailPoint, status: ExitStatus, said: &str) -> String {
         let name = point.name();
-        let lines = |what: &str| -> Vec<&str> { said.lines().filter(|line| line.contains(what)).collect() };
+        let lines =
+            |what: &str| -> Vec<&str> { said.lines().filter(|line| line.contains(what)).collect() };
         let words = match self {
             Self::Dies => lines(&format!("fail point {name}, pass ")),
             Self::Aborts => lines("the process ends"),
@@ -89,7 +94,11 @@ impl End {
         let (signal, code) = if self == Self::Refuses { (None, Some(1)) } else { (Some(6), None) };
         assert_eq!((status.signal(), status.code()), (signal, code), "{name}: {status}: {said}");
         if self != Self::Dies {
-            assert_eq!(lines("injected").len(), 1, "{name}: a write that failed was tried again, or nobody says so: {said}");
+            assert_eq!(
+                lines("injected").len(),
+                1,
+                "{name}: a write that failed was tried again, or nobody says so: {said}"
+            );
             assert!(words[0].contains("injected"), "{name}: {}", words[0]);
         }
         assert!(!said.contains("panicked"), "{name}: {said}");
@@ -115,7 +124,13 @@ pub(crate) struct Row {
 
 /// The pass at which a node ended, by its own words.
 pub(crate) fn pass_of(words: &str) -> u64 {
-    let digits: String = words.split("pass ").nth(1).unwrap_or_default().chars().take_while(char::is_ascii_digit).collect();
+    let digits: String = words
+        .split("pass ")
+        .nth(1)
+        .unwrap_or_default()
+        .chars()
+        .take_while(char::is_ascii_digit)
+        .collect();
     digits.parse().unwrap_or_else(|_| panic!("no pass in {words:?}"))
 }
 
@@ -147,7 +162,13 @@ impl Harness {
     }
 
     /// A node ends at a point so many times in a row, and comes back.
-    pub(crate) fn round(&mut self, point: FailPoint, scenario: Scenario, end: End, times: u64) -> Row {
+    pub(crate) fn round(
+        &mut self,
+        point: FailPoint,
+        scenario: Scenario,
+        end: End,
+        times: u64,
+    ) -> Row {
         let passes = if Scenario::of(point).0 == scenario { Scenario::of(point).1 } else { 0 };
         self.play(scenario, &armed(point, passes, end));
         let mut words = self.await_end(point, end);
@@ -232,7 +253,8 @@ impl Harness {
         let had = self.fleet.last_indexes(FOLLOWER);
         self.fleet.kill(&[FOLLOWER]);
         let leaders = self.fleet.leaders(VICTIM);
-        let led: Vec<u64> = self.shards.iter().copied().filter(|s| leaders[s] == Some(VICTIM)).take(3).collect();
+        let led: Vec<u64> =
+            self.shards.iter().copied().filter(|s| leaders[s] == Some(VICTIM)).take(3).collect();
         self.registers.fill(&client, &[1, VICTIM], &led, CUT_BYTES, &mut self.rng);
         self.await_behind(&led, &[VICTIM], &had);
         self.fleet.spawn(FOLLOWER);

@@ -1,5 +1,6 @@
-//! What is wrong on the outside: certificates, directories, ports, configurations, files, disks. One clear line and an exit that
-//! says so, nothing damaged; or, where the process can go on, it does.
+//! What is wrong on the outside: certificates, directories, ports, configurations, files, disks.
+//! One clear line and an exit that says so, nothing damaged; or, where the process can go on, it
+//! does.
 
 #![cfg(feature = "shell")]
 
@@ -17,7 +18,8 @@ fn with(mut command: Command, flag: &str, value: impl AsRef<std::ffi::OsStr>) ->
     command
 }
 
-/// Every way in which a node can't be started. The cluster that it belongs to is there before and after.
+/// Every way in which a node can't be started. The cluster that it belongs to is there before and
+/// after.
 #[test]
 fn a_node_that_can_not_run_says_why_in_one_line() {
     let mut cluster = Fleet::new(3, 2);
@@ -34,12 +36,18 @@ fn a_node_that_can_not_run_says_why_in_one_line() {
     // While the node runs: its directory is in use; with another directory, its ports are.
     let elsewhere = tempfile::tempdir().unwrap();
     let fresh = |name: &str| elsewhere.path().join(name);
-    refused(&cluster, "directory in use", cluster.start_command(3), &["is in use by another process"]);
+    refused(
+        &cluster,
+        "directory in use",
+        cluster.start_command(3),
+        &["is in use by another process"],
+    );
     let port = cluster.http(3);
     let command = with(cluster.start_command(3), "--data", fresh("a"));
     refused(&cluster, "QUIC port in use", command, &[&(port + 100).to_string(), "in use"]);
     // Another address than `peers` say is taken only where something in between may map it.
-    let free = format!("0.0.0.0:{}", UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let free =
+        format!("0.0.0.0:{}", UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
     let command = with(with(cluster.start_command(3), "--data", fresh("b")), "--quic", &free);
     refused(&cluster, "HTTP port in use", command, &[&port.to_string(), "in use"]);
     let mut command = cluster.dev_command();
@@ -54,16 +62,26 @@ fn a_node_that_can_not_run_says_why_in_one_line() {
     let command = with(start(&cluster), "--data", cluster.home(2).join("data"));
     refused(&cluster, "directory of a node that runs", command, &["is in use by another process"]);
 
-    // Another cluster's authority vouches for nobody here; a certificate of it with our authority is refused before it serves.
+    // Another cluster's authority vouches for nobody here; a certificate of it with our authority
+    // is refused before it serves.
     let foreign = fresh("foreign");
-    for args in [&["cert", "ca", "--out"][..], &["cert", "node", "3", "--address", "127.0.0.1", "--out"]] {
+    for args in
+        [&["cert", "ca", "--out"][..], &["cert", "node", "3", "--address", "127.0.0.1", "--out"]]
+    {
         let output = run(flotilla().args(args).arg(&foreign));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    let certificate =
-        |command, cert: &str, key: &str| with(with(command, "--tls-cert", foreign.join(cert)), "--tls-key", foreign.join(key));
-    refused(&cluster, "certificate of another cluster", certificate(start(&cluster), "n3.pem", "n3.key"), &["certificate"]);
-    let command = with(certificate(start(&cluster), "n3.pem", "n3.key"), "--tls-ca", foreign.join("ca.pem"));
+    let certificate = |command, cert: &str, key: &str| {
+        with(with(command, "--tls-cert", foreign.join(cert)), "--tls-key", foreign.join(key))
+    };
+    refused(
+        &cluster,
+        "certificate of another cluster",
+        certificate(start(&cluster), "n3.pem", "n3.key"),
+        &["certificate"],
+    );
+    let command =
+        with(certificate(start(&cluster), "n3.pem", "n3.key"), "--tls-ca", foreign.join("ca.pem"));
     refused(&cluster, "certificate and authority of another cluster", command, &["cluster"]);
     let command = with(start(&cluster), "--tls-cert", cluster.home(2).join("node.pem"));
     refused(&cluster, "certificate of another node", command, &[]);
@@ -96,18 +114,29 @@ fn a_node_that_can_not_run_says_why_in_one_line() {
     refused(&cluster, "unknown key", command, &["electon_ticks"]);
     let mut command = edited("broken.toml", text.clone() + "\n[raft\n");
     let output = run(&mut command);
-    assert_eq!(output.status.code(), Some(2), "broken TOML is bad usage: {}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "broken TOML is bad usage: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let command = with(start(&cluster), "--raft-election-ticks", "1");
     refused(&cluster, "bad value", command, &["raft.election_ticks is 1", "heartbeat"]);
     let command = with(start(&cluster), "--http", "somewhere");
     refused(&cluster, "bad address", command, &["socket address"]);
-    let command = with(with(flotilla(), "start", "--config"), "/nowhere/flotilla.toml", "--print-config");
+    let command =
+        with(with(flotilla(), "start", "--config"), "/nowhere/flotilla.toml", "--print-config");
     refused(&cluster, "no such configuration", command, &["/nowhere/flotilla.toml"]);
 
     // A directory of another node, stopped properly.
     cluster.stop(2);
     let command = with(start(&cluster), "--data", cluster.home(2).join("data"));
-    refused(&cluster, "directory of another node", command, &["belongs to node 2", "not to node 3"]);
+    refused(
+        &cluster,
+        "directory of another node",
+        command,
+        &["belongs to node 2", "not to node 3"],
+    );
 
     // Nothing of all this did any damage.
     cluster.start(2);
@@ -131,7 +160,9 @@ fn garbage_on_the_wire_ends_nothing() {
         while begun.elapsed() < Duration::from_secs(2) {
             let mut datagram = Vec::with_capacity(1400);
             for _ in 0..(seed % 170 + 1) {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 datagram.extend_from_slice(&(seed ^ seed >> 29).to_le_bytes());
             }
             // Every second one begins like a QUIC 1 Initial, so that it comes further.
@@ -160,7 +191,12 @@ fn garbage_on_the_wire_ends_nothing() {
     });
     println!("{sent} datagrams of garbage; meanwhile {counts}");
     assert!(counts.all(Outcome::Done) > 100, "hardly any load: {counts}");
-    assert_eq!(counts.all(Outcome::Unknown) + counts.all(Outcome::Broken), 0, "{:?}", counts.refusals());
+    assert_eq!(
+        counts.all(Outcome::Unknown) + counts.all(Outcome::Broken),
+        0,
+        "{:?}",
+        counts.refusals()
+    );
     for node in cluster.all() {
         cluster.client.get(node, "/readyz").expect(200);
     }
@@ -184,21 +220,41 @@ fn a_full_disk_refuses_puts_and_takes_deletes() {
     disk.fill(32 << 20);
     let begun = Instant::now();
     let refused = until("puts are refused", Duration::from_secs(5), || {
-        let answer = client.ask(1, "PUT", &format!("/v1/kv/{}a", paths[0].1), &[], Some(b"while it is full"));
+        let answer = client.ask(
+            1,
+            "PUT",
+            &format!("/v1/kv/{}a", paths[0].1),
+            &[],
+            Some(b"while it is full"),
+        );
         (answer.status != 204).then_some(answer)
     });
     println!("refused {:?} after the disk was full: {}", begun.elapsed(), refused.text());
     for node in cluster.all() {
         for (shard, path) in &paths {
             let put = until("each leader refuses", Duration::from_secs(5), || {
-                Some(client.ask(node, "PUT", &format!("/v1/kv/{path}a"), &[], Some(b"while it is full")))
-                    .filter(|a| a.status != 204)
+                Some(client.ask(
+                    node,
+                    "PUT",
+                    &format!("/v1/kv/{path}a"),
+                    &[],
+                    Some(b"while it is full"),
+                ))
+                .filter(|a| a.status != 204)
             });
             let put = put.expect(507).json();
-            assert_eq!((&put["code"], &put["outcome"]), (&"disk_full".into(), &"not_applied".into()), "shard {shard}: {put}");
+            assert_eq!(
+                (&put["code"], &put["outcome"]),
+                (&"disk_full".into(), &"not_applied".into()),
+                "shard {shard}: {put}"
+            );
         }
         client.get(node, "/livez").expect(200);
-        assert_eq!(client.get(node, "/readyz").status, 503, "a node that takes no writes does not say that it is ready");
+        assert_eq!(
+            client.get(node, "/readyz").status,
+            503,
+            "a node that takes no writes does not say that it is ready"
+        );
     }
     for (_, path) in &paths {
         client.ask(2, "DELETE", &format!("/v1/kv/{path}b"), &[], None).expect(204);
@@ -210,7 +266,8 @@ fn a_full_disk_refuses_puts_and_takes_deletes() {
     for node in cluster.all() {
         for (_, path) in &paths {
             until("puts are taken again", Duration::from_secs(10), || {
-                let answer = client.ask(node, "PUT", &format!("/v1/kv/{path}a"), &[], Some(b"after"));
+                let answer =
+                    client.ask(node, "PUT", &format!("/v1/kv/{path}a"), &[], Some(b"after"));
                 (answer.status == 204).then_some(())
             });
         }
@@ -232,8 +289,9 @@ fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     std::iter::repeat_with(next).take(bytes).collect()
 }
 
-/// Three nodes fill the disk that they share by what is put into them: puts are refused before anybody ends for want of room, and once
-/// all is deleted there is room again, without a restart and though nothing is written that would flush a memtable.
+/// Three nodes fill the disk that they share by what is put into them: puts are refused before
+/// anybody ends for want of room, and once all is deleted there is room again, without a restart
+/// and though nothing is written that would flush a memtable.
 #[test]
 fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
     let Some(disk) = SmallDisk::of_test(400 << 20) else { return };
@@ -249,11 +307,23 @@ fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
                     let put = |i: &u64| {
                         let path = &paths[(i % paths.len() as u64) as usize].1;
                         let value = noise(i * 8 + thread, 256 << 10);
-                        let answer = client.ask(thread % 3 + 1, "PUT", &format!("/v1/kv/{path}{thread}/{i}"), &[], Some(&value));
-                        assert!([204, 429, 503, 504, 507].contains(&answer.status), "{}", answer.text());
+                        let answer = client.ask(
+                            thread % 3 + 1,
+                            "PUT",
+                            &format!("/v1/kv/{path}{thread}/{i}"),
+                            &[],
+                            Some(&value),
+                        );
+                        assert!(
+                            [204, 429, 503, 504, 507].contains(&answer.status),
+                            "{}",
+                            answer.text()
+                        );
                         answer.status == 507
                     };
-                    (0..2_000).find(put).expect("500 MB went onto a disk of 400 MiB, three times over")
+                    (0..2_000)
+                        .find(put)
+                        .expect("500 MB went onto a disk of 400 MiB, three times over")
                 }
             };
             let threads: Vec<_> = (0..6).map(|thread| scope.spawn(fill(thread))).collect();
@@ -271,19 +341,32 @@ fn a_disk_that_puts_have_filled_has_room_again_once_they_are_deleted() {
         for node in cluster.all() {
             for (_, path) in &paths {
                 until("puts are taken again", Duration::from_secs(60), || {
-                    let answer = client.ask(node, "PUT", &format!("/v1/kv/{path}after"), &[], Some(b"after"));
+                    let answer = client.ask(
+                        node,
+                        "PUT",
+                        &format!("/v1/kv/{path}after"),
+                        &[],
+                        Some(b"after"),
+                    );
                     (answer.status == 204).then_some(())
                 });
             }
-            assert!(!cluster.log_tail(node, 1000).contains("the process ends"), "node {node} ended");
+            assert!(
+                !cluster.log_tail(node, 1000).contains("the process ends"),
+                "node {node} ended"
+            );
         }
-        println!("round {round}: taken again {:?} after all was deleted, {} MiB free", begun.elapsed(), disk.free_bytes() >> 20);
+        println!(
+            "round {round}: taken again {:?} after all was deleted, {} MiB free",
+            begun.elapsed(),
+            disk.free_bytes() >> 20
+        );
     }
     cluster.wait_equal(Duration::from_secs(20));
 }
 
-/// A node that was killed on a disk which is full to the last starts on it, and takes deletes; where even the ballast is gone it says how
-/// much it needs.
+/// A node that was killed on a disk which is full to the last starts on it, and takes deletes;
+/// where even the ballast is gone it says how much it needs.
 #[test]
 fn a_node_starts_on_a_disk_that_is_full_to_the_last() {
     let Some(disk) = SmallDisk::of_test(200 << 20) else { return };
@@ -315,7 +398,10 @@ fn a_node_starts_on_a_disk_that_is_full_to_the_last() {
     cluster.kill(&[1]);
     fill();
     let complaint = cluster.refused(cluster.start_command(1));
-    assert!(complaint.contains("needs 1048576 to start") && complaint.contains("larger one"), "{complaint}");
+    assert!(
+        complaint.contains("needs 1048576 to start") && complaint.contains("larger one"),
+        "{complaint}"
+    );
     disk.empty();
     cluster.start(1);
     until("puts are taken again", Duration::from_secs(10), || {
@@ -332,12 +418,16 @@ fn dev_names_the_port_that_is_taken() {
     let _taken = TcpListener::bind(("127.0.0.1", cluster.http(2))).unwrap();
     let complaint = cluster.refused(cluster.dev_command());
     println!("{complaint}");
-    assert!(complaint.contains("node 2") && complaint.contains(&cluster.http(2).to_string()), "{complaint}");
+    assert!(
+        complaint.contains("node 2") && complaint.contains(&cluster.http(2).to_string()),
+        "{complaint}"
+    );
     assert!(complaint.contains("in use"), "{complaint}");
 }
 
-/// A node whose disk was lost comes back empty under its old id: it has forgotten its votes and entries, and must not pass for
-/// its former self, not even with nodes that were started again since. With its old directory it is welcome.
+/// A node whose disk was lost comes back empty under its old id: it has forgotten its votes and
+/// entries, and must not pass for its former self, not even with nodes that were started again
+/// since. With its old directory it is welcome.
 #[test]
 fn a_wiped_disk_does_not_pass_for_the_old_one() {
     let mut cluster = Fleet::new(3, 4);
@@ -350,11 +440,21 @@ fn a_wiped_disk_does_not_pass_for_the_old_one() {
     cluster.start(2);
     cluster.spawn(3);
     let complaint = until("a complaint about the directory", Duration::from_secs(10), || {
-        cluster.log_tail(2, 50).lines().find(|line| line.contains("another data directory")).map(str::to_owned)
+        cluster
+            .log_tail(2, 50)
+            .lines()
+            .find(|line| line.contains("another data directory"))
+            .map(str::to_owned)
     });
-    assert!(complaint.contains("node 3") && complaint.contains("leave this node down"), "{complaint}");
+    assert!(
+        complaint.contains("node 3") && complaint.contains("leave this node down"),
+        "{complaint}"
+    );
     let answer = cluster.client.send(3, "GET", "/readyz", &[], None);
-    assert!(!answer.is_ok_and(|answer| answer.status == 200), "a node that forgot everything is ready");
+    assert!(
+        !answer.is_ok_and(|answer| answer.status == 200),
+        "a node that forgot everything is ready"
+    );
     assert_eq!(cluster.client.get(1, "/v1/kv/kept").expect(200).body, b"by all three");
     cluster.kill(&[3]);
     fs::remove_dir_all(&data).unwrap();
@@ -363,12 +463,15 @@ fn a_wiped_disk_does_not_pass_for_the_old_one() {
     assert_eq!(cluster.client.get(3, "/v1/kv/kept").expect(200).body, b"by all three");
 }
 
-/// Whatever the mask of whoever starts it, nobody else can read what a node keeps, nor write what a command makes.
+/// Whatever the mask of whoever starts it, nobody else can read what a node keeps, nor write what a
+/// command makes.
 #[test]
 fn what_a_node_keeps_is_for_its_user_alone() {
     let open_to_all = |command: &Command| {
         let mut open = Command::new("sh");
-        open.args(["-c", "umask 000; exec \"$0\" \"$@\""]).arg(command.get_program()).args(command.get_args());
+        open.args(["-c", "umask 000; exec \"$0\" \"$@\""])
+            .arg(command.get_program())
+            .args(command.get_args());
         open
     };
     let cluster = Fleet::new(1, 2);
@@ -389,7 +492,12 @@ fn what_a_node_keeps_is_for_its_user_alone() {
     }
     assert!(seen > 10, "only {seen} files");
     for made in [&certs, &certs.join("ca.pem")] {
-        assert_eq!(fs::metadata(made).unwrap().permissions().mode() & 0o022, 0, "{}", made.display());
+        assert_eq!(
+            fs::metadata(made).unwrap().permissions().mode() & 0o022,
+            0,
+            "{}",
+            made.display()
+        );
     }
     assert_eq!(fs::metadata(certs.join("ca.key")).unwrap().permissions().mode() & 0o777, 0o600);
     // Its key, lent to all, is refused.

@@ -1,5 +1,5 @@
-//! What the system does to a process: signals that a service manager or a closed terminal sends, few files that may be open, and a disk
-//! that has lost the end of what was synced.
+//! What the system does to a process: signals that a service manager or a closed terminal sends,
+//! few files that may be open, and a disk that has lost the end of what was synced.
 
 #![cfg(feature = "shell")]
 
@@ -76,7 +76,8 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
     // As most systems have it: few, unless a process asks for more.
     cluster.launchers.insert(2, vec!["prlimit".into(), "--nofile=256:20000".into()]);
     cluster.start_all(&cluster.all());
-    let allowed = |node| cluster.client.json(node, "/v1/limits")["connections_max"].as_u64().unwrap();
+    let allowed =
+        |node| cluster.client.json(node, "/v1/limits")["connections_max"].as_u64().unwrap();
     assert!(allowed(2) > 1000, "{} connections, where 20,000 files may be asked for", allowed(2));
     let allowed = allowed(1);
     assert!((16..FILES / 2).contains(&allowed), "{allowed} connections at {FILES} files");
@@ -91,7 +92,12 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
     drop(held);
     until("its clients are served again", PATIENCE, || idle(port).map(drop));
     cluster.client.get(1, "/v1/kv/k39").expect(200);
-    assert_eq!(lines(&cluster, 1, "lets this process open few files"), 1, "{}", cluster.log_tail(1, 20));
+    assert_eq!(
+        lines(&cluster, 1, "lets this process open few files"),
+        1,
+        "{}",
+        cluster.log_tail(1, 20)
+    );
     assert!(lines(&cluster, 1, "HTTP connections") <= 2, "{}", cluster.log_tail(1, 20));
     cluster.wait_equal(PATIENCE);
 
@@ -102,14 +108,17 @@ fn idle_clients_leave_the_files_that_the_database_needs() {
     assert!(why.contains("open 100 files") && why.contains("LimitNOFILE"), "{why}");
 }
 
-/// A replica that was quarantined answers nothing, and knows of no election any more. Whoever asks its node must not notice.
+/// A replica that was quarantined answers nothing, and knows of no election any more. Whoever asks
+/// its node must not notice.
 #[test]
 fn requests_about_a_quarantined_shard_are_handed_on() {
     let mut cluster = Fleet::new(3, 1);
     let leader = cluster.leaders(1)[&2].unwrap();
     let node = cluster.others(leader)[0];
     let newest = {
-        let files = std::fs::read_dir(cluster.home(node).join("data/db")).unwrap().map(|entry| entry.unwrap().path());
+        let files = std::fs::read_dir(cluster.home(node).join("data/db"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
         files.filter(|path| path.extension().is_some_and(|e| e == "log")).max().unwrap()
     };
     let before = std::fs::metadata(&newest).unwrap().len();
@@ -121,10 +130,15 @@ fn requests_about_a_quarantined_shard_are_handed_on() {
     // All that it had told the leader to be on its disk since.
     std::fs::File::options().write(true).open(&newest).unwrap().set_len(before).unwrap();
     cluster.spawn(node);
-    until("the shard is quarantined", PATIENCE, || (lines(&cluster, node, "shard quarantined on this node") > 0).then_some(()));
+    until("the shard is quarantined", PATIENCE, || {
+        (lines(&cluster, node, "shard quarantined on this node") > 0).then_some(())
+    });
     for i in 0..5 {
         cluster.client.put(node, &format!("after{i}"), b"through it");
-        assert_eq!(cluster.client.get(node, &format!("/v1/kv/after{i}")).expect(200).text(), "through it");
+        assert_eq!(
+            cluster.client.get(node, &format!("/v1/kv/after{i}")).expect(200).text(),
+            "through it"
+        );
         cluster.client.get(node, "/v1/kv/k19?consistency=stale").expect(200);
         cluster.client.get(node, "/v1/kv?prefix=after&limit=1").expect(200);
     }
@@ -164,7 +178,9 @@ fn what_a_load_took_of_memory_comes_back() {
             } else {
                 "/v1/kv?prefix=big/&max_bytes=8388608".into()
             };
-            stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).unwrap();
+            stream
+                .write_all(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes())
+                .unwrap();
             stream
         };
         let unread: Vec<TcpStream> = (0..200).map(ask).collect();

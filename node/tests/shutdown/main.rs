@@ -1,4 +1,5 @@
-//! SIGTERM to one node under load: it hands over, answers what it has, and nobody else notices much.
+//! SIGTERM to one node under load: it hands over, answers what it has, and nobody else notices
+//! much.
 
 #![cfg(feature = "shell")]
 
@@ -17,22 +18,32 @@ fn a_node_that_is_told_to_stop_fails_no_request() {
         let targets = Targets::new(&[1, 2, 3]);
         let pid = cluster.pid(node);
         let home = cluster.home(node);
-        let (took, counts) = registers.under_load(&cluster.client, &targets, Load::plain(4), || {
-            std::thread::sleep(Duration::from_millis(700));
-            let begun = Instant::now();
-            send(pid, Signal::TERM);
-            // Removed as the last thing that it does.
-            until("the node ends", Duration::from_secs(15), || (!home.join("flotilla.pid").exists()).then_some(()));
-            let took = begun.elapsed();
-            std::thread::sleep(Duration::from_millis(300));
-            targets.set(&cluster.others(node));
-            std::thread::sleep(Duration::from_millis(700));
-            took
-        });
-        let others: Vec<_> = cluster.others(node).iter().map(|n| Outcome::ALL.map(|outcome| counts.of(*n, outcome))).collect();
+        let (took, counts) =
+            registers.under_load(&cluster.client, &targets, Load::plain(4), || {
+                std::thread::sleep(Duration::from_millis(700));
+                let begun = Instant::now();
+                send(pid, Signal::TERM);
+                // Removed as the last thing that it does.
+                until("the node ends", Duration::from_secs(15), || {
+                    (!home.join("flotilla.pid").exists()).then_some(())
+                });
+                let took = begun.elapsed();
+                std::thread::sleep(Duration::from_millis(300));
+                targets.set(&cluster.others(node));
+                std::thread::sleep(Duration::from_millis(700));
+                took
+            });
+        let others: Vec<_> = cluster
+            .others(node)
+            .iter()
+            .map(|n| Outcome::ALL.map(|outcome| counts.of(*n, outcome)))
+            .collect();
         let own = Outcome::ALL.map(|outcome| counts.of(node, outcome));
         println!("node {node}, leader of {led}, ended {took:?} after SIGTERM under load: {counts}");
-        println!("  through the others [done, refused, unknown, broken]: {others:?}; through the node itself: {own:?}");
+        println!(
+            "  through the others [done, refused, unknown, broken]: {others:?}; through the node \
+             itself: {own:?}"
+        );
         assert!(took < Duration::from_secs(5), "ended after {took:?}");
         for refusal in counts.refusals() {
             println!("  {refusal}");

@@ -1,5 +1,5 @@
-//! A follower that was away while far more was written than the log keeps comes back by snapshot, and is equal by hash; also when
-//! it is killed again and again while it catches up.
+//! A follower that was away while far more was written than the log keeps comes back by snapshot,
+//! and is equal by hash; also when it is killed again and again while it catches up.
 
 #![cfg(feature = "shell")]
 
@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 const LOG_BYTES: i64 = 64 << 10;
 const VALUE_BYTES: usize = 32 << 10;
 
-/// Writes `count` values to every shard through some nodes, in batches, and some of them deleted again.
+/// Writes `count` values to every shard through some nodes, in batches, and some of them deleted
+/// again.
 fn write_much(cluster: &Fleet, nodes: &[u64], round: u8, count: usize) -> u64 {
     let paths = cluster.shard_paths(nodes[0], "much");
     // Nothing that could be compressed, or there would not be much to send.
@@ -31,11 +32,18 @@ fn write_much(cluster: &Fleet, nodes: &[u64], round: u8, count: usize) -> u64 {
             let client = cluster.client.clone();
             scope.spawn(move || {
                 for i in 0..count {
-                    client.put(nodes[(n + i) % nodes.len()], &format!("{path}{round}-{i}"), &value(i));
+                    client.put(
+                        nodes[(n + i) % nodes.len()],
+                        &format!("{path}{round}-{i}"),
+                        &value(i),
+                    );
                 }
-                // Some are gone again: a snapshot must not bring them back, nor leave what was there before.
+                // Some are gone again: a snapshot must not bring them back, nor leave what was
+                // there before.
                 for i in (0..count).step_by(5) {
-                    client.ask(nodes[0], "DELETE", &format!("/v1/kv/{path}{round}-{i}"), &[], None).expect(204);
+                    client
+                        .ask(nodes[0], "DELETE", &format!("/v1/kv/{path}{round}-{i}"), &[], None)
+                        .expect(204);
                 }
             });
         }
@@ -43,10 +51,11 @@ fn write_much(cluster: &Fleet, nodes: &[u64], round: u8, count: usize) -> u64 {
     (paths.len() * count * VALUE_BYTES) as u64
 }
 
-/// Waits until every shard's leader has cut its log beyond what the follower had. How long that took.
+/// Waits until every shard's leader has cut its log beyond what the follower had. How long that
+/// took.
 ///
-/// A log is cut when something was applied, and a snapshot that was built is kept for some seconds for another follower, and the log
-/// behind it with it. So a little is written until then.
+/// A log is cut when something was applied, and a snapshot that was built is kept for some seconds
+/// for another follower, and the log behind it with it. So a little is written until then.
 fn until_cut(cluster: &Fleet, via: u64, had: &BTreeMap<u64, u64>) -> Duration {
     let begun = Instant::now();
     let paths = cluster.shard_paths(via, "little");
@@ -86,7 +95,10 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
     println!("equal by hash after another {:?}", cluster.wait_equal(Duration::from_secs(60)));
     let metric = |name| cluster.client.metric(away, name).unwrap();
     let installed = metric("flotilla_snapshots_installed_total");
-    println!("{installed} snapshots installed, {} failed", metric("flotilla_snapshots_failed_total"));
+    println!(
+        "{installed} snapshots installed, {} failed",
+        metric("flotilla_snapshots_failed_total")
+    );
     assert!(installed >= 8.0, "every shard was behind its log, and {installed} came by snapshot");
 
     // Killed in the middle of catching up, at different moments of it.
@@ -95,8 +107,11 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
     let bytes = write_much(&cluster, &others, 2, 40);
     println!("the logs were cut again beyond what it had after {:?}", until_cut(&cluster, 1, &had));
     let mut midway = 0;
-    let staged = ["in", "install"].map(|folder| cluster.home(away).join("data/snapshots").join(folder));
-    let on_their_way = || staged.iter().map(|folder| fs::read_dir(folder).map_or(0, Iterator::count)).sum::<usize>();
+    let staged =
+        ["in", "install"].map(|folder| cluster.home(away).join("data/snapshots").join(folder));
+    let on_their_way = || {
+        staged.iter().map(|folder| fs::read_dir(folder).map_or(0, Iterator::count)).sum::<usize>()
+    };
     for millis in [0, 5, 20, 60, 150, 400] {
         cluster.spawn(away);
         // A moment after the first snapshot begins to come.
@@ -110,13 +125,22 @@ fn a_follower_behind_the_log_comes_back_by_snapshot() {
         let files = on_their_way();
         cluster.kill(&[away]);
         midway += usize::from(files > 0);
-        println!("killed {millis} ms after the first snapshot began: {installed:?} were installed, {files} were on their way");
+        println!(
+            "killed {millis} ms after the first snapshot began: {installed:?} were installed, \
+             {files} were on their way"
+        );
     }
     assert!(midway >= 2, "only {midway} kills met a snapshot on its way, so they show nothing");
     println!("ready after {:?}", cluster.start(away));
-    println!("equal by hash after another {:?}, {} MiB behind", cluster.wait_equal(Duration::from_secs(60)), bytes >> 20);
+    println!(
+        "equal by hash after another {:?}, {} MiB behind",
+        cluster.wait_equal(Duration::from_secs(60)),
+        bytes >> 20
+    );
     // What was staged by the lives before is gone from the disk.
-    until("nothing is left of snapshots", Duration::from_secs(30), || (on_their_way() == 0).then_some(()));
+    until("nothing is left of snapshots", Duration::from_secs(30), || {
+        (on_their_way() == 0).then_some(())
+    });
     // And it takes part: with one of the others away, every shard needs it.
     cluster.stop(1);
     for (_, path) in cluster.shard_paths(2, "after") {

@@ -1,4 +1,5 @@
-//! A walk through everything that a person sees of a cluster of three real processes, from `flotilla dev` to its end.
+//! A walk through everything that a person sees of a cluster of three real processes, from
+//! `flotilla dev` to its end.
 
 #![cfg(feature = "shell")]
 
@@ -12,7 +13,8 @@ use std::time::Duration;
 
 /// Keys from all over the key space, the ends and the odd bytes included.
 fn keys() -> Vec<String> {
-    let mut keys: Vec<String> = ('0'..='9').chain('A'..='Z').chain('a'..='z').map(|c| format!("{c}/tour")).collect();
+    let mut keys: Vec<String> =
+        ('0'..='9').chain('A'..='Z').chain('a'..='z').map(|c| format!("{c}/tour")).collect();
     keys.extend(["%00", "%FF%FF", "a//b", ".", "..", "a%2Fb%2F", "%C3%A4"].map(str::to_owned));
     keys
 }
@@ -28,7 +30,11 @@ fn a_cluster_from_one_command() {
     println!("ready after {:?}", cluster.start_dev());
     let said = cluster.dev_says("ready", Duration::ZERO);
     for node in THREE {
-        let line = format!("node {node}  http://127.0.0.1:{}  quic 127.0.0.1:{}", cluster.http(node), cluster.http(node) + 100);
+        let line = format!(
+            "node {node}  http://127.0.0.1:{}  quic 127.0.0.1:{}",
+            cluster.http(node),
+            cluster.http(node) + 100
+        );
         assert!(said.iter().any(|said| said.starts_with(&line)), "{line:?} is not in {said:?}");
         for file in ["flotilla.toml", "flotilla.pid", "flotilla.log"] {
             assert!(cluster.home(node).join(file).is_file(), "n{node}/{file}");
@@ -51,16 +57,22 @@ fn a_cluster_from_one_command() {
 fn leaders_are_spread(cluster: &Fleet) {
     // Counted once per tick.
     let leads = until("each group has one leader", Duration::from_secs(2), || {
-        let leads: Vec<_> = THREE.map(|node| cluster.client.metric(node, "flotilla_leaders").unwrap() as u64).collect();
+        let leads: Vec<_> = THREE
+            .map(|node| cluster.client.metric(node, "flotilla_leaders").unwrap() as u64)
+            .collect();
         (leads.iter().sum::<u64>() == 9).then_some(leads)
     });
     assert!(leads.iter().all(|n| (1..=4).contains(n)), "leaders per node: {leads:?}");
     let shown = cluster.client.json(2, "/v1/admin/cluster");
     let per_node = shown["leaders_per_node"].as_array().unwrap();
-    assert!(per_node.iter().all(|one| (1..=4).contains(&one["leaders"].as_u64().unwrap())), "{shown}");
+    assert!(
+        per_node.iter().all(|one| (1..=4).contains(&one["leaders"].as_u64().unwrap())),
+        "{shown}"
+    );
 }
 
-/// Put through one, get through another, list through the third: JSON pages and NDJSON, over all shards.
+/// Put through one, get through another, list through the third: JSON pages and NDJSON, over all
+/// shards.
 fn any_node_takes_any_request(cluster: &Fleet) {
     let client = &cluster.client;
     let mut shards = BTreeSet::new();
@@ -86,16 +98,28 @@ fn any_node_takes_any_request(cluster: &Fleet) {
             None => break,
         }
     }
-    let stream = client.ask(3, "GET", "/v1/kv?prefix=", &[("accept", "application/x-ndjson")], None).expect(200).text();
-    let mut streamed: Vec<Value> = stream.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let stream = client
+        .ask(3, "GET", "/v1/kv?prefix=", &[("accept", "application/x-ndjson")], None)
+        .expect(200)
+        .text();
+    let mut streamed: Vec<Value> =
+        stream.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let last = streamed.pop().unwrap();
     assert_eq!(last, json!({ "complete": true, "count": keys.len() }));
     assert_eq!(streamed, paged);
     assert_eq!(paged.len(), keys.len());
     let reverse = client.json(1, "/v1/kv?prefix=&limit=1000&reverse=1&keys_only=1");
-    let reverse: Vec<_> =
-        reverse["items"].as_array().unwrap().iter().rev().map(|item| (item["key"].clone(), item["key_b64"].clone())).collect();
-    assert_eq!(reverse, paged.iter().map(|item| (item["key"].clone(), item["key_b64"].clone())).collect::<Vec<_>>());
+    let reverse: Vec<_> = reverse["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|item| (item["key"].clone(), item["key_b64"].clone()))
+        .collect();
+    assert_eq!(
+        reverse,
+        paged.iter().map(|item| (item["key"].clone(), item["key_b64"].clone())).collect::<Vec<_>>()
+    );
     for item in &paged {
         let Some(key) = item["key"].as_str() else { continue };
         let read = client.get(2, &format!("/v1/kv/{}", percent(key))).expect(200);
@@ -111,7 +135,9 @@ fn percent(key: &str) -> String {
 fn conditions(cluster: &Fleet) {
     let client = &cluster.client;
     let path = "/v1/kv/condition";
-    let ask = |node, method: &str, header: (&str, &str), body: Option<&[u8]>| client.ask(node, method, path, &[header], body);
+    let ask = |node, method: &str, header: (&str, &str), body: Option<&[u8]>| {
+        client.ask(node, method, path, &[header], body)
+    };
     let first = ask(1, "PUT", ("if-none-match", "*"), Some(b"one")).expect(204).revision();
     let refused = ask(2, "PUT", ("if-none-match", "*"), Some(b"two")).expect(412);
     assert_eq!(refused.revision(), first);
@@ -120,7 +146,10 @@ fn conditions(cluster: &Fleet) {
     let tag = format!("\"{first}\"");
     assert!(ask(3, "GET", ("if-none-match", &tag), None).expect(304).body.is_empty());
     let head = client.ask(3, "HEAD", path, &[], None).expect(200);
-    assert_eq!((head.header("content-length"), head.revision(), head.body.len()), (Some("3"), first, 0));
+    assert_eq!(
+        (head.header("content-length"), head.revision(), head.body.len()),
+        (Some("3"), first, 0)
+    );
     let second = ask(3, "PUT", ("if-match", &tag), Some(b"two")).expect(204).revision();
     assert!(second > first);
     assert_eq!(ask(1, "PUT", ("if-match", &tag), Some(b"three")).expect(412).revision(), second);
@@ -135,8 +164,9 @@ fn conditions(cluster: &Fleet) {
     assert!(third > second, "a revision came back after a delete: {third} after {second}");
 }
 
-/// A stream whose reader pauses shows what was there when it began, through whichever node it comes: more than lies in the buffers on the
-/// way is still to be read when everything is written anew.
+/// A stream whose reader pauses shows what was there when it began, through whichever node it
+/// comes: more than lies in the buffers on the way is still to be read when everything is written
+/// anew.
 fn streams(cluster: &Fleet) {
     const KEYS: usize = 30;
     let client = &cluster.client;
@@ -146,8 +176,8 @@ fn streams(cluster: &Fleet) {
         }
         let mut stream = TcpStream::connect(("127.0.0.1", cluster.http(node))).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        let head =
-            "GET /v1/kv?prefix=stream/ HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: application/x-ndjson\r\nconnection: close\r\n\r\n";
+        let head = "GET /v1/kv?prefix=stream/ HTTP/1.1\r\nhost: 127.0.0.1\r\n\
+                    accept: application/x-ndjson\r\nconnection: close\r\n\r\n";
         stream.write_all(head.as_bytes()).unwrap();
         let mut seen = vec![0; 1000];
         stream.read_exact(&mut seen).unwrap();
@@ -156,8 +186,14 @@ fn streams(cluster: &Fleet) {
         }
         stream.read_to_end(&mut seen).unwrap();
         let seen = String::from_utf8_lossy(&seen);
-        assert!(seen.contains(&format!("{{\"complete\":true,\"count\":{KEYS}}}")), "the stream through node {node} is not whole");
-        assert!(!seen.contains("written later"), "the stream through node {node} shows two moments");
+        assert!(
+            seen.contains(&format!("{{\"complete\":true,\"count\":{KEYS}}}")),
+            "the stream through node {node} is not whole"
+        );
+        assert!(
+            !seen.contains("written later"),
+            "the stream through node {node} shows two moments"
+        );
     }
     client.ask(1, "DELETE", "/v1/kv?prefix=stream/", &[], None).expect(200);
 }
@@ -169,10 +205,15 @@ fn stale_reads(cluster: &Fleet) {
     let leader = client.json(1, "/v1/admin/explain/stale")["shard"]["leader"].as_u64().unwrap();
     for node in cluster.others(leader) {
         let path = "/v1/kv/stale?consistency=stale&max_staleness=2s";
-        let answer =
-            until("a follower has it", Duration::from_secs(3), || Some(client.get(node, path)).filter(|a| a.status == 200));
+        let answer = until("a follower has it", Duration::from_secs(3), || {
+            Some(client.get(node, path)).filter(|a| a.status == 200)
+        });
         assert_eq!(answer.text(), "seen");
-        assert_eq!(answer.header("flotilla-node"), Some(&*node.to_string()), "the follower itself answers");
+        assert_eq!(
+            answer.header("flotilla-node"),
+            Some(&*node.to_string()),
+            "the follower itself answers"
+        );
         assert!(answer.header("flotilla-applied").unwrap().parse::<u64>().unwrap() > 0);
         let age: f64 = answer.header("flotilla-age").expect("an age").parse().unwrap();
         assert!((0.0..=2.0).contains(&age), "{age}");
@@ -192,9 +233,14 @@ fn batches(cluster: &Fleet) {
     ]});
     let body = ops.to_string();
     let headers = [("content-type", "application/json")];
-    let answer = cluster.client.ask(2, "POST", "/v1/batch", &headers, Some(body.as_bytes())).expect(200).json();
+    let answer = cluster
+        .client
+        .ask(2, "POST", "/v1/batch", &headers, Some(body.as_bytes()))
+        .expect(200)
+        .json();
     let results = answer["results"].as_array().unwrap();
-    let statuses: Vec<_> = results.iter().map(|result| result["status"].as_u64().unwrap()).collect();
+    let statuses: Vec<_> =
+        results.iter().map(|result| result["status"].as_u64().unwrap()).collect();
     assert_eq!(statuses, [204, 204, 200, 404, 412, 204, 404], "{answer}");
     assert_eq!(results[2]["value"], "1");
     assert_eq!(results[2]["revision"], results[0]["revision"]);
@@ -206,20 +252,35 @@ fn admin(cluster: &Fleet) {
     for node in THREE {
         let shown = client.json(node, "/v1/admin/cluster");
         assert_eq!(shown["nodes"], 3);
-        assert_eq!((&shown["nodes_up"], &shown["shards"], &shown["shards_without_leader"]), (&json!(3), &json!(8), &json!(0)));
+        assert_eq!(
+            (&shown["nodes_up"], &shown["shards"], &shown["shards_without_leader"]),
+            (&json!(3), &json!(8), &json!(0))
+        );
         assert_eq!(shown["answered_by"], node);
         let nodes = client.json(node, "/v1/admin/nodes");
         for (n, view) in THREE.zip(nodes["nodes"].as_array().unwrap()) {
-            assert_eq!((&view["id"], &view["state"], &view["replicas"]), (&json!(n), &json!("up"), &json!(9)), "{view}");
-            assert!(view["disk"]["free_bytes"].as_u64().unwrap() > 0 && view["uptime_seconds"].as_f64().unwrap() > 0.0, "{view}");
+            assert_eq!(
+                (&view["id"], &view["state"], &view["replicas"]),
+                (&json!(n), &json!("up"), &json!(9)),
+                "{view}"
+            );
+            assert!(
+                view["disk"]["free_bytes"].as_u64().unwrap() > 0
+                    && view["uptime_seconds"].as_f64().unwrap() > 0.0,
+                "{view}"
+            );
         }
     }
-    assert_eq!(client.json(1, "/v1/admin/nodes/3")["http"], format!("127.0.0.1:{}", cluster.http(3)));
+    assert_eq!(
+        client.json(1, "/v1/admin/nodes/3")["http"],
+        format!("127.0.0.1:{}", cluster.http(3))
+    );
     client.get(1, "/v1/admin/nodes/9").expect(404);
     client.get(1, "/v1/admin/shards/999").expect(404);
     let page = client.json(1, "/v1/admin/shards?limit=5");
     assert_eq!(page["shards"].as_array().unwrap().len(), 5);
-    let rest = client.json(1, &format!("/v1/admin/shards?cursor={}", page["cursor"].as_str().unwrap()));
+    let rest =
+        client.json(1, &format!("/v1/admin/shards?cursor={}", page["cursor"].as_str().unwrap()));
     assert_eq!((rest["shards"].as_array().unwrap().len(), &rest["cursor"]), (4, &Value::Null));
 
     let explained = client.json(3, "/v1/admin/explain/transfer-me");
@@ -234,28 +295,53 @@ fn admin(cluster: &Fleet) {
     for (asked, to) in THREE.zip([before % 3 + 1, (before + 1) % 3 + 1, before % 3 + 1]) {
         let body = json!({ "node": to }).to_string();
         let path = format!("/v1/admin/shards/{id}/leader");
-        let post = |path: &str, headers: &[(&str, &str)]| client.ask(asked, "POST", path, headers, Some(body.as_bytes()));
+        let post = |path: &str, headers: &[(&str, &str)]| {
+            client.ask(asked, "POST", path, headers, Some(body.as_bytes()))
+        };
         let kind = ("content-type", "application/json");
         let dry = post(&format!("{path}?dry_run=1"), &[kind]).expect(200).json();
-        assert_eq!((&dry["dry_run"], &dry["leader_before"], &dry["leader_after"]), (&json!(true), &json!(leader), &json!(to)));
-        assert_eq!(client.json(asked, &format!("/v1/admin/shards/{id}"))["leader"], leader, "a dry run does nothing");
+        assert_eq!(
+            (&dry["dry_run"], &dry["leader_before"], &dry["leader_after"]),
+            (&json!(true), &json!(leader), &json!(to))
+        );
+        assert_eq!(
+            client.json(asked, &format!("/v1/admin/shards/{id}"))["leader"],
+            leader,
+            "a dry run does nothing"
+        );
         post(&path, &[kind, ("if-match", "\"7.7\"")]).expect(412);
         let done = post(&path, &[kind]).expect(200).json();
-        assert_eq!((&done["leader_before"], &done["leader_after"]), (&json!(leader), &json!(to)), "{done}");
+        assert_eq!(
+            (&done["leader_before"], &done["leader_after"]),
+            (&json!(leader), &json!(to)),
+            "{done}"
+        );
         leader = to;
         for node in THREE {
-            let seen = || (client.json(node, &format!("/v1/admin/shards/{id}"))["leader"] == leader).then_some(());
+            let seen = || {
+                (client.json(node, &format!("/v1/admin/shards/{id}"))["leader"] == leader)
+                    .then_some(())
+            };
             until("every node sees the new leader", Duration::from_secs(3), seen);
         }
         let read = client.get(asked, "/v1/kv/transfer-me").expect(200);
-        assert_eq!((read.header("flotilla-node"), read.revision()), (Some(&*leader.to_string()), revision));
+        assert_eq!(
+            (read.header("flotilla-node"), read.revision()),
+            (Some(&*leader.to_string()), revision)
+        );
     }
     std::thread::sleep(Duration::from_millis(1500));
-    assert_eq!(client.json(1, &format!("/v1/admin/shards/{id}"))["leader"], leader, "it stays where it was put");
+    assert_eq!(
+        client.json(1, &format!("/v1/admin/shards/{id}"))["leader"],
+        leader,
+        "it stays where it was put"
+    );
     assert!(client.put(2, "transfer-me", b"after") > revision);
     let body = json!({ "node": 9 }).to_string();
     let headers = [("content-type", "application/json")];
-    client.ask(1, "POST", &format!("/v1/admin/shards/{id}/leader"), &headers, Some(body.as_bytes())).expect(404);
+    client
+        .ask(1, "POST", &format!("/v1/admin/shards/{id}/leader"), &headers, Some(body.as_bytes()))
+        .expect(404);
 }
 
 /// The families of the contract are there, and what this test did shows in them.
@@ -272,8 +358,12 @@ fn health_and_metrics(cluster: &Fleet) {
             .map(|(k, v)| (k, v.parse().unwrap()))
             .collect();
         let sum = |family: &str| {
-            let of = |name: &str| name == family || name.strip_prefix(family).is_some_and(|rest| rest.starts_with('{'));
-            let found: Vec<f64> = samples.iter().filter(|(name, _)| of(name)).map(|(_, value)| *value).collect();
+            let of = |name: &str| {
+                name == family
+                    || name.strip_prefix(family).is_some_and(|rest| rest.starts_with('{'))
+            };
+            let found: Vec<f64> =
+                samples.iter().filter(|(name, _)| of(name)).map(|(_, value)| *value).collect();
             assert!(!found.is_empty(), "node {node} has no metric {family}");
             found.iter().sum::<f64>()
         };
@@ -357,12 +447,15 @@ fn ranges_are_deleted_over_shards(cluster: &Fleet) {
     assert_eq!(refused.json()["code"], "range_missing");
     let deleted = client.ask(3, "DELETE", "/v1/kv?start=A&end=n", &[], None).expect(200).json();
     let count = |range: &str| {
-        let text =
-            client.ask(1, "GET", &format!("/v1/kv?{range}"), &[("accept", "application/x-ndjson")], None).expect(200).text();
+        let text = client
+            .ask(1, "GET", &format!("/v1/kv?{range}"), &[("accept", "application/x-ndjson")], None)
+            .expect(200)
+            .text();
         text.lines().count() - 1
     };
     assert_eq!(count("start=A&end=n"), 0);
-    // The letters from A to Z and from a to m, what was written beside them by then, and nothing outside.
+    // The letters from A to Z and from a to m, what was written beside them by then, and nothing
+    // outside.
     assert!(deleted["count"].as_u64().unwrap() >= 26 + 13, "{deleted}");
     assert_eq!(get(cluster, 2, "9/tour"), (200, b"value of 9/tour".to_vec()));
     assert_eq!(get(cluster, 2, "n/tour"), (200, b"value of n/tour".to_vec()));
@@ -377,7 +470,10 @@ fn it_ends_and_starts_again(cluster: &mut Fleet) {
         println!("{signal:?} stopped the cluster after {took:?}");
         assert!(status.success(), "{signal:?}: {status}");
         for node in THREE {
-            assert!(cluster.client.send(node, "GET", "/livez", &[], None).is_err(), "node {node} still answers");
+            assert!(
+                cluster.client.send(node, "GET", "/livez", &[], None).is_err(),
+                "node {node} still answers"
+            );
         }
         println!("ready again after {:?}", cluster.start_dev());
         for node in THREE {

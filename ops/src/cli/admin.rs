@@ -1,13 +1,16 @@
 //! `flotilla shard` and `flotilla node`: what the admin API shows, as tables, and orders.
 //!
-//! With `--json` the server's answers are printed as they came; of lists, one object per line. An order that the server does not have
-//! yet is sent all the same: the server says so (exit code 1), and a newer server carries it out.
+//! With `--json` the server's answers are printed as they came; of lists, one object per line. An
+//! order that the server does not have yet is sent all the same: the server says so (exit code 1),
+//! and a newer server carries it out.
 
 use super::client::{Client, Reply, Request};
 use super::console::Console;
 use super::failure::Failure;
 use super::key;
-use crate::admin::{DiskView, Explanation, NodeView, RangeView, ReplicaState, ReplicaView, ShardView, Transfer};
+use crate::admin::{
+    DiskView, Explanation, NodeView, RangeView, ReplicaState, ReplicaView, ShardView, Transfer,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flotilla_router::{NodeId, ShardId};
@@ -25,7 +28,10 @@ pub enum ShardCommand {
     #[command(after_help = "Example:\n  flotilla shard list")]
     List,
     /// Shows one shard and the progress of its replicas
-    #[command(after_help = "Examples:\n  flotilla shard show 3\n  flotilla shard show 3 --hash -e http://127.0.0.1:7002")]
+    #[command(
+        after_help = "Examples:\n  flotilla shard show 3\n  flotilla shard show 3 --hash -e \
+                      http://127.0.0.1:7002"
+    )]
     Show {
         /// The shard
         id: ShardId,
@@ -81,7 +87,8 @@ pub enum ShardCommand {
         /// The shard
         id: ShardId,
         /// The nodes that vote afterwards
-        #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = super::in_list, required = true)]
+        #[arg(long, value_name = "NODES", required = true)]
+        #[arg(value_delimiter = ',', value_parser = super::in_list)]
         voters: Vec<NodeId>,
         /// The nodes that only receive the log afterwards
         #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = super::in_list)]
@@ -116,7 +123,11 @@ pub enum NodeCommand {
 }
 
 /// Carries it out.
-pub(super) async fn run_shard(command: ShardCommand, client: &Client, console: &mut Console) -> Result<(), Failure> {
+pub(super) async fn run_shard(
+    command: ShardCommand,
+    client: &Client,
+    console: &mut Console,
+) -> Result<(), Failure> {
     match command {
         ShardCommand::List => list_shards(client, console).await,
         ShardCommand::Show { id, hash } => {
@@ -138,7 +149,8 @@ pub(super) async fn run_shard(command: ShardCommand, client: &Client, console: &
         ShardCommand::Transfer { id, to, if_match, dry_run } => {
             let query = if dry_run { "?dry_run=1" } else { "" };
             let mut request =
-                Request::new(Method::POST, format!("/v1/admin/shards/{id}/leader{query}")).json(&json!({ "node": to }));
+                Request::new(Method::POST, format!("/v1/admin/shards/{id}/leader{query}"))
+                    .json(&json!({ "node": to }));
             if let Some(epoch) = &if_match {
                 request = request.header(IF_MATCH, &format!("\"{}\"", epoch.trim_matches('"')))?;
             }
@@ -151,23 +163,44 @@ pub(super) async fn run_shard(command: ShardCommand, client: &Client, console: &
                 let key = key::parse(&at, escaped)?;
                 match String::from_utf8(key) {
                     Ok(text) => body.insert("key".into(), text.into()),
-                    Err(error) => body.insert("key_b64".into(), STANDARD.encode(error.as_bytes()).into()),
+                    Err(error) => {
+                        body.insert("key_b64".into(), STANDARD.encode(error.as_bytes()).into())
+                    }
                 };
             }
-            order(Request::new(Method::POST, format!("/v1/admin/shards/{id}/split")).json(&body), client, console).await
+            order(
+                Request::new(Method::POST, format!("/v1/admin/shards/{id}/split")).json(&body),
+                client,
+                console,
+            )
+            .await
         }
         ShardCommand::Merge { id } => {
-            order(Request::new(Method::POST, format!("/v1/admin/shards/{id}/merge")).json(&json!({})), client, console).await
+            order(
+                Request::new(Method::POST, format!("/v1/admin/shards/{id}/merge")).json(&json!({})),
+                client,
+                console,
+            )
+            .await
         }
         ShardCommand::Move { id, voters, learners } => {
             let body = json!({ "voters": voters, "learners": learners });
-            order(Request::new(Method::PUT, format!("/v1/admin/shards/{id}/replicas")).json(&body), client, console).await
+            order(
+                Request::new(Method::PUT, format!("/v1/admin/shards/{id}/replicas")).json(&body),
+                client,
+                console,
+            )
+            .await
         }
     }
 }
 
 /// Carries it out.
-pub(super) async fn run_node(command: NodeCommand, client: &Client, console: &mut Console) -> Result<(), Failure> {
+pub(super) async fn run_node(
+    command: NodeCommand,
+    client: &Client,
+    console: &mut Console,
+) -> Result<(), Failure> {
     match command {
         NodeCommand::List => {
             let reply = client.call(Request::get("/v1/admin/nodes")).await?;
@@ -177,8 +210,19 @@ pub(super) async fn run_node(command: NodeCommand, client: &Client, console: &mu
                 return nodes.iter().try_for_each(|node| console.value(node));
             }
             let nodes = typed::<NodeView>(nodes, "list of nodes")?;
-            let names =
-                ["NODE", "STATE", "ADDRESS", "HTTP", "LEADERS", "REPLICAS", "LAG", "RTT", "DISK USED", "DISK FREE", "UP FOR"];
+            let names = [
+                "NODE",
+                "STATE",
+                "ADDRESS",
+                "HTTP",
+                "LEADERS",
+                "REPLICAS",
+                "LAG",
+                "RTT",
+                "DISK USED",
+                "DISK FREE",
+                "UP FOR",
+            ];
             console.table(&names, nodes.iter().map(node_row).collect())
         }
         NodeCommand::Show { id } => {
@@ -186,9 +230,17 @@ pub(super) async fn run_node(command: NodeCommand, client: &Client, console: &mu
             shown::<NodeView>(&reply, "node", console, show_node)
         }
         NodeCommand::Drain { id } => {
-            order(Request::new(Method::POST, format!("/v1/admin/nodes/{id}/drain")), client, console).await
+            order(
+                Request::new(Method::POST, format!("/v1/admin/nodes/{id}/drain")),
+                client,
+                console,
+            )
+            .await
         }
-        NodeCommand::Remove { id } => order(Request::new(Method::DELETE, format!("/v1/admin/nodes/{id}")), client, console).await,
+        NodeCommand::Remove { id } => {
+            order(Request::new(Method::DELETE, format!("/v1/admin/nodes/{id}")), client, console)
+                .await
+        }
     }
 }
 
@@ -223,7 +275,12 @@ fn items(answer: &mut Value, name: &str) -> Result<Vec<Value>, Failure> {
 }
 
 fn typed<T: serde::de::DeserializeOwned>(items: Vec<Value>, what: &str) -> Result<Vec<T>, Failure> {
-    items.into_iter().map(|item| serde_json::from_value(item).map_err(|error| Failure::unreadable(what, error, false))).collect()
+    items
+        .into_iter()
+        .map(|item| {
+            serde_json::from_value(item).map_err(|error| Failure::unreadable(what, error, false))
+        })
+        .collect()
 }
 
 async fn list_shards(client: &Client, console: &mut Console) -> Result<(), Failure> {
@@ -240,19 +297,29 @@ async fn list_shards(client: &Client, console: &mut Console) -> Result<(), Failu
         }
         match answer.get("cursor").and_then(Value::as_str) {
             // Each page must go on behind the one before, or we would walk for ever.
-            Some(cursor) if !query.ends_with(&format!("cursor={cursor}")) => query = format!("?limit=1000&cursor={cursor}"),
+            Some(cursor) if !query.ends_with(&format!("cursor={cursor}")) => {
+                query = format!("?limit=1000&cursor={cursor}")
+            }
             _ => break,
         }
     }
     if console.json {
         return Ok(());
     }
-    console.table(&["SHARD", "START", "END", "EPOCH", "LEADER", "REPLICAS", "TERM", "APPLIED", "LOG", "DATA", "STATE"], rows)
+    console.table(
+        &[
+            "SHARD", "START", "END", "EPOCH", "LEADER", "REPLICAS", "TERM", "APPLIED", "LOG",
+            "DATA", "STATE",
+        ],
+        rows,
+    )
 }
 
 fn shard_row(shard: &ShardView) -> Vec<String> {
-    let replicas: Vec<String> = shard.replicas.iter().map(|replica| replica.node.to_string()).collect();
-    let (start, end) = if shard.id.is_meta() { ("(meta)".into(), "-".into()) } else { bounds(&shard.range) };
+    let replicas: Vec<String> =
+        shard.replicas.iter().map(|replica| replica.node.to_string()).collect();
+    let (start, end) =
+        if shard.id.is_meta() { ("(meta)".into(), "-".into()) } else { bounds(&shard.range) };
     vec![
         shard.id.to_string(),
         start,
@@ -270,10 +337,20 @@ fn shard_row(shard: &ShardView) -> Vec<String> {
 
 fn show_shard(shard: &ShardView, console: &mut Console) -> Result<(), Failure> {
     let (start, end) = bounds(&shard.range);
-    let keys = if shard.id.is_meta() { "the cluster's own keys".into() } else { format!("keys from {start} to {end}") };
+    let keys = if shard.id.is_meta() {
+        "the cluster's own keys".into()
+    } else {
+        format!("keys from {start} to {end}")
+    };
     console.line(&format!("shard {} · epoch {} · {keys}", shard.id, shard.epoch))?;
-    let leader = shard.leader.map_or_else(|| "no leader known".to_owned(), |node| format!("led by node {node}"));
-    console.line(&format!("{leader} in term {} · {}", or_dash(shard.term), if shard.awake { "awake" } else { "asleep" }))?;
+    let leader = shard
+        .leader
+        .map_or_else(|| "no leader known".to_owned(), |node| format!("led by node {node}"));
+    console.line(&format!(
+        "{leader} in term {} · {}",
+        or_dash(shard.term),
+        if shard.awake { "awake" } else { "asleep" }
+    ))?;
     console.line(&format!(
         "log {} to {}, {} · committed {} · applied {} · data {}",
         or_dash(shard.log_first),
@@ -286,7 +363,10 @@ fn show_shard(shard: &ShardView, console: &mut Console) -> Result<(), Failure> {
     if let Some(local) = &shard.local {
         let hash = local.hash.as_deref().map_or_else(String::new, |hash| format!(" · hash {hash}"));
         let keys = local.keys.map_or_else(String::new, |keys| format!(" · {keys} keys"));
-        console.line(&format!("on node {}, which answers: applied {}{keys}{hash}", local.node, local.applied))?;
+        console.line(&format!(
+            "on node {}, which answers: applied {}{keys}{hash}",
+            local.node, local.applied
+        ))?;
     }
     console.line("")?;
     let names = ["NODE", "REPLICA", "ROLE", "STATE", "MATCH", "NEXT", "LAG", "ACTIVE", "PROGRESS"];
@@ -337,13 +417,20 @@ fn node_row(node: &NodeView) -> Vec<String> {
         or_dash(node.rtt_seconds.map(|seconds| format!("{:.2} ms", seconds * 1e3))),
         or_dash(disk.map(|disk| bytes(disk.used_bytes))),
         or_dash(disk.map(|disk| bytes(disk.free_bytes))),
-        or_dash(node.uptime_seconds.map(|seconds| humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64)))),
+        or_dash(node.uptime_seconds.map(|seconds| {
+            humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64))
+        })),
     ]
 }
 
 fn show_node(node: &NodeView, console: &mut Console) -> Result<(), Failure> {
     let disk = |DiskView { used_bytes, free_bytes, capacity_bytes }: &DiskView| {
-        format!("{} used by Flotilla, {} free of {}", bytes(*used_bytes), bytes(*free_bytes), bytes(*capacity_bytes))
+        format!(
+            "{} used by Flotilla, {} free of {}",
+            bytes(*used_bytes),
+            bytes(*free_bytes),
+            bytes(*capacity_bytes)
+        )
     };
     let row = node_row(node);
     let pairs = [
@@ -370,7 +457,10 @@ fn or_dash(value: Option<impl Display>) -> String {
 
 /// An enum's value as it stands in JSON.
 fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }
 
 /// A size as people read it.
@@ -382,8 +472,13 @@ fn bytes(n: u64) -> String {
 fn bounds(range: &RangeView) -> (String, String) {
     let decode = |text: &Option<String>, base64: &Option<String>| {
         let bytes = base64.as_ref().and_then(|base64| STANDARD.decode(base64).ok());
-        bytes.or_else(|| text.as_ref().map(|text| text.as_bytes().to_vec())).map(|bytes| key::show(&bytes, false))
+        bytes
+            .or_else(|| text.as_ref().map(|text| text.as_bytes().to_vec()))
+            .map(|bytes| key::show(&bytes, false))
     };
     let start = decode(&range.start, &range.start_b64).filter(|start| !start.is_empty());
-    (start.unwrap_or_else(|| "(first)".into()), decode(&range.end, &range.end_b64).unwrap_or_else(|| "(last)".into()))
+    (
+        start.unwrap_or_else(|| "(first)".into()),
+        decode(&range.end, &range.end_b64).unwrap_or_else(|| "(last)".into()),
+    )
 }

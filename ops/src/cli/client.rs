@@ -6,9 +6,9 @@
 //! | the connection broke, or nothing came in time | asks the next endpoint | gives up, outcome unknown |
 //! | an answer came | takes it | takes it |
 //!
-//! Inside the cluster a request finds its own way, so which node is asked does not matter. The one that answered last is asked first.
-//! Below this, the HTTP library sends a request anew where the kept connection was closed before any of it had left: that is no
-//! second time.
+//! Inside the cluster a request finds its own way, so which node is asked does not matter. The one
+//! that answered last is asked first. Below this, the HTTP library sends a request anew where the
+//! kept connection was closed before any of it had left: that is no second time.
 
 use super::failure::Failure;
 use bytes::{Bytes, BytesMut};
@@ -42,9 +42,13 @@ impl FromStr for Endpoint {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         let bad = |why: &str| format!("{why}; an endpoint is http://host:port");
-        let with_scheme = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let with_scheme =
+            if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
         let uri: http::Uri = with_scheme.parse().map_err(|error| bad(&format!("{error}")))?;
-        let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or_else(|| bad("no host"))?;
+        let authority = uri
+            .authority()
+            .filter(|authority| !authority.host().is_empty())
+            .ok_or_else(|| bad("no host"))?;
         if uri.scheme_str() != Some("http") {
             return Err(bad("only http is spoken here"));
         }
@@ -65,8 +69,8 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Several addresses, as one argument or variable holds them: with commas, semicolons or spaces between them. None where it is empty, as a
-/// variable is that somebody set to nothing.
+/// Several addresses, as one argument or variable holds them: with commas, semicolons or spaces
+/// between them. None where it is empty, as a variable is that somebody set to nothing.
 #[derive(Clone, Debug)]
 pub struct Endpoints(Vec<Endpoint>);
 
@@ -82,7 +86,9 @@ impl FromStr for Endpoints {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let named = text.split(|c: char| matches!(c, ',' | ';') || c.is_whitespace()).filter(|one| !one.is_empty());
+        let named = text
+            .split(|c: char| matches!(c, ',' | ';') || c.is_whitespace())
+            .filter(|one| !one.is_empty());
         named.map(str::parse).collect::<Result<_, _>>().map(Self)
     }
 }
@@ -99,7 +105,12 @@ pub(super) struct Request {
 impl Request {
     /// Without headers or body.
     pub(super) fn new(method: Method, path_and_query: impl Into<String>) -> Self {
-        Self { method, path_and_query: path_and_query.into(), headers: HeaderMap::new(), body: Bytes::new() }
+        Self {
+            method,
+            path_and_query: path_and_query.into(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        }
     }
 
     /// A read.
@@ -109,8 +120,8 @@ impl Request {
 
     /// The same with a header.
     pub(super) fn header(mut self, name: HeaderName, value: &str) -> Result<Self, Failure> {
-        let value =
-            HeaderValue::from_str(value).map_err(|_| Failure::Usage(format!("{value:?} can't stand in the header {name}")))?;
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| Failure::Usage(format!("{value:?} can't stand in the header {name}")))?;
         self.headers.insert(name, value);
         Ok(self)
     }
@@ -123,8 +134,12 @@ impl Request {
 
     /// The same with a body of JSON.
     pub(super) fn json(mut self, body: &impl serde::Serialize) -> Self {
-        self.headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        self.body(serde_json::to_vec(body).expect("what the client sends are plain structs, which always are JSON"))
+        self.headers
+            .insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self.body(
+            serde_json::to_vec(body)
+                .expect("what the client sends are plain structs, which always are JSON"),
+        )
     }
 
     /// Whether sending it twice could do harm.
@@ -153,8 +168,13 @@ impl Reply {
     }
 
     /// The body as JSON.
-    pub(super) fn json<T: serde::de::DeserializeOwned>(&self, what: &str, is_write: bool) -> Result<T, Failure> {
-        serde_json::from_slice(&self.body).map_err(|error| Failure::unreadable(what, error, is_write))
+    pub(super) fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &str,
+        is_write: bool,
+    ) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Failure::unreadable(what, error, is_write))
     }
 }
 
@@ -181,9 +201,20 @@ impl Client {
         let collected = tokio::time::timeout(self.timeout, body.collect()).await;
         let body = match collected {
             Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) => return Err(lost(&request, format!("{endpoint}: the answer broke off: {}", cause(&error)))),
+            Ok(Err(error)) => {
+                return Err(lost(
+                    &request,
+                    format!("{endpoint}: the answer broke off: {}", cause(&error)),
+                ));
+            }
             Err(_) => {
-                return Err(lost(&request, format!("{endpoint}: the answer broke off: nothing more for {:?}", self.timeout)));
+                return Err(lost(
+                    &request,
+                    format!(
+                        "{endpoint}: the answer broke off: nothing more for {:?}",
+                        self.timeout
+                    ),
+                ));
             }
         };
         if parts.status.is_success() {
@@ -197,7 +228,13 @@ impl Client {
         let (response, endpoint) = self.send(&request).await?;
         if response.status() == StatusCode::OK {
             let body = response.into_body();
-            return Ok(Lines { body, endpoint, buffer: BytesMut::new(), searched: 0, timeout: self.timeout });
+            return Ok(Lines {
+                body,
+                endpoint,
+                buffer: BytesMut::new(),
+                searched: 0,
+                timeout: self.timeout,
+            });
         }
         let status = response.status().as_u16();
         let body = tokio::time::timeout(self.timeout, response.into_body().collect()).await;
@@ -212,21 +249,32 @@ impl Client {
         for n in 0..self.endpoints.len() {
             let at = (first + n) % self.endpoints.len();
             let endpoint = &self.endpoints[at];
-            let why = match tokio::time::timeout(self.timeout, self.http.request(build(request, endpoint)?)).await {
+            let why = match tokio::time::timeout(
+                self.timeout,
+                self.http.request(build(request, endpoint)?),
+            )
+            .await
+            {
                 Ok(Ok(response)) => {
                     self.last.store(at, Ordering::Relaxed);
                     return Ok((response, endpoint.clone()));
                 }
                 Ok(Err(error)) if error.is_connect() => format!("{endpoint}: {}", cause(&error)),
                 Ok(Err(error)) => {
-                    let why = format!("{endpoint}: the connection was lost before the answer came: {}", cause(&error));
+                    let why = format!(
+                        "{endpoint}: the connection was lost before the answer came: {}",
+                        cause(&error)
+                    );
                     if request.is_write() {
                         return Err(lost(request, why));
                     }
                     why
                 }
                 Err(_) => {
-                    let why = format!("{endpoint}: no answer within {}", humantime::format_duration(self.timeout));
+                    let why = format!(
+                        "{endpoint}: no answer within {}",
+                        humantime::format_duration(self.timeout)
+                    );
                     if request.is_write() {
                         return Err(lost(request, why));
                     }
@@ -236,7 +284,10 @@ impl Client {
             failures.push(why);
         }
         let outcome = request.is_write().then_some(Outcome::NotApplied);
-        Err(Failure::Unreachable { why: format!("no node answered: {}", failures.join("; ")), outcome })
+        Err(Failure::Unreachable {
+            why: format!("no node answered: {}", failures.join("; ")),
+            outcome,
+        })
     }
 }
 
@@ -254,7 +305,10 @@ fn lost(request: &Request, why: String) -> Failure {
 }
 
 /// The request as it goes to one endpoint.
-pub(super) fn build(request: &Request, endpoint: &Endpoint) -> Result<http::Request<Full<Bytes>>, Failure> {
+pub(super) fn build(
+    request: &Request,
+    endpoint: &Endpoint,
+) -> Result<http::Request<Full<Bytes>>, Failure> {
     let mut built = http::Request::builder()
         .method(request.method.clone())
         .uri(format!("{endpoint}{}", request.path_and_query))
@@ -298,7 +352,12 @@ impl Lines {
                 outcome: None,
             };
             match tokio::time::timeout(self.timeout, self.body.frame()).await {
-                Err(_) => return Err(broke_off(format!("nothing more for {}", humantime::format_duration(self.timeout)))),
+                Err(_) => {
+                    return Err(broke_off(format!(
+                        "nothing more for {}",
+                        humantime::format_duration(self.timeout)
+                    )));
+                }
                 Ok(Some(Err(error))) => return Err(broke_off(cause(&error))),
                 Ok(Some(Ok(frame))) => {
                     if let Some(data) = frame.data_ref() {
@@ -334,8 +393,21 @@ mod tests {
             ["http://a:1", "http://b:2", "http://c:3"]
         );
         let none = " , ".parse::<Endpoints>().unwrap();
-        assert_eq!(Endpoints::all(&[none]).iter().map(ToString::to_string).collect::<Vec<_>>(), [DEFAULT_ENDPOINT]);
-        for bad in ["localhost", "db-1", "127.0.0.1", "", "https://a:1", "http://", "http://a:1/v1", "a b", "unix:///x"] {
+        assert_eq!(
+            Endpoints::all(&[none]).iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [DEFAULT_ENDPOINT]
+        );
+        for bad in [
+            "localhost",
+            "db-1",
+            "127.0.0.1",
+            "",
+            "https://a:1",
+            "http://",
+            "http://a:1/v1",
+            "a b",
+            "unix:///x",
+        ] {
             assert!(bad.parse::<Endpoint>().unwrap_err().contains("http://host:port"), "{bad:?}");
         }
     }

@@ -1,14 +1,15 @@
 //! The terminal: where data, messages and input go and come from. In tests all three are buffers.
 //!
-//! **Invariant.** What goes to a terminal, data or message, holds no character that would do something there ([`text`]); what goes
-//! anywhere else is what it is, byte for byte.
+//! **Invariant.** What goes to a terminal, data or message, holds no character that would do
+//! something there ([`text`]); what goes anywhere else is what it is, byte for byte.
 
 use super::failure::Failure;
 use super::text;
 use comfy_table::{ContentArrangement, Table, presets};
 use std::io::{self, BufRead, BufWriter, IsTerminal, Write};
 
-/// On a terminal with fewer columns than this, a table's cells are not folded: they would be one letter wide.
+/// On a terminal with fewer columns than this, a table's cells are not folded: they would be one
+/// letter wide.
 const COLUMNS_MIN: u16 = 40;
 
 /// Standard output, standard error and standard input of one command.
@@ -45,8 +46,20 @@ impl Console {
 
     /// One that is no terminal, made of these.
     #[cfg(test)]
-    pub(super) fn of(out: Box<dyn Write + Send>, err: Box<dyn Write + Send>, input: Box<dyn BufRead + Send>) -> Self {
-        Self { out, err, input: Some(input), out_is_terminal: false, err_is_terminal: false, json: false, hidden: false }
+    pub(super) fn of(
+        out: Box<dyn Write + Send>,
+        err: Box<dyn Write + Send>,
+        input: Box<dyn BufRead + Send>,
+    ) -> Self {
+        Self {
+            out,
+            err,
+            input: Some(input),
+            out_is_terminal: false,
+            err_is_terminal: false,
+            json: false,
+            hidden: false,
+        }
     }
 
     /// Prints bytes: on a terminal what can be seen of them, otherwise as they are.
@@ -72,7 +85,8 @@ impl Console {
         self.json_line(value.to_string().as_bytes())
     }
 
-    /// Prints a line of JSON as it came; on a terminal it is the same JSON, written so that nothing happens there.
+    /// Prints a line of JSON as it came; on a terminal it is the same JSON, written so that nothing
+    /// happens there.
     pub(super) fn json_line(&mut self, json: &[u8]) -> Result<(), Failure> {
         match std::str::from_utf8(json) {
             Ok(json) if self.out_is_terminal => self.line(&text::escaped_json(json)),
@@ -114,7 +128,9 @@ impl Console {
 
     /// Takes standard input. Only one reader can have it.
     pub(super) fn take_input(&mut self) -> Result<Box<dyn BufRead + Send>, Failure> {
-        self.input.take().ok_or_else(|| Failure::Usage("standard input can be read only once".into()))
+        self.input
+            .take()
+            .ok_or_else(|| Failure::Usage("standard input can be read only once".into()))
     }
 
     /// Hands on what is buffered.

@@ -1,7 +1,8 @@
 //! `flotilla kv export`: every key of a range as NDJSON, in key order.
 //!
-//! The lines are the server's own; behind them stands `{"complete":true,"count":n}`, so that an import notices a file that was cut off.
-//! A file is replaced only by one that is whole, and nothing but a file is replaced ([`Target`]).
+//! The lines are the server's own; behind them stands `{"complete":true,"count":n}`, so that an
+//! import notices a file that was cut off. A file is replaced only by one that is whole, and
+//! nothing but a file is replaced ([`Target`]).
 
 use super::client::Client;
 use super::console::Console;
@@ -30,8 +31,13 @@ pub struct Export {
 }
 
 /// Carries it out.
-pub(super) async fn run(export: Export, client: &Client, console: &mut Console) -> Result<(), Failure> {
-    let mut stream = Stream::new(client, export.range.query(export.escaped)?, export.freshness.query(), None);
+pub(super) async fn run(
+    export: Export,
+    client: &Client,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    let mut stream =
+        Stream::new(client, export.range.query(export.escaped)?, export.freshness.query(), None);
     let bar = spinner(console);
     let count = match export.file.as_deref().filter(|file| *file != Path::new("-")) {
         None => {
@@ -57,8 +63,10 @@ pub(super) async fn run(export: Export, client: &Client, console: &mut Console) 
 
 async fn to_file(stream: &mut Stream<'_>, bar: &ProgressBar, file: &Path) -> Result<u64, Failure> {
     let mut target = Target::open(file)?;
-    let watched = |kind| signal(kind).map_err(|error| Failure::Local(format!("watch for signals: {error}")));
-    let (mut interrupt, mut terminate) = (watched(SignalKind::interrupt())?, watched(SignalKind::terminate())?);
+    let watched =
+        |kind| signal(kind).map_err(|error| Failure::Local(format!("watch for signals: {error}")));
+    let (mut interrupt, mut terminate) =
+        (watched(SignalKind::interrupt())?, watched(SignalKind::terminate())?);
     let count = tokio::select! {
         count = copy(stream, bar, |bytes| target.write(bytes)) => count?,
         // What was written so far is removed on the way out.

@@ -1,4 +1,5 @@
-//! What went wrong, as one line: what it is, its stable code, what is known of the write, and what to do.
+//! What went wrong, as one line: what it is, its stable code, what is known of the write, and what
+//! to do.
 //!
 //! ```text
 //! error: the condition does not hold: the key is at "5" (precondition_failed, HTTP 412, nothing was written, shard 3)
@@ -15,7 +16,8 @@ use serde_json::{Value, json};
 use std::io;
 use std::path::Path;
 
-/// The members of a problem that the client shows. All are optional: a proxy in between may answer anything.
+/// The members of a problem that the client shows. All are optional: a proxy in between may answer
+/// anything.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Members {
@@ -40,7 +42,8 @@ pub(super) struct Members {
 pub(super) enum Failure {
     /// It was asked for in a way that makes no sense, or names a file that can't be opened.
     Usage(String),
-    /// It was asked for well, and a local file broke off, is damaged, or can't be written to its end.
+    /// It was asked for well, and a local file broke off, is damaged, or can't be written to its
+    /// end.
     Local(String),
     /// The cluster said no.
     Problem {
@@ -67,12 +70,20 @@ pub(super) enum Failure {
 impl Failure {
     /// The problem in a server's answer; whatever else came instead is told as such.
     pub(super) fn problem(status: u16, body: &[u8], is_write: bool) -> Self {
-        let parsed = serde_json::from_slice::<Value>(body).ok().filter(|body| body.get("code").is_some());
+        let parsed =
+            serde_json::from_slice::<Value>(body).ok().filter(|body| body.get("code").is_some());
         let body = parsed.unwrap_or_else(|| {
-            // 4xx is said before anything is done; of anything else a proxy or a broken server says nothing that could be relied on.
+            // 4xx is said before anything is done; of anything else a proxy or a broken server says
+            // nothing that could be relied on.
             let outcome = if is_write && status >= 500 { "unknown" } else { "not_applied" };
-            let detail = format!("the answer is HTTP {status} without a problem; is that a Flotilla node?");
-            json!({ "status": status, "code": "unexpected_answer", "detail": detail, "outcome": outcome, "retryable": false })
+            let detail = format!(
+                "the answer is HTTP {status} without a problem; is that a \
+                                  Flotilla node?"
+            );
+            json!({
+                "status": status, "code": "unexpected_answer", "detail": detail,
+                "outcome": outcome, "retryable": false,
+            })
         });
         Self::of_body(body, status, is_write)
     }
@@ -89,7 +100,10 @@ impl Failure {
         let detail = format!("the answer is no {what} ({why}); is that a Flotilla node?");
         let outcome = if is_write { "unknown" } else { "not_applied" };
         Self::of_body(
-            json!({ "code": "unexpected_answer", "detail": detail, "outcome": outcome, "retryable": false }),
+            json!({
+                "code": "unexpected_answer", "detail": detail, "outcome": outcome,
+                "retryable": false,
+            }),
             200,
             is_write,
         )
@@ -130,7 +144,9 @@ impl Failure {
     pub(super) fn is_worth_another_try(&self) -> bool {
         match self {
             Self::Problem { members, .. } => {
-                matches!(members.status, 429 | 503) && members.retryable && members.outcome == Some(Outcome::NotApplied)
+                matches!(members.status, 429 | 503)
+                    && members.retryable
+                    && members.outcome == Some(Outcome::NotApplied)
             }
             _ => false,
         }
@@ -167,7 +183,10 @@ impl Failure {
         match self {
             Self::Problem { members, .. } => {
                 let detail = members.detail.as_deref().unwrap_or("the cluster said no");
-                let mut facts = vec![members.code.clone().unwrap_or_default(), format!("HTTP {}", members.status)];
+                let mut facts = vec![
+                    members.code.clone().unwrap_or_default(),
+                    format!("HTTP {}", members.status),
+                ];
                 facts.extend(written.map(str::to_owned));
                 facts.extend(members.count.map(|count| format!("{count} keys deleted")));
                 facts.extend(members.shard.map(|shard| format!("shard {shard}")));
@@ -185,22 +204,30 @@ impl Failure {
 
     /// What to do now, where the detail does not say it.
     fn advice(&self) -> Option<&'static str> {
-        const UNKNOWN: &str = "it may or may not have been written, now or in a moment: read before you write again";
+        const UNKNOWN: &str =
+            "it may or may not have been written, now or in a moment: read before you write again";
         match self {
-            Self::Problem { members, is_write, .. } => match members.code.as_deref().unwrap_or_default() {
-                "partially_applied" => Some("repeat it to delete the rest; that does no harm"),
-                _ if *is_write && members.outcome == Some(Outcome::Unknown) => Some(UNKNOWN),
-                "precondition_failed" => {
-                    Some("look at what is there now, then write with the revision (or order with the epoch) that it is at")
+            Self::Problem { members, is_write, .. } => {
+                match members.code.as_deref().unwrap_or_default() {
+                    "partially_applied" => Some("repeat it to delete the rest; that does no harm"),
+                    _ if *is_write && members.outcome == Some(Outcome::Unknown) => Some(UNKNOWN),
+                    "precondition_failed" => Some(
+                        "look at what is there now, then write with the revision (or order with \
+                         the epoch) that it is at",
+                    ),
+                    "disk_full" => Some("make room: deletes are still taken"),
+                    "not_implemented" => Some("this release of the server does not have it"),
+                    _ if members.retryable && *is_write => {
+                        Some("nothing was written: try again in a moment")
+                    }
+                    _ if members.retryable => Some("try again in a moment"),
+                    _ => None,
                 }
-                "disk_full" => Some("make room: deletes are still taken"),
-                "not_implemented" => Some("this release of the server does not have it"),
-                _ if members.retryable && *is_write => Some("nothing was written: try again in a moment"),
-                _ if members.retryable => Some("try again in a moment"),
-                _ => None,
-            },
+            }
             Self::Unreachable { outcome: Some(Outcome::Unknown), .. } => Some(UNKNOWN),
-            Self::Unreachable { .. } => Some("is the cluster up? Name its nodes with --endpoint or FLOTILLA_ENDPOINTS"),
+            Self::Unreachable { .. } => {
+                Some("is the cluster up? Name its nodes with --endpoint or FLOTILLA_ENDPOINTS")
+            }
             _ => None,
         }
     }
@@ -213,7 +240,9 @@ impl Failure {
             Self::Usage(why) => json!({ "code": "usage", "detail": why }),
             Self::Local(why) => json!({ "code": "local", "detail": why }),
             Self::Problem { body, .. } => body.clone(),
-            Self::Unreachable { why, outcome } => json!({ "code": "unreachable", "detail": why, "outcome": outcome }),
+            Self::Unreachable { why, outcome } => {
+                json!({ "code": "unreachable", "detail": why, "outcome": outcome })
+            }
         })
     }
 }

@@ -1,12 +1,15 @@
-//! `flotilla kv import`: every line of an NDJSON file becomes a put, many in one request, several requests under way.
+//! `flotilla kv import`: every line of an NDJSON file becomes a put, many in one request, several
+//! requests under way.
 //!
-//! Each line ends in one of three ways, and the report counts them apart: *written*; *failed*, certainly not written; *unknown*, where
-//! the request was sent and no outcome came back. Only what was certainly not written **and** may work in a moment (no leader, too much
-//! in flight) is tried again, a few times. An unknown one never is: repeating the import is the user's decision.
+//! Each line ends in one of three ways, and the report counts them apart: *written*; *failed*,
+//! certainly not written; *unknown*, where the request was sent and no outcome came back. Only what
+//! was certainly not written **and** may work in a moment (no leader, too much in flight) is tried
+//! again, a few times. An unknown one never is: repeating the import is the user's decision.
 //!
-//! A line that can't be read stops the import: what comes after it would be a guess. A file that was cut off shows by what is missing at
-//! its end: the line that every export ends with. Lines made by hand have no revision and need no such end. With several requests under way, a key that stands
-//! on two lines may end with either value; `--in-flight 1` keeps the order.
+//! A line that can't be read stops the import: what comes after it would be a guess. A file that
+//! was cut off shows by what is missing at its end: the line that every export ends with. Lines
+//! made by hand have no revision and need no such end. With several requests under way, a key that
+//! stands on two lines may end with either value; `--in-flight 1` keeps the order.
 
 use super::client::{Client, Request};
 use super::console::Console;
@@ -35,7 +38,8 @@ const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 const TRIES_MAX: u32 = 6;
 /// How long to wait before the second try; each further wait is twice as long.
 const PAUSE: Duration = Duration::from_millis(100);
-/// A line may be so long: the longest key and the largest value in JSON, where one byte may take six, with room to spare.
+/// A line may be so long: the longest key and the largest value in JSON, where one byte may take
+/// six, with room to spare.
 const LINE_BYTES_MAX: u64 = 16 << 20;
 /// So many failures are told one by one.
 const FAILURES_SHOWN_MAX: u64 = 20;
@@ -50,7 +54,8 @@ pub struct Import {
     #[arg(long)]
     incomplete: bool,
     /// Requests under way at a time
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     in_flight: u16,
 }
 
@@ -83,15 +88,28 @@ struct Failed {
 }
 
 /// Carries it out.
-pub(super) async fn run(import: Import, client: &Client, console: &mut Console) -> Result<(), Failure> {
+pub(super) async fn run(
+    import: Import,
+    client: &Client,
+    console: &mut Console,
+) -> Result<(), Failure> {
     let input: Box<dyn BufRead + Send> = if import.file.as_os_str() == "-" {
         console.take_input()?
     } else {
-        let file = File::open(&import.file).map_err(|error| Failure::file("read", &import.file, &error))?;
+        let file = File::open(&import.file)
+            .map_err(|error| Failure::file("read", &import.file, &error))?;
         Box::new(BufReader::new(file))
     };
     let bar = spinner(console);
-    let mut lines = Lines { input, incomplete: import.incomplete, number: 0, items: 0, exported: false, ended: false, bad: None };
+    let mut lines = Lines {
+        input,
+        incomplete: import.incomplete,
+        number: 0,
+        items: 0,
+        exported: false,
+        ended: false,
+        bad: None,
+    };
     let mut under_way = FuturesUnordered::new();
     let mut report = Report::default();
     let mut stop = None;
@@ -123,7 +141,10 @@ pub(super) async fn run(import: Import, client: &Client, console: &mut Console) 
         console.line(&serde_json::to_string(&report).expect("three numbers are JSON"))?;
     } else {
         let Report { written, failed, unknown } = report;
-        console.say(&format!("{written} written, {failed} failed (not written), {unknown} unknown (may have been written)"));
+        console.say(&format!(
+            "{written} written, {failed} failed (not written), {unknown} unknown (may have been \
+             written)"
+        ));
     }
     match stop {
         Some(failure) => Err(failure),
@@ -137,7 +158,10 @@ fn show(console: &mut Console, put: &Put, failure: &Failure) {
     if console.json {
         let unknown = failure.outcome() == Some(Outcome::Unknown);
         let outcome = if unknown { Outcome::Unknown } else { Outcome::NotApplied };
-        console.say(&json!({ "line": put.number, "key": key, "outcome": outcome, "detail": failure.summary() }).to_string());
+        let said = json!({
+            "line": put.number, "key": key, "outcome": outcome, "detail": failure.summary(),
+        });
+        console.say(&said.to_string());
     } else {
         console.say(&format!("line {}, key {key}: {}", put.number, failure.summary()));
     }
@@ -150,8 +174,9 @@ async fn write(client: &Client, mut puts: Vec<Put>) -> (u64, Vec<Failed>) {
     for tries in 1.. {
         let (done, failed) = write_once(client, puts).await;
         written += done;
-        let (again, lost): (Vec<_>, Vec<_>) =
-            failed.into_iter().partition(|failed| tries < TRIES_MAX && failed.failure.is_worth_another_try());
+        let (again, lost): (Vec<_>, Vec<_>) = failed
+            .into_iter()
+            .partition(|failed| tries < TRIES_MAX && failed.failure.is_worth_another_try());
         failures.extend(lost);
         if again.is_empty() {
             break;
@@ -164,7 +189,11 @@ async fn write(client: &Client, mut puts: Vec<Put>) -> (u64, Vec<Failed>) {
 
 async fn write_once(client: &Client, puts: Vec<Put>) -> (u64, Vec<Failed>) {
     let request = Request::new(Method::POST, "/v1/batch").json(&json!({ "ops": &puts }));
-    let results = match client.call(request).await.and_then(|reply| reply.json::<Results>("answer to a batch", true)) {
+    let results = match client
+        .call(request)
+        .await
+        .and_then(|reply| reply.json::<Results>("answer to a batch", true))
+    {
         Ok(Results { results }) if results.len() == puts.len() => results,
         Ok(Results { results }) => {
             let why = format!("{} results for {} puts", results.len(), puts.len());
@@ -181,9 +210,16 @@ async fn write_once(client: &Client, puts: Vec<Put>) -> (u64, Vec<Failed>) {
     let mut written = 0;
     let mut failures = Vec::new();
     for (put, result) in puts.into_iter().zip(results) {
-        match result.get("status").and_then(Value::as_u64).and_then(|status| u16::try_from(status).ok()) {
+        match result
+            .get("status")
+            .and_then(Value::as_u64)
+            .and_then(|status| u16::try_from(status).ok())
+        {
             Some(200..=299) => written += 1,
-            status => failures.push(Failed { put, failure: Failure::of_body(result, status.unwrap_or(500), true) }),
+            status => failures.push(Failed {
+                put,
+                failure: Failure::of_body(result, status.unwrap_or(500), true),
+            }),
         }
     }
     (written, failures)
@@ -230,7 +266,11 @@ impl Lines {
             }
             let whole = text.ends_with(b"\n");
             let text = text.trim_ascii();
-            let text = if self.number == 0 { text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text) } else { text };
+            let text = if self.number == 0 {
+                text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
+            } else {
+                text
+            };
             self.number += 1;
             if text.is_empty() {
                 continue;
@@ -241,7 +281,11 @@ impl Lines {
                     let why = if whole || read as u64 == LINE_BYTES_MAX {
                         format!("line {}: {why}; nothing behind it was imported", self.number)
                     } else {
-                        format!("line {}: the file was cut off in the midst of it ({why}); take a whole one", self.number)
+                        format!(
+                            "line {}: the file was cut off in the midst of it ({why}); take a \
+                             whole one",
+                            self.number
+                        )
                     };
                     // What stands in front of it is good, and is written first.
                     self.bad = Some(why);
@@ -269,9 +313,12 @@ impl Lines {
         }
         let cure = "take a whole one, or say --incomplete if it is meant to be so";
         Some(match self.items {
-            0 => format!("there is nothing to import, not even the line that ends an export; {cure}"),
+            0 => {
+                format!("there is nothing to import, not even the line that ends an export; {cure}")
+            }
             items => format!(
-                "the file was cut off behind line {}: {items} keys were there, and the line that ends an export was not; {cure}",
+                "the file was cut off behind line {}: {items} keys were there, and the line that \
+                 ends an export was not; {cure}",
                 self.number
             ),
         })
@@ -287,11 +334,15 @@ impl Lines {
             self.ended = true;
             return match (line.complete, line.count) {
                 (Some(true), Some(count)) if count != self.items && !self.incomplete => {
-                    Err(format!("it says {count} items, and {} are there (--incomplete takes them)", self.items))
+                    Err(format!(
+                        "it says {count} items, and {} are there (--incomplete takes them)",
+                        self.items
+                    ))
                 }
                 (Some(true), _) => Ok(None),
                 _ if self.incomplete => Ok(None),
-                _ => Err("the export that made this file was not complete (--incomplete takes it)".into()),
+                _ => Err("the export that made this file was not complete (--incomplete takes it)"
+                    .into()),
             };
         }
         line.key_bytes().map_err(|failure| failure.summary())?;

@@ -73,10 +73,14 @@ impl Line {
 fn bytes(name: &str, text: Option<&str>, base64: Option<&str>) -> Result<Vec<u8>, Failure> {
     match (text, base64) {
         (Some(text), None) => Ok(text.as_bytes().to_vec()),
-        (None, Some(base64)) => {
-            STANDARD.decode(base64).map_err(|_| Failure::unreadable("item", format!("{name}_b64 is no base64"), false))
-        }
-        _ => Err(Failure::unreadable("item", format!("it needs exactly one of {name} and {name}_b64"), false)),
+        (None, Some(base64)) => STANDARD
+            .decode(base64)
+            .map_err(|_| Failure::unreadable("item", format!("{name}_b64 is no base64"), false)),
+        _ => Err(Failure::unreadable(
+            "item",
+            format!("it needs exactly one of {name} and {name}_b64"),
+            false,
+        )),
     }
 }
 
@@ -91,7 +95,14 @@ mod tests {
         assert_eq!(item.key_bytes().unwrap(), b"a");
         assert_eq!(item.value_bytes().unwrap().unwrap(), b"\xff");
         assert!(Line::parse(br#"{"complete":true,"count":3}"#).unwrap().is_last());
-        for bad in ["", "[]", "{}", r#"{"key":"a","complete":true}"#, r#"{"key":"a","vlaue":"b"}"#, r#"{"count":3}"#] {
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            r#"{"key":"a","complete":true}"#,
+            r#"{"key":"a","vlaue":"b"}"#,
+            r#"{"count":3}"#,
+        ] {
             assert!(Line::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }

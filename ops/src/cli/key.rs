@@ -1,10 +1,13 @@
 //! From arguments to keys and back. A key is any bytes; a command line has text without NUL.
 //!
-//! - As it stands an argument **is** the key: `flotilla kv get a%2Fb` reads the key of five characters `a%2Fb`.
-//! - With `--escaped` `%XX` stands for any byte, `%25` for a `%`, in arguments and in what is printed: what one command prints the
-//!   other takes.
-//! - Without it, what is printed is the key where that is safe on a terminal; bytes that are no text, control characters, and marks that
-//!   are not seen or turn the direction of reading (`text`), show as `%XX`. `--json` is exact in any case (`key`, or `key_b64` where it is not UTF-8).
+//! - As it stands an argument **is** the key: `flotilla kv get a%2Fb` reads the key of five
+//!   characters `a%2Fb`.
+//! - With `--escaped` `%XX` stands for any byte, `%25` for a `%`, in arguments and in what is
+//!   printed: what one command prints the other takes.
+//! - Without it, what is printed is the key where that is safe on a terminal; bytes that are no
+//!   text, control characters, and marks that are not seen or turn the direction of reading
+//!   (`text`), show as `%XX`. `--json` is exact in any case (`key`, or `key_b64` where it is not
+//!   UTF-8).
 
 use super::failure::Failure;
 use super::text;
@@ -12,7 +15,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// What is escaped in paths and queries. Dots and slashes too: what lies between may normalise paths.
+/// What is escaped in paths and queries. Dots and slashes too: what lies between may normalise
+/// paths.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'~');
 
 /// The key that an argument means.
@@ -30,11 +34,13 @@ pub(super) fn parse(argument: &OsStr, escaped: bool) -> Result<Vec<u8>, Failure>
             continue;
         }
         let digits = tail.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
-        let value = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        let value = digits
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         let Some(value) = value else {
             let text = argument.to_string_lossy();
             return Err(Failure::Usage(format!(
-                "{text:?}: with --escaped, % is followed by two hexadecimal digits (% itself is %25)"
+                "{text:?}: with --escaped, % is followed by two hexadecimal digits (% itself is \
+                 %25)"
             )));
         };
         key.push(value);

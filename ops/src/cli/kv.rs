@@ -1,7 +1,8 @@
 //! `flotilla kv`: one key at a time, and the door to scans, imports and exports.
 //!
-//! `get` prints the value's bytes and nothing else, so that `flotilla kv get k > file` is the value. `put` and `delete` print what they
-//! did. Nothing is read from the cluster before it is written: conditions are checked there, by `If-Match` and `If-None-Match`.
+//! `get` prints the value's bytes and nothing else, so that `flotilla kv get k > file` is the
+//! value. `put` and `delete` print what they did. Nothing is read from the cluster before it is
+//! written: conditions are checked there, by `If-Match` and `If-None-Match`.
 
 use super::client::{Client, Reply, Request};
 use super::console::Console;
@@ -23,34 +24,46 @@ use std::time::Duration;
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
     /// Sets a key; done once it is durable on a quorum and applied
-    #[command(after_help = "Examples:\n  flotilla kv put greeting hello\n  flotilla kv put greeting hi --if-match 5\n  \
-        flotilla kv put config --file config.json --if-none-match\n  date | flotilla kv put now -\n\n\
-        A value that begins with a dash goes behind --, as in: flotilla kv put k -- -x")]
+    #[command(
+        after_help = "Examples:\n  flotilla kv put greeting hello\n  flotilla kv put greeting hi \
+                      --if-match 5\n  flotilla kv put config --file config.json --if-none-match\n  \
+                      date | flotilla kv put now -\n\n\
+                      A value that begins with a dash goes behind --, as in: flotilla kv put k -- \
+                      -x"
+    )]
     Put(Put),
     /// Prints a key's value: its bytes and nothing else
-    #[command(
-        after_help = "Examples:\n  flotilla kv get greeting\n  flotilla kv get greeting --consistency stale --max-staleness 2s\n  \
-        flotilla kv get photo -o photo.jpg"
-    )]
+    #[command(after_help = "Examples:\n  flotilla kv get greeting\n  flotilla kv get greeting \
+                            --consistency stale --max-staleness 2s\n  flotilla kv get photo -o \
+                            photo.jpg")]
     Get(Get),
     /// Removes a key, or a range of keys
-    #[command(after_help = "Examples:\n  flotilla kv delete greeting\n  flotilla kv delete --prefix session/\n  \
-        flotilla kv delete --start a --end b")]
+    #[command(
+        after_help = "Examples:\n  flotilla kv delete greeting\n  flotilla kv delete --prefix \
+                      session/\n  flotilla kv delete --start a --end b"
+    )]
     Delete(Delete),
     /// Lists keys and values in order
     #[command(
-        after_help = "Examples:\n  flotilla kv scan --prefix user/ --limit 20\n  flotilla kv scan --start a --end b --keys-only\n  \
-        flotilla kv scan --limit 0 --json | jq -r .key"
+        after_help = "Examples:\n  flotilla kv scan --prefix user/ --limit 20\n  flotilla kv scan \
+                      --start a --end b --keys-only\n  flotilla kv scan --limit 0 --json | jq -r \
+                      .key"
     )]
     Scan(scan::Scan),
     /// Sets every key of an NDJSON file, as export writes it
-    #[command(after_help = "Examples:\n  flotilla kv import backup.ndjson\n  zcat backup.ndjson.gz | flotilla kv import -\n\n\
-        A line is {\"key\":\"a\",\"value\":\"1\"}, or key_b64 and value_b64 in base64.\nIt is no transaction: what fails is told, line by line.")]
+    #[command(
+        after_help = "Examples:\n  flotilla kv import backup.ndjson\n  zcat backup.ndjson.gz | \
+                      flotilla kv import -\n\n\
+                      A line is {\"key\":\"a\",\"value\":\"1\"}, or key_b64 and value_b64 in \
+                      base64.\nIt is no transaction: what fails is told, line by line."
+    )]
     Import(import::Import),
     /// Writes every key of a range to an NDJSON file
     #[command(
-        after_help = "Examples:\n  flotilla kv export backup.ndjson\n  flotilla kv export --prefix user/ - | gzip > users.ndjson.gz\n\n\
-        Consistent within each shard, not over all of them. The last line is {\"complete\":true,\"count\":…}."
+        after_help = "Examples:\n  flotilla kv export backup.ndjson\n  flotilla kv export --prefix \
+                      user/ - | gzip > users.ndjson.gz\n\n\
+                      Consistent within each shard, not over all of them. The last line is \
+                      {\"complete\":true,\"count\":…}."
     )]
     Export(export::Export),
     /// Follows changes (the server does not have it yet)
@@ -69,7 +82,9 @@ impl FromStr for Match {
         let bare = text.trim_matches('"');
         match text {
             "*" => Ok(Self("*".into())),
-            _ if !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Self(format!("\"{bare}\""))),
+            _ if !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Ok(Self(format!("\"{bare}\"")))
+            }
             _ => Err("a revision (a number, as put and scan show it), or * for any".into()),
         }
     }
@@ -93,7 +108,8 @@ impl RangeArgs {
     /// The query that names it; empty for no range.
     pub(super) fn query(&self, escaped: bool) -> Result<Vec<(&'static str, String)>, Failure> {
         let mut query = Vec::new();
-        for (name, bound) in [("prefix", &self.prefix), ("start", &self.start), ("end", &self.end)] {
+        for (name, bound) in [("prefix", &self.prefix), ("start", &self.start), ("end", &self.end)]
+        {
             if let Some(bound) = bound {
                 query.push((name, key::encode(&key::parse(bound, escaped)?)));
             }
@@ -125,9 +141,9 @@ impl Freshness {
         let mut query = Vec::new();
         query.extend(self.consistency.clone().map(|word| ("consistency", word)));
         // A duration has spaces between its parts, as in "1m 2s".
-        query.extend(
-            self.max_staleness.map(|age| ("max_staleness", key::encode(humantime::format_duration(age).to_string().as_bytes()))),
-        );
+        query.extend(self.max_staleness.map(|age| {
+            ("max_staleness", key::encode(humantime::format_duration(age).to_string().as_bytes()))
+        }));
         query
     }
 }
@@ -177,7 +193,8 @@ pub struct Get {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Delete {
     /// The key; instead of it, a range
-    #[arg(required_unless_present_any = ["prefix", "start", "end"], conflicts_with_all = ["prefix", "start", "end"])]
+    #[arg(required_unless_present_any = ["prefix", "start", "end"])]
+    #[arg(conflicts_with_all = ["prefix", "start", "end"])]
     key: Option<OsString>,
     #[command(flatten)]
     range: RangeArgs,
@@ -204,7 +221,11 @@ pub struct Watch {
 }
 
 /// Carries it out.
-pub(super) async fn run(command: Command, client: &Client, console: &mut Console) -> Result<(), Failure> {
+pub(super) async fn run(
+    command: Command,
+    client: &Client,
+    console: &mut Console,
+) -> Result<(), Failure> {
     match command {
         Command::Put(put) => self::put(put, client, console).await,
         Command::Get(get) => self::get(get, client, console).await,
@@ -229,7 +250,9 @@ fn path(argument: &OsStr, escaped: bool) -> Result<(Vec<u8>, String), Failure> {
 async fn put(put: Put, client: &Client, console: &mut Console) -> Result<(), Failure> {
     let (key, path) = path(&put.key, put.escaped)?;
     let value = match (&put.value, &put.file) {
-        (_, Some(file)) if file.as_os_str() != "-" => std::fs::read(file).map_err(|error| Failure::file("read", file, &error))?,
+        (_, Some(file)) if file.as_os_str() != "-" => {
+            std::fs::read(file).map_err(|error| Failure::file("read", file, &error))?
+        }
         (None, Some(_)) => whole_input(console)?,
         (Some(dash), _) if dash == "-" => whole_input(console)?,
         (value, _) => value.clone().unwrap_or_default().as_bytes().to_vec(),
@@ -263,7 +286,8 @@ async fn get(get: Get, client: &Client, console: &mut Console) -> Result<(), Fai
     let (key, path) = path(&get.key, get.escaped)?;
     let reply = client.call(Request::get(with_query(&path, &get.freshness.query()))).await?;
     if let Some(file) = &get.output {
-        std::fs::write(file, &reply.body).map_err(|error| Failure::broken("write", file, &error))?;
+        std::fs::write(file, &reply.body)
+            .map_err(|error| Failure::broken("write", file, &error))?;
         return if console.json { console.value(&about(&key, &reply, None)) } else { Ok(()) };
     }
     if console.json {
@@ -276,7 +300,9 @@ async fn get(get: Get, client: &Client, console: &mut Console) -> Result<(), Fai
     }
     if console.hidden {
         console.flush()?;
-        console.say("what a terminal can't show is written as %XX; --output FILE or a pipe gets the bytes");
+        console.say(
+            "what a terminal can't show is written as %XX; --output FILE or a pipe gets the bytes",
+        );
     }
     Ok(())
 }
@@ -290,7 +316,11 @@ async fn delete(delete: Delete, client: &Client, console: &mut Console) -> Resul
             .get("count")
             .and_then(Value::as_u64)
             .ok_or_else(|| Failure::unreadable("answer to a range delete", "no count", true))?;
-        return if console.json { console.value(&answer) } else { console.line(&format!("{count} keys deleted")) };
+        return if console.json {
+            console.value(&answer)
+        } else {
+            console.line(&format!("{count} keys deleted"))
+        };
     };
     let (key, path) = path(argument, delete.escaped)?;
     let mut request = Request::new(Method::DELETE, path);
@@ -320,9 +350,12 @@ fn about(key: &[u8], reply: &Reply, value: Option<&[u8]>) -> Value {
     if let Some(value) = value {
         put_bytes(&mut object, "value", value);
     }
-    for (name, header) in
-        [("revision", "etag"), ("shard", "flotilla-shard"), ("node", "flotilla-node"), ("applied", "flotilla-applied")]
-    {
+    for (name, header) in [
+        ("revision", "etag"),
+        ("shard", "flotilla-shard"),
+        ("node", "flotilla-node"),
+        ("applied", "flotilla-applied"),
+    ] {
         if let Some(number) = reply.number(header) {
             object.insert(name.into(), number.into());
         }

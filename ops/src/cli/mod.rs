@@ -1,14 +1,17 @@
-//! The command-line client: `flotilla kv`, `flotilla shard`, `flotilla node`, over HTTP to any node.
+//! The command-line client: `flotilla kv`, `flotilla shard`, `flotilla node`, over HTTP to any
+//! node.
 //!
-//! The binary mounts [`Command`] among its own subcommands and hands it to [`run`]. One file per story: [`client`] finds a node that
-//! answers and never sends a write twice, [`failure`] says what went wrong and what to do, [`key`] turns arguments into keys and
-//! back, [`console`] is the terminal (or, in tests, a buffer), [`text`] what may stand on one. Then the commands: [`kv`] for one key, [`scan`] for many,
-//! [`import`] and [`export`] for all, [`admin`] for shards and nodes. [`probe`] is for whoever must know exactly what is certain of a
-//! request: the checker.
+//! The binary mounts [`Command`] among its own subcommands and hands it to [`run`]. One file per
+//! story: [`client`] finds a node that answers and never sends a write twice, [`failure`] says what
+//! went wrong and what to do, [`key`] turns arguments into keys and back, [`console`] is the
+//! terminal (or, in tests, a buffer), [`text`] what may stand on one. Then the commands: [`kv`] for
+//! one key, [`scan`] for many, [`import`] and [`export`] for all, [`admin`] for shards and nodes.
+//! [`probe`] is for whoever must know exactly what is certain of a request: the checker.
 //!
-//! **Invariants.** Data goes to standard output, everything else (progress, counts, errors) to standard error. With `--json` what is
-//! printed is JSON, lists one object per line, errors as the problem that the server sent. Exit codes: see [`Exit`]. A write that may
-//! have reached a node is never sent again; that its outcome is unknown is said.
+//! **Invariants.** Data goes to standard output, everything else (progress, counts, errors) to
+//! standard error. With `--json` what is printed is JSON, lists one object per line, errors as the
+//! problem that the server sent. Exit codes: see [`Exit`]. A write that may have reached a node is
+//! never sent again; that its outcome is unknown is said.
 
 mod admin;
 mod client;
@@ -38,7 +41,8 @@ use std::time::Duration;
 pub enum Exit {
     /// 0: it is done.
     Done,
-    /// 1: the cluster said no, or a local file broke off, is damaged, or could not be written to its end.
+    /// 1: the cluster said no, or a local file broke off, is damaged, or could not be written to
+    /// its end.
     Refused,
     /// 2: it was asked for in a way that makes no sense, or names a file that can't be opened.
     Usage,
@@ -67,8 +71,15 @@ impl From<Exit> for std::process::ExitCode {
 /// Reads a time as people write it: `5s`, `500ms`, `1m 30s`; a bare number is seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let text = text.trim();
-    let seconds = text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.map_or_else(|| humantime::parse_duration(text).map_err(|error| format!("{error}; a time is 5s, 500ms or 2m")), Ok)
+    let seconds =
+        text.parse::<f64>().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.map_or_else(
+        || {
+            humantime::parse_duration(text)
+                .map_err(|error| format!("{error}; a time is 5s, 500ms or 2m"))
+        },
+        Ok,
+    )
 }
 
 /// A time to wait, which is more than nothing.
@@ -87,7 +98,8 @@ fn in_list(text: &str) -> Result<flotilla_router::NodeId, String> {
 /// What every command of the client takes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Global {
-    /// A node's HTTP address; repeat it, or list several with commas. Any node will do: one that can't be reached is passed over
+    /// A node's HTTP address; repeat it, or list several with commas. Any node will do: one that
+    /// can't be reached is passed over
     #[arg(
         short,
         long = "endpoint",
@@ -109,7 +121,9 @@ pub struct Global {
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum Command {
     /// Reads and writes keys
-    #[command(after_help = "Example:\n  flotilla kv put greeting hello && flotilla kv get greeting")]
+    #[command(
+        after_help = "Example:\n  flotilla kv put greeting hello && flotilla kv get greeting"
+    )]
     Kv {
         /// What every command takes.
         #[command(flatten)]
@@ -145,25 +159,37 @@ impl Command {
     fn is_write(&self) -> bool {
         match self {
             Self::Kv { command, .. } => {
-                matches!(command, kv::Command::Put(_) | kv::Command::Delete(_) | kv::Command::Import(_))
+                matches!(
+                    command,
+                    kv::Command::Put(_) | kv::Command::Delete(_) | kv::Command::Import(_)
+                )
             }
             Self::Shard { command, .. } => !matches!(
                 command,
-                admin::ShardCommand::List | admin::ShardCommand::Show { .. } | admin::ShardCommand::Explain { .. }
+                admin::ShardCommand::List
+                    | admin::ShardCommand::Show { .. }
+                    | admin::ShardCommand::Explain { .. }
             ),
-            Self::Node { command, .. } => !matches!(command, admin::NodeCommand::List | admin::NodeCommand::Show { .. }),
+            Self::Node { command, .. } => {
+                !matches!(command, admin::NodeCommand::List | admin::NodeCommand::Show { .. })
+            }
         }
     }
 }
 
-/// Carries a command out on this process's terminal, and says how it ended. Runs on a tokio runtime.
+/// Carries a command out on this process's terminal, and says how it ended. Runs on a tokio
+/// runtime.
 pub async fn run(command: Command) -> Exit {
     run_on(command, &mut Console::terminal()).await
 }
 
 /// [`run`] on any console.
 async fn run_on(command: Command, console: &mut Console) -> Exit {
-    let (Command::Kv { global, .. } | Command::Shard { global, .. } | Command::Node { global, .. }) = &command;
+    let global = match &command {
+        Command::Kv { global, .. }
+        | Command::Shard { global, .. }
+        | Command::Node { global, .. } => global,
+    };
     console.json = global.json;
     let client = Client::new(Endpoints::all(&global.endpoints), global.timeout);
     let is_write = command.is_write();
@@ -175,8 +201,12 @@ async fn run_on(command: Command, console: &mut Console) -> Exit {
     let outcome = outcome.and_then(|()| console.flush());
     match outcome {
         Ok(()) => Exit::Done,
-        Err(Failure::Output(error)) if is_write && error.kind() != std::io::ErrorKind::BrokenPipe => {
-            let failure = Failure::Local(format!("it was done, and what came of it can't be printed: {error}"));
+        Err(Failure::Output(error))
+            if is_write && error.kind() != std::io::ErrorKind::BrokenPipe =>
+        {
+            let failure = Failure::Local(format!(
+                "it was done, and what came of it can't be printed: {error}"
+            ));
             failure.show(console);
             failure.exit()
         }

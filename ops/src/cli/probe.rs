@@ -1,4 +1,5 @@
-//! One request to one node, and exactly what is certain of it: what a checker needs, and a client that wants to succeed does not.
+//! One request to one node, and exactly what is certain of it: what a checker needs, and a client
+//! that wants to succeed does not.
 //!
 //! | what happened | told |
 //! |---|---|
@@ -8,8 +9,9 @@
 //! | a problem with `outcome: not_applied` | refused |
 //! | everything else: connection lost, no answer in time, an answer that can't be understood | unknown |
 //!
-//! Nothing is ever sent twice, reads neither. Only where no connection came about is the next endpoint asked. Below this, the HTTP
-//! library sends a request anew where a kept connection was closed before any of it had left: that is no second time.
+//! Nothing is ever sent twice, reads neither. Only where no connection came about is the next
+//! endpoint asked. Below this, the HTTP library sends a request anew where a kept connection was
+//! closed before any of it had left: that is no second time.
 
 use super::Endpoint;
 use super::client::{Request, build, cause, connector};
@@ -95,11 +97,16 @@ struct Shards {
 }
 
 impl Probe {
-    /// Asks these endpoints, of which there is at least one, and waits so long for an answer. Reads by the leader's lease, or by a
-    /// quorum.
+    /// Asks these endpoints, of which there is at least one, and waits so long for an answer. Reads
+    /// by the leader's lease, or by a quorum.
     pub fn new(endpoints: Vec<Endpoint>, timeout: Duration, lease: bool) -> Self {
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector(timeout));
-        Self { http, endpoints, timeout, consistency: if lease { "consistency=lease" } else { "consistency=linearizable" } }
+        Self {
+            http,
+            endpoints,
+            timeout,
+            consistency: if lease { "consistency=lease" } else { "consistency=linearizable" },
+        }
     }
 
     /// How many endpoints there are.
@@ -132,18 +139,30 @@ impl Probe {
         };
         let request = Request::get(format!("{}?{how}", path(key)));
         self.judged(at, &request, |whole| match (whole.status, whole.revision) {
-            (StatusCode::OK, Some(revision)) => Some((Some((revision, whole.body.clone())), whole.age)),
-            (StatusCode::NOT_FOUND, _) if code(&whole.body).as_deref() == Some("no_such_key") => Some((None, whole.age)),
+            (StatusCode::OK, Some(revision)) => {
+                Some((Some((revision, whole.body.clone())), whole.age))
+            }
+            (StatusCode::NOT_FOUND, _) if code(&whole.body).as_deref() == Some("no_such_key") => {
+                Some((None, whole.age))
+            }
             _ => None,
         })
         .await
     }
 
     /// Sets a key; its new revision.
-    pub async fn put(&self, at: usize, key: &[u8], value: &Bytes, condition: Condition) -> Told<Revision> {
+    pub async fn put(
+        &self,
+        at: usize,
+        key: &[u8],
+        value: &Bytes,
+        condition: Condition,
+    ) -> Told<Revision> {
         match conditional(Request::new(Method::PUT, path(key)).body(value.clone()), condition) {
             Ok(request) => {
-                let done = |whole: &Whole| whole.revision.filter(|_| whole.status == StatusCode::NO_CONTENT);
+                let done = |whole: &Whole| {
+                    whole.revision.filter(|_| whole.status == StatusCode::NO_CONTENT)
+                };
                 self.judged(at, &request, done).await
             }
             Err(failure) => Told::Refused(failure.summary()),
@@ -153,7 +172,12 @@ impl Probe {
     /// Removes a key.
     pub async fn delete(&self, at: usize, key: &[u8], condition: Condition) -> Told<()> {
         match conditional(Request::new(Method::DELETE, path(key)), condition) {
-            Ok(request) => self.judged(at, &request, |whole| (whole.status == StatusCode::NO_CONTENT).then_some(())).await,
+            Ok(request) => {
+                self.judged(at, &request, |whole| {
+                    (whole.status == StatusCode::NO_CONTENT).then_some(())
+                })
+                .await
+            }
             Err(failure) => Told::Refused(failure.summary()),
         }
     }
@@ -162,13 +186,17 @@ impl Probe {
     pub async fn scan(&self, at: usize, range: &KeyRange) -> Told<Seen> {
         let request = Request::get(format!("/v1/kv?{}&{}", query(range), self.consistency));
         self.judged(at, &request, |whole| {
-            let page: Page = serde_json::from_slice(&whole.body).ok().filter(|_| whole.status == StatusCode::OK)?;
+            let page: Page = serde_json::from_slice(&whole.body)
+                .ok()
+                .filter(|_| whole.status == StatusCode::OK)?;
             let items: Option<Vec<_>> = page.items.iter().map(item).collect();
             let items = items?;
             let mut range = range.clone();
             if page.cursor.is_some() {
                 // What lies behind the last item was not looked at; without an item, nothing was.
-                let end = items.last().map_or_else(|| range.start.clone(), |(key, ..)| successor_of_key(key));
+                let end = items
+                    .last()
+                    .map_or_else(|| range.start.clone(), |(key, ..)| successor_of_key(key));
                 range.end = Some(end);
             }
             Some(Seen { range, items })
@@ -188,13 +216,22 @@ impl Probe {
         // So many pages of a thousand that no cluster has more.
         for _ in 0..1_000 {
             let request = Request::get(format!("/v1/admin/shards?limit=1000{cursor}"));
-            let told = self.judged(at, &request, |whole| serde_json::from_slice::<Shards>(&whole.body).ok()).await;
+            let told = self
+                .judged(at, &request, |whole| serde_json::from_slice::<Shards>(&whole.body).ok())
+                .await;
             let page = match told {
                 Told::Answer(page) => page,
                 Told::Refused(why) | Told::Unknown(why) => return Err(why),
-                Told::ConditionFailed(_) => return Err("a condition failed that was not sent".into()),
+                Told::ConditionFailed(_) => {
+                    return Err("a condition failed that was not sent".into());
+                }
             };
-            ranges.extend(page.shards.iter().filter(|shard| !shard.id.is_meta()).filter_map(|shard| key_range(&shard.range)));
+            ranges.extend(
+                page.shards
+                    .iter()
+                    .filter(|shard| !shard.id.is_meta())
+                    .filter_map(|shard| key_range(&shard.range)),
+            );
             match page.cursor {
                 Some(next) => cursor = format!("&cursor={}", key::encode(next.as_bytes())),
                 None => break,
@@ -204,8 +241,14 @@ impl Probe {
         Ok(ranges)
     }
 
-    /// Asks, and judges by the table above. `understand` finds the answer in what came, if it is one.
-    pub(super) async fn judged<T>(&self, at: usize, request: &Request, understand: impl FnOnce(&Whole) -> Option<T>) -> Told<T> {
+    /// Asks, and judges by the table above. `understand` finds the answer in what came, if it is
+    /// one.
+    pub(super) async fn judged<T>(
+        &self,
+        at: usize,
+        request: &Request,
+        understand: impl FnOnce(&Whole) -> Option<T>,
+    ) -> Told<T> {
         let whole = match self.ask(at, request).await {
             Told::Answer(whole) => whole,
             Told::ConditionFailed(current) => return Told::ConditionFailed(current),
@@ -213,15 +256,22 @@ impl Probe {
             Told::Unknown(why) => return Told::Unknown(why),
         };
         let members: Option<Members> = serde_json::from_slice(&whole.body).ok();
-        let problem = members.filter(|members| !whole.status.is_success() && members.code.is_some());
-        let of_condition = |members: &Members| members.code.as_deref() == Some("precondition_failed");
-        if whole.status == StatusCode::PRECONDITION_FAILED && problem.as_ref().is_some_and(of_condition) {
+        let problem =
+            members.filter(|members| !whole.status.is_success() && members.code.is_some());
+        let of_condition =
+            |members: &Members| members.code.as_deref() == Some("precondition_failed");
+        if whole.status == StatusCode::PRECONDITION_FAILED
+            && problem.as_ref().is_some_and(of_condition)
+        {
             return Told::ConditionFailed(whole.revision);
         }
         if let Some(answer) = understand(&whole) {
             return Told::Answer(answer);
         }
-        let code = problem.as_ref().and_then(|members| members.code.clone()).unwrap_or_else(|| "not understood".into());
+        let code = problem
+            .as_ref()
+            .and_then(|members| members.code.clone())
+            .unwrap_or_else(|| "not understood".into());
         let why = format!("HTTP {}, {code}", whole.status.as_u16());
         match problem {
             Some(members) if members.outcome == Some(Outcome::NotApplied) => Told::Refused(why),
@@ -229,7 +279,8 @@ impl Probe {
         }
     }
 
-    /// Asks the first endpoint to which there is a connection, and takes the whole answer, whatever it is.
+    /// Asks the first endpoint to which there is a connection, and takes the whole answer, whatever
+    /// it is.
     async fn ask(&self, at: usize, request: &Request) -> Told<Whole> {
         let mut failures = Vec::new();
         for n in 0..self.endpoints.len() {
@@ -239,19 +290,28 @@ impl Probe {
                 Err(failure) => return Told::Refused(failure.summary()),
             };
             let exchange = async {
-                let response = self.http.request(built).await.map_err(|error| (error.is_connect(), cause(&error)))?;
+                let response = self
+                    .http
+                    .request(built)
+                    .await
+                    .map_err(|error| (error.is_connect(), cause(&error)))?;
                 let (parts, body) = response.into_parts();
                 let body = body.collect().await.map_err(|error| (false, cause(&error)))?.to_bytes();
                 let tag = parts.headers.get(http::header::ETAG).and_then(|tag| tag.to_str().ok());
                 let revision = tag.and_then(|tag| tag.trim_matches('"').parse().ok()).map(Revision);
-                let age = parts.headers.get("flotilla-age").and_then(|age| age.to_str().ok()?.parse().ok());
+                let age = parts
+                    .headers
+                    .get("flotilla-age")
+                    .and_then(|age| age.to_str().ok()?.parse().ok());
                 let age = age.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
                 Ok(Whole { status: parts.status, revision, age, body })
             };
             match tokio::time::timeout(self.timeout, exchange).await {
                 Ok(Ok(whole)) => return Told::Answer(whole),
                 Ok(Err((true, why))) => failures.push(format!("{endpoint}: {why}")),
-                Ok(Err((false, why))) => return Told::Unknown(format!("{endpoint}: the connection was lost: {why}")),
+                Ok(Err((false, why))) => {
+                    return Told::Unknown(format!("{endpoint}: the connection was lost: {why}"));
+                }
                 Err(_) => return Told::Unknown(format!("{endpoint}: no answer in time")),
             }
         }
@@ -266,7 +326,8 @@ fn path(key: &[u8]) -> String {
 
 /// The query that names a range.
 fn query(range: &KeyRange) -> String {
-    let end = range.end.as_ref().map_or_else(String::new, |end| format!("&end={}", key::encode(end)));
+    let end =
+        range.end.as_ref().map_or_else(String::new, |end| format!("&end={}", key::encode(end)));
     format!("start={}{end}", key::encode(&range.start))
 }
 
@@ -336,25 +397,39 @@ mod tests {
     fn what_is_not_certain_is_unknown() {
         let done = "HTTP/1.1 204 No Content\r\netag: \"7\"\r\n\r\n";
         assert_eq!(put(vec![answers(done)]), Told::Answer(Revision(7)));
-        assert_eq!(put(vec![nobody(), answers(done)]), Told::Answer(Revision(7)), "nothing was sent to the first");
-        assert!(matches!(put(vec![nobody(), nobody()]), Told::Refused(why) if why.contains("no node could be reached")));
+        assert_eq!(
+            put(vec![nobody(), answers(done)]),
+            Told::Answer(Revision(7)),
+            "nothing was sent to the first"
+        );
+        assert!(matches!(
+            put(vec![nobody(), nobody()]),
+            Told::Refused(why) if why.contains("no node could be reached")
+        ));
         let unknown = [
-            // Nothing, half an answer, an answer without the revision, of a proxy, of another server.
+            // Nothing, half an answer, an answer without the revision, of a proxy, of another
+            // server.
             "",
             "HTTP/1.1 204 No",
             "HTTP/1.1 204 No Content\r\n\r\n",
             "HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy",
             "HTTP/1.1 400 Bad\r\ncontent-length: 2\r\n\r\n{}",
             "HTTP/1.1 412 Failed\r\ncontent-length: 0\r\n\r\n",
-            "HTTP/1.1 504 Late\r\ncontent-length: 48\r\n\r\n{\"code\":\"unknown_outcome\",\"outcome\":\"unknown\"}   ",
-            "HTTP/1.1 503 Busy\r\ncontent-length: 90\r\n\r\n{\"code\":\"no_leader\",\"outcome\":\"not_applied\"}",
+            "HTTP/1.1 504 Late\r\ncontent-length: 48\r\n\r\n\
+             {\"code\":\"unknown_outcome\",\"outcome\":\"unknown\"}   ",
+            "HTTP/1.1 503 Busy\r\ncontent-length: 90\r\n\r\n\
+             {\"code\":\"no_leader\",\"outcome\":\"not_applied\"}",
         ];
         for answer in unknown {
             assert!(matches!(put(vec![answers(answer)]), Told::Unknown(_)), "{answer:?}");
         }
-        let refused = "HTTP/1.1 503 Busy\r\ncontent-length: 44\r\n\r\n{\"code\":\"no_leader\",\"outcome\":\"not_applied\"}";
-        assert!(matches!(put(vec![answers(refused)]), Told::Refused(why) if why.contains("no_leader")));
-        let failed = "HTTP/1.1 412 No\r\netag: \"9\"\r\ncontent-length: 54\r\n\r\n{\"code\":\"precondition_failed\",\"outcome\":\"not_applied\"}";
+        let refused = "HTTP/1.1 503 Busy\r\ncontent-length: 44\r\n\r\n\
+                       {\"code\":\"no_leader\",\"outcome\":\"not_applied\"}";
+        assert!(
+            matches!(put(vec![answers(refused)]), Told::Refused(why) if why.contains("no_leader"))
+        );
+        let failed = "HTTP/1.1 412 No\r\netag: \"9\"\r\ncontent-length: 54\r\n\r\n\
+                      {\"code\":\"precondition_failed\",\"outcome\":\"not_applied\"}";
         assert_eq!(put(vec![answers(failed)]), Told::ConditionFailed(Some(Revision(9))));
     }
 

@@ -1,5 +1,6 @@
-//! A batch, asked once: what is certain of each of its operations. The table of [`super::probe`] holds for each by itself, and where there is
-//! no answer that can be understood as a whole, for all of them.
+//! A batch, asked once: what is certain of each of its operations. The table of [`super::probe`]
+//! holds for each by itself, and where there is no answer that can be understood as a whole, for
+//! all of them.
 
 use super::client::Request;
 use super::failure::Members;
@@ -51,18 +52,28 @@ struct Found {
 }
 
 impl Probe {
-    /// Asks a batch; what is told of each operation, in their order. `at` says which endpoint is asked first.
+    /// Asks a batch; what is told of each operation, in their order. `at` says which endpoint is
+    /// asked first.
     pub async fn batch(&self, at: usize, ops: &[(Bytes, Asked)]) -> Vec<Told<Done>> {
-        let body = json!({ "ops": ops.iter().map(|(key, asked)| op(key, asked)).collect::<Vec<_>>() });
-        let request = Request::new(Method::POST, format!("/v1/batch?{}", self.consistency)).json(&body);
+        let body =
+            json!({ "ops": ops.iter().map(|(key, asked)| op(key, asked)).collect::<Vec<_>>() });
+        let request =
+            Request::new(Method::POST, format!("/v1/batch?{}", self.consistency)).json(&body);
         let understood = self.judged(at, &request, |whole| {
-            let results = serde_json::from_slice::<Results>(&whole.body).ok().filter(|_| whole.status == StatusCode::OK)?.results;
+            let results = serde_json::from_slice::<Results>(&whole.body)
+                .ok()
+                .filter(|_| whole.status == StatusCode::OK)?
+                .results;
             (results.len() == ops.len()).then_some(results)
         });
         match understood.await {
-            Told::Answer(results) => ops.iter().zip(results).map(|((_, asked), result)| told(asked, result)).collect(),
+            Told::Answer(results) => {
+                ops.iter().zip(results).map(|((_, asked), result)| told(asked, result)).collect()
+            }
             Told::Refused(why) => ops.iter().map(|_| Told::Refused(why.clone())).collect(),
-            Told::ConditionFailed(_) => ops.iter().map(|_| Told::Unknown("a condition failed as a whole".into())).collect(),
+            Told::ConditionFailed(_) => {
+                ops.iter().map(|_| Told::Unknown("a condition failed as a whole".into())).collect()
+            }
             Told::Unknown(why) => ops.iter().map(|_| Told::Unknown(why.clone())).collect(),
         }
     }
@@ -96,8 +107,9 @@ fn told(asked: &Asked, result: Value) -> Told<Done> {
     let revision = found.as_ref().and_then(|found| found.revision).map(Revision);
     match (asked, found.as_ref().map(|found| found.status), code.as_deref()) {
         (Asked::Get, Some(200), None) => {
-            let value = found
-                .and_then(|Found { value, value_b64, .. }| Line { value, value_b64, ..Line::default() }.value_bytes().ok()?);
+            let value = found.and_then(|Found { value, value_b64, .. }| {
+                Line { value, value_b64, ..Line::default() }.value_bytes().ok()?
+            });
             if let (Some(revision), Some(value)) = (revision, value) {
                 return Told::Answer(Done::Read(Some((revision, value.into()))));
             }
@@ -109,7 +121,9 @@ fn told(asked: &Asked, result: Value) -> Told<Done> {
             }
         }
         (Asked::Delete(_), Some(204), None) => return Told::Answer(Done::Deleted),
-        (Asked::Put(..) | Asked::Delete(_), Some(412), Some("precondition_failed")) => return Told::ConditionFailed(revision),
+        (Asked::Put(..) | Asked::Delete(_), Some(412), Some("precondition_failed")) => {
+            return Told::ConditionFailed(revision);
+        }
         _ => {}
     }
     let why = code.unwrap_or_else(|| "not understood".into());
@@ -129,13 +143,22 @@ mod tests {
         let value = Bytes::from_static(b"v");
         for (asked, expected) in [
             (Asked::Get, json!({"get": {"key_b64": "aw=="}})),
-            (Asked::Put(value.clone(), Condition::Always), json!({"put": {"key_b64": "aw==", "value_b64": "dg=="}})),
+            (
+                Asked::Put(value.clone(), Condition::Always),
+                json!({"put": {"key_b64": "aw==", "value_b64": "dg=="}}),
+            ),
             (
                 Asked::Put(value, Condition::Absent),
                 json!({"put": {"key_b64": "aw==", "value_b64": "dg==", "if_none_match": "*"}}),
             ),
-            (Asked::Delete(Condition::Present), json!({"delete": {"key_b64": "aw==", "if_match": "*"}})),
-            (Asked::Delete(Condition::At(Revision(7))), json!({"delete": {"key_b64": "aw==", "if_match": 7}})),
+            (
+                Asked::Delete(Condition::Present),
+                json!({"delete": {"key_b64": "aw==", "if_match": "*"}}),
+            ),
+            (
+                Asked::Delete(Condition::At(Revision(7))),
+                json!({"delete": {"key_b64": "aw==", "if_match": 7}}),
+            ),
         ] {
             assert_eq!(op(&key, &asked), expected);
         }
@@ -144,23 +167,45 @@ mod tests {
     #[test]
     fn what_is_not_certain_of_an_operation_is_unknown() {
         let put = Asked::Put("v".into(), Condition::Always);
-        let no = |code: &str, outcome: &str| json!({"status": 503, "code": code, "outcome": outcome, "retryable": true});
+        let no = |code: &str, outcome: &str| {
+            let (status, retryable) = (503, true);
+            json!({"status": status, "code": code, "outcome": outcome, "retryable": retryable})
+        };
         let table = [
             (
                 Asked::Get,
                 json!({"status": 200, "value": "v", "revision": 3}),
                 Told::Answer(Done::Read(Some((Revision(3), "v".into())))),
             ),
-            (Asked::Get, json!({"status": 404, "code": "no_such_key", "outcome": "not_applied"}), Told::Answer(Done::Read(None))),
-            (put.clone(), json!({"status": 204, "revision": 4, "shard": 2}), Told::Answer(Done::Written(Revision(4)))),
-            (Asked::Delete(Condition::Always), json!({"status": 204, "shard": 2}), Told::Answer(Done::Deleted)),
+            (
+                Asked::Get,
+                json!({"status": 404, "code": "no_such_key", "outcome": "not_applied"}),
+                Told::Answer(Done::Read(None)),
+            ),
             (
                 put.clone(),
-                json!({"revision": 9, "status": 412, "code": "precondition_failed", "outcome": "not_applied"}),
+                json!({"status": 204, "revision": 4, "shard": 2}),
+                Told::Answer(Done::Written(Revision(4))),
+            ),
+            (
+                Asked::Delete(Condition::Always),
+                json!({"status": 204, "shard": 2}),
+                Told::Answer(Done::Deleted),
+            ),
+            (
+                put.clone(),
+                json!({
+                    "revision": 9, "status": 412, "code": "precondition_failed",
+                    "outcome": "not_applied",
+                }),
                 Told::ConditionFailed(Some(Revision(9))),
             ),
             (put.clone(), no("no_leader", "not_applied"), Told::Refused("no_leader".into())),
-            (put.clone(), no("unknown_outcome", "unknown"), Told::Unknown("unknown_outcome".into())),
+            (
+                put.clone(),
+                no("unknown_outcome", "unknown"),
+                Told::Unknown("unknown_outcome".into()),
+            ),
             (put.clone(), json!({"status": 204}), Told::Unknown("not understood".into())),
             (put, json!("yes"), Told::Unknown("not understood".into())),
         ];

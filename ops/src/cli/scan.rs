@@ -1,9 +1,10 @@
 //! `flotilla kv scan`: keys and values in order, as they come from the server's stream.
 //!
-//! On a terminal a table; into a pipe one line per key, `key TAB value` (the key alone with `--keys-only`), where control characters
-//! show as `%XX`; with `--json` the server's own lines. [`Stream`] is shared with exports: it follows the cursor where a stream stopped
-//! early, goes on behind the last key where a connection was lost (as the server ends one whose reader pauses for long), and says
-//! honestly when it can't go on.
+//! On a terminal a table; into a pipe one line per key, `key TAB value` (the key alone with
+//! `--keys-only`), where control characters show as `%XX`; with `--json` the server's own lines.
+//! [`Stream`] is shared with exports: it follows the cursor where a stream stopped early, goes on
+//! behind the last key where a connection was lost (as the server ends one whose reader pauses for
+//! long), and says honestly when it can't go on.
 
 use super::client::{Client, Lines, Request};
 use super::console::Console;
@@ -65,15 +66,20 @@ pub(super) async fn run(scan: Scan, client: &Client, console: &mut Console) -> R
         let shown = key::show(&line.key_bytes()?, scan.escaped);
         let value = line.value_bytes()?.map(|value| key::show(&value, scan.escaped));
         if console.out_is_terminal {
-            let mut row = vec![shown, line.revision.map_or_else(String::new, |revision| revision.to_string())];
+            let mut row = vec![
+                shown,
+                line.revision.map_or_else(String::new, |revision| revision.to_string()),
+            ];
             row.extend(value);
             rows.push(row);
         } else {
-            console.line(&value.map_or_else(|| shown.clone(), |value| format!("{shown}\t{value}")))?;
+            console
+                .line(&value.map_or_else(|| shown.clone(), |value| format!("{shown}\t{value}")))?;
         }
     };
     if !rows.is_empty() {
-        let names: &[&str] = if scan.keys_only { &["KEY", "REVISION"] } else { &["KEY", "REVISION", "VALUE"] };
+        let names: &[&str] =
+            if scan.keys_only { &["KEY", "REVISION"] } else { &["KEY", "REVISION", "VALUE"] };
         console.table(names, rows)?;
     }
     if outcome.is_ok() && (stream.more || stream.seams > 0) {
@@ -81,7 +87,10 @@ pub(super) async fn run(scan: Scan, client: &Client, console: &mut Console) -> R
         stream.tell_of_seams(console);
     }
     if outcome.is_ok() && stream.more {
-        console.say(&format!("there are more keys: --limit {} was reached; --limit 0 shows all", scan.limit));
+        console.say(&format!(
+            "there are more keys: --limit {} was reached; --limit 0 shows all",
+            scan.limit
+        ));
     }
     outcome
 }
@@ -111,7 +120,8 @@ pub(super) struct Stream<'a> {
     lines: Option<Lines>,
     /// Failures since the last item.
     tries: u32,
-    /// How often it was taken up again in the midst: what came behind is of another moment than what came before.
+    /// How often it was taken up again in the midst: what came behind is of another moment than
+    /// what came before.
     pub(super) seams: u32,
     /// Whether something is left that the limit kept back.
     pub(super) more: bool,
@@ -127,20 +137,35 @@ impl<'a> Stream<'a> {
         limit: Option<u64>,
     ) -> Self {
         let (place, last, lines) = (Place::Front, None, None);
-        Self { client, range, freshness, left: limit, place, last, lines, tries: 0, seams: 0, more: false, done: false }
+        Self {
+            client,
+            range,
+            freshness,
+            left: limit,
+            place,
+            last,
+            lines,
+            tries: 0,
+            seams: 0,
+            more: false,
+            done: false,
+        }
     }
 
     /// Says how often it was taken up again in the midst, if ever.
     pub(super) fn tell_of_seams(&self, console: &mut Console) {
         if self.seams > 0 {
-            let often = if self.seams == 1 { "once".to_owned() } else { format!("{} times", self.seams) };
+            let often =
+                if self.seams == 1 { "once".to_owned() } else { format!("{} times", self.seams) };
             console.say(&format!(
-                "the stream was lost and taken up again {often}: a shard that was being read then is shown at more than one moment"
+                "the stream was lost and taken up again {often}: a shard that was being read then \
+                 is shown at more than one moment"
             ));
         }
     }
 
-    /// The next item, and the line that it came as; `None` when there are no more, or no more are wanted.
+    /// The next item, and the line that it came as; `None` when there are no more, or no more are
+    /// wanted.
     pub(super) async fn next(&mut self) -> Result<Option<(Line, Bytes)>, Failure> {
         loop {
             if self.done {
@@ -159,7 +184,13 @@ impl<'a> Stream<'a> {
             let Some(lines) = &mut self.lines else { continue };
             let raw = match lines.next().await {
                 Ok(Some(raw)) => raw,
-                Ok(None) => return Err(Failure::unreadable("whole scan", "its last line is missing", false)),
+                Ok(None) => {
+                    return Err(Failure::unreadable(
+                        "whole scan",
+                        "its last line is missing",
+                        false,
+                    ));
+                }
                 Err(failure) => {
                     self.lines = None;
                     if self.last.is_some() {
@@ -170,7 +201,8 @@ impl<'a> Stream<'a> {
                     continue;
                 }
             };
-            let line = Line::parse(&raw).map_err(|why| Failure::unreadable("item of a scan", why, false))?;
+            let line = Line::parse(&raw)
+                .map_err(|why| Failure::unreadable("item of a scan", why, false))?;
             if !line.is_last() {
                 self.tries = 0;
                 self.last = Some(line.key_bytes()?);
@@ -186,7 +218,10 @@ impl<'a> Stream<'a> {
                 (Some(true), _) => self.done = true,
                 _ if self.left == Some(0) => (self.done, self.more) = (true, true),
                 (_, Some(problem)) => {
-                    let status = problem.get("status").and_then(|status| status.as_u64()).and_then(|n| u16::try_from(n).ok());
+                    let status = problem
+                        .get("status")
+                        .and_then(|status| status.as_u64())
+                        .and_then(|n| u16::try_from(n).ok());
                     let failure = Failure::of_body(problem, status.unwrap_or(500), false);
                     if !failure.is_worth_another_try() || !has_cursor {
                         return Err(failure);
@@ -195,7 +230,13 @@ impl<'a> Stream<'a> {
                     self.pause(failure).await?;
                 }
                 _ if has_cursor => {}
-                _ => return Err(Failure::unreadable("whole scan", "it stopped without a cursor", false)),
+                _ => {
+                    return Err(Failure::unreadable(
+                        "whole scan",
+                        "it stopped without a cursor",
+                        false,
+                    ));
+                }
             }
         }
     }
@@ -215,10 +256,15 @@ impl<'a> Stream<'a> {
     /// What is left of the range behind `last`; `None` where nothing can be.
     fn behind(&self, last: &[u8]) -> Option<Vec<(&'static str, String)>> {
         let named = |name| self.range.iter().find(|(given, _)| *given == name);
-        let bound = |name| named(name).map(|(_, text)| Bytes::from(percent_decode_str(text).collect::<Vec<u8>>()));
+        let bound = |name| {
+            named(name).map(|(_, text)| Bytes::from(percent_decode_str(text).collect::<Vec<u8>>()))
+        };
         let whole = match bound("prefix") {
             Some(prefix) => KeyRange::prefix(prefix),
-            None => KeyRange::new(bound("start").unwrap_or_default(), bound("end").filter(|end| !end.is_empty())),
+            None => KeyRange::new(
+                bound("start").unwrap_or_default(),
+                bound("end").filter(|end| !end.is_empty()),
+            ),
         };
         let rest = match named("reverse") {
             Some(_) => KeyRange::new(whole.start, Some(Bytes::copy_from_slice(last))),
@@ -229,7 +275,12 @@ impl<'a> Stream<'a> {
         }
         let mut query = vec![("start", key::encode(&rest.start))];
         query.extend(rest.end.map(|end| ("end", key::encode(&end))));
-        query.extend(self.range.iter().filter(|(name, _)| !matches!(*name, "prefix" | "start" | "end")).cloned());
+        query.extend(
+            self.range
+                .iter()
+                .filter(|(name, _)| !matches!(*name, "prefix" | "start" | "end"))
+                .cloned(),
+        );
         Some(query)
     }
 

@@ -1,8 +1,10 @@
-//! Where an export goes: a file that is replaced once it is whole, or something that is written to as it is.
+//! Where an export goes: a file that is replaced once it is whole, or something that is written to
+//! as it is.
 //!
-//! A regular file is written beside its name, under a name that nobody could have put there before, and moved in its place at the end: an
-//! export that fails or is interrupted leaves what was there. A symbolic link stays, and the file that it leads to is replaced. A pipe,
-//! a device, or an open file by way of `/dev/stdout` is never replaced: it is written to, behind what is in it.
+//! A regular file is written beside its name, under a name that nobody could have put there before,
+//! and moved in its place at the end: an export that fails or is interrupted leaves what was there.
+//! A symbolic link stays, and the file that it leads to is replaced. A pipe, a device, or an open
+//! file by way of `/dev/stdout` is never replaced: it is written to, behind what is in it.
 
 use super::failure::Failure;
 use std::fs::{File, Metadata};
@@ -36,13 +38,19 @@ impl Target {
         let there = std::fs::metadata(named).ok();
         let out = match &there {
             Some(there) if there.is_dir() => {
-                return Err(Failure::Usage(format!("{} is a folder; name a file in it", named.display())));
+                return Err(Failure::Usage(format!(
+                    "{} is a folder; name a file in it",
+                    named.display()
+                )));
             }
             Some(there) if through_open_file || !there.is_file() => {
                 let file = File::options().append(true).open(named).map_err(failed)?;
                 Out::Stream(BufWriter::new(file))
             }
-            _ => Out::Replaced { partial: BufWriter::new(beside(&path, there.as_ref()).map_err(failed)?), path },
+            _ => Out::Replaced {
+                partial: BufWriter::new(beside(&path, there.as_ref()).map_err(failed)?),
+                path,
+            },
         };
         Ok(Self { out, named: named.to_owned() })
     }
@@ -65,7 +73,9 @@ impl Target {
                 partial.as_file().sync_all().map_err(failed)?;
                 partial.persist(&path).map_err(|error| failed(error.error))?;
             }
-            Out::Stream(file) => drop(file.into_inner().map_err(|error| failed(error.into_error()))?),
+            Out::Stream(file) => {
+                drop(file.into_inner().map_err(|error| failed(error.into_error()))?)
+            }
         }
         Ok(())
     }
@@ -74,12 +84,18 @@ impl Target {
 /// A new file in the folder of `path`, with the rights of the one that it will replace.
 fn beside(path: &Path, there: Option<&Metadata>) -> io::Result<NamedTempFile> {
     let name = path.file_name().ok_or_else(|| io::Error::other("it names no file"))?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut prefix = std::ffi::OsString::from(".");
     prefix.push(name);
     prefix.push(".");
-    let rights = there.map_or_else(|| std::fs::Permissions::from_mode(0o666), Metadata::permissions);
-    let file = tempfile::Builder::new().prefix(&prefix).suffix(".partial").permissions(rights).tempfile_in(folder)?;
+    let rights =
+        there.map_or_else(|| std::fs::Permissions::from_mode(0o666), Metadata::permissions);
+    let file = tempfile::Builder::new()
+        .prefix(&prefix)
+        .suffix(".partial")
+        .permissions(rights)
+        .tempfile_in(folder)?;
     if let Some(there) = there {
         // The umask had its say in a new file alone.
         file.as_file().set_permissions(there.permissions())?;
@@ -87,8 +103,8 @@ fn beside(path: &Path, there: Option<&Metadata>) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
-/// Where a path leads through symbolic links, whether or not something is there; and whether that is a file that some process holds
-/// open, as `/dev/stdout` is.
+/// Where a path leads through symbolic links, whether or not something is there; and whether that
+/// is a file that some process holds open, as `/dev/stdout` is.
 fn follow(named: &Path) -> io::Result<(PathBuf, bool)> {
     let mut path = named.to_owned();
     for _ in 0..LINKS_MAX {
@@ -104,6 +120,7 @@ fn follow(named: &Path) -> io::Result<(PathBuf, bool)> {
 
 /// The folder that a path stands in, by its one name.
 fn folder_of(path: &Path) -> PathBuf {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent =
+        path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
 }

@@ -1,7 +1,7 @@
 //! `/v1/admin/…`: the cluster, its nodes and shards, and orders about them.
 //!
-//! Answers about a shard carry its epoch as ETag, and `If-Match` binds a request to it. What moves data is not built yet: its paths
-//! answer 501, so that their place is kept.
+//! Answers about a shard carry its epoch as ETag, and `If-Match` binds a request to it. What moves
+//! data is not built yet: its paths answer 501, so that their place is kept.
 
 use super::answer;
 use super::body::{self, Body, Upload, Wanted};
@@ -42,11 +42,17 @@ struct Leader {
 }
 
 /// Methods of the orders that are not built yet, by what follows the shard's id.
-const SHARD_ORDERS: [(&str, &str); 3] = [("split", "POST"), ("merge", "POST"), ("replicas", "POST, PUT")];
+const SHARD_ORDERS: [(&str, &str); 3] =
+    [("split", "POST"), ("merge", "POST"), ("replicas", "POST, PUT")];
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     /// Answers a request about what follows `/v1/admin/`.
-    pub(super) async fn admin(&self, parts: &Parts, body: Upload<'_>, rest: &str) -> Result<Response<Body>, Problem> {
+    pub(super) async fn admin(
+        &self,
+        parts: &Parts,
+        body: Upload<'_>,
+        rest: &str,
+    ) -> Result<Response<Body>, Problem> {
         // A key may hold slashes, so it is not a segment like the others.
         if let Some(key) = rest.strip_prefix("explain/") {
             return self.explain(parts, key).await;
@@ -86,7 +92,10 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                     return Err(Problem::method_not_allowed(allow));
                 }
                 id::<ShardId>("shard", shard)?;
-                Err(Problem::not_implemented(&format!("{} /v1/admin/shards/{{id}}/{order}", parts.method)))
+                Err(Problem::not_implemented(&format!(
+                    "{} /v1/admin/shards/{{id}}/{order}",
+                    parts.method
+                )))
             }
             ["operations"] | ["operations", _] => {
                 only_get(parts)?;
@@ -110,12 +119,19 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     async fn list_shards(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
         let query = Query::parse(parts.uri.query(), &["limit", "cursor"])?;
-        let limit = query.number("limit", 1, self.limits.admin_page_max as u64)?.map_or(100, |limit| limit as usize);
+        let limit = query
+            .number("limit", 1, self.limits.admin_page_max as u64)?
+            .map_or(100, |limit| limit as usize);
         let after = match query.bytes("cursor") {
             None => None,
             Some(text) => {
                 let number = std::str::from_utf8(&text).ok().and_then(etag::revision);
-                let bad = || Problem::malformed("bad_cursor", "the cursor is not one that this list gave; begin without one");
+                let bad = || {
+                    Problem::malformed(
+                        "bad_cursor",
+                        "the cursor is not one that this list gave; begin without one",
+                    )
+                };
                 Some(ShardId(number.ok_or_else(bad)?.0))
             }
         };
@@ -147,20 +163,35 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         Ok(response)
     }
 
-    async fn hand_over(&self, parts: &Parts, body: Upload<'_>, shard: ShardId) -> Result<Response<Body>, Problem> {
+    async fn hand_over(
+        &self,
+        parts: &Parts,
+        body: Upload<'_>,
+        shard: ShardId,
+    ) -> Result<Response<Body>, Problem> {
         only(parts, &Method::POST, "POST")?;
-        let dry_run = Query::parse(parts.uri.query(), &["dry_run"])?.flag("dry_run")?.unwrap_or(false);
+        let dry_run =
+            Query::parse(parts.uri.query(), &["dry_run"])?.flag("dry_run")?.unwrap_or(false);
         let if_match = etag::epoch_condition(&parts.headers)?;
         check_json(parts)?;
-        let wanted = Wanted { what: "an admin request", code: "body_too_large", bytes_max: self.limits.admin_bytes_max };
+        let wanted = Wanted {
+            what: "an admin request",
+            code: "body_too_large",
+            bytes_max: self.limits.admin_bytes_max,
+        };
         let (body, _held) = body::read(body, &wanted, &self.limits).await?;
         let Leader { node } = serde_json::from_slice(&body).map_err(|error| {
-            Problem::malformed("malformed_json", format!("malformed JSON: {error}; allowed is {{\"node\": <id>}}"))
+            Problem::malformed(
+                "malformed_json",
+                format!("malformed JSON: {error}; allowed is {{\"node\": <id>}}"),
+            )
         })?;
         let transfer = self.in_time(self.admin.transfer(shard, node, if_match, dry_run)).await;
         // What was given up may have been ordered, and be carried out still.
         let late = |problem: &Problem| !dry_run && problem.members().code == "expired";
-        match transfer.map_err(|problem| if late(&problem) { Refusal::OutcomeUnknown { shard }.into() } else { problem })? {
+        match transfer.map_err(|problem| {
+            if late(&problem) { Refusal::OutcomeUnknown { shard }.into() } else { problem }
+        })? {
             Ordered::Done(transfer) => {
                 let mut response = answer::json(&transfer)?;
                 response.headers_mut().insert(header::ETAG, etag::of_epoch(transfer.shard.epoch));
@@ -190,13 +221,19 @@ fn conditional(
 
 /// 412: the shard changed since the client looked.
 fn epoch_moved(shard: ShardId, current: Epoch) -> Problem {
-    let detail = format!("shard {shard} is at epoch \"{current}\" now; look again before you order");
+    let detail =
+        format!("shard {shard} is at epoch \"{current}\" now; look again before you order");
     Problem::precondition_failed(detail, Some(etag::of_epoch(current))).shard(shard).epoch(current)
 }
 
 /// An id in a path.
 fn id<T: FromStr>(what: &str, text: &str) -> Result<T, Problem> {
-    let bad = || Problem::malformed("bad_id", format!("{what} id {text:?}: allowed is a whole number from 1"));
+    let bad = || {
+        Problem::malformed(
+            "bad_id",
+            format!("{what} id {text:?}: allowed is a whole number from 1"),
+        )
+    };
     match etag::revision(text) {
         Some(number) if number.0 > 0 => text.parse().map_err(|_| bad()),
         _ => Err(bad()),

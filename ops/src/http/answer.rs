@@ -1,7 +1,7 @@
 //! From what a handler says to a response: headers, and problems.
 //!
-//! Headers that are the same for every answer are constants; ids below [`IDS`] are made once and then shared, since they stand in
-//! every answer about a key.
+//! Headers that are the same for every answer are constants; ids below [`IDS`] are made once and
+//! then shared, since they stand in every answer about a key.
 
 use super::body::Body;
 use super::date;
@@ -17,7 +17,8 @@ pub(super) static SHARD: HeaderName = HeaderName::from_static("flotilla-shard");
 pub(super) static NODE: HeaderName = HeaderName::from_static("flotilla-node");
 /// The applied index that a stale read saw.
 static APPLIED: HeaderName = HeaderName::from_static("flotilla-applied");
-/// How old a stale read's data is at most, in seconds with three decimals; absent where nobody knows.
+/// How old a stale read's data is at most, in seconds with three decimals; absent where nobody
+/// knows.
 static AGE: HeaderName = HeaderName::from_static("flotilla-age");
 /// What a scan promises.
 pub(super) static CONSISTENCY: HeaderName = HeaderName::from_static("flotilla-consistency");
@@ -26,12 +27,18 @@ pub(super) static CONSISTENCY: HeaderName = HeaderName::from_static("flotilla-co
 const IDS: usize = 4096;
 static ID_VALUES: LazyLock<Vec<HeaderValue>> = LazyLock::new(|| {
     // Leaked on purpose, once: a static string is shared without counting who holds it.
-    (0..IDS).map(|id| HeaderValue::from_static(Box::leak(id.to_string().into_boxed_str()))).collect()
+    (0..IDS)
+        .map(|id| HeaderValue::from_static(Box::leak(id.to_string().into_boxed_str())))
+        .collect()
 });
 
 /// An id as a header's value.
 fn id_value(id: u64) -> HeaderValue {
-    usize::try_from(id).ok().and_then(|index| ID_VALUES.get(index)).cloned().unwrap_or_else(|| HeaderValue::from(id))
+    usize::try_from(id)
+        .ok()
+        .and_then(|index| ID_VALUES.get(index))
+        .cloned()
+        .unwrap_or_else(|| HeaderValue::from(id))
 }
 
 /// As many fields as an answer about a key has; their map need not grow.
@@ -80,7 +87,8 @@ pub(super) fn answered_by(response: &mut Response<Body>, reply: &Reply) {
             // A bound is rounded up.
             let millis = age.as_micros().div_ceil(1000);
             let seconds = format!("{}.{:03}", millis / 1000, millis % 1000);
-            headers.insert(&AGE, HeaderValue::try_from(seconds).expect("a number is a header value"));
+            headers
+                .insert(&AGE, HeaderValue::try_from(seconds).expect("a number is a header value"));
         }
     }
 }
@@ -114,8 +122,8 @@ pub(super) fn problem(problem: &Problem, here: NodeId) -> Response<Body> {
     response
 }
 
-/// What every answer has: when it was made, and that nobody keeps it. HEAD gets the same headers as GET, the length among them, and
-/// no body.
+/// What every answer has: when it was made, and that nobody keeps it. HEAD gets the same headers as
+/// GET, the length among them, and no body.
 pub(super) fn finish(response: &mut Response<Body>, method: &Method) {
     if method == Method::HEAD {
         if let Body::Full(piece) = response.body() {

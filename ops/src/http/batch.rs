@@ -1,17 +1,19 @@
 //! `POST /v1/batch`: many operations in one request, each with its own outcome. Not atomic.
 //!
-//! All operations are handed to the node at once, so that those of one shard share log entries; those on the **same key** one after
-//! the other, so that they take effect in the order in which they stand. Where the outcome of one of them is unknown, the later ones
-//! on its key are not tried (424): they might overtake it. All of them share the time of one request: those for which none is left are not
-//! tried either (503).
+//! All operations are handed to the node at once, so that those of one shard share log entries;
+//! those on the **same key** one after the other, so that they take effect in the order in which
+//! they stand. Where the outcome of one of them is unknown, the later ones on its key are not tried
+//! (424): they might overtake it. All of them share the time of one request: those for which none
+//! is left are not tried either (503).
 //!
 //! ```text
 //! {"ops":[{"put":{"key":"a","value":"1","if_none_match":"*"}}, {"get":{"key_b64":"/w=="}}, {"delete":{"key":"b","if_match":5}}]}
 //! {"results":[{"status":204,"revision":7,"shard":2}, {"status":200,"value":"1","revision":7,"shard":2}, {"status":404,"code":…}]}
 //! ```
 //!
-//! A batch that is malformed anywhere is refused whole, before anything is done; [`operations`](super::operations) reads it. Its answer
-//! is bounded (`batch_answer_bytes_max`): gets whose values have no room in it fail, each by itself, with 413, and may be asked again.
+//! A batch that is malformed anywhere is refused whole, before anything is done;
+//! [`operations`](super::operations) reads it. Its answer is bounded (`batch_answer_bytes_max`):
+//! gets whose values have no room in it fail, each by itself, with 413, and may be asked again.
 
 use super::answer;
 use super::body::{self, Body, Piece, Upload, Wanted};
@@ -51,27 +53,41 @@ enum Done {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    pub(super) async fn batch(&self, parts: &Parts, body: Upload<'_>, account: &Arc<Account>) -> Result<Response<Body>, Problem> {
+    pub(super) async fn batch(
+        &self,
+        parts: &Parts,
+        body: Upload<'_>,
+        account: &Arc<Account>,
+    ) -> Result<Response<Body>, Problem> {
         only(parts, &Method::POST, "POST")?;
-        let consistency =
-            Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
+        let consistency = Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?
+            .consistency(self.kv.default_consistency())?;
         check_json(parts)?;
-        let wanted = Wanted { what: "a batch", code: "batch_too_large", bytes_max: self.limits.batch_bytes_max };
+        let wanted = Wanted {
+            what: "a batch",
+            code: "batch_too_large",
+            bytes_max: self.limits.batch_bytes_max,
+        };
         let (body, _held) = body::read(body, &wanted, &self.limits).await?;
         let planned = plan(&body, &self.limits)?;
         drop(body);
 
         let deadline = self.deadline();
         // What fails for want of room fails before anything is done.
-        let room = Room::new(account.hold(Good::Answers, planned.len() * OUTCOME_BYTES)?, self.limits.batch_answer_bytes_max);
+        let room = Room::new(
+            account.hold(Good::Answers, planned.len() * OUTCOME_BYTES)?,
+            self.limits.batch_answer_bytes_max,
+        );
 
         let mut by_key: HashMap<&Bytes, Vec<usize>> = HashMap::with_capacity(planned.len());
         for (index, op) in planned.iter().enumerate() {
             by_key.entry(op.key()).or_default().push(index);
         }
         let mut done: Vec<Option<Done>> = planned.iter().map(|_| None).collect();
-        let mut chains: FuturesUnordered<_> =
-            by_key.into_values().map(|indexes| self.chain(&planned, indexes, consistency, deadline, &room)).collect();
+        let mut chains: FuturesUnordered<_> = by_key
+            .into_values()
+            .map(|indexes| self.chain(&planned, indexes, consistency, deadline, &room))
+            .collect();
         while let Some(outcomes) = chains.next().await {
             for (index, outcome) in outcomes {
                 done[index] = Some(outcome);
@@ -107,7 +123,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                 Some(earlier) => Done::Failed { problem: after_unknown(earlier), current: None },
                 None => self.one(&planned[index], consistency, deadline, room).await,
             };
-            if matches!(&outcome, Done::Failed { problem, .. } if problem.members().outcome == Outcome::Unknown) {
+            if let Done::Failed { problem, .. } = &outcome
+                && problem.members().outcome == Outcome::Unknown
+            {
                 unknown = Some(index);
             }
             outcomes.push((index, outcome));
@@ -115,10 +133,20 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         outcomes
     }
 
-    async fn one(&self, op: &Planned, consistency: Consistency, deadline: Instant, room: &Room) -> Done {
+    async fn one(
+        &self,
+        op: &Planned,
+        consistency: Consistency,
+        deadline: Instant,
+        room: &Room,
+    ) -> Done {
         let (request, if_odd) = match op {
-            Planned::Get(_) if room.is_full() => return Done::Failed { problem: room.refusal(), current: None },
-            Planned::Get(key) => (Request::Get { key: key.clone(), consistency }, Outcome::NotApplied),
+            Planned::Get(_) if room.is_full() => {
+                return Done::Failed { problem: room.refusal(), current: None };
+            }
+            Planned::Get(key) => {
+                (Request::Get { key: key.clone(), consistency }, Outcome::NotApplied)
+            }
             Planned::Write(command) => (Request::Write(command.clone()), Outcome::Unknown),
         };
         let reply = match self.ask_by(request, deadline).await {
@@ -134,7 +162,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             Answer::Written { revision } => Done::Written { revision: Some(revision), shard },
             Answer::Deleted => Done::Written { revision: None, shard },
             Answer::Missing => Done::Failed { problem: no_such_key(&reply), current: None },
-            Answer::ConditionFailed { current } => Done::Failed { problem: condition_failed(&reply, current), current },
+            Answer::ConditionFailed { current } => {
+                Done::Failed { problem: condition_failed(&reply, current), current }
+            }
             _ => Done::Failed { problem: unexpected(&reply, if_odd), current: None },
         }
     }
@@ -149,7 +179,9 @@ impl Done {
             Self::Written { revision: Some(revision), shard } => {
                 write!(out, "{{\"status\":204,\"revision\":{revision},\"shard\":{shard}}}")
             }
-            Self::Written { revision: None, shard } => write!(out, "{{\"status\":204,\"shard\":{shard}}}"),
+            Self::Written { revision: None, shard } => {
+                write!(out, "{{\"status\":204,\"shard\":{shard}}}")
+            }
             Self::Failed { problem, current } => {
                 // A problem is an object; the revision goes in front of its members.
                 let problem = problem.to_json();
@@ -166,5 +198,6 @@ impl Done {
 /// 424 for an operation behind one whose outcome is unknown.
 fn after_unknown(earlier: usize) -> Problem {
     let detail = format!("not tried: the outcome of ops[{earlier}], on the same key, is unknown");
-    Problem::new(StatusCode::FAILED_DEPENDENCY, "earlier_outcome_unknown", "not tried", detail).retryable()
+    Problem::new(StatusCode::FAILED_DEPENDENCY, "earlier_outcome_unknown", "not tried", detail)
+        .retryable()
 }

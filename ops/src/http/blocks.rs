@@ -1,14 +1,18 @@
-//! One HTTP/2 connection's bytes on their way to hyper: what target each block of header fields names.
+//! One HTTP/2 connection's bytes on their way to hyper: what target each block of header fields
+//! names.
 //!
-//! h2 makes a URI of `:path`, and drops what stands behind `#`. So the frames are read here before it gets them, by its own decoder,
-//! and what is wrong is handed over with a refusal for a target, as [`super::heads`] does.
+//! h2 makes a URI of `:path`, and drops what stands behind `#`. So the frames are read here before
+//! it gets them, by its own decoder, and what is wrong is handed over with a refusal for a target,
+//! as [`super::heads`] does.
 //!
 //! - All frames but HEADERS and CONTINUATION pass as they come.
-//! - A block is kept until it is whole and judged. Then its frames pass as they came, byte for byte: h2's decoder and ours see the
-//!   same, and keep the same table.
-//! - From the first refusal on the two tables differ, since h2 gets another block in the place of that one. So from then on every
-//!   block is written anew, all its fields as literals that refer to no table.
-//! - What is no HTTP/2 is handed over as it is: h2 says so, by resetting the stream or closing the connection.
+//! - A block is kept until it is whole and judged. Then its frames pass as they came, byte for
+//!   byte: h2's decoder and ours see the same, and keep the same table.
+//! - From the first refusal on the two tables differ, since h2 gets another block in the place of
+//!   that one. So from then on every block is written anew, all its fields as literals that refer
+//!   to no table.
+//! - What is no HTTP/2 is handed over as it is: h2 says so, by resetting the stream or closing the
+//!   connection.
 
 use super::target::{self, Flaw};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -73,10 +77,12 @@ impl Blocks {
         !self.begun || !self.block.is_empty()
     }
 
-    /// What hyper gets of the bytes that are kept, beyond what passes as it comes; `None` where more must come first.
+    /// What hyper gets of the bytes that are kept, beyond what passes as it comes; `None` where
+    /// more must come first.
     pub(super) fn take(&mut self, kept: &mut BytesMut) -> Option<Bytes> {
         while kept.len() >= FRAME_HEAD {
-            let length = usize::from(kept[0]) << 16 | usize::from(kept[1]) << 8 | usize::from(kept[2]);
+            let length =
+                usize::from(kept[0]) << 16 | usize::from(kept[1]) << 8 | usize::from(kept[2]);
             let (kind, in_block) = (kept[3], !self.block.is_empty());
             if length > PAYLOAD_MAX || in_block != (kind == CONTINUATION) {
                 // h2 ends the connection for either.
@@ -115,7 +121,8 @@ impl Blocks {
                     None => block,
                     Some((method, flaw)) => {
                         self.anew = true;
-                        let mut fields = literal(Vec::new(), b":method", method.as_str().as_bytes());
+                        let mut fields =
+                            literal(Vec::new(), b":method", method.as_str().as_bytes());
                         fields = literal(fields, b":scheme", b"http");
                         written(&block, &literal(fields, b":path", flaw.target().as_bytes()))
                     }
@@ -153,12 +160,16 @@ fn literals(pseudo: &Pseudo, fields: &HeaderMap) -> Vec<u8> {
     if let Some(method) = &pseudo.method {
         out = literal(out, b":method", method.as_str().as_bytes());
     }
-    for (name, value) in [(":scheme", &pseudo.scheme), (":authority", &pseudo.authority), (":path", &pseudo.path)] {
+    for (name, value) in
+        [(":scheme", &pseudo.scheme), (":authority", &pseudo.authority), (":path", &pseudo.path)]
+    {
         if let Some(value) = value {
             out = literal(out, name.as_bytes(), value.as_bytes());
         }
     }
-    fields.iter().fold(out, |out, (name, value)| literal(out, name.as_str().as_bytes(), value.as_bytes()))
+    fields
+        .iter()
+        .fold(out, |out, (name, value)| literal(out, name.as_str().as_bytes(), value.as_bytes()))
 }
 
 /// Appends a field that refers to no table and enters none (RFC 7541, section 6.2.2).
@@ -205,7 +216,11 @@ fn written(block: &[u8], fields: &[u8]) -> Bytes {
 struct Fed(BytesMut);
 
 impl AsyncRead for Fed {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.0.is_empty() {
             return Poll::Pending;
         }
@@ -218,7 +233,11 @@ impl AsyncRead for Fed {
 
 /// Never used: the decoder's type asks for it.
 impl AsyncWrite for Fed {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(buf.len()))
     }
 

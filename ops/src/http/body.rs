@@ -1,5 +1,5 @@
-//! Bodies, both ways. What comes in is bounded in size, in time and, over all requests, in memory; what goes out is nothing, bytes,
-//! or a stream that is made only as fast as the client reads it.
+//! Bodies, both ways. What comes in is bounded in size, in time and, over all requests, in memory;
+//! what goes out is nothing, bytes, or a stream that is made only as fast as the client reads it.
 
 use super::connection::STREAM_WINDOW;
 use super::leash::Leash;
@@ -70,21 +70,36 @@ pub(super) struct Wanted {
     pub(super) bytes_max: usize,
 }
 
-/// Reads a whole body, and holds what has come of it. A body that came in one piece of known length is not copied.
+/// Reads a whole body, and holds what has come of it. A body that came in one piece of known length
+/// is not copied.
 ///
-/// A client must send at `client_bytes_per_second_min` on average, beyond a start of two `body_read_timeout`s, and never be silent
-/// for longer than one. Bodies that come on one connection at a time share what it can carry, in whatever order: then all of them
-/// count, and one may be silent for as long as what comes of the others needs at that rate.
-pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -> Result<(Bytes, Held), Problem> {
+/// A client must send at `client_bytes_per_second_min` on average, beyond a start of two
+/// `body_read_timeout`s, and never be silent for longer than one. Bodies that come on one
+/// connection at a time share what it can carry, in whatever order: then all of them count, and one
+/// may be silent for as long as what comes of the others needs at that rate.
+pub(super) async fn read(
+    upload: Upload<'_>,
+    wanted: &Wanted,
+    limits: &Limits,
+) -> Result<(Bytes, Held), Problem> {
     let Upload { mut incoming, account, leash, pulse } = upload;
     let _waiting = leash.wait();
-    let too_large =
-        |actual| Problem::too_large(StatusCode::PAYLOAD_TOO_LARGE, wanted.code, wanted.what, wanted.bytes_max, actual).close();
+    let too_large = |actual| {
+        Problem::too_large(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            wanted.code,
+            wanted.what,
+            wanted.bytes_max,
+            actual,
+        )
+        .close()
+    };
     let exact = incoming.size_hint().exact().map(|n| usize::try_from(n).unwrap_or(usize::MAX));
     if let Some(actual) = exact.filter(|actual| *actual > wanted.bytes_max) {
         return Err(too_large(Some(actual)));
     }
-    // What there is no room for now is refused before it is sent; nothing is held for what was announced.
+    // What there is no room for now is refused before it is sent; nothing is held for what was
+    // announced.
     account.check(Good::Bodies, exact.unwrap_or(0)).map_err(Problem::close)?;
     let mut held = account.hold(Good::Bodies, 0)?;
     let mut pace = Pace::new(limits, leash);
@@ -105,7 +120,8 @@ pub(super) async fn read(upload: Upload<'_>, wanted: &Wanted, limits: &Limits) -
         }
         if needed > whole.capacity() {
             // Twice as much each time, but never more than will come.
-            let capacity = needed.max(whole.capacity() * 2).min(exact.unwrap_or(wanted.bytes_max).max(needed));
+            let capacity =
+                needed.max(whole.capacity() * 2).min(exact.unwrap_or(wanted.bytes_max).max(needed));
             held.grow(capacity.saturating_sub(held.amount())).map_err(Problem::close)?;
             whole.reserve_exact(capacity - whole.len());
         }
@@ -148,14 +164,18 @@ impl<'a> Pace<'a> {
         self.deadline_of(arrived, at, self.leash.bodies())
     }
 
-    /// The same where so many bytes came on the connection, the last of them `at`, and so many bodies are waited for.
+    /// The same where so many bytes came on the connection, the last of them `at`, and so many
+    /// bodies are waited for.
     fn deadline_of(&self, arrived: u64, at: Instant, bodies: u32) -> Instant {
         let Limits { body_read_timeout: silence, client_bytes_per_second_min, .. } = *self.limits;
-        let time_of = |bytes: u64| Duration::from_secs_f64(bytes as f64 / client_bytes_per_second_min as f64);
+        let time_of =
+            |bytes: u64| Duration::from_secs_f64(bytes as f64 / client_bytes_per_second_min as f64);
         let others = u64::from(bodies.saturating_sub(1));
-        let (since_begun, since_seen) = (arrived.saturating_sub(self.before), arrived.saturating_sub(self.seen));
+        let (since_begun, since_seen) =
+            (arrived.saturating_sub(self.before), arrived.saturating_sub(self.seen));
         let of_any = at.max(self.came_at) + silence;
-        let of_this = self.came_at + silence + time_of(since_seen + others * u64::from(STREAM_WINDOW));
+        let of_this =
+            self.came_at + silence + time_of(since_seen + others * u64::from(STREAM_WINDOW));
         of_any.min(of_this).min(self.begun + silence * 2 + time_of(since_begun))
     }
 }
@@ -175,7 +195,8 @@ async fn next(body: &mut Incoming, pace: &mut Pace<'_>) -> Result<Option<Bytes>,
                 Err(_trailers) => {}
             },
             Ok(Some(Err(error))) => {
-                let detail = format!("the body broke off or is malformed ({error}); nothing was written");
+                let detail =
+                    format!("the body broke off or is malformed ({error}); nothing was written");
                 return Err(Problem::malformed("body_incomplete", detail).close());
             }
             // Something may have come of another one.
@@ -184,9 +205,16 @@ async fn next(body: &mut Incoming, pace: &mut Pace<'_>) -> Result<Option<Bytes>,
                 let timeout = humantime::format_duration(pace.limits.body_read_timeout);
                 let rate = pace.limits.client_bytes_per_second_min;
                 let detail = format!(
-                    "the body came too slowly: nothing for {timeout}, or fewer than {rate} bytes a second; nothing was written"
+                    "the body came too slowly: nothing for {timeout}, or fewer than {rate} bytes a \
+                     second; nothing was written"
                 );
-                return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "request timeout", detail).close());
+                return Err(Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "body_timeout",
+                    "request timeout",
+                    detail,
+                )
+                .close());
             }
         }
     }
@@ -203,7 +231,8 @@ mod tests {
         let begun = Instant::now();
         let at = |seconds: u64| begun + Duration::from_secs(seconds);
         let deadline = |now: Instant, arrived: u64| {
-            Pace { limits: &limits, leash: &leash, begun, came_at: now, before: 0, seen: arrived }.deadline_of(arrived, now, 1)
+            Pace { limits: &limits, leash: &leash, begun, came_at: now, before: 0, seen: arrived }
+                .deadline_of(arrived, now, 1)
         };
         assert_eq!(deadline(at(0), 0), at(10), "silence");
         assert_eq!(deadline(at(9), 0), at(19));
@@ -211,13 +240,22 @@ mod tests {
         assert_eq!(deadline(at(100), 90_000), at(110));
         assert_eq!(deadline(at(100), 85_000), at(105));
         // Of several on one connection, one may be silent while others come, as fast as they must.
-        let one = Pace { limits: &limits, leash: &leash, begun, came_at: at(1), before: 0, seen: 1000 };
-        assert_eq!(one.deadline_of(90_000, at(100), 11), at(110), "all are silent, or too slow together");
+        let one =
+            Pace { limits: &limits, leash: &leash, begun, came_at: at(1), before: 0, seen: 1000 };
+        assert_eq!(
+            one.deadline_of(90_000, at(100), 11),
+            at(110),
+            "all are silent, or too slow together"
+        );
         assert_eq!(one.deadline_of(50_000, at(100), 11), at(70));
         assert_eq!(one.deadline_of(1000, at(9_000), 11), at(21), "nothing came of any");
         let fast = Pace { seen: 9_000_000, ..one };
         let windows = Duration::from_millis(2_621_440);
-        assert_eq!(fast.deadline_of(9_000_000, at(9_000), 11), at(11) + windows, "a window of each of the others");
+        assert_eq!(
+            fast.deadline_of(9_000_000, at(9_000), 11),
+            at(11) + windows,
+            "a window of each of the others"
+        );
         // They are sent one after the other, and this is one of the last.
         assert_eq!(fast.deadline_of(18_000_000, at(9_000), 2), at(9_010));
         assert_eq!(fast.deadline_of(17_000_000, at(9_000), 1), at(8_011));

@@ -1,9 +1,12 @@
-//! Where a chunked body ends. hyper takes the chunks apart; this only follows it, so that the head behind them is found.
+//! Where a chunked body ends. hyper takes the chunks apart; this only follows it, so that the head
+//! behind them is found.
 //!
-//! Stricter than hyper wherever the two could part: what is not `size CRLF data CRLF … 0 CRLF trailers CRLF`, to the byte, is no body.
-//! Two programs that find different ends let one request hide within another.
+//! Stricter than hyper wherever the two could part: what is not
+//! `size CRLF data CRLF … 0 CRLF trailers CRLF`, to the byte, is no body. Two programs that find
+//! different ends let one request hide within another.
 
-/// The most bytes of one line: a chunk's extensions, or a trailer. hyper has limits of its own over all of them.
+/// The most bytes of one line: a chunk's extensions, or a trailer. hyper has limits of its own over
+/// all of them.
 const LINE_BYTES_MAX: usize = 16 << 10;
 
 /// Where in a chunked body we are.
@@ -47,7 +50,8 @@ impl Chunks {
         self.0 == Place::End
     }
 
-    /// How many of these bytes belong to the body. Those in front of a fault are told first, the fault at the next call.
+    /// How many of these bytes belong to the body. Those in front of a fault are told first, the
+    /// fault at the next call.
     pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<usize, NoChunk> {
         let mut at = 0;
         while at < bytes.len() && self.0 != Place::End {
@@ -72,11 +76,18 @@ fn step(place: Place, byte: u8) -> Option<Place> {
     match (place, byte) {
         (Place::Size { value, digits }, _) if byte.is_ascii_hexdigit() => {
             let digit = char::from(byte).to_digit(16)?;
-            (digits < 16).then_some(Place::Size { value: (value << 4) | u64::from(digit), digits: digits + 1 })
+            (digits < 16).then_some(Place::Size {
+                value: (value << 4) | u64::from(digit),
+                digits: digits + 1,
+            })
         }
         (Place::Size { digits: 0, .. }, _) => None,
-        (Place::Size { value, .. } | Place::Extension { value, .. }, b'\r') => Some(Place::SizeLf(value)),
-        (Place::Size { value, .. }, b';' | b' ' | b'\t') => Some(Place::Extension { value, seen: 0 }),
+        (Place::Size { value, .. } | Place::Extension { value, .. }, b'\r') => {
+            Some(Place::SizeLf(value))
+        }
+        (Place::Size { value, .. }, b';' | b' ' | b'\t') => {
+            Some(Place::Extension { value, seen: 0 })
+        }
         (Place::Extension { value, seen }, _) if byte != b'\n' && seen < LINE_BYTES_MAX => {
             Some(Place::Extension { value, seen: seen + 1 })
         }
@@ -85,8 +96,12 @@ fn step(place: Place, byte: u8) -> Option<Place> {
         (Place::DataCr, b'\r') => Some(Place::DataLf),
         (Place::DataLf, b'\n') => Some(Place::Size { value: 0, digits: 0 }),
         (Place::Trailer { seen }, b'\r') => Some(Place::TrailerLf { last: seen == 0 }),
-        (Place::Trailer { seen }, _) if byte != b'\n' && seen < LINE_BYTES_MAX => Some(Place::Trailer { seen: seen + 1 }),
-        (Place::TrailerLf { last }, b'\n') => Some(if last { Place::End } else { Place::Trailer { seen: 0 } }),
+        (Place::Trailer { seen }, _) if byte != b'\n' && seen < LINE_BYTES_MAX => {
+            Some(Place::Trailer { seen: seen + 1 })
+        }
+        (Place::TrailerLf { last }, b'\n') => {
+            Some(if last { Place::End } else { Place::Trailer { seen: 0 } })
+        }
         _ => None,
     }
 }
@@ -95,7 +110,8 @@ fn step(place: Place, byte: u8) -> Option<Place> {
 mod tests {
     use super::*;
 
-    /// What `follow` makes of bytes in pieces of `piece`: how many belong to the body, and whether it is over.
+    /// What `follow` makes of bytes in pieces of `piece`: how many belong to the body, and whether
+    /// it is over.
     fn followed(bytes: &[u8], piece: usize) -> Result<(usize, bool), NoChunk> {
         let (mut chunks, mut at) = (Chunks::new(), 0);
         while at < bytes.len() && !chunks.is_over() {
@@ -114,9 +130,16 @@ mod tests {
         ] {
             let with_next = format!("{body}GET / HTTP/1.1\r\n\r\n");
             for piece in 1..=with_next.len() {
-                assert_eq!(followed(with_next.as_bytes(), piece), Ok((body.len(), true)), "{body:?} in pieces of {piece}");
+                assert_eq!(
+                    followed(with_next.as_bytes(), piece),
+                    Ok((body.len(), true)),
+                    "{body:?} in pieces of {piece}"
+                );
             }
-            assert_eq!(followed(&body.as_bytes()[..body.len() - 1], 3), Ok((body.len() - 1, false)));
+            assert_eq!(
+                followed(&body.as_bytes()[..body.len() - 1], 3),
+                Ok((body.len() - 1, false))
+            );
         }
     }
 
@@ -139,9 +162,16 @@ mod tests {
             "0\r\n\rx",
         ] {
             for piece in [1, 2, 64] {
-                assert_eq!(followed(body.as_bytes(), piece), Err(NoChunk), "{body:?} in pieces of {piece}");
+                assert_eq!(
+                    followed(body.as_bytes(), piece),
+                    Err(NoChunk),
+                    "{body:?} in pieces of {piece}"
+                );
             }
         }
-        assert_eq!(followed(format!("1;{}", "a".repeat(LINE_BYTES_MAX + 2)).as_bytes(), 512), Err(NoChunk));
+        assert_eq!(
+            followed(format!("1;{}", "a".repeat(LINE_BYTES_MAX + 2)).as_bytes(), 512),
+            Err(NoChunk)
+        );
     }
 }

@@ -1,12 +1,13 @@
 //! One connection, from its first byte to its last.
 //!
 //! 1. Its first bytes tell HTTP/2 (which begins with a fixed preface) from HTTP/1.1.
-//! 2. hyper serves it, behind the [`Guard`], which judges what it gets to see. Whenever hyper waits, the [`Pulse`] is asked when the
-//!    connection will be too slow, and one timer is set to the earliest such time; it is moved back only when it fires, so a busy
-//!    connection touches no timer.
+//! 2. hyper serves it, behind the [`Guard`], which judges what it gets to see. Whenever hyper
+//!    waits, the [`Pulse`] is asked when the connection will be too slow, and one timer is set to
+//!    the earliest such time; it is moved back only when it fires, so a busy connection touches no
+//!    timer.
 //! 3. When the server shuts down, hyper is told to finish what is in flight and take nothing more.
-//! 4. Where we answered without reading all that the client sent, what it still sends is read and thrown away for a moment: closing
-//!    at once would make its system discard our answer.
+//! 4. Where we answered without reading all that the client sent, what it still sends is read and
+//!    thrown away for a moment: closing at once would make its system discard our answer.
 
 use super::blocks::PREFACE;
 use super::guard::Guard;
@@ -35,7 +36,8 @@ use tokio::net::TcpStream;
 const LINGER: Duration = Duration::from_secs(2);
 /// The same in bytes.
 const LINGER_BYTES: usize = 64 << 20;
-/// As many fields of a head hyper takes unless told otherwise, without memory of their own for each.
+/// As many fields of a head hyper takes unless told otherwise, without memory of their own for
+/// each.
 const HEADERS_MAX: usize = 100;
 /// How often a client that sends no more is asked whether it is still there, while it waits.
 const RESET_CHECK: Duration = Duration::from_millis(250);
@@ -85,7 +87,9 @@ pub(super) async fn serve<S: Socket, K: Kv, A: Admin, I: Inspect>(
 ) {
     if kept {
         // Nobody has such a place for long.
-        let _ = tokio::time::timeout(KEPT, serve_any(stream, on_loopback, app, leash, account, true)).await;
+        let _ =
+            tokio::time::timeout(KEPT, serve_any(stream, on_loopback, app, leash, account, true))
+                .await;
     } else {
         serve_any(stream, on_loopback, app, leash, account, false).await;
     }
@@ -99,16 +103,26 @@ async fn serve_any<S: Socket, K: Kv, A: Admin, I: Inspect>(
     account: Arc<Account>,
     kept: bool,
 ) {
-    let patience = if kept { KEPT_HEAD.min(app.limits.idle_timeout) } else { app.limits.idle_timeout };
+    let patience =
+        if kept { KEPT_HEAD.min(app.limits.idle_timeout) } else { app.limits.idle_timeout };
     let first = sniff(&mut stream, patience, &app.limits, &leash).await;
     let (prefix, is_http2) = match first {
-        Some((_, true)) | None if kept => return refuse(stream, &too_many(app.limits.connections_max)).await,
+        Some((_, true)) | None if kept => {
+            return refuse(stream, &too_many(app.limits.connections_max)).await;
+        }
         Some(first) => first,
         None => return,
     };
     let pulse = Arc::new(Pulse::new(!is_http2));
     let wire = Wire::new(stream, prefix, pulse.clone(), app.metrics.http.malformed.clone());
-    let session = Arc::new(Session { app: app.clone(), pulse: pulse.clone(), leash: leash.clone(), account, on_loopback, kept });
+    let session = Arc::new(Session {
+        app: app.clone(),
+        pulse: pulse.clone(),
+        leash: leash.clone(),
+        account,
+        on_loopback,
+        kept,
+    });
     let wire = Guard::new(wire, pulse.clone(), is_http2, &app.limits);
     let service = service_fn(move |request| session.clone().handle(request));
     let limits = &app.limits;
@@ -121,10 +135,12 @@ async fn serve_any<S: Socket, K: Kv, A: Admin, I: Inspect>(
             .keep_alive_timeout(Duration::from_secs(20))
             .max_concurrent_streams(limits.http2_streams_max)
             .max_header_list_size(limits.header_bytes_max as u32)
-            // What is sent to us and not yet read: a client may have so much of it in memory, for all of its streams together.
+            // What is sent to us and not yet read: a client may have so much of it in memory, for
+            // all of its streams together.
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            // What a stream says it takes at once; `owed` gives it no more than that, and counts it.
+            // What a stream says it takes at once; `owed` gives it no more than that, and counts
+            // it.
             .max_send_buf_size(64 << 10);
         let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(wire), service));
         let ended = drive(&pulse, &leash, limits, |cx, finish| {
@@ -140,9 +156,10 @@ async fn serve_any<S: Socket, K: Kv, A: Admin, I: Inspect>(
         return;
     }
     let mut builder = http1::Builder::new();
-    // Timeouts are ours: hyper's own would make a timer for each request, and close idle connections as early as slow ones.
-    // Not `pipeline_flush`: with it hyper buffers a stream without bound, holds answers back while the next head is incomplete, and
-    // forgets them where that head is malformed. The tests of slow clients and malformed heads show each.
+    // Timeouts are ours: hyper's own would make a timer for each request, and close idle
+    // connections as early as slow ones. Not `pipeline_flush`: with it hyper buffers a stream
+    // without bound, holds answers back while the next head is incomplete, and forgets them where
+    // that head is malformed. The tests of slow clients and malformed heads show each.
     builder
         .max_header_size(limits.header_bytes_max)
         .max_buf_size(READ_BUFFER.max(limits.header_bytes_max + (8 << 10)))
@@ -168,17 +185,30 @@ async fn serve_any<S: Socket, K: Kv, A: Admin, I: Inspect>(
             if pulse.in_head() {
                 let timeout = humantime::format_duration(limits.header_read_timeout);
                 let detail = format!("the request's head was not whole within {timeout}");
-                let problem = Problem::new(StatusCode::REQUEST_TIMEOUT, "header_timeout", "request timeout", detail);
+                let problem = Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "header_timeout",
+                    "request timeout",
+                    detail,
+                );
                 refuse(connection.into_parts().io.into_inner().into_stream(), &problem).await;
             }
         }
-        Ended::Closed if pulse.is_refused() => linger(connection.into_parts().io.into_inner().into_stream()).await,
+        Ended::Closed if pulse.is_refused() => {
+            linger(connection.into_parts().io.into_inner().into_stream()).await
+        }
         Ended::Closed | Ended::Dropped => {}
     }
 }
 
-/// Reads the first bytes, and says whether they begin HTTP/2. `None` where nothing more is to be done.
-async fn sniff(stream: &mut impl Socket, patience: Duration, limits: &Limits, leash: &Leash) -> Option<(Bytes, bool)> {
+/// Reads the first bytes, and says whether they begin HTTP/2. `None` where nothing more is to be
+/// done.
+async fn sniff(
+    stream: &mut impl Socket,
+    patience: Duration,
+    limits: &Limits,
+    leash: &Leash,
+) -> Option<(Bytes, bool)> {
     let mut first = BytesMut::with_capacity(1024);
     let mut reading = std::pin::pin!(async {
         let mut until = Instant::now() + patience;
@@ -202,9 +232,14 @@ async fn sniff(stream: &mut impl Socket, patience: Duration, limits: &Limits, le
     .await
 }
 
-/// Lets hyper work until it is done, the client is too slow, or the server wants the connection gone. `step` polls hyper, and first
-/// tells it to finish where its second argument says so.
-async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnMut(&mut Context<'_>, bool) -> Poll<()>) -> Ended {
+/// Lets hyper work until it is done, the client is too slow, or the server wants the connection
+/// gone. `step` polls hyper, and first tells it to finish where its second argument says so.
+async fn drive(
+    pulse: &Pulse,
+    leash: &Leash,
+    limits: &Limits,
+    mut step: impl FnMut(&mut Context<'_>, bool) -> Poll<()>,
+) -> Ended {
     let mut armed = Instant::now() + limits.idle_timeout;
     let mut timer = std::pin::pin!(tokio::time::sleep_until(armed.into()));
     let mut told = false;
@@ -250,12 +285,19 @@ async fn drive(pulse: &Pulse, leash: &Leash, limits: &Limits, mut step: impl FnM
 
 /// 503 for a connection that there is no place for.
 pub(super) fn too_many(connections_max: usize) -> Problem {
-    let detail =
-        format!("this node has {connections_max} connections, all at work, and takes no more; close some, or ask another node");
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too_many_connections", "too many connections", detail)
-        .retryable()
-        .limit(connections_max as u64, None)
-        .close()
+    let detail = format!(
+        "this node has {connections_max} connections, all at work, and takes no more; close some, \
+         or ask another node"
+    );
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_connections",
+        "too many connections",
+        detail,
+    )
+    .retryable()
+    .limit(connections_max as u64, None)
+    .close()
 }
 
 /// Says why, and closes.

@@ -1,12 +1,15 @@
-//! The open connections: counted, within reach of the server, and thinned out when there are too many.
+//! The open connections: counted, within reach of the server, and thinned out when there are too
+//! many.
 //!
-//! When `connections_max` are open and one more comes, one of them is closed for it: the one that has been idle for longest, of the
-//! address that has the most; then, in the same order, one that only waits for its client and was not served for a while. Where the
-//! server works for all of them, the new one gets a **kept place**: it can look at `/livez`, `/readyz` and `/metrics`, and is told
-//! 503 for all else. Kept places are few; when they are taken, who has had one for longest goes.
+//! When `connections_max` are open and one more comes, one of them is closed for it: the one that
+//! has been idle for longest, of the address that has the most; then, in the same order, one that
+//! only waits for its client and was not served for a while. Where the server works for all of
+//! them, the new one gets a **kept place**: it can look at `/livez`, `/readyz` and `/metrics`, and
+//! is told 503 for all else. Kept places are few; when they are taken, who has had one for longest
+//! goes.
 //!
-//! When places for requests, or bytes of answers, are short, a connection that holds much of them and waits for its client is closed
-//! for who has less ([`Crowd::relieve`]).
+//! When places for requests, or bytes of answers, are short, a connection that holds much of them
+//! and waits for its client is closed for who has less ([`Crowd::relieve`]).
 
 use super::leash::{Leash, Standing, now_ms};
 use super::share::{Account, Good, Shares, network};
@@ -92,7 +95,11 @@ pub(super) struct Open {
 }
 
 impl Crowd {
-    pub(super) fn new(connections_max: usize, shares: Arc<Shares>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(super) fn new(
+        connections_max: usize,
+        shares: Arc<Shares>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         let crowd = Arc::new(Self {
             members: Mutex::default(),
             shares,
@@ -114,7 +121,8 @@ impl Crowd {
 
     /// One more connection.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Open {
-        let (leash, account, address) = (Arc::new(Leash::default()), self.shares.open(address), network(address));
+        let (leash, account, address) =
+            (Arc::new(Leash::default()), self.shares.open(address), network(address));
         let mut members = self.members();
         let mut kept = false;
         if members.counted >= self.connections_max {
@@ -132,7 +140,11 @@ impl Crowd {
             self.metrics.http.connections_refused.inc();
             if let Some(unsaid) = self.too_many.pass(Instant::now()) {
                 let connections_max = self.connections_max;
-                tracing::warn!(connections_max, unsaid, "HTTP connections are refused: too many are open, and all at work");
+                tracing::warn!(
+                    connections_max,
+                    unsaid,
+                    "HTTP connections are refused: too many are open, and all at work"
+                );
             }
             if members.kept.len() >= kept_places(self.connections_max)
                 && let Some(first) = members.kept.pop_front()
@@ -147,15 +159,19 @@ impl Crowd {
         if members.phase > 0 {
             leash.pull(members.phase);
         }
-        members.by_number.insert(number, Member { leash: leash.clone(), account: account.clone(), address, counts: !kept });
+        members.by_number.insert(
+            number,
+            Member { leash: leash.clone(), account: account.clone(), address, counts: !kept },
+        );
         drop(members);
         self.open.fetch_add(1, SeqCst);
         self.metrics.http.connections.inc();
         Open { crowd: self.clone(), number, leash, account, kept }
     }
 
-    /// Closes the connection that holds most of a good, at least as much as `account` would with `need` more, and has waited for its
-    /// client for a while; of the same client, or of one that has more. Says whether there was one.
+    /// Closes the connection that holds most of a good, at least as much as `account` would with
+    /// `need` more, and has waited for its client for a while; of the same client, or of one that
+    /// has more. Says whether there was one.
     pub(super) fn relieve(&self, account: &Account, good: Good, need: usize) -> bool {
         let now = now_ms();
         let mut members = self.members();
@@ -164,7 +180,8 @@ impl Crowd {
         }
         let enough = account.used(good) + need;
         let has_waited = |member: &Member| {
-            let since = member.leash.standing().filter(|(standing, _)| *standing == Standing::Waiting);
+            let since =
+                member.leash.standing().filter(|(standing, _)| *standing == Standing::Waiting);
             since.is_some_and(|(_, since)| since + WAITING_MS <= now)
         };
         let worst = members
@@ -216,7 +233,11 @@ impl Members {
         for look in [true, false] {
             while let Some((number, found)) = self.to_go.pop() {
                 // It may have become busy, been served, or gone meanwhile.
-                if self.by_number.get(&number).is_some_and(|m| m.counts && m.leash.standing() == Some(found)) {
+                if self
+                    .by_number
+                    .get(&number)
+                    .is_some_and(|m| m.counts && m.leash.standing() == Some(found))
+                {
                     return Some(number);
                 }
             }
@@ -233,8 +254,11 @@ impl Members {
         if now < self.barren_until {
             return;
         }
-        let largest = self.by_address.iter().max_by_key(|(_, count)| **count).map(|(address, _)| *address);
-        let may_go = |(standing, since): &(Standing, u64)| *standing == Standing::Idle || since + WAITING_MS <= now;
+        let largest =
+            self.by_address.iter().max_by_key(|(_, count)| **count).map(|(address, _)| *address);
+        let may_go = |(standing, since): &(Standing, u64)| {
+            *standing == Standing::Idle || since + WAITING_MS <= now
+        };
         let mut found: Vec<_> = self
             .by_number
             .iter()
@@ -252,7 +276,10 @@ impl Members {
             found.truncate(FOUND_AT_ONCE);
         }
         found.sort_unstable_by(|one, other| other.cmp(one));
-        self.to_go = found.into_iter().map(|(standing, _, since, number)| (number, (standing, since))).collect();
+        self.to_go = found
+            .into_iter()
+            .map(|(standing, _, since, number)| (number, (standing, since)))
+            .collect();
     }
 
     /// Closes a connection, which from now on does not count.
@@ -264,7 +291,9 @@ impl Members {
     }
 
     fn discount(&mut self, number: u64) {
-        let Some(member) = self.by_number.get_mut(&number).filter(|member| member.counts) else { return };
+        let Some(member) = self.by_number.get_mut(&number).filter(|member| member.counts) else {
+            return;
+        };
         member.counts = false;
         self.counted -= 1;
         if let Some(count) = self.by_address.get_mut(&member.address) {

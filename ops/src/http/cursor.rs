@@ -1,12 +1,14 @@
-//! Where a scan goes on: an opaque string for the client, which holds everything but how many items are wanted.
+//! Where a scan goes on: an opaque string for the client, which holds everything but how many items
+//! are wanted.
 //!
 //! ```text
 //! cursor := base64url( format (1) ‖ flags (1) ‖ range of the whole scan ‖ next bound (4 + n) ‖ checksum (4) )
 //! ```
 //!
-//! Forwards the next bound is the first key not yet seen; in reverse it is the key below which to go on. The checksum tells a cursor
-//! from something made up or cut off; it is no secret, and need not be: a cursor gives nothing that a scan of the same range would
-//! not. Every node reads every node's cursors.
+//! Forwards the next bound is the first key not yet seen; in reverse it is the key below which to
+//! go on. The checksum tells a cursor from something made up or cut off; it is no secret, and need
+//! not be: a cursor gives nothing that a scan of the same range would not. Every node reads every
+//! node's cursors.
 
 use crate::limits::Limits;
 use crate::problem::Problem;
@@ -41,7 +43,9 @@ impl Cursor {
     pub(super) fn encode(&self) -> String {
         let mut out = BytesMut::new();
         out.put_u8(FORMAT);
-        out.put_u8(if self.reverse { REVERSE } else { 0 } | if self.keys_only { KEYS_ONLY } else { 0 });
+        out.put_u8(
+            if self.reverse { REVERSE } else { 0 } | if self.keys_only { KEYS_ONLY } else { 0 },
+        );
         self.whole.encode(&mut out);
         match (self.reverse, &self.rest.end) {
             (false, _) => out.put_bytes_prefixed(&self.rest.start),
@@ -53,14 +57,24 @@ impl Cursor {
 
     /// Reads what a client sent.
     pub(super) fn decode(text: &[u8], limits: &Limits) -> Result<Self, Problem> {
-        let bad = || Problem::malformed("bad_cursor", "the cursor is not one that a scan gave; begin without one");
+        let bad = || {
+            Problem::malformed(
+                "bad_cursor",
+                "the cursor is not one that a scan gave; begin without one",
+            )
+        };
         let bytes = Bytes::from(URL_SAFE_NO_PAD.decode(text).map_err(|_| bad())?);
         let body = bytes.len().checked_sub(4).map(|n| bytes.slice(..n)).ok_or_else(bad)?;
         if crc32fast::hash(&body).to_be_bytes() != bytes[body.len()..] {
             return Err(bad());
         }
         let cursor = Self::read(body).map_err(|_| bad())?;
-        let bounds = [Some(&cursor.whole.start), cursor.whole.end.as_ref(), Some(&cursor.rest.start), cursor.rest.end.as_ref()];
+        let bounds = [
+            Some(&cursor.whole.start),
+            cursor.whole.end.as_ref(),
+            Some(&cursor.rest.start),
+            cursor.rest.end.as_ref(),
+        ];
         // A bound may be the successor of the longest key.
         if bounds.into_iter().flatten().any(|bound| bound.len() > limits.key_bytes_max + 1) {
             return Err(bad());
@@ -77,7 +91,11 @@ impl Cursor {
         let whole = KeyRange::decode(&mut reader)?;
         let next = reader.bytes()?;
         let reverse = flags & REVERSE != 0;
-        let rest = if reverse { KeyRange::new(whole.start.clone(), Some(next)) } else { KeyRange::new(next, whole.end.clone()) };
+        let rest = if reverse {
+            KeyRange::new(whole.start.clone(), Some(next))
+        } else {
+            KeyRange::new(next, whole.end.clone())
+        };
         if rest.is_empty() || rest.intersect(&whole) != rest {
             return Err(reader.error("a rest that is not of the whole"));
         }
@@ -91,7 +109,9 @@ mod tests {
     use super::*;
 
     fn cursors() -> Vec<Cursor> {
-        let range = |start: &'static [u8], end: Option<&'static [u8]>| KeyRange::new(start, end.map(Bytes::from_static));
+        let range = |start: &'static [u8], end: Option<&'static [u8]>| {
+            KeyRange::new(start, end.map(Bytes::from_static))
+        };
         let cursor = |whole, rest, reverse, keys_only| Cursor { whole, rest, reverse, keys_only };
         vec![
             cursor(KeyRange::all(), range(b"m\0", None), false, false),
@@ -104,7 +124,10 @@ mod tests {
     #[test]
     fn a_cursor_survives_its_encoding() {
         for cursor in cursors() {
-            assert_eq!(Cursor::decode(cursor.encode().as_bytes(), &Limits::default()).unwrap(), cursor);
+            assert_eq!(
+                Cursor::decode(cursor.encode().as_bytes(), &Limits::default()).unwrap(),
+                cursor
+            );
         }
     }
 
@@ -116,10 +139,16 @@ mod tests {
         for cursor in cursors() {
             let text = cursor.encode().into_bytes();
             for n in 0..text.len() {
-                assert!(Cursor::decode(&text[..n], &Limits::default()).is_err(), "the first {n} characters were taken");
+                assert!(
+                    Cursor::decode(&text[..n], &Limits::default()).is_err(),
+                    "the first {n} characters were taken"
+                );
                 let mut other = text.clone();
                 other[n] = if other[n] == b'A' { b'B' } else { b'A' };
-                assert!(Cursor::decode(&other, &Limits::default()).is_err(), "a change at {n} was taken");
+                assert!(
+                    Cursor::decode(&other, &Limits::default()).is_err(),
+                    "a change at {n} was taken"
+                );
             }
         }
     }
@@ -127,7 +156,10 @@ mod tests {
     #[test]
     fn a_rest_outside_the_whole_is_refused_even_with_a_checksum() {
         let whole = KeyRange::new("d", Some("m".into()));
-        for (rest, reverse) in [(KeyRange::new("a", Some("m".into())), false), (KeyRange::new("d", Some("z".into())), true)] {
+        for (rest, reverse) in [
+            (KeyRange::new("a", Some("m".into())), false),
+            (KeyRange::new("d", Some("z".into())), true),
+        ] {
             let forged = Cursor { whole: whole.clone(), rest, reverse, keys_only: false }.encode();
             assert!(Cursor::decode(forged.as_bytes(), &Limits::default()).is_err());
         }

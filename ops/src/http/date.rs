@@ -1,7 +1,8 @@
 //! `Date`, from a clock that may be put right at any time.
 //!
-//! hyper keeps the text it made last until the clock has gone past that second, so after a clock that was ahead by a day was set
-//! right, it goes on telling tomorrow. Here the text is made anew whenever the second is another one, be it later or earlier.
+//! hyper keeps the text it made last until the clock has gone past that second, so after a clock
+//! that was ahead by a day was set right, it goes on telling tomorrow. Here the text is made anew
+//! whenever the second is another one, be it later or earlier.
 
 use http::header::HeaderValue;
 use std::cell::RefCell;

@@ -1,8 +1,10 @@
-//! `DELETE /v1/kv?prefix=` or `start=&end=`: removes a range, shard by shard, and answers `{"count": …}`.
+//! `DELETE /v1/kv?prefix=` or `start=&end=`: removes a range, shard by shard, and answers
+//! `{"count": …}`.
 //!
-//! Atomic per shard, not over shards; all shards share the time of one request. Where it stops midway the problem says how many keys are gone so far, with an unknown outcome;
-//! repeating it does no harm. A range must be named, so that nobody deletes everything by leaving something out: `prefix=` (present
-//! and empty) means every key.
+//! Atomic per shard, not over shards; all shards share the time of one request. Where it stops
+//! midway the problem says how many keys are gone so far, with an unknown outcome; repeating it
+//! does no harm. A range must be named, so that nobody deletes everything by leaving something out:
+//! `prefix=` (present and empty) means every key.
 
 use super::body::Body;
 use super::key::unexpected;
@@ -28,11 +30,15 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     pub(super) async fn delete_range(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
         let query = Query::parse(parts.uri.query(), &RANGE_PARAMETERS)?;
         if etag::write_condition(&parts.headers, true)? != Condition::Always {
-            return Err(contradiction("If-Match and If-None-Match are about one key, not about a range"));
+            return Err(contradiction(
+                "If-Match and If-None-Match are about one key, not about a range",
+            ));
         }
-        let named = range_of(&query, &self.limits)?.filter(|range| query.has("prefix") || *range != KeyRange::all());
+        let named = range_of(&query, &self.limits)?
+            .filter(|range| query.has("prefix") || *range != KeyRange::all());
         let Some(mut range) = named else {
-            let detail = "which keys? prefix=, or start= and end=; prefix= with nothing behind it means every key";
+            let detail = "which keys? prefix=, or start= and end=; prefix= with nothing behind it \
+                          means every key";
             return Err(Problem::malformed("range_missing", detail));
         };
         let deadline = self.deadline();
@@ -49,8 +55,14 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             match rest {
                 None => return answer::json(&Deleted { count }),
                 // Every step leaves less, or we would walk forever.
-                Some(rest) if rest.start > range.start && rest.end == range.end => range = rest.clone(),
-                Some(_) => return Err(unexpected(&reply, Outcome::Unknown).after_deleting(count, shards_done)),
+                Some(rest) if rest.start > range.start && rest.end == range.end => {
+                    range = rest.clone()
+                }
+                Some(_) => {
+                    return Err(
+                        unexpected(&reply, Outcome::Unknown).after_deleting(count, shards_done)
+                    );
+                }
             }
         }
     }

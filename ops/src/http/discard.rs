@@ -1,8 +1,10 @@
 //! The rest of a body that nobody wants, read and thrown away before the answer.
 //!
-//! A client that is told no while it sends, and whose connection is then closed, may never see the answer: its system throws it away
-//! when what it sends is turned back, and its HTTP library reports the broken pipe. So the answer is held back until the body is
-//! over, within bounds: so many bytes, so much time, and not for a client that is slow or silent, or that waits for `100 Continue`.
+//! A client that is told no while it sends, and whose connection is then closed, may never see the
+//! answer: its system throws it away when what it sends is turned back, and its HTTP library
+//! reports the broken pipe. So the answer is held back until the body is over, within bounds: so
+//! many bytes, so much time, and not for a client that is slow or silent, or that waits for
+//! `100 Continue`.
 
 use super::connection::Socket;
 use super::pulse::Pulse;
@@ -38,7 +40,8 @@ impl Discard {
         Self { begun: Instant::now(), bytes: 0, silence, scratch: vec![0; 32 << 10].into() }
     }
 
-    /// Some more of what the client sends; nothing at its end, and where it has taken too much or too long.
+    /// Some more of what the client sends; nothing at its end, and where it has taken too much or
+    /// too long.
     pub(super) fn poll_more<S: Socket>(
         &mut self,
         wire: &mut Wire<S>,

@@ -1,8 +1,8 @@
 //! ETags and the conditions that rest on them (RFC 9110, sections 8.8 and 13).
 //!
-//! A key's ETag is its revision in quotes, a shard's its epoch. Our own are strong; a weak one (`W/"5"`) is the same for
-//! `If-None-Match`, and never for `If-Match`. A condition on a write is one that the shard can check where it applies: one revision,
-//! "there is one" or "there is none".
+//! A key's ETag is its revision in quotes, a shard's its epoch. Our own are strong; a weak one
+//! (`W/"5"`) is the same for `If-None-Match`, and never for `If-Match`. A condition on a write is
+//! one that the shard can check where it applies: one revision, "there is one" or "there is none".
 
 use super::query::contradiction;
 use crate::problem::Problem;
@@ -25,8 +25,10 @@ fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Tags<'a>
         return Ok(None);
     }
     let malformed = || {
-        let detail =
-            format!("the header {name}: allowed is * or ETags in quotes, as they came in the ETag header, such as \"5\"");
+        let detail = format!(
+            "the header {name}: allowed is * or ETags in quotes, as they came in the ETag header, \
+             such as \"5\""
+        );
         Problem::malformed("bad_etag", detail)
     };
     let mut list = Vec::new();
@@ -45,8 +47,12 @@ fn tags<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<Tags<'a>
                     tail
                 }
                 None => {
-                    let (weak, quoted) = rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
-                    let (tag, tail) = quoted.strip_prefix('"').and_then(|text| text.split_once('"')).ok_or_else(malformed)?;
+                    let (weak, quoted) =
+                        rest.strip_prefix("W/").map_or((false, rest), |strong| (true, strong));
+                    let (tag, tail) = quoted
+                        .strip_prefix('"')
+                        .and_then(|text| text.split_once('"'))
+                        .ok_or_else(malformed)?;
                     list.push((weak, tag));
                     tail
                 }
@@ -77,7 +83,8 @@ pub(super) fn of_revision(revision: Revision) -> HeaderValue {
 
 /// The ETag of an epoch.
 pub(super) fn of_epoch(epoch: Epoch) -> HeaderValue {
-    HeaderValue::try_from(format!("\"{epoch}\"")).expect("digits, a dot and quotes are a header value")
+    HeaderValue::try_from(format!("\"{epoch}\""))
+        .expect("digits, a dot and quotes are a header value")
 }
 
 /// What a conditional read comes to.
@@ -92,13 +99,18 @@ pub(super) enum ReadVerdict {
 }
 
 /// Judges the conditions of a read by the ETag of what is there; `None` when nothing is.
-pub(super) fn judge_read(headers: &HeaderMap, current: Option<&HeaderValue>) -> Result<ReadVerdict, Problem> {
+pub(super) fn judge_read(
+    headers: &HeaderMap,
+    current: Option<&HeaderValue>,
+) -> Result<ReadVerdict, Problem> {
     let current = current.map(|etag| etag.to_str().unwrap_or_default().trim_matches('"'));
     if let Some(wanted) = tags(headers, &IF_MATCH)? {
         let holds = match (&wanted, current) {
             (_, None) => false,
             (Tags::Any, Some(_)) => true,
-            (Tags::List(list), Some(current)) => list.iter().any(|(weak, tag)| !weak && *tag == current),
+            (Tags::List(list), Some(current)) => {
+                list.iter().any(|(weak, tag)| !weak && *tag == current)
+            }
         };
         if !holds {
             // The other header must make sense all the same.
@@ -115,30 +127,43 @@ pub(super) fn judge_read(headers: &HeaderMap, current: Option<&HeaderValue>) -> 
 }
 
 /// The condition of a PUT, or of a DELETE (which knows no `If-None-Match`).
-pub(super) fn write_condition(headers: &HeaderMap, takes_if_none_match: bool) -> Result<Condition, Problem> {
+pub(super) fn write_condition(
+    headers: &HeaderMap,
+    takes_if_none_match: bool,
+) -> Result<Condition, Problem> {
     let if_match = tags(headers, &IF_MATCH)?;
     let if_none_match = tags(headers, &IF_NONE_MATCH)?;
     match (if_match, if_none_match) {
         (None, None) => Ok(Condition::Always),
-        (Some(_), Some(_)) => Err(contradiction("If-Match and If-None-Match exclude each other here; send one of them")),
-        (None, Some(_)) if !takes_if_none_match => {
-            Err(contradiction("If-None-Match makes no sense for DELETE; allowed is If-Match with * or one ETag"))
-        }
+        (Some(_), Some(_)) => Err(contradiction(
+            "If-Match and If-None-Match exclude each other here; send one of them",
+        )),
+        (None, Some(_)) if !takes_if_none_match => Err(contradiction(
+            "If-None-Match makes no sense for DELETE; allowed is If-Match with * or one ETag",
+        )),
         (None, Some(Tags::Any)) => Ok(Condition::Absent),
-        (None, Some(Tags::List(_))) => {
-            Err(Problem::malformed("bad_condition", "If-None-Match takes only * on a write: \"set it if there is no such key\""))
-        }
+        (None, Some(Tags::List(_))) => Err(Problem::malformed(
+            "bad_condition",
+            "If-None-Match takes only * on a write: \"set it if there is no such key\"",
+        )),
         (Some(Tags::Any), None) => Ok(Condition::Present),
         (Some(Tags::List(list)), None) => match list[..] {
             [(false, tag)] => revision(tag).map(Condition::At).ok_or_else(|| {
                 let detail = format!(
-                    "If-Match: \"{}\" is no ETag of a key; they are revisions in quotes, such as \"5\"",
+                    "If-Match: \"{}\" is no ETag of a key; they are revisions in quotes, such as \
+                     \"5\"",
                     tag.escape_debug()
                 );
                 Problem::malformed("bad_etag", detail)
             }),
-            [(true, _)] => Err(Problem::malformed("bad_etag", "If-Match needs a strong ETag: \"5\", not W/\"5\"")),
-            _ => Err(Problem::malformed("bad_condition", "If-Match takes * or one ETag on a write; several are not supported")),
+            [(true, _)] => Err(Problem::malformed(
+                "bad_etag",
+                "If-Match needs a strong ETag: \"5\", not W/\"5\"",
+            )),
+            _ => Err(Problem::malformed(
+                "bad_condition",
+                "If-Match takes * or one ETag on a write; several are not supported",
+            )),
         },
     }
 }
@@ -146,16 +171,25 @@ pub(super) fn write_condition(headers: &HeaderMap, takes_if_none_match: bool) ->
 /// The epoch that an admin order is bound to; `None` for `*` and where there is no condition.
 pub(super) fn epoch_condition(headers: &HeaderMap) -> Result<Option<Epoch>, Problem> {
     if headers.contains_key(IF_NONE_MATCH) {
-        return Err(contradiction("If-None-Match makes no sense here; allowed is If-Match with a shard's epoch"));
+        return Err(contradiction(
+            "If-None-Match makes no sense here; allowed is If-Match with a shard's epoch",
+        ));
     }
-    let malformed = || Problem::malformed("bad_etag", "If-Match: allowed is * or a shard's epoch in quotes, such as \"3.1\"");
+    let malformed = || {
+        Problem::malformed(
+            "bad_etag",
+            "If-Match: allowed is * or a shard's epoch in quotes, such as \"3.1\"",
+        )
+    };
     match tags(headers, &IF_MATCH)? {
         None | Some(Tags::Any) => Ok(None),
         Some(Tags::List(list)) => match list[..] {
             [(false, tag)] => {
                 let (membership, range) = tag.split_once('.').ok_or_else(malformed)?;
                 match (revision(membership), revision(range)) {
-                    (Some(membership), Some(range)) => Ok(Some(Epoch { membership: membership.0, range: range.0 })),
+                    (Some(membership), Some(range)) => {
+                        Ok(Some(Epoch { membership: membership.0, range: range.0 }))
+                    }
                     _ => Err(malformed()),
                 }
             }
@@ -166,7 +200,8 @@ pub(super) fn epoch_condition(headers: &HeaderMap) -> Result<Option<Epoch>, Prob
 
 /// A number as we write it: digits alone, none too many.
 pub(super) fn revision(text: &str) -> Option<Revision> {
-    let canonical = text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));
+    let canonical =
+        text.bytes().all(|b| b.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0'));
     if canonical { text.parse().ok() } else { None }
 }
 
@@ -175,7 +210,9 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
-        let pairs = pairs.iter().map(|(n, v)| (HeaderName::try_from(*n).unwrap(), HeaderValue::from_str(v).unwrap()));
+        let pairs = pairs
+            .iter()
+            .map(|(n, v)| (HeaderName::try_from(*n).unwrap(), HeaderValue::from_str(v).unwrap()));
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.append(name, value);
@@ -185,9 +222,12 @@ mod tests {
 
     #[test]
     fn a_revision_in_quotes() {
-        for (revision, etag) in
-            [(0, "\"0\""), (7, "\"7\""), (1234567890, "\"1234567890\""), (u64::MAX, "\"18446744073709551615\"")]
-        {
+        for (revision, etag) in [
+            (0, "\"0\""),
+            (7, "\"7\""),
+            (1234567890, "\"1234567890\""),
+            (u64::MAX, "\"18446744073709551615\""),
+        ] {
             assert_eq!(of_revision(Revision(revision)), etag);
         }
     }
@@ -222,7 +262,11 @@ mod tests {
             vec![("if-match", "\"5\""), ("if-none-match", "*")],
         ];
         for pairs in bad {
-            assert_eq!(write_condition(&headers(&pairs), true).unwrap_err().members().status, 400, "{pairs:?}");
+            assert_eq!(
+                write_condition(&headers(&pairs), true).unwrap_err().members().status,
+                400,
+                "{pairs:?}"
+            );
         }
         assert!(write_condition(&headers(&[("if-none-match", "*")]), false).is_err());
     }
@@ -234,7 +278,11 @@ mod tests {
             (vec![], at(5), ReadVerdict::Go),
             (vec![("if-none-match", "\"5\"")], at(5), ReadVerdict::NotModified),
             (vec![("if-none-match", "\"4\", W/\"5\"")], at(5), ReadVerdict::NotModified),
-            (vec![("if-none-match", "\"4\""), ("if-none-match", "\"5\"")], at(5), ReadVerdict::NotModified),
+            (
+                vec![("if-none-match", "\"4\""), ("if-none-match", "\"5\"")],
+                at(5),
+                ReadVerdict::NotModified,
+            ),
             (vec![("if-none-match", "*")], at(5), ReadVerdict::NotModified),
             (vec![("if-none-match", "\"4\"")], at(5), ReadVerdict::Go),
             (vec![("if-none-match", "\"a,b\"")], at(5), ReadVerdict::Go),
@@ -249,10 +297,18 @@ mod tests {
             (vec![("if-match", "W/\"5\"")], at(5), ReadVerdict::Failed),
             (vec![("if-match", "\"4\"")], at(5), ReadVerdict::Failed),
             (vec![("if-match", "*")], None, ReadVerdict::Failed),
-            (vec![("if-match", "\"5\""), ("if-none-match", "\"5\"")], at(5), ReadVerdict::NotModified),
+            (
+                vec![("if-match", "\"5\""), ("if-none-match", "\"5\"")],
+                at(5),
+                ReadVerdict::NotModified,
+            ),
         ];
         for (pairs, current, verdict) in table {
-            assert_eq!(judge_read(&headers(&pairs), current.as_ref()).unwrap(), verdict, "{pairs:?} at {current:?}");
+            assert_eq!(
+                judge_read(&headers(&pairs), current.as_ref()).unwrap(),
+                verdict,
+                "{pairs:?} at {current:?}"
+            );
         }
         assert!(judge_read(&headers(&[("if-none-match", "5")]), at(5).as_ref()).is_err());
         assert!(judge_read(&headers(&[("if-none-match", "\"5\" \"6\"")]), at(5).as_ref()).is_err());

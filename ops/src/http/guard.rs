@@ -1,12 +1,16 @@
-//! What stands in front of hyper: it hands over one request's bytes after the other, each judged before hyper sees it.
+//! What stands in front of hyper: it hands over one request's bytes after the other, each judged
+//! before hyper sees it.
 //!
-//! - [`heads`] (HTTP/1.1) and [`blocks`] (HTTP/2) say what of the bytes may pass. Most of them are read from the socket straight into
-//!   hyper's own buffer; only what can't be judged yet is kept here, which is never more than a head.
-//! - **A client that closes its sending side** (`nc -N`, `SHUT_WR`) still wants its answer. hyper is told to allow that, and then does
-//!   not listen while it answers; so this does, whenever hyper flushes: it reads ahead, a little, and notices when the connection was
-//!   reset. The end of what the client sends is handed over only when hyper asks for the next request.
-//! - **An answer before the end of a body** is held back until that was read and thrown away ([`super::discard`]). hyper still waits
-//!   for those bytes, and would take whatever comes next for them; so from then on it gets nothing but the end.
+//! - [`heads`] (HTTP/1.1) and [`blocks`] (HTTP/2) say what of the bytes may pass. Most of them are
+//!   read from the socket straight into hyper's own buffer; only what can't be judged yet is kept
+//!   here, which is never more than a head.
+//! - **A client that closes its sending side** (`nc -N`, `SHUT_WR`) still wants its answer. hyper
+//!   is told to allow that, and then does not listen while it answers; so this does, whenever hyper
+//!   flushes: it reads ahead, a little, and notices when the connection was reset. The end of what
+//!   the client sends is handed over only when hyper asks for the next request.
+//! - **An answer before the end of a body** is held back until that was read and thrown away
+//!   ([`super::discard`]). hyper still waits for those bytes, and would take whatever comes next
+//!   for them; so from then on it gets nothing but the end.
 
 use super::blocks::Blocks;
 use super::connection::Socket;
@@ -84,8 +88,11 @@ impl<S: Socket> Guard<S> {
                     heads.told(framing);
                 }
                 match heads.next() {
-                    // hyper asks for more of a head that is whole: it saw something else than we did.
-                    Next::Nothing if !self.ended => Err(io::Error::new(io::ErrorKind::InvalidData, "a head without an end")),
+                    // hyper asks for more of a head that is whole: it saw something else than we
+                    // did.
+                    Next::Nothing if !self.ended => {
+                        Err(io::Error::new(io::ErrorKind::InvalidData, "a head without an end"))
+                    }
                     next => Ok(next),
                 }
             }
@@ -121,7 +128,8 @@ impl<S: Socket> Guard<S> {
         let taken = match &mut self.version {
             Version::One(heads) => {
                 let taken = heads.take(&mut self.kept);
-                let taken = taken.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a malformed chunk"))?;
+                let taken = taken
+                    .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "a malformed chunk"))?;
                 if taken.is_none() && self.kept.is_empty() && heads.is_between() {
                     // Nothing but empty lines, which begin no head.
                     self.pulse.head_done();
@@ -133,7 +141,10 @@ impl<S: Socket> Guard<S> {
             }
             Version::Two(blocks) => {
                 let taken = blocks.take(&mut self.kept);
-                match taken.is_none() && (blocks.is_midway() || !self.kept.is_empty()) && blocks.raw() == 0 {
+                match taken.is_none()
+                    && (blocks.is_midway() || !self.kept.is_empty())
+                    && blocks.raw() == 0
+                {
                     true => self.pulse.head_begun(),
                     false => self.pulse.head_done(),
                 }
@@ -149,7 +160,8 @@ impl<S: Socket> Guard<S> {
         Ok(true)
     }
 
-    /// What came into hyper's buffer, behind its first `before` bytes: leaves there what may stay, and keeps the rest.
+    /// What came into hyper's buffer, behind its first `before` bytes: leaves there what may stay,
+    /// and keeps the rest.
     fn sort(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
         let came = &buf.filled()[before..];
         let stays = match &mut self.version {
@@ -196,7 +208,8 @@ impl<S: Socket> Guard<S> {
         Ok(())
     }
 
-    /// Whether an answer that begins like this may be written: where it comes before the end of a body, that is read first.
+    /// Whether an answer that begins like this may be written: where it comes before the end of a
+    /// body, that is read first.
     fn poll_answer(&mut self, begins: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Version::One(heads) = &mut self.version else { return Poll::Ready(Ok(())) };
         if let Some(framing) = self.pulse.take_framing() {
@@ -229,7 +242,11 @@ impl<S: Socket> Guard<S> {
 }
 
 impl<S: Socket> AsyncRead for Guard<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if buf.remaining() == 0 || this.cut {
             return Poll::Ready(Ok(()));
@@ -242,7 +259,11 @@ impl<S: Socket> AsyncRead for Guard<S> {
             }
             match this.next()? {
                 Next::Raw(most) if !this.kept.is_empty() => {
-                    let bytes = this.kept.len().min(buf.remaining()).min(usize::try_from(most).unwrap_or(usize::MAX));
+                    let bytes = this
+                        .kept
+                        .len()
+                        .min(buf.remaining())
+                        .min(usize::try_from(most).unwrap_or(usize::MAX));
                     buf.put_slice(&this.kept[..bytes]);
                     this.kept.advance(bytes);
                     this.passed(bytes);
@@ -293,12 +314,20 @@ impl<S: Socket> AsyncRead for Guard<S> {
 }
 
 impl<S: Socket> AsyncWrite for Guard<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         ready!(self.poll_answer(buf, cx))?;
         Pin::new(&mut self.wire).poll_write(cx, buf)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         ready!(self.poll_answer(bufs.first().map_or(&[], |buf| &buf[..]), cx))?;
         Pin::new(&mut self.wire).poll_write_vectored(cx, bufs)
     }

@@ -1,9 +1,10 @@
 //! One HTTP/1.1 connection's bytes on their way to hyper: where each head and each body ends.
 //!
-//! 1. [`Stage::Head`]: bytes are kept until a head is whole. Its target is judged ([`target`]), and so is how often it says how long
-//!    its body is; where either is wrong, the head is handed over with a refusal for a target. hyper never sees more than one head.
-//! 2. [`Stage::Passed`]: hyper has the head. It parses it and calls the service, which tells us what hyper found behind it
-//!    ([`Framing`]), so there is no second opinion about that.
+//! 1. [`Stage::Head`]: bytes are kept until a head is whole. Its target is judged ([`target`]), and
+//!    so is how often it says how long its body is; where either is wrong, the head is handed over
+//!    with a refusal for a target. hyper never sees more than one head.
+//! 2. [`Stage::Passed`]: hyper has the head. It parses it and calls the service, which tells us
+//!    what hyper found behind it ([`Framing`]), so there is no second opinion about that.
 //! 3. [`Stage::Body`] or [`Stage::Chunked`], to the body's last byte; then 1 again.
 //!
 //! What is no HTTP at all is handed over as it is: hyper says so.
@@ -145,8 +146,8 @@ impl Heads {
         }
     }
 
-    /// Whether hyper gets the first bytes of these, so many, as they are; `None` where [`Self::take`] must look. Only to be asked
-    /// where nothing is kept.
+    /// Whether hyper gets the first bytes of these, so many, as they are; `None` where
+    /// [`Self::take`] must look. Only to be asked where nothing is kept.
     pub(super) fn whole(&mut self, bytes: &[u8]) -> Option<usize> {
         if !matches!(self.stage, Stage::Head) || matches!(bytes.first(), Some(b'\r' | b'\n')) {
             return None;
@@ -164,8 +165,12 @@ impl Heads {
         }
     }
 
-    /// What hyper gets of the bytes that are kept; `None` where more must come first, an error where they are no chunks.
-    pub(super) fn take(&mut self, kept: &mut BytesMut) -> Result<Option<Bytes>, super::chunks::NoChunk> {
+    /// What hyper gets of the bytes that are kept; `None` where more must come first, an error
+    /// where they are no chunks.
+    pub(super) fn take(
+        &mut self,
+        kept: &mut BytesMut,
+    ) -> Result<Option<Bytes>, super::chunks::NoChunk> {
         if let Stage::Chunked(chunks) = &mut self.stage {
             let bytes = chunks.follow(kept)?;
             if chunks.is_over() {
@@ -191,14 +196,17 @@ impl Heads {
 
     fn begin(&mut self, stage: Stage) {
         self.stage = stage;
-        (self.line_at, self.first_end, self.fields, self.lengths, self.is_coded) = (0, None, 0, 0, false);
+        (self.line_at, self.first_end, self.fields, self.lengths, self.is_coded) =
+            (0, None, 0, 0, false);
         self.flaw = None;
     }
 
-    /// Goes on looking for the end of the head with which these bytes begin. If it is there, or will not be: where, and what is wrong.
+    /// Goes on looking for the end of the head with which these bytes begin. If it is there, or
+    /// will not be: where, and what is wrong.
     fn look(&mut self, bytes: &[u8]) -> Option<(usize, Option<Flaw>)> {
         while let Some(length) = memchr::memchr(b'\n', &bytes[self.line_at..]) {
-            let (line, next) = (&bytes[self.line_at..self.line_at + length], self.line_at + length + 1);
+            let (line, next) =
+                (&bytes[self.line_at..self.line_at + length], self.line_at + length + 1);
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             if next > self.bytes_max {
                 break;
@@ -210,20 +218,27 @@ impl Heads {
                     Some((method, target, _)) => target::check(method, target).err(),
                     None => None,
                 };
-                let flaw = flaw.or((self.lengths + usize::from(self.is_coded && self.lengths > 0) > 1).then_some(Flaw::Framing));
+                let flaw = flaw
+                    .or((self.lengths + usize::from(self.is_coded && self.lengths > 0) > 1)
+                        .then_some(Flaw::Framing));
                 let flaw = flaw.or(self.flaw);
-                return Some((next, flaw.or((self.fields > self.fields_max).then_some(Flaw::ManyFields))));
+                return Some((
+                    next,
+                    flaw.or((self.fields > self.fields_max).then_some(Flaw::ManyFields)),
+                ));
             } else {
                 self.fields += 1;
                 // Nearly all fields are told by their first letter.
                 match line.first() {
                     Some(b'c' | b'C') if is_named(line, b"content-length") => {
                         self.lengths += 1;
-                        self.flaw = self.flaw.or(is_endless(value_of(line)).then_some(Flaw::Endless));
+                        self.flaw =
+                            self.flaw.or(is_endless(value_of(line)).then_some(Flaw::Endless));
                     }
                     Some(b't' | b'T') if is_named(line, b"transfer-encoding") => {
                         self.is_coded = true;
-                        self.flaw = self.flaw.or(is_foreign(value_of(line)).then_some(Flaw::Coding));
+                        self.flaw =
+                            self.flaw.or(is_foreign(value_of(line)).then_some(Flaw::Coding));
                     }
                     Some(b'e' | b'E') => self.waits |= is_named(line, b"expect"),
                     _ => {}
@@ -234,7 +249,10 @@ impl Heads {
         if bytes.len() <= self.bytes_max {
             return None;
         }
-        Some((bytes.len(), Some(if self.first_end.is_none() { Flaw::LongLine } else { Flaw::LongHead })))
+        Some((
+            bytes.len(),
+            Some(if self.first_end.is_none() { Flaw::LongLine } else { Flaw::LongHead }),
+        ))
     }
 }
 
@@ -250,17 +268,23 @@ fn value_of(field: &[u8]) -> &[u8] {
 
 /// Whether a length is a number, and one that no body has.
 fn is_endless(value: &[u8]) -> bool {
-    let number = std::str::from_utf8(value).ok().filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
+    let number = std::str::from_utf8(value)
+        .ok()
+        .filter(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()));
     number.is_some_and(|text| text.parse::<u64>().map_or(true, |bytes| bytes > i64::MAX as u64))
 }
 
 /// Whether a list of transfer codings has another one than `chunked`.
 fn is_foreign(value: &[u8]) -> bool {
-    let codings = value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|coding| !coding.is_empty());
+    let codings = value
+        .split(|&byte| byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|coding| !coding.is_empty());
     codings.into_iter().any(|coding| !coding.eq_ignore_ascii_case(b"chunked"))
 }
 
-/// Method, target and version of a request line; the target is all that stands between the other two. `None` for what is none.
+/// Method, target and version of a request line; the target is all that stands between the other
+/// two. `None` for what is none.
 fn request_line(line: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let (first, last) = (memchr::memchr(b' ', line)?, memchr::memrchr(b' ', line)?);
     let version = &line[last + 1..];
@@ -268,14 +292,21 @@ fn request_line(line: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     is_one.then(|| (&line[..first], &line[first + 1..last], version))
 }
 
-/// The head that hyper gets in the place of one with a flaw. `first` is where its request line ends.
+/// The head that hyper gets in the place of one with a flaw. `first` is where its request line
+/// ends.
 fn instead(head: &[u8], first: usize, flaw: Flaw) -> Bytes {
     let line = &head[..first.min(head.len())];
     let method = line.split(|&byte| byte == b' ').next().unwrap_or_default();
     // Of a line without an end, the version did not come.
-    let version = request_line(line).filter(|_| flaw.keeps_framing()).map_or(&b"HTTP/1.1"[..], |(_, _, version)| version);
+    let version = request_line(line)
+        .filter(|_| flaw.keeps_framing())
+        .map_or(&b"HTTP/1.1"[..], |(_, _, version)| version);
     let is_token = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_".contains(byte);
-    let method = if !method.is_empty() && method.len() <= 32 && method.iter().all(is_token) { method } else { b"GET" };
+    let method = if !method.is_empty() && method.len() <= 32 && method.iter().all(is_token) {
+        method
+    } else {
+        b"GET"
+    };
     let target = flaw.target();
     let mut out = Vec::with_capacity(head.len() + 32);
     for part in [method, b" ", target.as_bytes(), b" ", version] {
@@ -292,7 +323,8 @@ fn instead(head: &[u8], first: usize, flaw: Flaw) -> Bytes {
 mod tests {
     use super::*;
 
-    /// What hyper gets of `bytes`, which come in pieces of `piece`, where the service says of each head what `framing` says.
+    /// What hyper gets of `bytes`, which come in pieces of `piece`, where the service says of each
+    /// head what `framing` says.
     fn handed(bytes: &[u8], piece: usize, framing: impl Fn(&[u8]) -> Framing) -> Vec<String> {
         let (mut heads, mut kept, mut out) = (Heads::new(128, 4), BytesMut::new(), Vec::new());
         for bytes in bytes.chunks(piece) {
@@ -300,7 +332,9 @@ mod tests {
             loop {
                 let handed = match heads.next() {
                     Next::Nothing => {
-                        heads.told(framing(out.last().map(|last: &String| last.as_bytes()).unwrap_or_default()));
+                        heads.told(framing(
+                            out.last().map(|last: &String| last.as_bytes()).unwrap_or_default(),
+                        ));
                         continue;
                     }
                     Next::Raw(left) if !kept.is_empty() => {
@@ -331,18 +365,31 @@ mod tests {
 
     #[test]
     fn every_head_is_found_behind_every_body_and_in_any_pieces() {
-        let requests = "\r\nGET /a HTTP/1.1\r\nhost: x\r\n\r\nPUT /b HTTP/1.1\ncontent-length: 30\r\n\nGET /not#this HTTP/1.1\r\n\r\n....\
-                        PUT /c HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n11\r\nGET /nor#this\r\n\r\n\r\n0\r\n\r\n\r\n\r\nDELETE /d#e HTTP/1.1\r\nx: y\r\n\r\n\
+        let requests = "\r\nGET /a HTTP/1.1\r\nhost: x\r\n\r\nPUT /b HTTP/1.1\n\
+                        content-length: 30\r\n\nGET /not#this HTTP/1.1\r\n\r\n\
+                        ....PUT /c HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n11\r\n\
+                        GET /nor#this\r\n\r\n\r\n0\r\n\r\n\r\n\r\nDELETE /d#e HTTP/1.1\r\n\
+                        x: y\r\n\r\n\
                         GET /f HTTP/1.1\r\n\r\n";
         for piece in 1..requests.len() {
             let handed = handed(requests.as_bytes(), piece, framing);
             let heads = handed.iter().filter(|part| {
-                part.contains(" HTTP/1.1") && part.ends_with('\n') && part.contains("T /") | part.starts_with('D')
+                part.contains(" HTTP/1.1")
+                    && part.ends_with('\n')
+                    && part.contains("T /") | part.starts_with('D')
             });
-            let starts: Vec<_> =
-                heads.map(|head| head.split(' ').nth(1).unwrap()).filter(|target| *target != "/not#this").collect();
-            assert_eq!(starts, ["/a", "/b", "/c", "/-/refused/byte/23/2", "/f"], "in pieces of {piece}");
-            assert!(handed.concat().ends_with("DELETE /-/refused/byte/23/2 HTTP/1.1\r\nx: y\r\n\r\nGET /f HTTP/1.1\r\n\r\n"));
+            let starts: Vec<_> = heads
+                .map(|head| head.split(' ').nth(1).unwrap())
+                .filter(|target| *target != "/not#this")
+                .collect();
+            assert_eq!(
+                starts,
+                ["/a", "/b", "/c", "/-/refused/byte/23/2", "/f"],
+                "in pieces of {piece}"
+            );
+            assert!(handed.concat().ends_with(
+                "DELETE /-/refused/byte/23/2 HTTP/1.1\r\nx: y\r\n\r\nGET /f HTTP/1.1\r\n\r\n"
+            ));
         }
     }
 
@@ -350,7 +397,10 @@ mod tests {
     fn what_has_a_flaw_is_handed_over_as_a_refusal() {
         let long = "y".repeat(200);
         for (head, expected) in [
-            ("GET /a b HTTP/1.1\r\nhost: x\r\n\r\n", "GET /-/refused/byte/20/2 HTTP/1.1\r\nhost: x\r\n\r\n"),
+            (
+                "GET /a b HTTP/1.1\r\nhost: x\r\n\r\n",
+                "GET /-/refused/byte/20/2 HTTP/1.1\r\nhost: x\r\n\r\n",
+            ),
             ("GET /a\t HTTP/1.0\r\n\r\n", "GET /-/refused/byte/09/2 HTTP/1.0\r\n\r\n"),
             ("HEAD /ä HTTP/1.1\r\n\r\n", "HEAD /-/refused/byte/c3/1 HTTP/1.1\r\n\r\n"),
             ("GET * HTTP/1.1\r\n\r\n", "GET /-/refused/form HTTP/1.1\r\n\r\n"),
@@ -362,15 +412,30 @@ mod tests {
                 "PUT /a HTTP/1.1\r\ncontent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
                 "PUT /-/refused/framing HTTP/1.1\r\nhost",
             ),
-            ("PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked , GZIP\r\n\r\n", "PUT /-/refused/coding HTTP/1.1\r\nhost: refused"),
-            ("PUT /a HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n", "PUT /-/refused/coding HTTP/1.1\r\nhost: refused"),
-            ("PUT /a HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n", "PUT /-/refused/endless HTTP/1.1\r\nhost"),
-            ("PUT /a HTTP/1.1\r\na:\r\nb:\r\nc:\r\nd:\r\ne:\r\n\r\n", "PUT /-/refused/fields HTTP/1.1\r\nhost: refused"),
+            (
+                "PUT /a HTTP/1.1\r\nTransfer-Encoding: chunked , GZIP\r\n\r\n",
+                "PUT /-/refused/coding HTTP/1.1\r\nhost: refused",
+            ),
+            (
+                "PUT /a HTTP/1.1\r\ntransfer-encoding: xchunked\r\n\r\n",
+                "PUT /-/refused/coding HTTP/1.1\r\nhost: refused",
+            ),
+            (
+                "PUT /a HTTP/1.1\r\ncontent-length: 99999999999999999999\r\n\r\n",
+                "PUT /-/refused/endless HTTP/1.1\r\nhost",
+            ),
+            (
+                "PUT /a HTTP/1.1\r\na:\r\nb:\r\nc:\r\nd:\r\ne:\r\n\r\n",
+                "PUT /-/refused/fields HTTP/1.1\r\nhost: refused",
+            ),
             (
                 &format!("HEAD /{long} HTTP/1.1\r\n\r\n"),
                 "HEAD /-/refused/line HTTP/1.1\r\nhost: refused\r\nconnection: close\r\n\r\n",
             ),
-            (&format!("PUT / HTTP/1.1\r\nx: {long}\r\n\r\n"), "PUT /-/refused/head HTTP/1.1\r\nhost: refused"),
+            (
+                &format!("PUT / HTTP/1.1\r\nx: {long}\r\n\r\n"),
+                "PUT /-/refused/head HTTP/1.1\r\nhost: refused",
+            ),
             (&format!("{long}{long}"), "GET /-/refused/line HTTP/1.1\r\n"),
             ("PUT /a HTTP/1.1\r\ntransfer-encoding: CHUNKED\r\n\r\n", "PUT /a HTTP/1.1"),
             ("PUT /a HTTP/1.1\r\ncontent-length: 9000000000000000000\r\n\r\n", "PUT /a HTTP/1.1"),
@@ -380,10 +445,17 @@ mod tests {
         ] {
             for piece in [1, 7, 1024] {
                 let handed = handed(head.as_bytes(), piece, |_| Framing::Length(0));
-                assert!(handed[0].starts_with(expected), "{head:?} in pieces of {piece}: {handed:?}");
+                assert!(
+                    handed[0].starts_with(expected),
+                    "{head:?} in pieces of {piece}: {handed:?}"
+                );
             }
             let as_it_is = Heads::new(128, 4).whole(head.as_bytes());
-            assert_eq!(as_it_is, expected.starts_with(&head[..8]).then_some(head.len()), "{head:?}");
+            assert_eq!(
+                as_it_is,
+                expected.starts_with(&head[..8]).then_some(head.len()),
+                "{head:?}"
+            );
         }
     }
 }

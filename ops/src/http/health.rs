@@ -1,7 +1,8 @@
 //! `/livez`, `/readyz`, `/metrics`, `/v1/limits`: what machines look at.
 //!
-//! A process that is not live should be restarted; one that is not ready should get no requests for now. Both say `ok`, or a
-//! problem with 503; with `?verbose` they list what they rest on, one line per check: `[+]name ok`, `[-]name failed: why`.
+//! A process that is not live should be restarted; one that is not ready should get no requests for
+//! now. Both say `ok`, or a problem with 503; with `?verbose` they list what they rest on, one line
+//! per check: `[+]name ok`, `[-]name failed: why`.
 
 use super::answer;
 use super::body::{Body, Piece};
@@ -25,7 +26,8 @@ const SHARED_FOR: Duration = Duration::from_secs(1);
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     pub(super) fn livez(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
-        let verbose = Query::parse(parts.uri.query(), &["verbose"])?.flag("verbose")?.unwrap_or(false);
+        let verbose =
+            Query::parse(parts.uri.query(), &["verbose"])?.flag("verbose")?.unwrap_or(false);
         let live = self.inspect.live();
         let (ok, detail) = (live.is_ok(), live.err().unwrap_or_default());
         health("livez", ok, &[Check { name: "loop".into(), ok, detail }], verbose)
@@ -33,12 +35,17 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
 
     pub(super) fn readyz(&self, parts: &Parts) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
-        let verbose = Query::parse(parts.uri.query(), &["verbose"])?.flag("verbose")?.unwrap_or(false);
+        let verbose =
+            Query::parse(parts.uri.query(), &["verbose"])?.flag("verbose")?.unwrap_or(false);
         let readiness = self.inspect.ready();
         health("readyz", readiness.ready, &readiness.checks, verbose)
     }
 
-    pub(super) fn show_metrics(&self, parts: &Parts, account: &Arc<Account>) -> Result<Response<Body>, Problem> {
+    pub(super) fn show_metrics(
+        &self,
+        parts: &Parts,
+        account: &Arc<Account>,
+    ) -> Result<Response<Body>, Problem> {
         only_get(parts)?;
         Query::parse(parts.uri.query(), &[])?;
         let piece = self.rendered.show(account, || {
@@ -55,8 +62,9 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 }
 
-/// The metrics as they were last rendered. They are rendered for each who asks; where answers have no room left, the last rendering
-/// is shared, and made anew once a second: metrics are always answered, and many who don't take them cost little.
+/// The metrics as they were last rendered. They are rendered for each who asks; where answers have
+/// no room left, the last rendering is shared, and made anew once a second: metrics are always
+/// answered, and many who don't take them cost little.
 #[derive(Default)]
 pub(super) struct Rendered(Mutex<Option<(Instant, Bytes)>>);
 
@@ -67,7 +75,10 @@ impl Rendered {
             && at.elapsed() < SHARED_FOR
             && account.check(Good::Answers, bytes.len()).is_err()
         {
-            return Piece { bytes: bytes.clone(), held: Some(account.hold_anyway(Good::Answers, 0)) };
+            return Piece {
+                bytes: bytes.clone(),
+                held: Some(account.hold_anyway(Good::Answers, 0)),
+            };
         }
         let bytes = render();
         *last = Some((Instant::now(), bytes.clone()));
@@ -76,13 +87,29 @@ impl Rendered {
     }
 }
 
-/// The answer of a health check: `ok`, or a problem that names what failed; with `verbose` a line per check either way.
-fn health(name: &'static str, ok: bool, checks: &[Check], verbose: bool) -> Result<Response<Body>, Problem> {
+/// The answer of a health check: `ok`, or a problem that names what failed; with `verbose` a line
+/// per check either way.
+fn health(
+    name: &'static str,
+    ok: bool,
+    checks: &[Check],
+    verbose: bool,
+) -> Result<Response<Body>, Problem> {
     if !verbose && !ok {
-        let failed: Vec<String> = checks.iter().filter(|check| !check.ok).map(|c| format!("{}: {}", c.name, c.detail)).collect();
+        let failed: Vec<String> = checks
+            .iter()
+            .filter(|check| !check.ok)
+            .map(|c| format!("{}: {}", c.name, c.detail))
+            .collect();
         let code = if name == "livez" { "not_live" } else { "not_ready" };
         let detail = format!("{}; /{name}?verbose shows every check", failed.join("; "));
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, code, "health check failed", detail).retryable());
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            code,
+            "health check failed",
+            detail,
+        )
+        .retryable());
     }
     let mut text = String::new();
     if verbose {

@@ -1,6 +1,7 @@
 //! `/v1/kv/{key}`: one key, raw. The hot path.
 //!
-//! GET and HEAD answer 200, 304, 404 or 412; PUT and DELETE 204 or 412, once the write is durable on a quorum and applied.
+//! GET and HEAD answer 200, 304, 404 or 412; PUT and DELETE 204 or 412, once the write is durable
+//! on a quorum and applied.
 
 use super::body::{self, Body, Upload, Wanted};
 use super::query::Query;
@@ -16,7 +17,12 @@ use http::{Method, Response, StatusCode};
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     /// Answers a request about the key in `rest` of the path.
-    pub(super) async fn key(&self, parts: &Parts, body: Upload<'_>, rest: &str) -> Result<Response<Body>, Problem> {
+    pub(super) async fn key(
+        &self,
+        parts: &Parts,
+        body: Upload<'_>,
+        rest: &str,
+    ) -> Result<Response<Body>, Problem> {
         match parts.method {
             Method::GET | Method::HEAD => self.get(parts, path::key(rest, &self.limits)?).await,
             Method::PUT => self.put(parts, body, path::key(rest, &self.limits)?).await,
@@ -26,8 +32,8 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     async fn get(&self, parts: &Parts, key: Bytes) -> Result<Response<Body>, Problem> {
-        let consistency =
-            Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?.consistency(self.kv.default_consistency())?;
+        let consistency = Query::parse(parts.uri.query(), &["consistency", "max_staleness"])?
+            .consistency(self.kv.default_consistency())?;
         // A malformed condition is an error whatever is there.
         etag::judge_read(&parts.headers, None)?;
         let reply = self.ask(Request::Get { key, consistency }).await?;
@@ -36,13 +42,20 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                 let tag = etag::of_revision(*revision);
                 let mut response = match etag::judge_read(&parts.headers, Some(&tag))? {
                     etag::ReadVerdict::Go => {
-                        let mut response =
-                            answer::ok(HeaderValue::from_static("application/octet-stream"), Body::Full(value.clone().into()));
-                        response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+                        let mut response = answer::ok(
+                            HeaderValue::from_static("application/octet-stream"),
+                            Body::Full(value.clone().into()),
+                        );
+                        response.headers_mut().insert(
+                            header::X_CONTENT_TYPE_OPTIONS,
+                            HeaderValue::from_static("nosniff"),
+                        );
                         response
                     }
                     etag::ReadVerdict::NotModified => answer::empty(StatusCode::NOT_MODIFIED),
-                    etag::ReadVerdict::Failed => return Err(condition_failed(&reply, Some(*revision))),
+                    etag::ReadVerdict::Failed => {
+                        return Err(condition_failed(&reply, Some(*revision)));
+                    }
                 };
                 response.headers_mut().insert(header::ETAG, tag);
                 response
@@ -57,7 +70,12 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         Ok(response)
     }
 
-    async fn put(&self, parts: &Parts, body: Upload<'_>, key: Bytes) -> Result<Response<Body>, Problem> {
+    async fn put(
+        &self,
+        parts: &Parts,
+        body: Upload<'_>,
+        key: Bytes,
+    ) -> Result<Response<Body>, Problem> {
         if parts.uri.query().is_some() && Query::parse(parts.uri.query(), &["ttl"])?.has("ttl") {
             return Err(Problem::not_implemented("?ttl= (a key that expires)"));
         }
@@ -69,7 +87,11 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                 "Content-Range: a value is put whole; send all of it without this header",
             ));
         }
-        let wanted = Wanted { what: "a value", code: "value_too_large", bytes_max: self.limits.value_bytes_max };
+        let wanted = Wanted {
+            what: "a value",
+            code: "value_too_large",
+            bytes_max: self.limits.value_bytes_max,
+        };
         if body.is_large(self.limits.value_bytes_max)
             && let Some(refusal) = self.kv.refusal_of_write(&key, self.deadline())
         {
@@ -109,7 +131,9 @@ pub(super) fn condition_failed(reply: &Reply, current: Option<Revision>) -> Prob
         Some(revision) => format!("the condition does not hold: the key is at \"{revision}\""),
         None => "the condition does not hold: there is no such key".to_owned(),
     };
-    Problem::precondition_failed(detail, current.map(etag::of_revision)).shard(reply.shard).answered_by(reply.node)
+    Problem::precondition_failed(detail, current.map(etag::of_revision))
+        .shard(reply.shard)
+        .answered_by(reply.node)
 }
 
 /// 404 for a key.
@@ -121,7 +145,8 @@ pub(super) fn no_such_key(reply: &Reply) -> Problem {
 
 /// An answer to another question than the one asked: a fault of ours.
 pub(super) fn unexpected(reply: &Reply, outcome: Outcome) -> Problem {
-    tracing::error!(shard = %reply.shard, node = %reply.node, "an answer that does not fit its question");
+    tracing::error!(shard = %reply.shard, node = %reply.node, "an answer that does not fit its \
+        question");
     let refusal = Refusal::Internal { why: "the answer does not fit the question".into(), outcome };
     Problem::from(refusal).shard(reply.shard).answered_by(reply.node)
 }

@@ -1,4 +1,5 @@
-//! What the server and one of its connections know of each other: what the server wants, and what the connection is doing.
+//! What the server and one of its connections know of each other: what the server wants, and what
+//! the connection is doing.
 
 use super::ledger::Ledger;
 use futures_util::task::AtomicWaker;
@@ -28,8 +29,9 @@ pub(super) struct Leash {
     requests: AtomicU32,
     /// Those of them whose body is still to come.
     waiting: AtomicU32,
-    /// When the client last did its part, or got its answer: the connection or a request began, a body came on. Who has bodies to send
-    /// does its part by sending them, and not by asking for more.
+    /// When the client last did its part, or got its answer: the connection or a request began, a
+    /// body came on. Who has bodies to send does its part by sending them, and not by asking for
+    /// more.
     served_at: AtomicU64,
     /// Bytes of bodies that came, and when the last of them did.
     arrived: AtomicU64,
@@ -104,8 +106,8 @@ impl Leash {
         Waiting(self)
     }
 
-    /// Bytes of a body came, for which a client has so many milliseconds at the least rate. Who sends as slowly as may be is not
-    /// left alone for longer than who sends nothing.
+    /// Bytes of a body came, for which a client has so many milliseconds at the least rate. Who
+    /// sends as slowly as may be is not left alone for longer than who sends nothing.
     pub(super) fn arrived(&self, bytes: usize, allowed_ms: u64) {
         let now = now_ms();
         self.arrived.fetch_add(bytes as u64, Relaxed);
@@ -123,7 +125,8 @@ impl Leash {
         self.waiting.load(Relaxed)
     }
 
-    /// What it is doing, and since when it has not been served; `None` while the server works for it.
+    /// What it is doing, and since when it has not been served; `None` while the server works for
+    /// it.
     pub(super) fn standing(&self) -> Option<(Standing, u64)> {
         let (requests, waiting) = (self.requests.load(Relaxed), self.waiting.load(Relaxed));
         if requests > waiting || self.ledger.is_made_for() {
@@ -200,7 +203,12 @@ mod tests {
         assert!(asks(&leash).0, "nothing is owed");
         // An answer of which nothing is taken,
         let second = Duration::from_secs(1);
-        let answer = leash.ledger.enter(Patience { step: second, making: second, rate_min: 1000, steps: true });
+        let answer = leash.ledger.enter(Patience {
+            step: second,
+            making: second,
+            rate_min: 1000,
+            steps: true,
+        });
         leash.ledger.begin(answer, 1000);
         let since = leash.standing().unwrap().1;
         assert_eq!(asks(&leash), (false, since));

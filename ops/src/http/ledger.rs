@@ -1,14 +1,17 @@
-//! The ledger of one connection: the answers that its client has not taken, and by when it must go on with them.
+//! The ledger of one connection: the answers that its client has not taken, and by when it must go
+//! on with them.
 //!
-//! What counts is bytes that left: each buffer tells when the socket takes some of it. What a client asks for, its pings, and what
-//! its windows would allow are no progress.
+//! What counts is bytes that left: each buffer tells when the socket takes some of it. What a
+//! client asks for, its pings, and what its windows would allow are no progress.
 //!
 //! - **Something** must be taken within each `write_timeout` while anything is owed.
-//! - **The least rate**: as long as a part of an answer is on its way, the connection must take `client_bytes_per_second_min`, of
-//!   whatever answers, beyond one `write_timeout`. Who is faster for a while earns nothing by it.
-//! - **Each answer** must go on within one `write_timeout` and the time that what the others owed needs at the least rate: streams of
-//!   HTTP/2 share what the connection can do, and are served in whatever order. What counts of the others is the most that they owed
-//!   at a time since this one went on: a stream with a window of 0 does not stand for ever, however many others come and go.
+//! - **The least rate**: as long as a part of an answer is on its way, the connection must take
+//!   `client_bytes_per_second_min`, of whatever answers, beyond one `write_timeout`. Who is faster
+//!   for a while earns nothing by it.
+//! - **Each answer** must go on within one `write_timeout` and the time that what the others owed
+//!   needs at the least rate: streams of HTTP/2 share what the connection can do, and are served in
+//!   whatever order. What counts of the others is the most that they owed at a time since this one
+//!   went on: a stream with a window of 0 does not stand for ever, however many others come and go.
 //! - **The next part of a stream** is made by us; a client has as long as that may take on top.
 //!
 //! When the first of these times passes, the connection is closed.
@@ -18,7 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The answers of one connection that were not taken, and by when they must be. Times are those of [`now_ms`].
+/// The answers of one connection that were not taken, and by when they must be. Times are those of
+/// [`now_ms`].
 pub(super) struct Ledger {
     open: Mutex<Open>,
     /// When the first of its times passes.
@@ -92,7 +96,14 @@ impl Open {
         self.patience = Some(patience);
         let number = self.next;
         self.next += 1;
-        self.answers.push(Answer { number, bytes: 0, begun: (now, self.taken), moved_at: now, others: 0, is_made: false });
+        self.answers.push(Answer {
+            number,
+            bytes: 0,
+            begun: (now, self.taken),
+            moved_at: now,
+            others: 0,
+            is_made: false,
+        });
         number
     }
 
@@ -136,7 +147,8 @@ impl Open {
 
     /// Up to when the client has taken what it must. It is furthest behind with what began first.
     fn kept_up(&self) -> u64 {
-        let first = self.answers.iter().filter(|answer| answer.bytes > 0).map(|answer| answer.begun).min();
+        let first =
+            self.answers.iter().filter(|answer| answer.bytes > 0).map(|answer| answer.begun).min();
         let (since, taken) = self.even.max(first.unwrap_or_default());
         since + self.patience.map_or(0, |patience| patience.time_of(self.taken - taken))
     }
@@ -150,7 +162,8 @@ impl Open {
         }
         let Some(patience) = self.patience else { return (result, u64::MAX) };
         let step = patience.step.as_millis() as u64;
-        let mut due = if self.owed > 0 { kept_up.min(now).min(self.moved_at) + step } else { u64::MAX };
+        let mut due =
+            if self.owed > 0 { kept_up.min(now).min(self.moved_at) + step } else { u64::MAX };
         for answer in &mut self.answers {
             answer.others = answer.others.max(self.owed - answer.bytes);
             let least = answer.moved_at + step;
@@ -192,7 +205,8 @@ impl Ledger {
         self.open().answers.iter().any(|answer| answer.is_made)
     }
 
-    /// Up to when the client has taken what it must; where nothing is left, when it took the last of it.
+    /// Up to when the client has taken what it must; where nothing is left, when it took the last
+    /// of it.
     pub(super) fn kept_up(&self) -> u64 {
         self.open().kept_up()
     }
@@ -259,10 +273,15 @@ mod tests {
 
     const KIB: u64 = 1 << 10;
     const FRAME: u64 = 16 * KIB;
-    const PATIENCE: Patience =
-        Patience { step: Duration::from_secs(30), making: Duration::from_secs(5), rate_min: 32 * KIB, steps: true };
+    const PATIENCE: Patience = Patience {
+        step: Duration::from_secs(30),
+        making: Duration::from_secs(5),
+        rate_min: 32 * KIB,
+        steps: true,
+    };
 
-    /// A ledger with answers of so many bytes each, which began at once, and when the client is too slow.
+    /// A ledger with answers of so many bytes each, which began at once, and when the client is too
+    /// slow.
     fn with_answers(bytes: &[u64]) -> (Open, u64) {
         let (mut open, mut due) = (Open::default(), 0);
         for bytes in bytes {
@@ -272,9 +291,14 @@ mod tests {
         (open, due)
     }
 
-    /// A client takes one frame after the other of answers of so many bytes, at `rate`, each time of the one that `choose` names,
-    /// of those that are left. When it is found to be too slow; `None` where it is not.
-    fn too_slow(bytes: &[u64], rate: u64, choose: impl Fn(usize, &[Answer]) -> usize) -> Option<u64> {
+    /// A client takes one frame after the other of answers of so many bytes, at `rate`, each time
+    /// of the one that `choose` names, of those that are left. When it is found to be too slow;
+    /// `None` where it is not.
+    fn too_slow(
+        bytes: &[u64],
+        rate: u64,
+        choose: impl Fn(usize, &[Answer]) -> usize,
+    ) -> Option<u64> {
         let (mut open, mut due) = with_answers(bytes);
         let mut taken = 0;
         for turn in 0.. {
@@ -298,18 +322,38 @@ mod tests {
 
     fn number_of(answers: &[Answer], first: bool) -> usize {
         let by_number = |at: &usize| answers[*at].number;
-        let found = if first { (0..answers.len()).min_by_key(by_number) } else { (0..answers.len()).max_by_key(by_number) };
+        let found = if first {
+            (0..answers.len()).min_by_key(by_number)
+        } else {
+            (0..answers.len()).max_by_key(by_number)
+        };
         found.unwrap()
     }
 
     #[test]
     fn who_takes_at_the_least_rate_may_take_in_any_order() {
-        for answers in [vec![60 * KIB; 200], vec![1024 * KIB; 250], [vec![KIB; 100], vec![8192 * KIB]].concat()] {
+        for answers in [
+            vec![60 * KIB; 200],
+            vec![1024 * KIB; 250],
+            [vec![KIB; 100], vec![8192 * KIB]].concat(),
+        ] {
             for rate in [32 * KIB, 100 * KIB, 10_000 * KIB] {
                 let what = format!("{} answers at {rate}", answers.len());
-                assert_eq!(too_slow(&answers, rate, |turn, left| turn % left.len()), None, "{what}, in turns");
-                assert_eq!(too_slow(&answers, rate, |_, left| number_of(left, true)), None, "{what}, the first one first");
-                assert_eq!(too_slow(&answers, rate, |_, left| number_of(left, false)), None, "{what}, the last one first");
+                assert_eq!(
+                    too_slow(&answers, rate, |turn, left| turn % left.len()),
+                    None,
+                    "{what}, in turns"
+                );
+                assert_eq!(
+                    too_slow(&answers, rate, |_, left| number_of(left, true)),
+                    None,
+                    "{what}, the first one first"
+                );
+                assert_eq!(
+                    too_slow(&answers, rate, |_, left| number_of(left, false)),
+                    None,
+                    "{what}, the last one first"
+                );
             }
             let half = too_slow(&answers, 16 * KIB, |turn, left| turn % left.len());
             assert!(
@@ -369,12 +413,19 @@ mod tests {
             assert_eq!((number, open.kept_up()), (second, now), "twice the least rate");
         }
         assert_eq!(due, 32_000, "a step, and the time for what others owed at a time");
-        assert_eq!(open.change(31_000, |open| open.took(0, 64 * KIB, 31_000)).1, 61_000, "it went on");
+        assert_eq!(
+            open.change(31_000, |open| open.took(0, 64 * KIB, 31_000)).1,
+            61_000,
+            "it went on"
+        );
     }
 
     fn near(ledger: &Ledger, seconds: u64) {
         let due = ledger.deadline().expect("a deadline").duration_since(Instant::now());
-        assert!(due.abs_diff(Duration::from_secs(seconds)) <= Duration::from_secs(1), "{due:?}, and not {seconds} s");
+        assert!(
+            due.abs_diff(Duration::from_secs(seconds)) <= Duration::from_secs(1),
+            "{due:?}, and not {seconds} s"
+        );
     }
 
     fn next(sent: &mut Sent) -> Option<Out> {
@@ -387,7 +438,12 @@ mod tests {
         let ledger = Arc::new(Ledger::default());
         let parts = futures_util::stream::iter([Piece::from(Bytes::from_static(b"part"))]);
         let never = futures_util::StreamExt::chain(parts, futures_util::stream::pending());
-        let mut sent = Sent::new(Body::Stream(Box::pin(never)), None, &ledger, Patience { steps: false, ..PATIENCE });
+        let mut sent = Sent::new(
+            Body::Stream(Box::pin(never)),
+            None,
+            &ledger,
+            Patience { steps: false, ..PATIENCE },
+        );
         let mut part = next(&mut sent).unwrap();
         assert!(!ledger.is_made_for());
         near(&ledger, 30);

@@ -1,7 +1,9 @@
-//! What stands in the body of a batch: read no further than a batch may go, and checked before anything is done.
+//! What stands in the body of a batch: read no further than a batch may go, and checked before
+//! anything is done.
 //!
-//! A body of the greatest size holds some 800,000 of the shortest operations. They are counted while they are read, so that a batch that
-//! has too many costs no more than one that has just enough.
+//! A body of the greatest size holds some 800,000 of the shortest operations. They are counted
+//! while they are read, so that a batch that has too many costs no more than one that has just
+//! enough.
 
 use super::etag;
 use super::path::check_key;
@@ -161,7 +163,8 @@ pub(super) fn plan(body: &[u8], limits: &Limits) -> Result<Vec<Planned>, Problem
         }
         let limit = limits.batch_ops_max;
         let detail = format!("a batch has at most {limit} ops; this one has more");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch_too_long", "too large", detail).limit(limit as u64, None)
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "batch_too_long", "too large", detail)
+            .limit(limit as u64, None)
     })?;
     let planned = ops.into_iter().enumerate().map(|(index, op)| {
         let name = match &op {
@@ -180,7 +183,10 @@ impl Written {
             Self::Get(get) => Ok(Planned::Get(key(get.key, get.key_b64, limits)?)),
             Self::Delete(delete) => {
                 let key = key(delete.key, delete.key_b64, limits)?;
-                Ok(Planned::Write(Command::new(Op::Delete { key }, condition(delete.if_match, None)?)))
+                Ok(Planned::Write(Command::new(
+                    Op::Delete { key },
+                    condition(delete.if_match, None)?,
+                )))
             }
             Self::Put(put) => {
                 let key = key(put.key, put.key_b64, limits)?;
@@ -195,7 +201,10 @@ impl Written {
                         Some(value.len()),
                     ));
                 }
-                Ok(Planned::Write(Command::new(Op::Put { key, value }, condition(put.if_match, put.if_none_match)?)))
+                Ok(Planned::Write(Command::new(
+                    Op::Put { key, value },
+                    condition(put.if_match, put.if_none_match)?,
+                )))
             }
         }
     }
@@ -215,11 +224,16 @@ fn key(text: Option<String>, base64: Option<String>, limits: &Limits) -> Result<
 fn either(name: &str, text: Option<String>, base64: Option<String>) -> Result<Bytes, Problem> {
     match (text, base64) {
         (Some(text), None) => Ok(text.into()),
-        (None, Some(base64)) => STANDARD
-            .decode(base64)
-            .map(Bytes::from)
-            .map_err(|_| Problem::malformed("bad_base64", format!("{name}_b64 is no base64 (standard alphabet, with padding)"))),
-        _ => Err(Problem::malformed("bad_operation", format!("needs exactly one of {name} and {name}_b64"))),
+        (None, Some(base64)) => STANDARD.decode(base64).map(Bytes::from).map_err(|_| {
+            Problem::malformed(
+                "bad_base64",
+                format!("{name}_b64 is no base64 (standard alphabet, with padding)"),
+            )
+        }),
+        _ => Err(Problem::malformed(
+            "bad_operation",
+            format!("needs exactly one of {name} and {name}_b64"),
+        )),
     }
 }
 
@@ -229,14 +243,23 @@ fn condition(if_match: Option<Tag>, if_none_match: Option<String>) -> Result<Con
         (Some(Tag::Number(revision)), None) => Ok(Condition::At(Revision(revision))),
         (Some(Tag::Text(text)), None) if text == "*" => Ok(Condition::Present),
         (Some(Tag::Text(text)), None) => {
-            let digits = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&text);
+            let digits =
+                text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(&text);
             etag::revision(digits).map(Condition::At).ok_or_else(|| {
-                Problem::malformed("bad_etag", "if_match: allowed is a revision (5, \"5\", or an ETag as it came) or \"*\"")
+                Problem::malformed(
+                    "bad_etag",
+                    "if_match: allowed is a revision (5, \"5\", or an ETag as it came) or \"*\"",
+                )
             })
         }
         (None, Some(text)) if text == "*" => Ok(Condition::Absent),
-        (None, Some(_)) => Err(Problem::malformed("bad_condition", "if_none_match: allowed is \"*\" alone")),
-        (Some(_), Some(_)) => Err(Problem::malformed("contradiction", "if_match and if_none_match exclude each other")),
+        (None, Some(_)) => {
+            Err(Problem::malformed("bad_condition", "if_none_match: allowed is \"*\" alone"))
+        }
+        (Some(_), Some(_)) => Err(Problem::malformed(
+            "contradiction",
+            "if_match and if_none_match exclude each other",
+        )),
     }
 }
 
@@ -251,22 +274,46 @@ mod tests {
             ("", 400, "malformed JSON: EOF"),
             ("{\"ops\":[}", 400, "line 1 column 9"),
             (r#"{"ops":[],"atomic":true}"#, 400, "unknown field `atomic`"),
-            (r#"{"ops":[{"patch":{"key":"a"}}]}"#, 400, "unknown variant `patch`, expected one of `put`, `get`, `delete`"),
+            (
+                r#"{"ops":[{"patch":{"key":"a"}}]}"#,
+                400,
+                "unknown variant `patch`, expected one of `put`, `get`, `delete`",
+            ),
             (r#"{"ops":[{"put":{"key":"a","value":"b","ttl":3}}]}"#, 400, "unknown field `ttl`"),
-            (r#"{"ops":[{"get":{"key":"a"}},{"put":{"key":"a"}}]}"#, 400, "ops[1].put: needs exactly one of value and value_b64"),
-            (r#"{"ops":[{"put":{"key":"a","value":5}}]}"#, 400, "invalid type: integer `5`, expected a string"),
+            (
+                r#"{"ops":[{"get":{"key":"a"}},{"put":{"key":"a"}}]}"#,
+                400,
+                "ops[1].put: needs exactly one of value and value_b64",
+            ),
+            (
+                r#"{"ops":[{"put":{"key":"a","value":5}}]}"#,
+                400,
+                "invalid type: integer `5`, expected a string",
+            ),
             (r#"{"ops":[{"get":{}}]}"#, 400, "ops[0].get: needs exactly one of key and key_b64"),
             (r#"{"ops":[{"get":{"key":"a","key_b64":"YQ=="}}]}"#, 400, "exactly one of key"),
             (r#"{"ops":[{"get":{"key":""}}]}"#, 400, "ops[0].get: a key has 1 to 4096 bytes"),
             (r#"{"ops":[{"get":{"key_b64":"?"}}]}"#, 400, "key_b64 is no base64"),
             (r#"{"ops":[{"delete":{"key":"a","if_match":"x"}}]}"#, 400, "ops[0].delete: if_match"),
-            (r#"{"ops":[{"put":{"key":"a","value":"","if_match":1,"if_none_match":"*"}}]}"#, 400, "exclude each other"),
-            (r#"{"ops":[{"put":{"key":"a","value":"","if_none_match":"1"}}]}"#, 400, "if_none_match: allowed is \"*\""),
+            (
+                r#"{"ops":[{"put":{"key":"a","value":"","if_match":1,"if_none_match":"*"}}]}"#,
+                400,
+                "exclude each other",
+            ),
+            (
+                r#"{"ops":[{"put":{"key":"a","value":"","if_none_match":"1"}}]}"#,
+                400,
+                "if_none_match: allowed is \"*\"",
+            ),
             (long.as_str(), 413, "ops[0].get: a key is limited to 4096 bytes; this one has 4097"),
         ] {
             let problem = plan(body.as_bytes(), &Limits::default()).map(|_| ()).expect_err(body);
             assert_eq!(problem.members().status, status, "{body}");
-            assert!(problem.members().detail.contains(expected), "{body}: {}", problem.members().detail);
+            assert!(
+                problem.members().detail.contains(expected),
+                "{body}: {}",
+                problem.members().detail
+            );
         }
         for (body, expected) in [
             (r#"{"ops":[],"ops":[]}"#, "duplicate field `ops`"),
@@ -276,16 +323,24 @@ mod tests {
             (r#"{"ops":[]} x"#, "trailing characters"),
         ] {
             let problem = plan(body.as_bytes(), &Limits::default()).map(|_| ()).expect_err(body);
-            assert!(problem.members().detail.contains(expected), "{body}: {}", problem.members().detail);
+            assert!(
+                problem.members().detail.contains(expected),
+                "{body}: {}",
+                problem.members().detail
+            );
         }
     }
 
-    /// What stands behind the first operation too many is not even looked at: it may be much, and it may be no JSON.
+    /// What stands behind the first operation too many is not even looked at: it may be much, and
+    /// it may be no JSON.
     #[test]
     fn a_batch_is_read_no_further_than_its_limit() {
         let ops = |n| vec![r#"{"get":{"key":"a"}}"#; n].join(",");
         let whole = format!(r#"{{"ops":[{}]}}"#, ops(1000));
-        assert_eq!(plan(whole.as_bytes(), &Limits::default()).map(|planned| planned.len()).unwrap(), 1000);
+        assert_eq!(
+            plan(whole.as_bytes(), &Limits::default()).map(|planned| planned.len()).unwrap(),
+            1000
+        );
         let more = format!(r#"{{"ops":[{},and so on"#, ops(1001));
         let problem = plan(more.as_bytes(), &Limits::default()).map(|_| ()).unwrap_err();
         assert_eq!((problem.members().status.as_u16(), problem.members().limit), (413, Some(1000)));
@@ -293,7 +348,9 @@ mod tests {
 
     #[test]
     fn conditions_may_be_numbers_or_etags() {
-        for (if_match, expected) in [("5", Revision(5)), ("\"5\"", Revision(5)), ("\"\\\"5\\\"\"", Revision(5))] {
+        for (if_match, expected) in
+            [("5", Revision(5)), ("\"5\"", Revision(5)), ("\"\\\"5\\\"\"", Revision(5))]
+        {
             let body = format!(r#"{{"ops":[{{"delete":{{"key":"a","if_match":{if_match}}}}}]}}"#);
             let planned = plan(body.as_bytes(), &Limits::default()).unwrap();
             let Planned::Write(command) = &planned[0] else { panic!("a get") };

@@ -1,11 +1,11 @@
 //! Answers on their way: what a client was given and has not taken.
 //!
-//! hyper and h2 take a body's bytes long before the client does. So the bytes themselves know what they cost: [`Sent`] hands them out
-//! as [`Owed`] pieces, which give back their part of the budget when the last buffer lets go of them. The request's place among those
-//! in flight is held as long.
+//! hyper and h2 take a body's bytes long before the client does. So the bytes themselves know what
+//! they cost: [`Sent`] hands them out as [`Owed`] pieces, which give back their part of the budget
+//! when the last buffer lets go of them. The request's place among those in flight is held as long.
 //!
-//! The connection's [`Ledger`] has each of them, is told by them ([`Out`]) when the socket takes some, and tells when the client is too
-//! slow.
+//! The connection's [`Ledger`] has each of them, is told by them ([`Out`]) when the socket takes
+//! some, and tells when the client is too slow.
 
 use super::body::{Body, Piece};
 use super::ledger::{Ledger, Patience};
@@ -17,8 +17,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// The largest piece that a stream of HTTP/2 is given at once. hyper asks for one more before the client's window lets this one go;
-/// streams that wait for the connection's window get it in turns, a piece each.
+/// The largest piece that a stream of HTTP/2 is given at once. hyper asks for one more before the
+/// client's window lets this one go; streams that wait for the connection's window get it in turns,
+/// a piece each.
 const STEP_BYTES: usize = 64 << 10;
 
 /// One answer in the [`Ledger`], for as long as any of its bytes are in memory.
@@ -61,7 +62,8 @@ impl Buf for Out {
         &self.bytes
     }
 
-    /// The socket took so many. h2 and hyper have bytes copied only where they are few, for frames and chunks.
+    /// The socket took so many. h2 and hyper have bytes copied only where they are few, for frames
+    /// and chunks.
     fn advance(&mut self, bytes: usize) {
         self.bytes.advance(bytes);
         if let Some(entry) = self.entry.as_ref().filter(|_| bytes > 0) {
@@ -89,8 +91,14 @@ struct Watch {
 }
 
 impl Sent {
-    /// An answer. Small ones are not watched in HTTP/1.1, where the socket tells, and there is one at most.
-    pub(super) fn new(body: Body, place: Option<Held>, ledger: &Arc<Ledger>, patience: Patience) -> Self {
+    /// An answer. Small ones are not watched in HTTP/1.1, where the socket tells, and there is one
+    /// at most.
+    pub(super) fn new(
+        body: Body,
+        place: Option<Held>,
+        ledger: &Arc<Ledger>,
+        patience: Patience,
+    ) -> Self {
         let steps = patience.steps;
         let watched = match &body {
             Body::Empty => false,
@@ -121,7 +129,11 @@ impl Watch {
         if self.rest.is_empty() {
             return None;
         }
-        let bytes = if self.steps { self.rest.split_to(STEP_BYTES.min(self.rest.len())) } else { std::mem::take(&mut self.rest) };
+        let bytes = if self.steps {
+            self.rest.split_to(STEP_BYTES.min(self.rest.len()))
+        } else {
+            std::mem::take(&mut self.rest)
+        };
         Some(Out { bytes, entry: Some(self.entry.clone()) })
     }
 }
@@ -130,7 +142,10 @@ impl HttpBody for Sent {
     type Data = Out;
     type Error = Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Out>, Infallible>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Out>, Infallible>>> {
         let this = self.get_mut();
         let Some(watch) = &mut this.watch else {
             return match std::mem::replace(&mut this.body, Body::Empty) {
@@ -191,8 +206,12 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
     use std::time::Duration;
 
-    const PATIENCE: Patience =
-        Patience { step: Duration::from_secs(30), making: Duration::from_secs(5), rate_min: 1 << 20, steps: true };
+    const PATIENCE: Patience = Patience {
+        step: Duration::from_secs(30),
+        making: Duration::from_secs(5),
+        rate_min: 1 << 20,
+        steps: true,
+    };
 
     #[test]
     fn bytes_are_held_until_the_last_buffer_lets_go_of_them() {
@@ -207,8 +226,12 @@ mod tests {
         let mut sent = Sent::new(Body::Full(piece), place, &ledger, PATIENCE);
         assert_eq!(sent.size_hint().exact(), Some(200_000));
         let mut frame = || futures_util::FutureExt::now_or_never(sent.frame()).unwrap();
-        let mut taken: Vec<Out> = std::iter::from_fn(|| frame().and_then(|f| f.unwrap().into_data().ok())).collect();
-        assert_eq!(taken.iter().map(Buf::remaining).collect::<Vec<_>>(), [65536, 65536, 65536, 3392]);
+        let mut taken: Vec<Out> =
+            std::iter::from_fn(|| frame().and_then(|f| f.unwrap().into_data().ok())).collect();
+        assert_eq!(
+            taken.iter().map(Buf::remaining).collect::<Vec<_>>(),
+            [65536, 65536, 65536, 3392]
+        );
         assert!(sent.is_end_stream());
         assert_eq!(gauges[0].get(), 1);
         drop(sent);

@@ -1,6 +1,7 @@
 //! From the path to the key: percent-decoded once, never normalised.
 //!
-//! `a//b`, `.`, `..`, `%2F` and `%00` are what they are. A broken escape is an error that says where, never a guess.
+//! `a//b`, `.`, `..`, `%2F` and `%00` are what they are. A broken escape is an error that says
+//! where, never a guess.
 
 use crate::limits::Limits;
 use crate::problem::Problem;
@@ -10,7 +11,9 @@ use http::StatusCode;
 /// Decodes `%XX`; everything else stays as it is (`+` too). `None` where an escape is broken.
 pub(super) fn percent_decode(text: &str) -> Option<Bytes> {
     let bytes = text.as_bytes();
-    let Some(first) = bytes.iter().position(|&b| b == b'%') else { return Some(Bytes::copy_from_slice(bytes)) };
+    let Some(first) = bytes.iter().position(|&b| b == b'%') else {
+        return Some(Bytes::copy_from_slice(bytes));
+    };
     let mut out = Vec::with_capacity(bytes.len());
     out.extend_from_slice(&bytes[..first]);
     let mut rest = &bytes[first..];
@@ -48,15 +51,18 @@ pub(super) fn key(rest: &str, limits: &Limits) -> Result<Bytes, Problem> {
 pub(super) fn check_key(key: &[u8], limits: &Limits) -> Result<(), Problem> {
     let max = limits.key_bytes_max;
     if key.is_empty() {
-        return Err(
-            Problem::malformed("key_empty", format!("a key has 1 to {max} bytes; this one is empty")).limit(max as u64, Some(0))
-        );
+        return Err(Problem::malformed(
+            "key_empty",
+            format!("a key has 1 to {max} bytes; this one is empty"),
+        )
+        .limit(max as u64, Some(0)));
     }
     check_length(key, "a key", limits)
 }
 
-/// Whether these bytes can bound a range: a key, nothing, or what comes next behind a key, which for the longest key is a byte
-/// longer than any key: who has read a page goes on at its last key and a NUL.
+/// Whether these bytes can bound a range: a key, nothing, or what comes next behind a key, which
+/// for the longest key is a byte longer than any key: who has read a page goes on at its last key
+/// and a NUL.
 pub(super) fn check_bound(bound: &[u8], what: &str, limits: &Limits) -> Result<(), Problem> {
     match bound.split_last() {
         Some((0, key)) if key.len() == limits.key_bytes_max => Ok(()),
@@ -66,7 +72,13 @@ pub(super) fn check_bound(bound: &[u8], what: &str, limits: &Limits) -> Result<(
 
 fn check_length(key: &[u8], what: &str, limits: &Limits) -> Result<(), Problem> {
     if key.len() > limits.key_bytes_max {
-        return Err(Problem::too_large(StatusCode::URI_TOO_LONG, "key_too_long", what, limits.key_bytes_max, Some(key.len())));
+        return Err(Problem::too_large(
+            StatusCode::URI_TOO_LONG,
+            "key_too_long",
+            what,
+            limits.key_bytes_max,
+            Some(key.len()),
+        ));
     }
     Ok(())
 }
@@ -95,7 +107,11 @@ mod tests {
             assert_eq!(key(path, &Limits::default()).unwrap(), expected, "{path}");
         }
         for broken in ["%", "%2", "%2g", "%g2", "a%", "%%20", "% 20", "%+1"] {
-            assert_eq!(key(broken, &Limits::default()).unwrap_err().members().code, "bad_percent_encoding", "{broken}");
+            assert_eq!(
+                key(broken, &Limits::default()).unwrap_err().members().code,
+                "bad_percent_encoding",
+                "{broken}"
+            );
         }
     }
 
@@ -105,18 +121,30 @@ mod tests {
         assert!(key(&"%61".repeat(4096), &limits).is_ok());
         let problem = key(&"a".repeat(4097), &limits).unwrap_err();
         let members = problem.members();
-        assert_eq!((members.status.as_u16(), members.limit, members.actual), (414, Some(4096), Some(4097)));
+        assert_eq!(
+            (members.status.as_u16(), members.limit, members.actual),
+            (414, Some(4096), Some(4097))
+        );
         assert_eq!(key("", &limits).unwrap_err().members().status, 400);
     }
 
     #[test]
     fn a_range_may_begin_behind_the_longest_key() {
         let limits = Limits::default();
-        let bound = |bytes: usize, last: &[u8]| check_bound(&[vec![b'k'; bytes], last.to_vec()].concat(), "start", &limits);
+        let bound = |bytes: usize, last: &[u8]| {
+            check_bound(&[vec![b'k'; bytes], last.to_vec()].concat(), "start", &limits)
+        };
         assert!(bound(0, b"").is_ok() && bound(4096, b"").is_ok() && bound(4096, b"\0").is_ok());
         for (bytes, last) in [(4096, &b"k"[..]), (4097, b""), (4096, b"\0\0"), (4097, b"\0")] {
-            assert_eq!(bound(bytes, last).unwrap_err().members().status, 414, "{bytes} bytes and {last:?}");
+            assert_eq!(
+                bound(bytes, last).unwrap_err().members().status,
+                414,
+                "{bytes} bytes and {last:?}"
+            );
         }
-        assert!(check_key(&[&[b'k'; 4096][..], b"\0"].concat(), &limits).is_err(), "no key has that length");
+        assert!(
+            check_key(&[&[b'k'; 4096][..], b"\0"].concat(), &limits).is_err(),
+            "no key has that length"
+        );
     }
 }

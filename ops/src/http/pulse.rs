@@ -1,5 +1,6 @@
-//! What a connection is doing: whether a head has begun, a request is being answered, the client takes what it gets; and what the
-//! guard and the service tell each other about the request that is under way.
+//! What a connection is doing: whether a head has begun, a request is being answered, the client
+//! takes what it gets; and what the guard and the service tell each other about the request that is
+//! under way.
 //!
 //! All of it is counters and flags that several tasks touch; nothing here waits.
 
@@ -7,10 +8,12 @@ use super::heads::Framing;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// What a connection is doing, for those who judge whether it is too slow. Times are milliseconds since it began; 0 for "not so".
+/// What a connection is doing, for those who judge whether it is too slow. Times are milliseconds
+/// since it began; 0 for "not so".
 pub(super) struct Pulse {
     begun: Instant,
-    /// Whether the head of a request may be expected at any time: not in HTTP/2, which reads frames.
+    /// Whether the head of a request may be expected at any time: not in HTTP/2, which reads
+    /// frames.
     heads: bool,
     /// Requests that are being answered.
     in_flight: AtomicU32,
@@ -18,15 +21,18 @@ pub(super) struct Pulse {
     uncalled: AtomicBool,
     /// The head that it was handed last is one of HEAD.
     asks_for_head: AtomicBool,
-    /// What stands behind the head, as hyper says: 0 for nothing said, 1 for chunks, otherwise the number of bytes and 2.
+    /// What stands behind the head, as hyper says: 0 for nothing said, 1 for chunks, otherwise the
+    /// number of bytes and 2.
     framing: AtomicU64,
-    /// A body was announced, and hyper does not have all of it yet; of one in chunks, the service has not read it to its end.
+    /// A body was announced, and hyper does not have all of it yet; of one in chunks, the service
+    /// has not read it to its end.
     body_left: AtomicBool,
     /// The client sends no more, and waits for an answer.
     half_closed: AtomicBool,
     /// Since when a head has been incomplete.
     head_since: AtomicU64,
-    /// When something last came or went; of HTTP/2, when a request was answered, or its answer on its way.
+    /// When something last came or went; of HTTP/2, when a request was answered, or its answer on
+    /// its way.
     active_at: AtomicU64,
     /// Since when the client takes no bytes.
     stalled_since: AtomicU64,
@@ -56,7 +62,8 @@ impl Pulse {
         self.begun.elapsed().as_millis() as u64 + 1
     }
 
-    /// Whether it reads frames: requests come many at a time, and the socket does not tell whether an answer is taken.
+    /// Whether it reads frames: requests come many at a time, and the socket does not tell whether
+    /// an answer is taken.
     pub(super) fn is_http2(&self) -> bool {
         !self.heads
     }
@@ -90,12 +97,14 @@ impl Pulse {
         self.body_left.store(false, Relaxed);
     }
 
-    /// Whether an answer now comes before the end of the body, so that the connection can't go on behind it.
+    /// Whether an answer now comes before the end of the body, so that the connection can't go on
+    /// behind it.
     pub(super) fn is_early(&self) -> bool {
         self.body_left.load(Relaxed)
     }
 
-    /// Whether hyper was handed a head of which no request has come: what it says now, it says in our name.
+    /// Whether hyper was handed a head of which no request has come: what it says now, it says in
+    /// our name.
     pub(super) fn is_uncalled(&self) -> bool {
         self.heads && self.uncalled.load(Relaxed)
     }
@@ -135,7 +144,8 @@ impl Pulse {
         self.half_closed.store(true, Relaxed);
     }
 
-    /// Whether the client sends no more, so that nothing but asking shows whether it is still there.
+    /// Whether the client sends no more, so that nothing but asking shows whether it is still
+    /// there.
     pub(super) fn is_half_closed(&self) -> bool {
         self.half_closed.load(Relaxed)
     }
@@ -156,7 +166,8 @@ impl Pulse {
         self.refused.store(true, Relaxed);
     }
 
-    /// Whether some of what the client sent will never be read, so that closing at once would take our answer from it.
+    /// Whether some of what the client sent will never be read, so that closing at once would take
+    /// our answer from it.
     pub(super) fn is_refused(&self) -> bool {
         self.refused.load(Relaxed)
     }
@@ -195,9 +206,12 @@ impl Pulse {
         }
     }
 
-    /// When the connection is too slow, unless something happens before; `None` while we are the ones who work.
+    /// When the connection is too slow, unless something happens before; `None` while we are the
+    /// ones who work.
     pub(super) fn deadline(&self, limits: &crate::Limits) -> Option<Instant> {
-        let after = |since: u64, timeout: Duration| Some(self.begun + Duration::from_millis(since) + timeout);
+        let after = |since: u64, timeout: Duration| {
+            Some(self.begun + Duration::from_millis(since) + timeout)
+        };
         let (stalled, head) = (self.stalled_since.load(Relaxed), self.head_since.load(Relaxed));
         if stalled != 0 {
             after(stalled, limits.write_timeout)

@@ -1,6 +1,7 @@
 //! Query parameters: percent-decoded, each at most once, and only those that the path takes.
 //!
-//! `+` is a plus, not a space: keys stand in queries, and percent-encoding alone can write all of them.
+//! `+` is a plus, not a space: keys stand in queries, and percent-encoding alone can write all of
+//! them.
 
 use super::path::percent_decode;
 use crate::problem::Problem;
@@ -20,18 +21,25 @@ impl Query {
     pub(super) fn parse(query: Option<&str>, allowed: &[&'static str]) -> Result<Self, Problem> {
         let mut pairs: Vec<(&'static str, Option<Bytes>)> = Vec::new();
         for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (raw_name, raw_value) = pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value)));
+            let (raw_name, raw_value) =
+                pair.split_once('=').map_or((pair, None), |(name, value)| (name, Some(value)));
             let broken = || {
-                let detail =
-                    format!("the query parameter {raw_name:?}: % must be followed by two hexadecimal digits (% itself is %25)");
+                let detail = format!(
+                    "the query parameter {raw_name:?}: % must be followed by two hexadecimal \
+                     digits (% itself is %25)"
+                );
                 Problem::malformed("bad_percent_encoding", detail)
             };
             let given = percent_decode(raw_name).ok_or_else(broken)?;
-            let Some(name) = allowed.iter().copied().find(|name| name.as_bytes() == &given[..]) else {
+            let Some(name) = allowed.iter().copied().find(|name| name.as_bytes() == &given[..])
+            else {
                 let given = String::from_utf8_lossy(&given);
                 let detail = match allowed {
                     [] => format!("query parameter {given:?} is not known; none is allowed here"),
-                    _ => format!("query parameter {given:?} is not known; allowed here: {}", allowed.join(", ")),
+                    _ => format!(
+                        "query parameter {given:?} is not known; allowed here: {}",
+                        allowed.join(", ")
+                    ),
                 };
                 return Err(Problem::malformed("unknown_parameter", detail));
             };
@@ -41,7 +49,8 @@ impl Query {
                     format!("query parameter {name:?} is there twice; once is allowed"),
                 ));
             }
-            let value = raw_value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()?;
+            let value =
+                raw_value.map(|value| percent_decode(value).ok_or_else(broken)).transpose()?;
             pairs.push((name, value));
         }
         Ok(Self { pairs })
@@ -62,13 +71,17 @@ impl Query {
     fn text(&self, name: &'static str, allowed: &str) -> Result<Option<String>, Problem> {
         match self.bytes(name) {
             None => Ok(None),
-            Some(bytes) => String::from_utf8(bytes.to_vec()).map(Some).map_err(|_| bad(name, "bytes that are no text", allowed)),
+            Some(bytes) => String::from_utf8(bytes.to_vec())
+                .map(Some)
+                .map_err(|_| bad(name, "bytes that are no text", allowed)),
         }
     }
 
     /// A parameter that is yes or no; its name alone means yes.
     pub(super) fn flag(&self, name: &'static str) -> Result<Option<bool>, Problem> {
-        let Some((_, value)) = self.pairs.iter().find(|(known, _)| *known == name) else { return Ok(None) };
+        let Some((_, value)) = self.pairs.iter().find(|(known, _)| *known == name) else {
+            return Ok(None);
+        };
         match value.as_deref() {
             None | Some(b"true" | b"1") => Ok(Some(true)),
             Some(b"false" | b"0") => Ok(Some(false)),
@@ -77,11 +90,20 @@ impl Query {
     }
 
     /// A parameter that is a whole number within limits.
-    pub(super) fn number(&self, name: &'static str, min: u64, max: u64) -> Result<Option<u64>, Problem> {
+    pub(super) fn number(
+        &self,
+        name: &'static str,
+        min: u64,
+        max: u64,
+    ) -> Result<Option<u64>, Problem> {
         let allowed = format!("{min} to {max}");
         let Some(text) = self.text(name, &allowed)? else { return Ok(None) };
         match text.parse::<u64>() {
-            Ok(number) if (min..=max).contains(&number) && text.bytes().all(|b| b.is_ascii_digit()) => Ok(Some(number)),
+            Ok(number)
+                if (min..=max).contains(&number) && text.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                Ok(Some(number))
+            }
             Ok(number) if number > max => Err(bad(name, &text, &allowed).limit(max, Some(number))),
             _ => Err(bad(name, &text, &allowed)),
         }
@@ -110,7 +132,9 @@ impl Query {
             Some(other) => return Err(bad("consistency", other, allowed)),
         };
         if age_max.is_some() && !matches!(consistency, Consistency::Stale { .. }) {
-            return Err(contradiction("max_staleness goes with consistency=stale alone; other reads are never stale"));
+            return Err(contradiction(
+                "max_staleness goes with consistency=stale alone; other reads are never stale",
+            ));
         }
         Ok(consistency)
     }
@@ -118,7 +142,10 @@ impl Query {
 
 /// A parameter whose value is not allowed.
 fn bad(name: &str, value: &str, allowed: &str) -> Problem {
-    Problem::malformed("bad_parameter", format!("query parameter {name}={value:?}: allowed is {allowed}"))
+    Problem::malformed(
+        "bad_parameter",
+        format!("query parameter {name}={value:?}: allowed is {allowed}"),
+    )
 }
 
 /// Parameters or headers that exclude each other.

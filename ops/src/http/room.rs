@@ -1,4 +1,5 @@
-//! Room for what the gets of one batch find: the answer to five kilobytes of them must not be a gigabyte.
+//! Room for what the gets of one batch find: the answer to five kilobytes of them must not be a
+//! gigabyte.
 
 use super::scan::write_member;
 use super::share::Held;
@@ -10,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// What an outcome takes in an answer, without a value.
 pub(super) const OUTCOME_BYTES: usize = 128;
 
-/// What there is for one batch. A value that does not fit is not answered, and when one was not, no more are read.
+/// What there is for one batch. A value that does not fit is not answered, and when one was not, no
+/// more are read.
 pub(super) struct Room {
     bytes_max: usize,
     state: Mutex<RoomState>,
@@ -41,7 +43,12 @@ impl Room {
     }
 
     /// Writes a value down where there is room.
-    pub(super) fn take(&self, value: &[u8], revision: Revision, shard: ShardId) -> Result<Vec<u8>, Problem> {
+    pub(super) fn take(
+        &self,
+        value: &[u8],
+        revision: Revision,
+        shard: ShardId,
+    ) -> Result<Vec<u8>, Problem> {
         let mut state = self.state();
         if state.full || state.used + value.len() > self.bytes_max {
             state.full = true;
@@ -64,8 +71,13 @@ impl Room {
     /// 413 for a get that there was no room for.
     pub(super) fn refusal(&self) -> Problem {
         let limit = self.bytes_max;
-        let detail = format!("the answer to a batch has at most {limit} bytes, and others have filled it; get this key again");
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "answer_too_large", "too large", detail).limit(limit as u64, None).retryable()
+        let detail = format!(
+            "the answer to a batch has at most {limit} bytes, and others have filled it; get this \
+             key again"
+        );
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "answer_too_large", "too large", detail)
+            .limit(limit as u64, None)
+            .retryable()
     }
 
     /// What pays for the whole answer.

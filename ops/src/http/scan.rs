@@ -1,11 +1,14 @@
-//! `GET /v1/kv?prefix=` or `start=&end=`: a range of keys, as a page of JSON or as a stream of NDJSON over all shards.
+//! `GET /v1/kv?prefix=` or `start=&end=`: a range of keys, as a page of JSON or as a stream of
+//! NDJSON over all shards.
 //!
-//! A node answers for one shard at a time; [`Walk`] goes from shard to shard until the page is full or the range is done. What one
-//! shard shows is one consistent view, two shards may be seen at different times, and both answers say so.
+//! A node answers for one shard at a time; [`Walk`] goes from shard to shard until the page is full
+//! or the range is done. What one shard shows is one consistent view, two shards may be seen at
+//! different times, and both answers say so.
 //!
-//! - **A page** is `{"items":[…],"cursor":…,"consistent":"per_shard"}`; the cursor is null once nothing is left. A page may be short of
-//!   its limit, or empty, with a cursor: when a shard fails midway, or takes long, the client keeps what was found. No shard is asked
-//!   twice for a page, since it would answer from another view.
+//! - **A page** is `{"items":[…],"cursor":…,"consistent":"per_shard"}`; the cursor is null once
+//!   nothing is left. A page may be short of its limit, or empty, with a cursor: when a shard fails
+//!   midway, or takes long, the client keeps what was found. No shard is asked twice for a page,
+//!   since it would answer from another view.
 //! - **A stream** is told of in [`stream`](super::stream).
 
 use super::accept::accepts_stream;
@@ -23,7 +26,9 @@ use crate::traits::{Admin, Inspect, Kv};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flotilla_router::range::successor_of_key;
-use flotilla_router::{Answer, Consistency, HeldView, Item, KeyRange, Outcome, Request, Scan, ShardId};
+use flotilla_router::{
+    Answer, Consistency, HeldView, Item, KeyRange, Outcome, Request, Scan, ShardId,
+};
 use http::Response;
 use http::header::HeaderValue;
 use http::request::Parts;
@@ -34,8 +39,18 @@ use std::time::Instant;
 /// The parameters that name a range.
 pub(super) const RANGE_PARAMETERS: [&str; 3] = ["prefix", "start", "end"];
 /// All parameters of a scan.
-const PARAMETERS: [&str; 10] =
-    ["prefix", "start", "end", "limit", "max_bytes", "reverse", "keys_only", "cursor", "consistency", "max_staleness"];
+const PARAMETERS: [&str; 10] = [
+    "prefix",
+    "start",
+    "end",
+    "limit",
+    "max_bytes",
+    "reverse",
+    "keys_only",
+    "cursor",
+    "consistency",
+    "max_staleness",
+];
 /// The range that a query names; `None` where it names none.
 pub(super) fn range_of(query: &Query, limits: &Limits) -> Result<Option<KeyRange>, Problem> {
     let (prefix, start, end) = (query.bytes("prefix"), query.bytes("start"), query.bytes("end"));
@@ -49,7 +64,10 @@ pub(super) fn range_of(query: &Query, limits: &Limits) -> Result<Option<KeyRange
         (None, start, end) => {
             let range = KeyRange::new(start.unwrap_or_default(), end.filter(|end| !end.is_empty()));
             if range.is_empty() {
-                return Err(contradiction("no key lies in this range: start must be below end (start is in it, end is not)"));
+                return Err(contradiction(
+                    "no key lies in this range: start must be below end (start is in it, end is \
+                     not)",
+                ));
             }
             Ok(Some(range))
         }
@@ -74,7 +92,8 @@ impl Walk {
     /// Where a query begins: at the front of its range, or where its cursor says.
     fn begin(query: &Query, limits: &Limits, default: Consistency) -> Result<Self, Problem> {
         let consistency = query.consistency(default)?;
-        let (range, reverse, keys_only) = (range_of(query, limits)?, query.flag("reverse")?, query.flag("keys_only")?);
+        let (range, reverse, keys_only) =
+            (range_of(query, limits)?, query.flag("reverse")?, query.flag("keys_only")?);
         let Some(text) = query.bytes("cursor").filter(|text| !text.is_empty()) else {
             let whole = range.unwrap_or_default();
             let rest = Some(whole.clone());
@@ -88,12 +107,18 @@ impl Walk {
                 view: None,
             });
         };
-        let Cursor { whole, rest, reverse: reverse_before, keys_only: keys_only_before } = Cursor::decode(&text, limits)?;
+        let Cursor { whole, rest, reverse: reverse_before, keys_only: keys_only_before } =
+            Cursor::decode(&text, limits)?;
         if range.is_some_and(|range| range != whole) {
-            return Err(contradiction("the cursor is of a scan of another range; send the same prefix, start and end, or none"));
+            return Err(contradiction(
+                "the cursor is of a scan of another range; send the same prefix, start and end, or \
+                 none",
+            ));
         }
         if reverse.is_some_and(|reverse| reverse != reverse_before) {
-            return Err(contradiction("the cursor is of a scan in the other direction; send the same reverse, or none"));
+            return Err(contradiction(
+                "the cursor is of a scan in the other direction; send the same reverse, or none",
+            ));
         }
         Ok(Self {
             whole,
@@ -106,7 +131,8 @@ impl Walk {
         })
     }
 
-    /// Asks one shard for what comes next, and moves on behind it. In a stream, what comes next in a shard is of the same view.
+    /// Asks one shard for what comes next, and moves on behind it. In a stream, what comes next in
+    /// a shard is of the same view.
     pub(super) async fn step<K: Kv, A: Admin, I: Inspect>(
         &mut self,
         app: &App<K, A, I>,
@@ -116,7 +142,13 @@ impl Walk {
         deadline: Instant,
     ) -> Result<Vec<Item>, Problem> {
         let Some(range) = self.rest.clone() else { return Ok(Vec::new()) };
-        let scan = Scan { range: range.clone(), reverse: self.reverse, limit, bytes_max, keys_only: self.keys_only };
+        let scan = Scan {
+            range: range.clone(),
+            reverse: self.reverse,
+            limit,
+            bytes_max,
+            keys_only: self.keys_only,
+        };
         let request = match streams {
             true => Request::Part { scan, consistency: self.consistency, view: self.view },
             false => Request::Scan { scan, consistency: self.consistency },
@@ -129,7 +161,8 @@ impl Walk {
         };
         let (items, rest) = (std::mem::take(&mut page.items), page.rest.take());
         // Every step leaves less, or we would walk forever.
-        let shrinks = rest.as_ref().is_none_or(|rest| *rest != range && rest.intersect(&range) == *rest);
+        let shrinks =
+            rest.as_ref().is_none_or(|rest| *rest != range && rest.intersect(&range) == *rest);
         if !shrinks || items.len() > limit as usize {
             return Err(unexpected(&reply, Outcome::NotApplied));
         }
@@ -157,19 +190,39 @@ impl Walk {
     /// What a client needs to go on; `None` when nothing is left.
     pub(super) fn cursor(&self) -> Option<String> {
         let rest = self.rest.clone()?;
-        Some(Cursor { whole: self.whole.clone(), rest, reverse: self.reverse, keys_only: self.keys_only }.encode())
+        Some(
+            Cursor {
+                whole: self.whole.clone(),
+                rest,
+                reverse: self.reverse,
+                keys_only: self.keys_only,
+            }
+            .encode(),
+        )
     }
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     /// Answers a scan in the form that the client accepts.
-    pub(super) async fn scan(&self, parts: &Parts, session: &Arc<Session<K, A, I>>) -> Result<Response<Body>, Problem> {
+    pub(super) async fn scan(
+        &self,
+        parts: &Parts,
+        session: &Arc<Session<K, A, I>>,
+    ) -> Result<Response<Body>, Problem> {
         let streams = accepts_stream(&parts.headers)?;
         let query = Query::parse(parts.uri.query(), &PARAMETERS)?;
         let walk = Walk::begin(&query, &self.limits, self.kv.default_consistency())?;
         let limits = &self.limits;
-        let limit = query.number("limit", 1, if streams { u64::MAX } else { limits.scan_items_max.into() })?;
-        let bytes_max = query.number("max_bytes", 1, if streams { u64::MAX } else { limits.scan_bytes_max.into() })?;
+        let limit = query.number(
+            "limit",
+            1,
+            if streams { u64::MAX } else { limits.scan_items_max.into() },
+        )?;
+        let bytes_max = query.number(
+            "max_bytes",
+            1,
+            if streams { u64::MAX } else { limits.scan_bytes_max.into() },
+        )?;
         let mut response = if streams {
             self.stream(walk, limit, bytes_max, session).await?
         } else {
@@ -182,20 +235,38 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     /// One page, of as many shards as it takes.
-    async fn page(&self, mut walk: Walk, limit: u32, bytes_max: u32, account: &Arc<Account>) -> Result<Response<Body>, Problem> {
+    async fn page(
+        &self,
+        mut walk: Walk,
+        limit: u32,
+        bytes_max: u32,
+        account: &Arc<Account>,
+    ) -> Result<Response<Body>, Problem> {
         let (begun, deadline) = (Instant::now(), self.deadline());
-        let mut page = Page { out: br#"{"items":["#.to_vec(), separator: ",", items: 0, bytes: 0, limit, bytes_max };
+        let mut page = Page {
+            out: br#"{"items":["#.to_vec(),
+            separator: ",",
+            items: 0,
+            bytes: 0,
+            limit,
+            bytes_max,
+        };
         let mut held = account.hold(Good::Answers, 0)?;
         let mut shards = 0;
-        while walk.rest.is_some() && !page.is_full() && (shards == 0 || begun.elapsed() < self.limits.request_timeout / 2) {
+        while walk.rest.is_some()
+            && !page.is_full()
+            && (shards == 0 || begun.elapsed() < self.limits.request_timeout / 2)
+        {
             let (before, rest) = (walk.shard, walk.rest.clone());
-            match walk.step(self, limit - page.items, bytes_max - page.bytes, false, deadline).await {
+            match walk.step(self, limit - page.items, bytes_max - page.bytes, false, deadline).await
+            {
                 Ok(_) if before.is_some() && walk.shard == before => {
                     walk.rest = rest;
                     break;
                 }
                 Ok(mut items) => {
-                    // Where there is no room for more, a page ends early, and one that would be empty is refused.
+                    // Where there is no room for more, a page ends early, and one that would be
+                    // empty is refused.
                     let beyond = match fit(&mut held, &mut items) {
                         Err(problem) if page.items == 0 => return Err(problem),
                         Err(_) => std::mem::take(&mut items),
@@ -305,7 +376,8 @@ pub(super) fn write_member(out: &mut Vec<u8>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => {
             out.extend_from_slice(b"\":");
-            serde_json::to_writer(&mut *out, text).expect("text always is JSON, and memory takes it");
+            serde_json::to_writer(&mut *out, text)
+                .expect("text always is JSON, and memory takes it");
         }
         Err(_) => {
             out.extend_from_slice(b"_b64\":\"");
@@ -322,8 +394,12 @@ mod tests {
 
     #[test]
     fn ranges_are_named_by_prefix_or_bounds() {
-        let range = |query| range_of(&Query::parse(Some(query), &RANGE_PARAMETERS).unwrap(), &Limits::default());
-        let expect = |start: &'static str, end: Option<&'static str>| Some(KeyRange::new(start, end.map(Bytes::from)));
+        let range = |query| {
+            range_of(&Query::parse(Some(query), &RANGE_PARAMETERS).unwrap(), &Limits::default())
+        };
+        let expect = |start: &'static str, end: Option<&'static str>| {
+            Some(KeyRange::new(start, end.map(Bytes::from)))
+        };
         assert_eq!(range("").unwrap(), None);
         assert_eq!(range("prefix=").unwrap(), expect("", None));
         assert_eq!(range("prefix=a%2F").unwrap(), expect("a/", Some("a0")));
@@ -333,6 +409,9 @@ mod tests {
         for bad in ["prefix=a&start=b", "prefix=a&end=b", "start=b&end=a", "start=a&end=a"] {
             assert_eq!(range(bad).unwrap_err().members().code, "contradiction", "{bad}");
         }
-        assert_eq!(range(&format!("start={}", "a".repeat(4097))).unwrap_err().members().status, 414);
+        assert_eq!(
+            range(&format!("start={}", "a".repeat(4097))).unwrap_err().members().status,
+            414
+        );
     }
 }

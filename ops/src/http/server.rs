@@ -1,8 +1,9 @@
-//! The server: a bound port, and the tasks that accept on it. [`super::crowd`] has the connections that are open.
+//! The server: a bound port, and the tasks that accept on it. [`super::crowd`] has the connections
+//! that are open.
 //!
-//! **Shutting down**: no more connections; those that are idle close, those with a request in flight answer it with
-//! `Connection: close` (HTTP/2: GOAWAY) and close; what is left when the grace is over is dropped. A write that was proposed goes on
-//! in the node whatever happens here.
+//! **Shutting down**: no more connections; those that are idle close, those with a request in
+//! flight answer it with `Connection: close` (HTTP/2: GOAWAY) and close; what is left when the
+//! grace is over is dropped. A write that was proposed goes on in the node whatever happens here.
 
 use super::connection;
 use super::crowd::{Crowd, KEPT_PLACES, kept_places};
@@ -26,7 +27,10 @@ const BACKLOG: u32 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// Somebody listens there already.
-    #[error("HTTP address {addr} is in use already: stop what listens there (is the node running?), or choose another address")]
+    #[error(
+        "HTTP address {addr} is in use already: stop what listens there (is the node running?), or \
+         choose another address"
+    )]
     InUse {
         /// The address.
         addr: SocketAddr,
@@ -49,7 +53,8 @@ pub enum BindError {
 pub enum Serves {
     /// The whole API, also to these hosts and web pages.
     Everything(Pages),
-    /// `/livez`, `/readyz` and `/metrics`, for an address of their own, also to these hosts and web pages.
+    /// `/livez`, `/readyz` and `/metrics`, for an address of their own, also to these hosts and web
+    /// pages.
     Probes(Pages),
 }
 
@@ -63,7 +68,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Connections that a server takes beyond its limit, at most, for a moment each: those that look whether the node is well.
+    /// Connections that a server takes beyond its limit, at most, for a moment each: those that
+    /// look whether the node is well.
     pub const KEPT_PLACES: usize = KEPT_PLACES;
 
     /// The most connections that a server has with these limits.
@@ -71,7 +77,8 @@ impl Server {
         limits.connections_max + kept_places(limits.connections_max)
     }
 
-    /// Listens on `addr` (port 0 for any) and serves from now on. To be called within a tokio runtime.
+    /// Listens on `addr` (port 0 for any) and serves from now on. To be called within a tokio
+    /// runtime.
     pub async fn bind<K: Kv, A: Admin, I: Inspect>(
         addr: SocketAddr,
         limits: Limits,
@@ -93,7 +100,9 @@ impl Server {
         let listener = Arc::new(listener);
         let (stop, stopped) = watch::channel(false);
         let accepting = (0..accept_loops)
-            .map(|_| tokio::spawn(accept(listener.clone(), app.clone(), crowd.clone(), stopped.clone())))
+            .map(|_| {
+                tokio::spawn(accept(listener.clone(), app.clone(), crowd.clone(), stopped.clone()))
+            })
             .collect();
         Ok(Self { addr, crowd, stop, accepting })
     }
@@ -108,8 +117,8 @@ impl Server {
         self.crowd.open()
     }
 
-    /// Accepts no more, answers what is in flight, and closes; what takes longer than `grace` is dropped. Returns how many
-    /// connections were.
+    /// Accepts no more, answers what is in flight, and closes; what takes longer than `grace` is
+    /// dropped. Returns how many connections were.
     pub async fn shutdown(self, grace: Duration) -> usize {
         let Self { crowd, stop, accepting, .. } = self;
         let _ = stop.send(true);
@@ -128,15 +137,28 @@ impl Server {
     }
 }
 
-/// The server without a port: it serves what it is handed. Public for fuzzing alone, which brings connections from memory, far
-/// faster than any socket could.
+/// The server without a port: it serves what it is handed. Public for fuzzing alone, which brings
+/// connections from memory, far faster than any socket could.
 #[doc(hidden)]
 pub struct Offline<K, A, I>(Arc<App<K, A, I>>);
 
 impl<K: Kv, A: Admin, I: Inspect> Offline<K, A, I> {
     /// A server in front of this node.
-    pub fn new(limits: Limits, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
-        Self(Arc::new(App::new(limits, Serves::Everything(Pages::default()), kv, admin, inspect, metrics)))
+    pub fn new(
+        limits: Limits,
+        kv: Arc<K>,
+        admin: Arc<A>,
+        inspect: Arc<I>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self(Arc::new(App::new(
+            limits,
+            Serves::Everything(Pages::default()),
+            kv,
+            admin,
+            inspect,
+            metrics,
+        )))
     }
 
     /// Serves one connection to its end.
@@ -146,7 +168,8 @@ impl<K: Kv, A: Admin, I: Inspect> Offline<K, A, I> {
     }
 }
 
-/// Binds the port. Not with `SO_REUSEPORT`: two nodes on one port would then share its connections instead of one being told.
+/// Binds the port. Not with `SO_REUSEPORT`: two nodes on one port would then share its connections
+/// instead of one being told.
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A port whose last owner was killed is free at once.
@@ -173,9 +196,11 @@ async fn accept<K: Kv, A: Admin, I: Inspect>(
             Ok((stream, address)) => (stream, address.ip()),
             Err(error) => {
                 if !is_about_one_connection(&error) {
-                    // Out of files or memory: that passes when connections close, and asking again at once would only burn CPU.
+                    // Out of files or memory: that passes when connections close, and asking again
+                    // at once would only burn CPU.
                     if let Some(unsaid) = crowd.not_accepted.pass(Instant::now()) {
-                        tracing::warn!(%error, unsaid, "HTTP connections could not be accepted; tries again");
+                        tracing::warn!(%error, unsaid, "HTTP connections could not be accepted; \
+                                                        tries again");
                     }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
@@ -186,9 +211,18 @@ async fn accept<K: Kv, A: Admin, I: Inspect>(
         let _ = stream.set_nodelay(true);
         let open = crowd.enter(address);
         let app = app.clone();
-        let on_loopback = stream.local_addr().is_ok_and(|addr| addr.ip().to_canonical().is_loopback());
+        let on_loopback =
+            stream.local_addr().is_ok_and(|addr| addr.ip().to_canonical().is_loopback());
         tokio::spawn(async move {
-            connection::serve(stream, on_loopback, app, open.leash.clone(), open.account.clone(), open.kept).await;
+            connection::serve(
+                stream,
+                on_loopback,
+                app,
+                open.leash.clone(),
+                open.account.clone(),
+                open.kept,
+            )
+            .await;
             drop(open);
         });
     }

@@ -1,4 +1,5 @@
-//! From a request to its route, and from its result to a response: what every request passes, whatever it is about.
+//! From a request to its route, and from its result to a response: what every request passes,
+//! whatever it is about.
 
 use super::body::{Body, Upload};
 use super::connection::too_many;
@@ -26,7 +27,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Answers up to so many bytes are not counted one by one: the place of their request stands for them.
+/// Answers up to so many bytes are not counted one by one: the place of their request stands for
+/// them.
 const SMALL: usize = 4 << 10;
 
 /// What all connections share.
@@ -54,7 +56,14 @@ pub(super) struct App<K, A, I> {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    pub(super) fn new(limits: Limits, serves: Serves, kv: Arc<K>, admin: Arc<A>, inspect: Arc<I>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        serves: Serves,
+        kv: Arc<K>,
+        admin: Arc<A>,
+        inspect: Arc<I>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let shares = Shares::new(
             (limits.requests_in_flight_max, metrics.http.in_flight.clone()),
             (limits.in_flight_bytes_max, metrics.http.in_flight_bytes.clone()),
@@ -65,7 +74,18 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
             Serves::Everything(pages) => (pages, false),
             Serves::Probes(pages) => (pages, true),
         };
-        Self { kv, admin, inspect, metrics, limits, pages, node, shares, rendered: Rendered::default(), probes_only }
+        Self {
+            kv,
+            admin,
+            inspect,
+            metrics,
+            limits,
+            pages,
+            node,
+            shares,
+            rendered: Rendered::default(),
+            probes_only,
+        }
     }
 
     /// When the time of a question that is asked now is up.
@@ -79,31 +99,44 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     }
 
     /// Asks the node one of several questions of a request, whose time ends at `deadline`.
-    pub(super) async fn ask_by(&self, request: Request, deadline: Instant) -> Result<Reply, Problem> {
+    pub(super) async fn ask_by(
+        &self,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<Reply, Problem> {
         if Instant::now() >= deadline {
             return Err(self.too_late());
         }
         self.kv.call(request, deadline).await.map_err(Problem::from)
     }
 
-    /// Waits for an answer about the cluster as long as a request may take. What is given up then, nobody works on any more.
-    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Problem> {
+    /// Waits for an answer about the cluster as long as a request may take. What is given up then,
+    /// nobody works on any more.
+    pub(super) async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Problem> {
         match tokio::time::timeout(self.limits.request_timeout, answer).await {
             Ok(answer) => answer.map_err(Problem::from),
             Err(_elapsed) => Err(self.too_late()),
         }
     }
 
-    /// 503: the request's time was up before this was asked, or before a question that changes nothing was answered.
+    /// 503: the request's time was up before this was asked, or before a question that changes
+    /// nothing was answered.
     fn too_late(&self) -> Problem {
         let timeout = humantime::format_duration(self.limits.request_timeout);
-        let detail =
-            format!("a request has {timeout}, and they were over; request for less at a time, or raise limits.request_timeout");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "expired", "deadline passed", detail).retryable()
+        let detail = format!(
+            "a request has {timeout}, and they were over; request for less at a time, or raise \
+             limits.request_timeout"
+        );
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, "expired", "deadline passed", detail)
+            .retryable()
     }
 }
 
-/// One connection's view of the server. A request holds this rather than the [`App`], so that counting who holds it stays on one core.
+/// One connection's view of the server. A request holds this rather than the [`App`], so that
+/// counting who holds it stays on one core.
 pub(super) struct Session<K, A, I> {
     /// What all connections share.
     pub(super) app: Arc<App<K, A, I>>,
@@ -119,7 +152,8 @@ pub(super) struct Session<K, A, I> {
     pub(super) kept: bool,
 }
 
-/// A request that is being answered, for those who judge the connection; over also when its client goes away.
+/// A request that is being answered, for those who judge the connection; over also when its client
+/// goes away.
 struct InFlight<K, A, I>(Arc<Session<K, A, I>>);
 
 impl<K, A, I> InFlight<K, A, I> {
@@ -177,15 +211,20 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
         Ok(self.send(response, place))
     }
 
-    /// Judges a head, and finds a place among the requests in flight. Probes need none, where they are one at a time. `shown_to` is
-    /// the origin whose pages may see the answer, a refusal too.
-    fn admit(&self, parts: &Parts, shown_to: &mut Option<HeaderValue>) -> Result<Option<Held>, Problem> {
+    /// Judges a head, and finds a place among the requests in flight. Probes need none, where they
+    /// are one at a time. `shown_to` is the origin whose pages may see the answer, a refusal too.
+    fn admit(
+        &self,
+        parts: &Parts,
+        shown_to: &mut Option<HeaderValue>,
+    ) -> Result<Option<Held>, Problem> {
         let probe = is_probe(parts.uri.path());
         if self.kept && !probe {
             return Err(too_many(self.app.limits.connections_max));
         }
         if self.app.probes_only && !probe {
-            let detail = "this address serves /livez, /readyz and /metrics; the rest of the API has another one";
+            let detail = "this address serves /livez, /readyz and /metrics; the rest of the API \
+                          has another one";
             return Err(Problem::new(StatusCode::NOT_FOUND, "no_such_path", "not found", detail));
         }
         if let Some(problem) = target::refusal(parts.uri.path(), &self.app.limits) {
@@ -200,11 +239,21 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
     }
 
     /// Answers what was admitted, on behalf of a web page or not.
-    async fn route(self: &Arc<Self>, parts: &Parts, body: Incoming, for_page: bool) -> (Route, Result<Response<Body>, Problem>) {
+    async fn route(
+        self: &Arc<Self>,
+        parts: &Parts,
+        body: Incoming,
+        for_page: bool,
+    ) -> (Route, Result<Response<Body>, Problem>) {
         if let Some(response) = for_page.then(|| pages::preflight(parts)).flatten() {
             return (Route::Other, Ok(response));
         }
-        let upload = Upload { incoming: body, account: &self.account, leash: &self.leash, pulse: &self.pulse };
+        let upload = Upload {
+            incoming: body,
+            account: &self.account,
+            leash: &self.leash,
+            pulse: &self.pulse,
+        };
         self.app.dispatch(parts, upload, self).await
     }
 
@@ -214,14 +263,16 @@ impl<K: Kv, A: Admin, I: Inspect> Session<K, A, I> {
         if problem.members().close {
             self.pulse.refuse_rest();
             if parts.version < Version::HTTP_2 {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                response
+                    .headers_mut()
+                    .insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
         }
         response
     }
 
-    /// Takes what an answer needs of the budget for answers, where its handler has not. A read is refused where there is none;
-    /// the answer to what was done is given anyway.
+    /// Takes what an answer needs of the budget for answers, where its handler has not. A read is
+    /// refused where there is none; the answer to what was done is given anyway.
     fn pay(&self, parts: &Parts, response: &mut Response<Body>) {
         let Body::Full(piece) = response.body_mut() else { return };
         let bytes = piece.bytes.len();
@@ -257,7 +308,8 @@ fn is_probe(path: &str) -> bool {
 }
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    /// Finds who answers. What answers rare questions is boxed: its state would else be copied with that of every question about a key.
+    /// Finds who answers. What answers rare questions is boxed: its state would else be copied with
+    /// that of every question about a key.
     async fn dispatch(
         &self,
         parts: &Parts,
@@ -266,7 +318,10 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
     ) -> (Route, Result<Response<Body>, Problem>) {
         let path = parts.uri.path();
         if parts.method == Method::CONNECT {
-            return (Route::Other, Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE, POST")));
+            return (
+                Route::Other,
+                Err(Problem::method_not_allowed("GET, HEAD, PUT, DELETE, POST")),
+            );
         }
         if let Some(key) = path.strip_prefix("/v1/kv/") {
             return (Route::Key, self.key(parts, body, key).await);
@@ -276,9 +331,19 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         }
         match path {
             "/v1/kv" => (Route::Range, Box::pin(self.range(parts, session)).await),
-            "/v1/batch" => (Route::Batch, Box::pin(self.batch(parts, body, &session.account)).await),
-            "/v1/txn" => (Route::Other, only(parts, &Method::POST, "POST").and(Err(Problem::not_implemented("POST /v1/txn")))),
-            "/v1/watch" => (Route::Other, only(parts, &Method::GET, "GET").and(Err(Problem::not_implemented("GET /v1/watch")))),
+            "/v1/batch" => {
+                (Route::Batch, Box::pin(self.batch(parts, body, &session.account)).await)
+            }
+            "/v1/txn" => (
+                Route::Other,
+                only(parts, &Method::POST, "POST")
+                    .and(Err(Problem::not_implemented("POST /v1/txn"))),
+            ),
+            "/v1/watch" => (
+                Route::Other,
+                only(parts, &Method::GET, "GET")
+                    .and(Err(Problem::not_implemented("GET /v1/watch"))),
+            ),
             "/v1/limits" => (Route::Other, self.show_limits(parts)),
             "/livez" => (Route::Other, self.livez(parts)),
             "/readyz" => (Route::Other, self.readyz(parts)),
@@ -287,7 +352,11 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         }
     }
 
-    async fn range(&self, parts: &Parts, session: &Arc<Session<K, A, I>>) -> Result<Response<Body>, Problem> {
+    async fn range(
+        &self,
+        parts: &Parts,
+        session: &Arc<Session<K, A, I>>,
+    ) -> Result<Response<Body>, Problem> {
         match parts.method {
             Method::GET | Method::HEAD => self.scan(parts, session).await,
             Method::DELETE => self.delete_range(parts).await,
@@ -303,5 +372,9 @@ pub(super) fn only(parts: &Parts, method: &Method, allow: &'static str) -> Resul
 
 /// 405 unless the request reads.
 pub(super) fn only_get(parts: &Parts) -> Result<(), Problem> {
-    if matches!(parts.method, Method::GET | Method::HEAD) { Ok(()) } else { Err(Problem::method_not_allowed("GET, HEAD")) }
+    if matches!(parts.method, Method::GET | Method::HEAD) {
+        Ok(())
+    } else {
+        Err(Problem::method_not_allowed("GET, HEAD"))
+    }
 }

@@ -1,15 +1,19 @@
-//! What a node has little of, and how clients share it: places for requests, bytes of bodies that come in, bytes of answers that
-//! go out.
+//! What a node has little of, and how clients share it: places for requests, bytes of bodies that
+//! come in, bytes of answers that go out.
 //!
-//! Each good has a size. A client is an address (of IPv6 its /64 network), and may have three times what it leaves free; a
-//! connection may have what its client could have beyond that. So whoever takes as much as it can leaves a part that others get in
-//! their turn: one greedy client gets three quarters, two get three sevenths each, and of a thousand greedy connections of one
-//! address each gets as much as a newcomer. What is taken is what is there: a body that was announced takes nothing until it comes.
+//! Each good has a size. A client is an address (of IPv6 its /64 network), and may have three times
+//! what it leaves free; a connection may have what its client could have beyond that. So whoever
+//! takes as much as it can leaves a part that others get in their turn: one greedy client gets
+//! three quarters, two get three sevenths each, and of a thousand greedy connections of one address
+//! each gets as much as a newcomer. What is taken is what is there: a body that was announced takes
+//! nothing until it comes.
 //!
-//! Places and answers can be held by who does nothing: then others would be refused for as long. So before a newcomer is refused one,
-//! [`super::crowd`] is asked to close a connection that holds at least as much, and has waited for its client for a while.
+//! Places and answers can be held by who does nothing: then others would be refused for as long. So
+//! before a newcomer is refused one, [`super::crowd`] is asked to close a connection that holds at
+//! least as much, and has waited for its client for a while.
 //!
-//! Who has nothing else may take all that is free, so that the largest request goes through a budget of its size.
+//! Who has nothing else may take all that is free, so that the largest request goes through a
+//! budget of its size.
 
 use super::crowd::Crowd;
 use crate::problem::Problem;
@@ -74,7 +78,11 @@ pub(super) struct Held {
 
 impl Shares {
     /// As many of each as it says, with the gauge that shows what is in use.
-    pub(super) fn new(requests: (usize, IntGauge), bodies: (usize, IntGauge), answers: (usize, IntGauge)) -> Arc<Self> {
+    pub(super) fn new(
+        requests: (usize, IntGauge),
+        bodies: (usize, IntGauge),
+        answers: (usize, IntGauge),
+    ) -> Arc<Self> {
         let pool = |what, (max, gauge)| Pool { what, max, used: AtomicUsize::new(0), gauge };
         let pools = [
             pool("requests in flight", requests),
@@ -89,7 +97,8 @@ impl Shares {
         let address = network(address);
         let mut clients = self.clients();
         let client = clients.get(&address).and_then(Weak::upgrade).unwrap_or_else(|| {
-            let client = Arc::new(Client { shares: self.clone(), address, used: Default::default() });
+            let client =
+                Arc::new(Client { shares: self.clone(), address, used: Default::default() });
             clients.insert(address, Arc::downgrade(&client));
             client
         });
@@ -116,7 +125,8 @@ impl Drop for Client {
     }
 }
 
-/// Whose address it is: IPv4 in IPv6 is IPv4, and a /64 is one client, since whoever has one has all of it.
+/// Whose address it is: IPv4 in IPv6 is IPv4, and a /64 is one client, since whoever has one has
+/// all of it.
 pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
@@ -124,14 +134,16 @@ pub(super) fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether `more` may be had of `max`, where `used` is in use: by this client `client` of it, by this connection `mine`, and by what
-/// is to grow `held`.
+/// Whether `more` may be had of `max`, where `used` is in use: by this client `client` of it, by
+/// this connection `mine`, and by what is to grow `held`.
 fn fits(max: usize, used: usize, client: usize, mine: usize, held: usize, more: usize) -> bool {
     let Some(free) = max.checked_sub(used.saturating_add(more)) else { return false };
     if client <= held {
         return true;
     }
-    let Some(room) = free.saturating_mul(TIMES_FREE).checked_sub(client + more) else { return false };
+    let Some(room) = free.saturating_mul(TIMES_FREE).checked_sub(client + more) else {
+        return false;
+    };
     mine + more <= room
 }
 
@@ -140,7 +152,9 @@ impl Account {
     pub(super) fn hold(self: &Arc<Self>, good: Good, amount: usize) -> Result<Held, Problem> {
         let mut held = Held { account: self.clone(), good, amount: 0 };
         match held.grow(amount) {
-            Err(_) if good != Good::Bodies && self.is_relieved(good, amount) => held.grow_anyway(amount),
+            Err(_) if good != Good::Bodies && self.is_relieved(good, amount) => {
+                held.grow_anyway(amount)
+            }
             other => other?,
         }
         Ok(held)
@@ -151,7 +165,8 @@ impl Account {
         self.used[good as usize].load(Relaxed)
     }
 
-    /// Whether this connection's client has less of a good than that of another, or they are the same.
+    /// Whether this connection's client has less of a good than that of another, or they are the
+    /// same.
     pub(super) fn may_relieve(&self, other: &Self, good: Good) -> bool {
         let used = |account: &Self| account.client.used[good as usize].load(Relaxed);
         Arc::ptr_eq(&self.client, &other.client) || used(self) < used(other)
@@ -159,10 +174,16 @@ impl Account {
 
     /// Whether another connection was closed, so that there is room for `need` in a moment.
     fn is_relieved(&self, good: Good, need: usize) -> bool {
-        self.client.shares.crowd.get().and_then(Weak::upgrade).is_some_and(|crowd| crowd.relieve(self, good, need))
+        self.client
+            .shares
+            .crowd
+            .get()
+            .and_then(Weak::upgrade)
+            .is_some_and(|crowd| crowd.relieve(self, good, need))
     }
 
-    /// Takes some, whether there is any or not: for answers that must be given, since something was done.
+    /// Takes some, whether there is any or not: for answers that must be given, since something was
+    /// done.
     pub(super) fn hold_anyway(self: &Arc<Self>, good: Good, amount: usize) -> Held {
         let mut held = Held { account: self.clone(), good, amount: 0 };
         held.grow_anyway(amount);
@@ -172,8 +193,13 @@ impl Account {
     /// Whether so much could be had now. Takes nothing.
     pub(super) fn check(&self, good: Good, amount: usize) -> Result<(), Problem> {
         let pool = self.pool(good);
-        let used = [&pool.used, &self.client.used[good as usize], &self.used[good as usize]].map(|used| used.load(Relaxed));
-        if fits(pool.max, used[0], used[1], used[2], 0, amount) { Ok(()) } else { Err(pool.refusal()) }
+        let used = [&pool.used, &self.client.used[good as usize], &self.used[good as usize]]
+            .map(|used| used.load(Relaxed));
+        if fits(pool.max, used[0], used[1], used[2], 0, amount) {
+            Ok(())
+        } else {
+            Err(pool.refusal())
+        }
     }
 
     fn pool(&self, good: Good) -> &Pool {
@@ -226,7 +252,8 @@ impl Held {
         let pool = self.account.pool(self.good);
         pool.gauge.add(more as i64);
         let good = self.good as usize;
-        [&pool.used, &self.account.client.used[good], &self.account.used[good]].map(|used| used.fetch_add(more, Relaxed))
+        [&pool.used, &self.account.client.used[good], &self.account.used[good]]
+            .map(|used| used.fetch_add(more, Relaxed))
     }
 
     fn give_back(&mut self, less: usize) {
@@ -260,7 +287,8 @@ mod tests {
 
     /// Takes `amount` again and again until there is no more, and says how much that is.
     fn greedy(account: &Arc<Account>, amount: usize) -> (usize, Vec<Held>) {
-        let held: Vec<_> = std::iter::from_fn(|| account.hold(Good::Bodies, amount).ok()).take(100_000).collect();
+        let held: Vec<_> =
+            std::iter::from_fn(|| account.hold(Good::Bodies, amount).ok()).take(100_000).collect();
         (held.iter().map(Held::amount).sum(), held)
     }
 
@@ -308,16 +336,19 @@ mod tests {
             }
         }
         let (early, late) = taken.split_at(taken.len() / 2);
-        let [early, late] = [early, late].map(|part| part.iter().map(|(_, held)| held.len()).sum::<usize>());
+        let [early, late] =
+            [early, late].map(|part| part.iter().map(|(_, held)| held.len()).sum::<usize>());
         assert!(late * 3 > early && early * 3 > late, "{early} and {late}");
     }
 
     #[test]
     fn large_things_leave_room_for_small_ones() {
         let shares = shares(256 << 20);
-        let large: Vec<_> = (0..400).filter_map(|_| shares.open(ME).hold(Good::Answers, 1 << 20).ok()).collect();
+        let large: Vec<_> =
+            (0..400).filter_map(|_| shares.open(ME).hold(Good::Answers, 1 << 20).ok()).collect();
         assert!((150..=192).contains(&large.len()), "{}", large.len());
-        let small: Vec<_> = (0..1000).filter_map(|_| shares.open(ME).hold(Good::Answers, 100).ok()).collect();
+        let small: Vec<_> =
+            (0..1000).filter_map(|_| shares.open(ME).hold(Good::Answers, 100).ok()).collect();
         assert_eq!(small.len(), 1000, "answers of 100 bytes find no room beside those of 1 MiB");
     }
 

@@ -1,10 +1,12 @@
 //! A scan as a stream of NDJSON over all shards.
 //!
-//! One item stands on a line. The last line is `{"complete":true,"count":n}`, or `{"cursor":…,"count":n}` where a limit stopped it, with the
-//! `problem` where a shard did. Each part is asked for when the client took the one before, so a slow client costs one part's memory.
+//! One item stands on a line. The last line is `{"complete":true,"count":n}`, or
+//! `{"cursor":…,"count":n}` where a limit stopped it, with the `problem` where a shard did. Each
+//! part is asked for when the client took the one before, so a slow client costs one part's memory.
 //!
-//! All parts of one shard show the same view, which the shard's node keeps meanwhile ([`HeldView`](flotilla_router::HeldView)). Where it had
-//! to give the view up, the stream ends and says so (`view_given_up`): what goes on at the cursor is of another moment.
+//! All parts of one shard show the same view, which the shard's node keeps meanwhile
+//! ([`HeldView`](flotilla_router::HeldView)). Where it had to give the view up, the stream ends and
+//! says so (`view_given_up`): what goes on at the cursor is of another moment.
 
 use super::answer;
 use super::body::{Body, Piece};
@@ -26,7 +28,8 @@ const PART_ITEMS: u32 = 1_000;
 const PART_BYTES: u32 = 256 << 10;
 
 impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
-    /// A stream. The first part is asked for before the answer begins, so that what fails at once fails with a status.
+    /// A stream. The first part is asked for before the answer begins, so that what fails at once
+    /// fails with a status.
     pub(super) async fn stream(
         &self,
         mut walk: Walk,
@@ -37,12 +40,23 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
         let part = (capped(limit, PART_ITEMS), capped(bytes_max, PART_BYTES));
         let held = session.account.hold(Good::Answers, PART_BYTES as usize)?;
         let first = Some((walk.step(self, part.0, part.1, true, self.deadline()).await?, held));
-        let flow = Flow { session: session.clone(), walk, first, count: 0, left: limit, bytes_left: bytes_max, done: false };
+        let flow = Flow {
+            session: session.clone(),
+            walk,
+            first,
+            count: 0,
+            left: limit,
+            bytes_left: bytes_max,
+            done: false,
+        };
         let stream = futures_util::stream::unfold(flow, |mut flow| async move {
             let part = flow.next().await?;
             Some((part, flow))
         });
-        Ok(answer::ok(HeaderValue::from_static("application/x-ndjson"), Body::Stream(Box::pin(stream))))
+        Ok(answer::ok(
+            HeaderValue::from_static("application/x-ndjson"),
+            Body::Stream(Box::pin(stream)),
+        ))
     }
 }
 
@@ -77,14 +91,17 @@ impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
         }
         let walk = &mut self.walk;
         loop {
-            let (limit, bytes_max) = (capped(self.left, PART_ITEMS), capped(self.bytes_left, PART_BYTES));
+            let (limit, bytes_max) =
+                (capped(self.left, PART_ITEMS), capped(self.bytes_left, PART_BYTES));
             let step = match self.first.take() {
                 Some(first) => Ok(first),
                 // Room is found before the part is made.
                 None => match self.session.account.hold(Good::Answers, PART_BYTES as usize) {
                     Ok(held) => {
                         let app = &self.session.app;
-                        walk.step(app, limit, bytes_max, true, app.deadline()).await.map(|items| (items, held))
+                        walk.step(app, limit, bytes_max, true, app.deadline())
+                            .await
+                            .map(|items| (items, held))
                     }
                     Err(problem) => Err(problem),
                 },
@@ -93,11 +110,16 @@ impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
                 Ok(part) => part,
                 Err(problem) => {
                     self.done = true;
-                    let problem: serde_json::Value = serde_json::from_slice(&problem.to_json()).unwrap_or_default();
-                    return Some(line(json!({ "cursor": walk.cursor(), "count": self.count, "problem": problem })).into());
+                    let problem: serde_json::Value =
+                        serde_json::from_slice(&problem.to_json()).unwrap_or_default();
+                    let last = json!({
+                        "cursor": walk.cursor(), "count": self.count, "problem": problem,
+                    });
+                    return Some(line(last).into());
                 }
             };
-            let mut page = Page { out: Vec::new(), separator: "\n", items: 0, bytes: 0, limit, bytes_max };
+            let mut page =
+                Page { out: Vec::new(), separator: "\n", items: 0, bytes: 0, limit, bytes_max };
             page.take(items, walk);
             self.count += u64::from(page.items);
             self.left = self.left.map(|left| left.saturating_sub(page.items.into()));
@@ -111,7 +133,9 @@ impl<K: Kv, A: Admin, I: Inspect> Flow<K, A, I> {
                 out.extend_from_slice(&line(json!({ "complete": true, "count": self.count })));
             } else if self.left == Some(0) || self.bytes_left == Some(0) {
                 self.done = true;
-                out.extend_from_slice(&line(json!({ "cursor": walk.cursor(), "count": self.count })));
+                out.extend_from_slice(&line(
+                    json!({ "cursor": walk.cursor(), "count": self.count }),
+                ));
             }
             // An empty shard makes no line; go on to the next.
             if !out.is_empty() {

@@ -1,12 +1,14 @@
 //! What a request's target may be, judged by its raw bytes.
 //!
-//! The types that hyper and h2 make of a target drop what stands behind `#`, so `DELETE /v1/kv?prefix=team#1/` would become an order to
-//! delete all of `team`. So whatever RFC 3986 does not allow in a path or query is refused, before any parser sees it: a key is
+//! The types that hyper and h2 make of a target drop what stands behind `#`, so
+//! `DELETE /v1/kv?prefix=team#1/` would become an order to delete all of `team`. So whatever RFC
+//! 3986 does not allow in a path or query is refused, before any parser sees it: a key is
 //! percent-encoded, and what is not may mean two things to two programs.
 //!
-//! [`super::guard`] looks at the bytes, and cannot answer; the service answers, and cannot see them. Between the two a refusal is a
-//! target of its own, below [`REFUSED`]: the guard writes it in the place of the one that was sent. Whoever asks for such a target
-//! himself gets the same refusal, which does no harm.
+//! [`super::guard`] looks at the bytes, and cannot answer; the service answers, and cannot see
+//! them. Between the two a refusal is a target of its own, below [`REFUSED`]: the guard writes it
+//! in the place of the one that was sent. Whoever asks for such a target himself gets the same
+//! refusal, which does no harm.
 
 use super::head;
 use crate::limits::Limits;
@@ -78,7 +80,9 @@ impl Flaw {
         let too_large = |what: &str, limit: usize| {
             let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
             let detail = format!("a request has at most {limit} {what}; this one has more");
-            Problem::new(status, "header_too_large", "header too large", detail).limit(limit as u64, None).close()
+            Problem::new(status, "header_too_large", "header too large", detail)
+                .limit(limit as u64, None)
+                .close()
         };
         match self {
             Self::Byte(byte, at) => {
@@ -88,25 +92,46 @@ impl Flaw {
                     _ => format!("byte 0x{byte:02x}"),
                 };
                 let detail = format!(
-                    "the request's target: {shown} at {at} must not stand in it as it is; write %{byte:02X}, in keys and in the query"
+                    "the request's target: {shown} at {at} must not stand in it as it is; write \
+                     %{byte:02X}, in keys and in the query"
                 );
                 Problem::malformed("bad_target", detail)
             }
-            Self::Form => Problem::malformed("bad_target", "the request's target: allowed is a path that begins with /"),
+            Self::Form => Problem::malformed(
+                "bad_target",
+                "the request's target: allowed is a path that begins with /",
+            ),
             Self::LongLine => {
                 let limit = limits.header_bytes_max;
-                Problem::too_large(StatusCode::URI_TOO_LONG, "uri_too_long", "a request line", limit, None).close()
+                Problem::too_large(
+                    StatusCode::URI_TOO_LONG,
+                    "uri_too_long",
+                    "a request line",
+                    limit,
+                    None,
+                )
+                .close()
             }
-            Self::LongHead => too_large("bytes of request line and header fields", limits.header_bytes_max),
+            Self::LongHead => {
+                too_large("bytes of request line and header fields", limits.header_bytes_max)
+            }
             Self::ManyFields => too_large("header fields", limits.headers_max),
             Self::Framing => {
-                let detail = "a request says once how long its body is: by one Content-Length, or by Transfer-Encoding: chunked";
+                let detail = "a request says once how long its body is: by one Content-Length, or \
+                              by Transfer-Encoding: chunked";
                 Problem::malformed("ambiguous_length", detail).close()
             }
             Self::Coding => head::unsupported_coding(),
             Self::Endless => {
                 let limit = limits.value_bytes_max.max(limits.batch_bytes_max);
-                Problem::too_large(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "a body", limit, None).close()
+                Problem::too_large(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    "body_too_large",
+                    "a body",
+                    limit,
+                    None,
+                )
+                .close()
             }
         }
     }
@@ -119,7 +144,10 @@ pub(super) fn refusal(path: &str, limits: &Limits) -> Option<Problem> {
 
 /// Whether the target of a request with this method can be taken as it is.
 pub(super) fn check(method: &[u8], target: &[u8]) -> Result<(), Flaw> {
-    let first_bad = |from: usize, allowed: fn(u8) -> bool| match target[from..].iter().position(|&byte| !allowed(byte)) {
+    let first_bad = |from: usize, allowed: fn(u8) -> bool| match target[from..]
+        .iter()
+        .position(|&byte| !allowed(byte))
+    {
         Some(at) => Err(Flaw::Byte(target[from + at], from + at)),
         None => Ok(()),
     };
@@ -130,12 +158,18 @@ pub(super) fn check(method: &[u8], target: &[u8]) -> Result<(), Flaw> {
         _ if method == b"CONNECT" => first_bad(0, stands_in_authority),
         _ => {
             let lower = target.get(..8).unwrap_or(target).to_ascii_lowercase();
-            let scheme = [&b"http://"[..], b"https://"].into_iter().find(|scheme| lower.starts_with(scheme)).map(<[u8]>::len);
+            let scheme = [&b"http://"[..], b"https://"]
+                .into_iter()
+                .find(|scheme| lower.starts_with(scheme))
+                .map(<[u8]>::len);
             let Some(host) = scheme else {
                 first_bad(0, stands_in_path_or_query)?;
                 return Err(Flaw::Form);
             };
-            let path = target[host..].iter().position(|byte| matches!(byte, b'/' | b'?')).map_or(target.len(), |at| host + at);
+            let path = target[host..]
+                .iter()
+                .position(|byte| matches!(byte, b'/' | b'?'))
+                .map_or(target.len(), |at| host + at);
             if path == host {
                 return Err(Flaw::Form);
             }
@@ -180,12 +214,21 @@ mod tests {
 
     #[test]
     fn every_byte_is_allowed_or_refused_as_rfc_3986_says() {
-        let allowed = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/?%";
+        let allowed =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~!$&'()*+,;=:@/?%";
         for byte in 0..=255 {
             let expected = if allowed.contains(&byte) { Ok(()) } else { Err(Flaw::Byte(byte, 8)) };
-            assert_eq!(check(b"GET", &[b"/v1/kv/a", &[byte][..], b"b"].concat()), expected, "{byte:#x} in a path");
+            assert_eq!(
+                check(b"GET", &[b"/v1/kv/a", &[byte][..], b"b"].concat()),
+                expected,
+                "{byte:#x} in a path"
+            );
             let expected = expected.map_err(|_| Flaw::Byte(byte, 14));
-            assert_eq!(check(b"GET", &[b"/v1/kv?prefix=", &[byte][..]].concat()), expected, "{byte:#x} in a query");
+            assert_eq!(
+                check(b"GET", &[b"/v1/kv?prefix=", &[byte][..]].concat()),
+                expected,
+                "{byte:#x} in a query"
+            );
         }
     }
 
@@ -233,7 +276,13 @@ mod tests {
         }
         let detail = Flaw::Byte(b'#', 14).problem(&Limits::default()).members().detail.clone();
         assert!(detail.contains("'#' at 14") && detail.contains("write %23"), "{detail}");
-        for other in ["/v1/kv/a", "/-/refused/", "/-/refused/byte/zz/1", "/-/refused/byte/23", "/-/refused/byte/23/x"] {
+        for other in [
+            "/v1/kv/a",
+            "/-/refused/",
+            "/-/refused/byte/zz/1",
+            "/-/refused/byte/23",
+            "/-/refused/byte/23/x",
+        ] {
             assert_eq!(Flaw::of(other), None, "{other}");
         }
     }

@@ -1,10 +1,12 @@
 //! Between the guard and the socket: what a connection is doing, and what hyper says in our name.
 //!
-//! [`Wire`] replays the first bytes, which were read to tell HTTP/1.1 from HTTP/2; it notes in the [`Pulse`] when bytes came, went, or
-//! did not want to go; and it puts a problem in the place of the empty answer that hyper gives to a head that is no HTTP.
+//! [`Wire`] replays the first bytes, which were read to tell HTTP/1.1 from HTTP/2; it notes in the
+//! [`Pulse`] when bytes came, went, or did not want to go; and it puts a problem in the place of
+//! the empty answer that hyper gives to a head that is no HTTP.
 //!
-//! **When is an answer hyper's own?** When the guard has handed over a head, no request came of it, and what is written is nothing but
-//! the head of a client error with an empty body, which we never send.
+//! **When is an answer hyper's own?** When the guard has handed over a head, no request came of it,
+//! and what is written is nothing but the head of a client error with an empty body, which we never
+//! send.
 
 use super::connection::Socket;
 use super::date;
@@ -30,7 +32,12 @@ pub(super) struct Wire<S> {
 }
 
 impl<S: Socket> Wire<S> {
-    pub(super) fn new(stream: S, prefix: Bytes, pulse: std::sync::Arc<Pulse>, malformed: prometheus::IntCounter) -> Self {
+    pub(super) fn new(
+        stream: S,
+        prefix: Bytes,
+        pulse: std::sync::Arc<Pulse>,
+        malformed: prometheus::IntCounter,
+    ) -> Self {
         Self { stream, prefix, instead: Bytes::new(), pulse, malformed }
     }
 
@@ -73,8 +80,11 @@ impl<S: Socket> Wire<S> {
             return None;
         }
         let text = std::str::from_utf8(bytes).ok()?;
-        let status = text.strip_prefix("HTTP/1.1 ").or_else(|| text.strip_prefix("HTTP/1.0 "))?.get(..3)?;
-        let empty = text.ends_with("\r\n\r\n") && text.matches("\r\n\r\n").count() == 1 && text.contains("content-length: 0\r\n");
+        let status =
+            text.strip_prefix("HTTP/1.1 ").or_else(|| text.strip_prefix("HTTP/1.0 "))?.get(..3)?;
+        let empty = text.ends_with("\r\n\r\n")
+            && text.matches("\r\n\r\n").count() == 1
+            && text.contains("content-length: 0\r\n");
         if !empty || !status.starts_with('4') {
             return None;
         }
@@ -85,15 +95,24 @@ impl<S: Socket> Wire<S> {
 /// The problem that stands in the place of hyper's own answer.
 fn malformed(status: StatusCode) -> Problem {
     match status {
-        StatusCode::URI_TOO_LONG => {
-            Problem::new(status, "uri_too_long", "too large", "the request's target is longer than 65534 bytes")
-                .limit(65534, None)
-        }
+        StatusCode::URI_TOO_LONG => Problem::new(
+            status,
+            "uri_too_long",
+            "too large",
+            "the request's target is longer than 65534 bytes",
+        )
+        .limit(65534, None),
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-            let detail = "the request's head has too many fields or bytes; GET /v1/limits shows header_bytes_max and headers_max";
+            let detail = "the request's head has too many fields or bytes; GET /v1/limits shows \
+                          header_bytes_max and headers_max";
             Problem::new(status, "header_too_large", "header too large", detail)
         }
-        _ => Problem::new(status, "malformed_http", "malformed request", "the request line or a header field is no HTTP/1.1"),
+        _ => Problem::new(
+            status,
+            "malformed_http",
+            "malformed request",
+            "the request line or a header field is no HTTP/1.1",
+        ),
     }
 }
 
@@ -103,7 +122,8 @@ pub(super) fn raw_answer(problem: &Problem, to_head: bool) -> Bytes {
     let body = problem.to_json();
     let retry = if status == StatusCode::SERVICE_UNAVAILABLE { "retry-after: 1\r\n" } else { "" };
     let mut out = format!(
-        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\nx-content-type-options: nosniff\r\ncache-control: no-store\r\n\
+        "HTTP/1.1 {} {}\r\ncontent-type: application/problem+json\r\n\
+         x-content-type-options: nosniff\r\ncache-control: no-store\r\n\
          date: {}\r\ncontent-length: {}\r\n{retry}connection: close\r\n\r\n",
         status.as_u16(),
         status.canonical_reason().unwrap_or_default(),
@@ -118,7 +138,11 @@ pub(super) fn raw_answer(problem: &Problem, to_head: bool) -> Bytes {
 }
 
 impl<S: Socket> AsyncRead for Wire<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         if self.prefix.is_empty() {
             ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
@@ -132,7 +156,11 @@ impl<S: Socket> AsyncRead for Wire<S> {
 }
 
 impl<S: Socket> AsyncWrite for Wire<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         ready!(self.poll_instead(cx))?;
         if let Some(status) = self.own_answer(buf) {
             self.malformed.inc();
@@ -144,7 +172,11 @@ impl<S: Socket> AsyncWrite for Wire<S> {
         self.note(result)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         if let [buf] = bufs {
             return self.poll_write(cx, buf);
         }

@@ -1,7 +1,8 @@
-//! What the HTTP server counts: requests by route, method and status, their time, connections, bytes.
+//! What the HTTP server counts: requests by route, method and status, their time, connections,
+//! bytes.
 //!
-//! The counter of each (route, method, status) is looked up by label once, when it is first needed, and then found by index: the way
-//! of a request takes no lock and hashes nothing.
+//! The counter of each (route, method, status) is looked up by label once, when it is first needed,
+//! and then found by index: the way of a request takes no lock and hashes nothing.
 
 use super::{Maker, SECONDS};
 use http::Method;
@@ -29,8 +30,10 @@ const ROUTES: [&str; 5] = ["key", "range", "batch", "admin", "other"];
 /// Names of the methods; the last stands for all others.
 const METHODS: [&str; 6] = ["GET", "PUT", "DELETE", "POST", "HEAD", "other"];
 /// The statuses that the server answers with, in order; any other is counted as 500.
-const STATUSES: [u16; 25] =
-    [200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 412, 413, 414, 415, 417, 428, 429, 431, 500, 501, 503, 504, 507];
+const STATUSES: [u16; 25] = [
+    200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 412, 413, 414, 415, 417, 428, 429,
+    431, 500, 501, 503, 504, 507,
+];
 /// Where 500 stands among them.
 const STATUS_500: usize = 20;
 
@@ -62,8 +65,11 @@ pub struct HttpMetrics {
 impl HttpMetrics {
     pub(super) fn new(make: &Maker<'_>) -> Self {
         let seconds: HistogramVec = make.registered(HistogramVec::new(
-            HistogramOpts::new("flotilla_http_request_seconds", "Time from a request's head to its answer, by route and method.")
-                .buckets(SECONDS.to_vec()),
+            HistogramOpts::new(
+                "flotilla_http_request_seconds",
+                "Time from a request's head to its answer, by route and method.",
+            )
+            .buckets(SECONDS.to_vec()),
             &["route", "method"],
         ));
         Self {
@@ -73,20 +79,35 @@ impl HttpMetrics {
                 &["route", "method", "status"],
             ),
             requests: Default::default(),
-            seconds: ROUTES.map(|route| METHODS.map(|method| seconds.with_label_values(&[route, method]))),
-            in_flight: make.gauge("flotilla_http_requests_in_flight", "Requests that are being answered."),
-            in_flight_bytes: make.gauge("flotilla_http_request_bytes_in_flight", "Bytes of request bodies being held."),
-            answer_bytes: make.gauge("flotilla_http_answer_bytes", "Bytes of answers that clients have not taken."),
+            seconds: ROUTES
+                .map(|route| METHODS.map(|method| seconds.with_label_values(&[route, method]))),
+            in_flight: make
+                .gauge("flotilla_http_requests_in_flight", "Requests that are being answered."),
+            in_flight_bytes: make.gauge(
+                "flotilla_http_request_bytes_in_flight",
+                "Bytes of request bodies being held.",
+            ),
+            answer_bytes: make.gauge(
+                "flotilla_http_answer_bytes",
+                "Bytes of answers that clients have not taken.",
+            ),
             connections: make.gauge("flotilla_http_connections", "Open connections."),
-            connections_accepted: make.counter("flotilla_http_connections_accepted_total", "Connections accepted."),
-            connections_refused: make
-                .counter("flotilla_http_connections_refused_total", "Connections refused because there were too many."),
+            connections_accepted: make
+                .counter("flotilla_http_connections_accepted_total", "Connections accepted."),
+            connections_refused: make.counter(
+                "flotilla_http_connections_refused_total",
+                "Connections refused because there were too many.",
+            ),
             connections_evicted: make.counter(
                 "flotilla_http_connections_evicted_total",
-                "Connections closed for others, since there were too many and they were idle for longest.",
+                "Connections closed for others, since there were too many and they were idle for \
+                 longest.",
             ),
             malformed: make.counter("flotilla_http_malformed_total", "Requests that were no HTTP."),
-            timeouts: make.counter("flotilla_http_timeouts_total", "Connections closed because the client was too slow."),
+            timeouts: make.counter(
+                "flotilla_http_timeouts_total",
+                "Connections closed because the client was too slow.",
+            ),
         }
     }
 
@@ -127,7 +148,10 @@ mod tests {
         }
         let text = String::from_utf8(metrics.render()).unwrap();
         for status in [200, 431, 507, 500] {
-            assert!(text.contains(&format!(r#"{{method="POST",route="batch",status="{status}"}} 1"#)), "{status} in {text}");
+            assert!(
+                text.contains(&format!(r#"{{method="POST",route="batch",status="{status}"}} 1"#)),
+                "{status} in {text}"
+            );
         }
     }
 }

@@ -1,13 +1,15 @@
-//! What the process takes: CPU, memory, files, threads. Read from `/proc` when metrics are rendered; where there is no `/proc`, the
-//! gauges stay at 0.
+//! What the process takes: CPU, memory, files, threads. Read from `/proc` when metrics are
+//! rendered; where there is no `/proc`, the gauges stay at 0.
 //!
-//! The collector of the `prometheus` crate counts CPU in whole seconds, too coarse to see what a node takes between two scrapes.
+//! The collector of the `prometheus` crate counts CPU in whole seconds, too coarse to see what a
+//! node takes between two scrapes.
 
 use super::Maker;
 use prometheus::{Counter, IntGauge};
 use std::fs;
 
-/// Clock ticks in a second, in what Linux shows to programs on every architecture that we build for.
+/// Clock ticks in a second, in what Linux shows to programs on every architecture that we build
+/// for.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// What the process takes.
@@ -23,9 +25,16 @@ pub(super) struct ProcessMetrics {
 impl ProcessMetrics {
     pub(super) fn new(make: &Maker<'_>) -> Self {
         Self {
-            cpu_seconds: make.seconds_counter("flotilla_process_cpu_seconds_total", "CPU time of the process, user and system."),
-            resident_bytes: make.gauge("flotilla_process_resident_memory_bytes", "Memory that the process holds."),
-            virtual_bytes: make.gauge("flotilla_process_virtual_memory_bytes", "Address space that the process has mapped."),
+            cpu_seconds: make.seconds_counter(
+                "flotilla_process_cpu_seconds_total",
+                "CPU time of the process, user and system.",
+            ),
+            resident_bytes: make
+                .gauge("flotilla_process_resident_memory_bytes", "Memory that the process holds."),
+            virtual_bytes: make.gauge(
+                "flotilla_process_virtual_memory_bytes",
+                "Address space that the process has mapped.",
+            ),
             open_fds: make.gauge("flotilla_process_open_fds", "Files and sockets that are open."),
             max_fds: make.gauge("flotilla_process_max_fds", "Files and sockets that may be open."),
             threads: make.gauge("flotilla_process_threads", "Threads."),
@@ -35,9 +44,12 @@ impl ProcessMetrics {
     /// Looks at `/proc`.
     pub(super) fn collect(&self) {
         if let Ok(stat) = fs::read_to_string("/proc/self/stat") {
-            // The second field is the program's name in parentheses, and may hold anything; the third follows the last of them.
-            let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split_whitespace().collect();
-            let ticks = |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+            // The second field is the program's name in parentheses, and may hold anything; the
+            // third follows the last of them.
+            let fields: Vec<&str> =
+                stat.rsplit(") ").next().unwrap_or_default().split_whitespace().collect();
+            let ticks =
+                |i: usize| fields.get(i).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
             let seconds = (ticks(11) + ticks(12)) / TICKS_PER_SECOND;
             self.cpu_seconds.inc_by((seconds - self.cpu_seconds.get()).max(0.0));
         }

@@ -1,4 +1,5 @@
-//! What other rooms count, shown as it stands: read when somebody looks, instead of being added up a second time.
+//! What other rooms count, shown as it stands: read when somebody looks, instead of being added up
+//! a second time.
 
 use super::Metrics;
 use prometheus::core::{Collector, Desc};
@@ -33,7 +34,8 @@ impl<R: Fn() -> u64 + Send + Sync> Collector for Shown<R> {
             pair.set_value(value);
             pair
         };
-        let labels = self.desc.const_label_pairs.iter().map(|pair| (LABEL, pair.value().to_owned()));
+        let labels =
+            self.desc.const_label_pairs.iter().map(|pair| (LABEL, pair.value().to_owned()));
         let mut metric = Metric::from_label(labels.map(label).collect());
         let (value, mut family) = ((self.read)() as f64, MetricFamily::default());
         match self.kind {
@@ -65,12 +67,25 @@ impl Metrics {
     ///
     /// # Panics
     /// If the name is taken: names are constants, and a test shows them all.
-    pub fn show(&self, kind: Kind, name: &str, help: &str, read: impl Fn() -> u64 + Send + Sync + 'static) {
+    pub fn show(
+        &self,
+        kind: Kind,
+        name: &str,
+        help: &str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
         self.show_labelled(kind, name, help, None, read);
     }
 
     /// The same for one lane between nodes.
-    pub fn show_of_lane(&self, lane: &str, kind: Kind, name: &str, help: &str, read: impl Fn() -> u64 + Send + Sync + 'static) {
+    pub fn show_of_lane(
+        &self,
+        lane: &str,
+        kind: Kind,
+        name: &str,
+        help: &str,
+        read: impl Fn() -> u64 + Send + Sync + 'static,
+    ) {
         self.show_labelled(kind, name, help, Some(lane), read);
     }
 
@@ -82,8 +97,12 @@ impl Metrics {
         lane: Option<&str>,
         read: impl Fn() -> u64 + Send + Sync + 'static,
     ) {
-        let labels: HashMap<_, _> = lane.map(|lane| (LABEL.to_owned(), lane.to_owned())).into_iter().collect();
-        let desc = Desc::new(name.into(), help.into(), Vec::new(), labels).expect("names and labels are constants");
-        self.registry.register(Box::new(Shown { desc, kind, read })).expect("each name is shown once");
+        let labels: HashMap<_, _> =
+            lane.map(|lane| (LABEL.to_owned(), lane.to_owned())).into_iter().collect();
+        let desc = Desc::new(name.into(), help.into(), Vec::new(), labels)
+            .expect("names and labels are constants");
+        self.registry
+            .register(Box::new(Shown { desc, kind, read }))
+            .expect("each name is shown once");
     }
 }

@@ -1,4 +1,5 @@
-//! An HTTP/1.1 client made by hand: it sends what it is told, right or wrong, and reads answers to the byte.
+//! An HTTP/1.1 client made by hand: it sends what it is told, right or wrong, and reads answers to
+//! the byte.
 
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -44,7 +45,10 @@ impl Answer {
         assert_eq!(json["status"], status, "{json}");
         assert!(["not_applied", "unknown"].contains(&json["outcome"].as_str().unwrap()), "{json}");
         for member in ["type", "title", "detail"] {
-            assert!(json[member].as_str().is_some_and(|text| !text.is_empty()), "{member} in {json}");
+            assert!(
+                json[member].as_str().is_some_and(|text| !text.is_empty()),
+                "{member} in {json}"
+            );
         }
         assert!(json["retryable"].is_boolean(), "{json}");
         json
@@ -60,7 +64,13 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
-    pub(crate) async fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
+    pub(crate) async fn send(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) {
         let mut head = format!("{method} {target} HTTP/1.1\r\nhost: test\r\n");
         for (name, value) in headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -88,7 +98,9 @@ impl Client {
 
     async fn until(&mut self, pattern: &[u8]) -> Option<Vec<u8>> {
         loop {
-            if let Some(at) = self.unread.windows(pattern.len()).position(|window| window == pattern) {
+            if let Some(at) =
+                self.unread.windows(pattern.len()).position(|window| window == pattern)
+            {
                 let rest = self.unread.split_off(at + pattern.len());
                 return Some(std::mem::replace(&mut self.unread, rest));
             }
@@ -113,7 +125,9 @@ impl Client {
         let head = String::from_utf8(self.until(b"\r\n\r\n").await?).unwrap();
         let mut lines = head.trim_end().split("\r\n");
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let split = |line: &str| line.split_once(": ").map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).unwrap();
+        let split = |line: &str| {
+            line.split_once(": ").map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned())).unwrap()
+        };
         let mut answer = Answer { status, headers: lines.map(split).collect(), body: Vec::new() };
         if to_head || matches!(status, 100 | 204 | 304) {
             return Some(answer);

@@ -1,4 +1,5 @@
-//! Many at once, and those who take without giving: what they hold is bounded, they are let go, and others are served meanwhile.
+//! Many at once, and those who take without giving: what they hold is bounded, they are let go, and
+//! others are served meanwhile.
 
 use crate::Rig;
 use crate::client::Client;
@@ -22,7 +23,10 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// The value of a metric.
 async fn metric(rig: &Rig, name: &str) -> i64 {
     let text = rig.get("/metrics").await.text().to_owned();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("no {name}"));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{name} ")))
+        .unwrap_or_else(|| panic!("no {name}"));
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
@@ -32,7 +36,8 @@ async fn answers_that_nobody_takes_are_bounded_and_small_ones_go_on() {
     let rig = Rig::with(limits).await;
     rig.put("large", &vec![b'v'; 1 << 20]).await;
     rig.put("small", b"v").await;
-    // The sockets take some megabytes of what nobody reads; what they take is not held by the server.
+    // The sockets take some megabytes of what nobody reads; what they take is not held by the
+    // server.
     let (mut readers, mut refused) = (Vec::new(), 0);
     for i in 0..60 {
         let mut client = rig.client().await;
@@ -48,7 +53,11 @@ async fn answers_that_nobody_takes_are_bounded_and_small_ones_go_on() {
     }
     let held = metric(&rig, "flotilla_http_answer_bytes").await;
     assert!(held <= 16 << 20, "{held} bytes of answers");
-    assert_eq!(rig.get("/v1/kv/small").await.status, 200, "with {held} bytes held and {refused} refused");
+    assert_eq!(
+        rig.get("/v1/kv/small").await.status,
+        200,
+        "with {held} bytes held and {refused} refused"
+    );
     assert_eq!(rig.get("/v1/kv?prefix=small").await.status, 200);
     drop(readers);
     until("answers are held for nobody", || rig.metrics.http.answer_bytes.get() == 0).await;
@@ -56,7 +65,11 @@ async fn answers_that_nobody_takes_are_bounded_and_small_ones_go_on() {
 
 #[tokio::test]
 async fn a_window_of_nothing_holds_little_and_not_for_ever() {
-    let limits = Limits { answer_bytes_max: 16 << 20, write_timeout: Duration::from_millis(600), ..Limits::default() };
+    let limits = Limits {
+        answer_bytes_max: 16 << 20,
+        write_timeout: Duration::from_millis(600),
+        ..Limits::default()
+    };
     let rig = Rig::with(limits).await;
     rig.put("large", &vec![b'v'; 1 << 20]).await;
     let mut client = H2::connect(rig.addr, 0).await;
@@ -67,14 +80,22 @@ async fn a_window_of_nothing_holds_little_and_not_for_ever() {
     assert!(open && answers == 100, "{answers} answers began");
     let held = metric(&rig, "flotilla_http_answer_bytes").await;
     assert!((1 << 20..=16 << 20).contains(&held), "{held} bytes of answers");
-    assert!(metric(&rig, "flotilla_http_requests_in_flight").await >= 100, "who has not taken its answers has no places");
+    assert!(
+        metric(&rig, "flotilla_http_requests_in_flight").await >= 100,
+        "who has not taken its answers has no places"
+    );
     // Signs of life are no progress.
     let begun = Instant::now();
     while client.ping().await && client.read_heads(Duration::from_millis(20)).await.1 {
-        assert!(begun.elapsed() < Duration::from_secs(5), "a client that takes nothing keeps its connection");
+        assert!(
+            begun.elapsed() < Duration::from_secs(5),
+            "a client that takes nothing keeps its connection"
+        );
     }
-    until("what it had is held still", || rig.metrics.http.answer_bytes.get() == 0 && rig.metrics.http.in_flight.get() == 0)
-        .await;
+    until("what it had is held still", || {
+        rig.metrics.http.answer_bytes.get() == 0 && rig.metrics.http.in_flight.get() == 0
+    })
+    .await;
 }
 
 /// A least rate of 1 MiB/s, and little patience.
@@ -96,7 +117,11 @@ async fn a_slow_connection_with_many_streams_is_no_slow_client() {
     for _ in 0..16 {
         client.get("/v1/kv/large").await;
     }
-    assert_eq!(client.take(16, 4e6).await, 16, "a client that takes four times the least rate was closed");
+    assert_eq!(
+        client.take(16, 4e6).await,
+        16,
+        "a client that takes four times the least rate was closed"
+    );
     // The same the other way: sixteen bodies in turns.
     let mut client = H2::connect(rig.addr, 1 << 20).await;
     let mut streams = Vec::new();
@@ -113,7 +138,8 @@ async fn a_slow_connection_with_many_streams_is_no_slow_client() {
     until("sixteen writes", || rig.fake.writes.load(Ordering::SeqCst) == before + 16).await;
 }
 
-/// Answers that fit into one piece wait for their turn as well, and the client's windows say whose it is.
+/// Answers that fit into one piece wait for their turn as well, and the client's windows say whose
+/// it is.
 #[tokio::test]
 async fn who_is_faster_than_the_least_rate_may_take_answers_in_any_order() {
     let rig = Rig::with(hurried()).await;
@@ -155,7 +181,8 @@ async fn who_is_faster_than_the_least_rate_may_send_bodies_in_any_order() {
     until("forty writes", || rig.fake.writes.load(Ordering::SeqCst) == 40).await;
 }
 
-/// What a client asks for, and what it takes of other answers, does not keep for ever what it does not take.
+/// What a client asks for, and what it takes of other answers, does not keep for ever what it does
+/// not take.
 #[tokio::test]
 async fn a_window_of_nothing_is_noticed_whatever_else_goes_on() {
     let rig = Rig::with(hurried()).await;
@@ -164,7 +191,9 @@ async fn a_window_of_nothing_is_noticed_whatever_else_goes_on() {
     rig.put("medium", &vec![b'v'; 64 << 10]).await;
     let mut wrong = Vec::new();
     // Meanwhile a small one is asked for, or taken, now and then, or others are at a good rate.
-    for (large, other, allowed, pause_ms) in [(12, "small", 0, 50), (12, "small", 1, 50), (1, "medium", 64 << 10, 20)] {
+    for (large, other, allowed, pause_ms) in
+        [(12, "small", 0, 50), (12, "small", 1, 50), (1, "medium", 64 << 10, 20)]
+    {
         let mut client = H2::connect(rig.addr, 0).await;
         for _ in 0..large {
             client.get("/v1/kv/large").await;
@@ -182,7 +211,10 @@ async fn a_window_of_nothing_is_noticed_whatever_else_goes_on() {
             open = client.read_heads(Duration::from_millis(pause_ms)).await.1;
         }
         if open || begun.elapsed() < Duration::from_millis(400) {
-            wrong.push(format!("{large} and {allowed} bytes of {other}: open {open} after {:?}", begun.elapsed()));
+            wrong.push(format!(
+                "{large} and {allowed} bytes of {other}: open {open} after {:?}",
+                begun.elapsed()
+            ));
         }
         drop(client);
         until("what it had is held still", || rig.metrics.http.answer_bytes.get() == 0).await;
@@ -195,9 +227,13 @@ async fn a_batch_of_gets_has_an_answer_of_bounded_size() {
     let rig = Rig::with(Limits { batch_answer_bytes_max: 3 << 20, ..Limits::default() }).await;
     rig.put("large", &vec![b'v'; 1 << 20]).await;
     rig.put("nul", &vec![0; 1 << 20]).await;
-    let gets: Vec<_> = (0..50).map(|i| format!(r#"{{"get":{{"key":"{}"}}}}"#, if i == 0 { "nul" } else { "large" })).collect();
+    let gets: Vec<_> = (0..50)
+        .map(|i| format!(r#"{{"get":{{"key":"{}"}}}}"#, if i == 0 { "nul" } else { "large" }))
+        .collect();
     let body = format!(r#"{{"ops":[{},{{"put":{{"key":"p","value":"1"}}}}]}}"#, gets.join(","));
-    let answer = rig.ask("POST", "/v1/batch", &[("content-type", "application/json")], body.as_bytes()).await;
+    let answer = rig
+        .ask("POST", "/v1/batch", &[("content-type", "application/json")], body.as_bytes())
+        .await;
     assert_eq!(answer.status, 200);
     assert!(answer.body.len() < 4 << 20, "{} bytes", answer.body.len());
     let results = answer.json()["results"].as_array().unwrap().clone();
@@ -205,7 +241,10 @@ async fn a_batch_of_gets_has_an_answer_of_bounded_size() {
     assert_eq!((results.len(), count(200) + count(413), count(204)), (51, 50, 1));
     assert!(count(200) <= 3);
     let refused = results.iter().find(|r| r["status"] == 413).unwrap();
-    assert_eq!((refused["code"].as_str(), refused["retryable"].as_bool()), (Some("answer_too_large"), Some(true)));
+    assert_eq!(
+        (refused["code"].as_str(), refused["retryable"].as_bool()),
+        (Some("answer_too_large"), Some(true))
+    );
     assert_eq!(rig.get("/v1/kv/p").await.status, 200, "a write fell with the reads");
 }
 
@@ -215,7 +254,8 @@ async fn bodies_that_were_announced_take_nothing_until_they_come() {
     let mut announced = Vec::new();
     for _ in 0..40 {
         let mut client = rig.client().await;
-        let head = "POST /v1/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 16000000\r\n\r\n{";
+        let head = "POST /v1/batch HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                    content-length: 16000000\r\n\r\n{";
         client.raw(head).await;
         announced.push(client);
     }
@@ -226,14 +266,20 @@ async fn bodies_that_were_announced_take_nothing_until_they_come() {
 
 #[tokio::test]
 async fn a_body_must_come_at_a_least_rate() {
-    let limits =
-        Limits { body_read_timeout: Duration::from_millis(300), client_bytes_per_second_min: 1 << 20, ..Limits::default() };
+    let limits = Limits {
+        body_read_timeout: Duration::from_millis(300),
+        client_bytes_per_second_min: 1 << 20,
+        ..Limits::default()
+    };
     let rig = Rig::with(limits).await;
     let mut client = rig.client().await;
     client.raw("PUT /v1/kv/slow HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n").await;
     let begun = Instant::now();
     while tokio::io::AsyncWriteExt::write_all(&mut client.stream, b"x").await.is_ok() {
-        assert!(begun.elapsed() < Duration::from_secs(3), "a byte now and then keeps a request alive");
+        assert!(
+            begun.elapsed() < Duration::from_secs(3),
+            "a byte now and then keeps a request alive"
+        );
         tokio::select! {
             answer = client.answer(false) => {
                 drop(answer.unwrap().problem(408, "body_timeout"));
@@ -242,7 +288,10 @@ async fn a_body_must_come_at_a_least_rate() {
             () = tokio::time::sleep(Duration::from_millis(60)) => {}
         }
     }
-    assert!(begun.elapsed() > Duration::from_millis(500), "it may take twice its silence to begin with");
+    assert!(
+        begun.elapsed() > Duration::from_millis(500),
+        "it may take twice its silence to begin with"
+    );
 }
 
 #[tokio::test]
@@ -261,7 +310,11 @@ async fn for_a_new_connection_the_longest_idle_is_closed() {
     }
     assert!(oldest.is_closed().await);
     used.send("GET", "/livez", &[], b"").await;
-    assert_eq!(used.answer(false).await.unwrap().status, 200, "the one that was used went before the idle one");
+    assert_eq!(
+        used.answer(false).await.unwrap().status,
+        200,
+        "the one that was used went before the idle one"
+    );
     assert_eq!(busy.answer(false).await.unwrap().status, 204);
 }
 
@@ -347,10 +400,20 @@ async fn an_address_for_probes_serves_nothing_else() {
     let rig = Rig::start().await;
     let (fake, metrics) = (rig.fake.clone(), Arc::new(Metrics::default()));
     let addr = "127.0.0.1:0".parse().unwrap();
-    let pages = Pages::new(&["db.example.com".into()], &["https://console.example.com".into()]).unwrap();
+    let pages =
+        Pages::new(&["db.example.com".into()], &["https://console.example.com".into()]).unwrap();
     let serves = Serves::Probes(pages);
-    let probes = Server::bind(addr, Limits::of_probes(), serves, fake.clone(), fake.clone(), fake, metrics).await.unwrap();
-    for (path, status) in [("/livez", 200), ("/readyz?verbose", 200), ("/metrics", 200), ("/v1/kv/a", 404), ("/v1/limits", 404)] {
+    let probes =
+        Server::bind(addr, Limits::of_probes(), serves, fake.clone(), fake.clone(), fake, metrics)
+            .await
+            .unwrap();
+    for (path, status) in [
+        ("/livez", 200),
+        ("/readyz?verbose", 200),
+        ("/metrics", 200),
+        ("/v1/kv/a", 404),
+        ("/v1/limits", 404),
+    ] {
         let mut client = Client::connect(probes.local_addr()).await;
         client.send("GET", path, &[], b"").await;
         assert_eq!(client.answer(false).await.unwrap().status, status, "{path}");
@@ -362,7 +425,9 @@ async fn an_address_for_probes_serves_nothing_else() {
         ("evil.example", "https://console.example.com", 403),
     ] {
         let mut client = Client::connect(probes.local_addr()).await;
-        client.raw(format!("GET /metrics HTTP/1.1\r\nhost: {host}\r\norigin: {origin}\r\n\r\n")).await;
+        client
+            .raw(format!("GET /metrics HTTP/1.1\r\nhost: {host}\r\norigin: {origin}\r\n\r\n"))
+            .await;
         assert_eq!(client.answer(false).await.unwrap().status, status, "{host} {origin}");
     }
 }

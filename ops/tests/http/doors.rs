@@ -1,5 +1,5 @@
-//! What is refused before any route is asked: web pages from elsewhere, foreign hosts, heads that can be read in two ways. And what
-//! every answer has, whatever it is.
+//! What is refused before any route is asked: web pages from elsewhere, foreign hosts, heads that
+//! can be read in two ways. And what every answer has, whatever it is.
 
 use crate::Rig;
 use flotilla_ops::{Limits, Pages};
@@ -12,8 +12,13 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 async fn a_page_from_elsewhere_can_neither_write_nor_read() {
     let rig = Rig::start().await;
     let (evil, cross) = (("origin", "https://evil.example"), ("sec-fetch-site", "cross-site"));
-    for headers in [&[evil][..], &[cross], &[evil, cross, JSON], &[("origin", "null"), JSON], &[("origin", "http://127.0.0.1:1")]]
-    {
+    for headers in [
+        &[evil][..],
+        &[cross],
+        &[evil, cross, JSON],
+        &[("origin", "null"), JSON],
+        &[("origin", "http://127.0.0.1:1")],
+    ] {
         rig.ask("POST", "/v1/batch", headers, BATCH).await.problem(403, "foreign_origin");
         for method in ["PUT", "DELETE", "GET", "OPTIONS"] {
             let refused = rig.ask(method, "/v1/kv/csrf", headers, b"").await;
@@ -31,7 +36,9 @@ async fn a_page_from_elsewhere_can_neither_write_nor_read() {
 #[tokio::test]
 async fn on_loopback_a_name_that_somebody_else_may_own_is_not_served() {
     let rig = Rig::start().await;
-    let put = |host: &str| format!("PUT /v1/kv/rebound HTTP/1.1\r\nhost: {host}\r\ncontent-length: 1\r\n\r\nx");
+    let put = |host: &str| {
+        format!("PUT /v1/kv/rebound HTTP/1.1\r\nhost: {host}\r\ncontent-length: 1\r\n\r\nx")
+    };
     for (host, status) in [
         ("rebind.evil.example:7001", 403),
         ("192.168.0.9:7001", 403),
@@ -58,18 +65,26 @@ async fn on_loopback_a_name_that_somebody_else_may_own_is_not_served() {
 
 #[tokio::test]
 async fn what_is_configured_is_served_and_may_see_the_answers() {
-    let pages = Pages::new(&["db.example.com".into()], &["https://console.example.com".into()]).unwrap();
+    let pages =
+        Pages::new(&["db.example.com".into()], &["https://console.example.com".into()]).unwrap();
     let rig = Rig::with_pages(Limits::default(), pages).await;
     let mut client = rig.client().await;
     client.raw("GET /livez HTTP/1.1\r\nhost: db.example.com\r\n\r\n").await;
     assert_eq!(client.answer(false).await.unwrap().status, 200);
     let origin = ("origin", "https://console.example.com");
-    let asked = rig.ask("OPTIONS", "/v1/kv/a", &[origin, ("access-control-request-method", "PUT")], b"").await;
+    let asked = rig
+        .ask("OPTIONS", "/v1/kv/a", &[origin, ("access-control-request-method", "PUT")], b"")
+        .await;
     assert_eq!((asked.status, asked.header("access-control-allow-origin")), (204, Some(origin.1)));
     assert!(asked.header("access-control-allow-methods").unwrap().contains("PUT"));
     for (method, status) in [("PUT", 204), ("GET", 200), ("POST", 405)] {
-        let answer = rig.ask(method, "/v1/kv/a", &[origin, ("sec-fetch-site", "cross-site")], b"").await;
-        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (status, Some(origin.1)), "{method}");
+        let answer =
+            rig.ask(method, "/v1/kv/a", &[origin, ("sec-fetch-site", "cross-site")], b"").await;
+        assert_eq!(
+            (answer.status, answer.header("access-control-allow-origin")),
+            (status, Some(origin.1)),
+            "{method}"
+        );
         assert_eq!(answer.header("vary"), Some("Origin"));
     }
 }
@@ -81,17 +96,38 @@ async fn a_head_that_can_be_read_in_two_ways_is_refused() {
     for (fields, body, status, code) in [
         ("", "", 400, "bad_host"),
         ("host: a\r\nhost: a\r\n", "", 400, "bad_host"),
-        ("host: a\r\ntransfer-encoding: gzip, chunked\r\n", chunked, 501, "unsupported_transfer_encoding"),
-        ("host: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n", chunked, 501, "unsupported_transfer_encoding"),
+        (
+            "host: a\r\ntransfer-encoding: gzip, chunked\r\n",
+            chunked,
+            501,
+            "unsupported_transfer_encoding",
+        ),
+        (
+            "host: a\r\ntransfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n",
+            chunked,
+            501,
+            "unsupported_transfer_encoding",
+        ),
         ("host: a\r\ntransfer-encoding: gzip\r\n", "", 501, "unsupported_transfer_encoding"),
         ("host: a\r\ntransfer-encoding: identity\r\n", "", 501, "unsupported_transfer_encoding"),
-        ("host: a\r\ntransfer-encoding: xchunked\r\n", chunked, 501, "unsupported_transfer_encoding"),
-        ("host: a\r\ntransfer-encoding: chunked, gzip\r\n", chunked, 501, "unsupported_transfer_encoding"),
+        (
+            "host: a\r\ntransfer-encoding: xchunked\r\n",
+            chunked,
+            501,
+            "unsupported_transfer_encoding",
+        ),
+        (
+            "host: a\r\ntransfer-encoding: chunked, gzip\r\n",
+            chunked,
+            501,
+            "unsupported_transfer_encoding",
+        ),
         ("host: a\r\ncontent-length: 18446744073709551615\r\n", "hi", 413, "body_too_large"),
         ("host: a\r\ncontent-length: 9223372036854775807\r\n", "hi", 413, "value_too_large"),
         ("host: a\r\ncontent-length: 99999999999999999999999\r\n", "hi", 413, "body_too_large"),
         (
-            "host: a\r\ncontent-length: 2\r\ncontent-encoding: identity\r\ncontent-encoding: gzip\r\n",
+            "host: a\r\ncontent-length: 2\r\ncontent-encoding: identity\r\n\
+             content-encoding: gzip\r\n",
             "hi",
             415,
             "unsupported_content_encoding",
@@ -131,7 +167,11 @@ async fn nobody_keeps_an_answer_and_every_answer_has_a_date() {
         ("GET", "/nothing", &[], 404),
     ] {
         let answer = rig.ask(method, target, headers, b"").await;
-        assert_eq!((answer.status, answer.header("cache-control")), (status, Some("no-store")), "{method} {target}");
+        assert_eq!(
+            (answer.status, answer.header("cache-control")),
+            (status, Some("no-store")),
+            "{method} {target}"
+        );
         let date = answer.header("date").unwrap();
         assert!(date.ends_with(" GMT") && !date.contains("1970"), "{date}");
         assert_eq!(answer.headers.iter().filter(|(name, _)| name == "date").count(), 1);

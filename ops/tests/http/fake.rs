@@ -1,4 +1,5 @@
-//! A node made of memory: three shards, `[, g)`, `[g, p)` and `[p, )`, numbered 2 to 4, over one ordered map.
+//! A node made of memory: three shards, `[, g)`, `[g, p)` and `[p, )`, numbered 2 to 4, over one
+//! ordered map.
 
 use bytes::Bytes;
 use flotilla_ops::admin::*;
@@ -43,7 +44,9 @@ pub(crate) struct Fake {
 const BOUNDS: [(&str, Option<&str>); 3] = [("", Some("g")), ("g", Some("p")), ("p", None)];
 
 fn shards() -> impl DoubleEndedIterator<Item = (ShardId, KeyRange)> {
-    BOUNDS.into_iter().enumerate().map(|(i, (start, end))| (ShardId(2 + i as u64), KeyRange::new(start, end.map(Bytes::from))))
+    BOUNDS.into_iter().enumerate().map(|(i, (start, end))| {
+        (ShardId(2 + i as u64), KeyRange::new(start, end.map(Bytes::from)))
+    })
 }
 
 impl Fake {
@@ -57,10 +60,18 @@ impl Fake {
     }
 
     /// A part of a stream, in the view that it began in.
-    fn part(&self, shard: ShardId, owned: KeyRange, scan: Scan, view: Option<HeldView>) -> Result<Answer, Refusal> {
+    fn part(
+        &self,
+        shard: ShardId,
+        owned: KeyRange,
+        scan: Scan,
+        view: Option<HeldView>,
+    ) -> Result<Answer, Refusal> {
         let data = match view {
             None => self.data.lock().unwrap().clone(),
-            Some(view) => self.views.lock().unwrap().remove(&view.id).ok_or(Refusal::ViewGivenUp { shard })?,
+            Some(view) => {
+                self.views.lock().unwrap().remove(&view.id).ok_or(Refusal::ViewGivenUp { shard })?
+            }
         };
         let page = self.page(&data.1, &owned, &scan);
         let more = page.rest.as_ref().is_some_and(|rest| rest.overlaps(&owned));
@@ -102,7 +113,9 @@ impl Fake {
         };
         for (key, (value, revision)) in found {
             let size = key.len() + if scan.keys_only { 0 } else { value.len() };
-            if items.len() == items_max || (!items.is_empty() && bytes + size > scan.bytes_max as usize) {
+            if items.len() == items_max
+                || (!items.is_empty() && bytes + size > scan.bytes_max as usize)
+            {
                 rest = Some(if scan.reverse {
                     KeyRange::new(scan.range.start.clone(), Some(successor_of_key(key)))
                 } else {
@@ -122,7 +135,9 @@ impl Fake {
         let (last_revision, map) = &mut *data;
         match request {
             Request::Get { key, .. } => match map.get(&key) {
-                Some((value, revision)) => Answer::Value { value: value.clone(), revision: Revision(*revision) },
+                Some((value, revision)) => {
+                    Answer::Value { value: value.clone(), revision: Revision(*revision) }
+                }
                 None => Answer::Missing,
             },
             Request::Scan { scan, .. } => Answer::Page(self.page(map, &owned, &scan)),
@@ -133,8 +148,14 @@ impl Fake {
                     let before = map.len();
                     map.retain(|key, _| !mine.contains(key));
                     self.writes.fetch_add(1, Ordering::SeqCst);
-                    let above = owned.end.map(|end| KeyRange::new(end, range.end.clone())).filter(|range| !range.is_empty());
-                    return Answer::DeletedRange { count: (before - map.len()) as u64, rest: above };
+                    let above = owned
+                        .end
+                        .map(|end| KeyRange::new(end, range.end.clone()))
+                        .filter(|range| !range.is_empty());
+                    return Answer::DeletedRange {
+                        count: (before - map.len()) as u64,
+                        rest: above,
+                    };
                 }
                 let key = command.routing_key().clone();
                 let current = map.get(&key).map(|(_, revision)| Revision(*revision));
@@ -167,7 +188,9 @@ impl Kv for Fake {
                 let below = |start: &Bytes| scan.range.end.as_ref().is_none_or(|end| start < end);
                 shards().rev().find(|(_, owned)| below(&owned.start)).unwrap()
             }
-            _ => shards().find(|(_, owned)| owned.contains(request.routing_key().unwrap())).unwrap(),
+            _ => {
+                shards().find(|(_, owned)| owned.contains(request.routing_key().unwrap())).unwrap()
+            }
         };
         let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         self.under_way_max.fetch_max(under_way, Ordering::SeqCst);
@@ -183,7 +206,8 @@ impl Kv for Fake {
             return Err(refusal);
         }
         let stale = matches!(&request, Request::Get { consistency: Consistency::Stale { .. }, .. });
-        let staleness = stale.then_some(Staleness { applied: 77, age: Some(Duration::from_millis(1250)) });
+        let staleness =
+            stale.then_some(Staleness { applied: 77, age: Some(Duration::from_millis(1250)) });
         let answer = match request {
             Request::Part { scan, view, .. } => self.part(shard, owned, scan, view)?,
             request => self.answer(shard, owned, request),
@@ -257,9 +281,17 @@ impl Admin for Fake {
         Ok(vec![node_view(NodeId(5)), node_view(NodeId(9))])
     }
     async fn node(&self, id: NodeId) -> Result<NodeView, Refusal> {
-        if id.0 == 9 { Ok(node_view(id)) } else { Err(Refusal::NotFound { what: format!("node {id}") }) }
+        if id.0 == 9 {
+            Ok(node_view(id))
+        } else {
+            Err(Refusal::NotFound { what: format!("node {id}") })
+        }
     }
-    async fn shards(&self, after: Option<ShardId>, limit: usize) -> Result<Vec<ShardView>, Refusal> {
+    async fn shards(
+        &self,
+        after: Option<ShardId>,
+        limit: usize,
+    ) -> Result<Vec<ShardView>, Refusal> {
         Ok(shards()
             .filter(|(id, _)| after.is_none_or(|after| *id > after))
             .take(limit)
@@ -267,7 +299,9 @@ impl Admin for Fake {
             .collect())
     }
     async fn shard(&self, id: ShardId, hash: bool) -> Result<ShardView, Refusal> {
-        let found = shards().find(|(shard, _)| *shard == id).ok_or(Refusal::NotFound { what: format!("shard {id}") })?;
+        let found = shards()
+            .find(|(shard, _)| *shard == id)
+            .ok_or(Refusal::NotFound { what: format!("shard {id}") })?;
         let delay = *self.delay.lock().unwrap();
         tokio::time::sleep(delay).await;
         let mut view = view(found.0, &found.1);
@@ -286,7 +320,13 @@ impl Admin for Fake {
     async fn explain(&self, key: &[u8]) -> Result<Explanation, Refusal> {
         let (id, range) = shards().find(|(_, range)| range.contains(key)).unwrap();
         let (key, key_b64) = text_or_base64(key);
-        Ok(Explanation { key, key_b64, shard: view(id, &range), answered_by: NodeId(5), why: vec!["since the start".into()] })
+        Ok(Explanation {
+            key,
+            key_b64,
+            shard: view(id, &range),
+            answered_by: NodeId(5),
+            why: vec!["since the start".into()],
+        })
     }
     async fn transfer(
         &self,
@@ -318,12 +358,23 @@ impl Inspect for Fake {
         NodeId(5)
     }
     fn live(&self) -> Result<(), String> {
-        if self.unwell.load(Ordering::SeqCst) { Err("the loop stands still".into()) } else { Ok(()) }
+        if self.unwell.load(Ordering::SeqCst) {
+            Err("the loop stands still".into())
+        } else {
+            Ok(())
+        }
     }
     fn ready(&self) -> Readiness {
         let ok = !self.unwell.load(Ordering::SeqCst);
-        let check = |name: &str, ok, detail: &str| Check { name: name.into(), ok, detail: detail.into() };
-        Readiness { ready: ok, checks: vec![check("joined", true, ""), check("leaders", ok, "7 of 8 shards have a leader")] }
+        let check =
+            |name: &str, ok, detail: &str| Check { name: name.into(), ok, detail: detail.into() };
+        Readiness {
+            ready: ok,
+            checks: vec![
+                check("joined", true, ""),
+                check("leaders", ok, "7 of 8 shards have a leader"),
+            ],
+        }
     }
     fn collect(&self) {}
 }

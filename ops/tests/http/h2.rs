@@ -1,4 +1,5 @@
-//! An HTTP/2 client made by hand, as rude as a test wants it: frames as bytes, heads without compression.
+//! An HTTP/2 client made by hand, as rude as a test wants it: frames as bytes, heads without
+//! compression.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -56,7 +57,9 @@ impl H2 {
 
     async fn head(&mut self, method: &str, path: &str, flags: u8) -> u32 {
         let mut head = Vec::new();
-        for (name, value) in [(":method", method), (":scheme", "http"), (":authority", "test"), (":path", path)] {
+        for (name, value) in
+            [(":method", method), (":scheme", "http"), (":authority", "test"), (":path", path)]
+        {
             field(&mut head, name, value);
         }
         let stream = self.next;
@@ -79,7 +82,10 @@ impl H2 {
 
     /// More of a body.
     pub(crate) async fn go_on(&mut self, stream: u32, body: &[u8], is_last: bool) {
-        let _ = self.stream.write_all(&frame(DATA, if is_last { END_STREAM } else { 0 }, stream, body)).await;
+        let _ = self
+            .stream
+            .write_all(&frame(DATA, if is_last { END_STREAM } else { 0 }, stream, body))
+            .await;
     }
 
     /// Lets the server send so many bytes more of an answer.
@@ -87,9 +93,11 @@ impl H2 {
         let _ = self.stream.write_all(&frame(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes())).await;
     }
 
-    /// Takes answers at so many bytes a second, until so many of them are whole or the connection is closed. How many are.
+    /// Takes answers at so many bytes a second, until so many of them are whole or the connection
+    /// is closed. How many are.
     pub(crate) async fn take(&mut self, answers: usize, bytes_per_second: f64) -> usize {
-        let (begun, mut taken, mut whole, mut unread) = (std::time::Instant::now(), 0, 0, Vec::new());
+        let (begun, mut taken, mut whole, mut unread) =
+            (std::time::Instant::now(), 0, 0, Vec::new());
         let mut buffer = [0; 16 << 10];
         while whole < answers {
             let at = Duration::from_secs_f64(taken as f64 / bytes_per_second);
@@ -105,7 +113,10 @@ impl H2 {
                 }
                 if unread[3] == DATA && length > 0 {
                     taken += length;
-                    let _ = self.stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &(length as u32).to_be_bytes())).await;
+                    let _ = self
+                        .stream
+                        .write_all(&frame(WINDOW_UPDATE, 0, 0, &(length as u32).to_be_bytes()))
+                        .await;
                 }
                 whole += usize::from(unread[3] == DATA && unread[4] & END_STREAM != 0);
                 unread.drain(..9 + length);
@@ -119,7 +130,8 @@ impl H2 {
         self.stream.write_all(&frame(PING, 0, 0, &[0; 8])).await.is_ok()
     }
 
-    /// Reads until nothing comes for `quiet`, and says how many answers began, and whether the connection is still open.
+    /// Reads until nothing comes for `quiet`, and says how many answers began, and whether the
+    /// connection is still open.
     pub(crate) async fn read_heads(&mut self, quiet: Duration) -> (usize, bool) {
         let (mut unread, mut heads) = (Vec::new(), 0);
         loop {

@@ -13,10 +13,18 @@ async fn a_client_that_sends_no_more_gets_its_answer() {
         *rig.fake.delay.lock().unwrap() = delay;
         for (request, status) in [
             ("PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi", 204),
-            ("PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n", 204),
+            (
+                "PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n2\r\n\
+                 hi\r\n0\r\n\r\n",
+                204,
+            ),
             ("GET /v1/kv/half HTTP/1.1\r\nhost: x\r\n\r\n", 200),
             ("GET /v1/kv/half HTTP/1.0\r\n\r\n", 200),
-            ("GET /v1/kv?prefix=h HTTP/1.1\r\nhost: x\r\naccept: application/x-ndjson\r\nconnection: close\r\n\r\n", 200),
+            (
+                "GET /v1/kv?prefix=h HTTP/1.1\r\nhost: x\r\naccept: application/x-ndjson\r\n\
+                 connection: close\r\n\r\n",
+                200,
+            ),
         ] {
             for wait in [false, true] {
                 let mut client = rig.client().await;
@@ -26,7 +34,10 @@ async fn a_client_that_sends_no_more_gets_its_answer() {
                     tokio::time::sleep(slow / 4).await;
                 }
                 client.stream.shutdown().await.unwrap();
-                let answer = client.answer(false).await.unwrap_or_else(|| panic!("no answer to {request:?}"));
+                let answer = client
+                    .answer(false)
+                    .await
+                    .unwrap_or_else(|| panic!("no answer to {request:?}"));
                 assert_eq!(answer.status, status, "{request:?}");
                 assert!(client.is_closed().await, "{request:?}");
             }
@@ -64,7 +75,10 @@ async fn a_client_that_is_gone_is_noticed_while_its_request_waits() {
         drop(client);
         let begun = std::time::Instant::now();
         while rig.server.connections() > 0 {
-            assert!(begun.elapsed() < Duration::from_secs(5), "a request goes on for a client that is gone");
+            assert!(
+                begun.elapsed() < Duration::from_secs(5),
+                "a request goes on for a client that is gone"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

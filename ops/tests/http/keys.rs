@@ -23,7 +23,10 @@ async fn a_value_is_set_read_and_removed() {
         assert_eq!(get.header(name), Some(value), "{name}");
     }
     let head = rig.ask("HEAD", "/v1/kv/hello", &[], b"").await;
-    assert_eq!((head.status, head.header("content-length"), head.header("etag")), (200, Some("5"), Some("\"1\"")));
+    assert_eq!(
+        (head.status, head.header("content-length"), head.header("etag")),
+        (200, Some("5"), Some("\"1\""))
+    );
 
     for _ in 0..2 {
         let delete = rig.ask("DELETE", "/v1/kv/hello", &[], b"").await;
@@ -31,7 +34,10 @@ async fn a_value_is_set_read_and_removed() {
     }
     let missing = rig.get("/v1/kv/hello").await;
     assert_eq!(missing.problem(404, "no_such_key")["shard"], 3);
-    assert_eq!((missing.header("flotilla-shard"), missing.header("flotilla-node")), (Some("3"), Some("9")));
+    assert_eq!(
+        (missing.header("flotilla-shard"), missing.header("flotilla-node")),
+        (Some("3"), Some("9"))
+    );
     let head = rig.ask("HEAD", "/v1/kv/hello", &[], b"").await;
     assert_eq!((head.status, head.header("content-type")), (404, Some("application/problem+json")));
 }
@@ -40,8 +46,8 @@ async fn a_value_is_set_read_and_removed() {
 async fn odd_keys_are_what_they_are() {
     let rig = Rig::start().await;
     let keys = [
-        "a//b", ".", "..", "a/../b", "./a", "%2F", "%2F%2f", "%00", "%FF%FE", "a%3Fx", "a%23x", "%20", "a+b", "%25", "a%2Fb",
-        "a/b/", "/a", "kv", "%C3%A4",
+        "a//b", ".", "..", "a/../b", "./a", "%2F", "%2F%2f", "%00", "%FF%FE", "a%3Fx", "a%23x",
+        "%20", "a+b", "%25", "a%2Fb", "a/b/", "/a", "kv", "%C3%A4",
     ];
     for (i, key) in keys.iter().enumerate() {
         assert_eq!(rig.put(key, format!("{i}").as_bytes()).await.status, 204, "{key}");
@@ -66,7 +72,10 @@ async fn values_are_raw_from_nothing_to_a_mebibyte() {
     }
     let mut client = rig.client().await;
     client
-        .raw("PUT /v1/kv/chunked HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n")
+        .raw(
+            "PUT /v1/kv/chunked HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\n\
+             abc\r\n4\r\ndefg\r\n0\r\n\r\n",
+        )
         .await;
     assert_eq!(client.answer(false).await.unwrap().status, 204);
     assert_eq!(rig.get("/v1/kv/chunked").await.text(), "abcdefg");
@@ -75,7 +84,9 @@ async fn values_are_raw_from_nothing_to_a_mebibyte() {
 #[tokio::test]
 async fn conditions_hold_or_answer_412_with_what_is_there() {
     let rig = Rig::start().await;
-    let put = |headers: &'static [(&'static str, &'static str)], value: &'static [u8]| rig.ask("PUT", "/v1/kv/c", headers, value);
+    let put = |headers: &'static [(&'static str, &'static str)], value: &'static [u8]| {
+        rig.ask("PUT", "/v1/kv/c", headers, value)
+    };
     put(&[("if-match", "*")], b"0").await.problem(412, "precondition_failed");
     let absent = put(&[("if-match", "\"4\"")], b"0").await;
     absent.problem(412, "precondition_failed");
@@ -83,13 +94,20 @@ async fn conditions_hold_or_answer_412_with_what_is_there() {
     assert_eq!(put(&[("if-none-match", "*")], b"1").await.header("etag"), Some("\"1\""));
     let exists = put(&[("if-none-match", "*")], b"2").await;
     exists.problem(412, "precondition_failed");
-    assert_eq!((exists.header("etag"), exists.header("flotilla-shard")), (Some("\"1\""), Some("2")));
+    assert_eq!(
+        (exists.header("etag"), exists.header("flotilla-shard")),
+        (Some("\"1\""), Some("2"))
+    );
     assert_eq!(put(&[("if-match", "\"1\"")], b"3").await.header("etag"), Some("\"2\""));
     assert_eq!(put(&[("if-match", "\"1\"")], b"4").await.header("etag"), Some("\"2\""));
     assert_eq!(put(&[("if-match", "*")], b"5").await.status, 204);
     let delete = rig.ask("DELETE", "/v1/kv/c", &[("if-match", "\"2\"")], b"").await;
     assert_eq!((delete.status, delete.header("etag")), (412, Some("\"3\"")));
-    assert_eq!(rig.get("/v1/kv/c").await.text(), "5", "a write took effect whose condition did not hold");
+    assert_eq!(
+        rig.get("/v1/kv/c").await.text(),
+        "5",
+        "a write took effect whose condition did not hold"
+    );
     assert_eq!(rig.ask("DELETE", "/v1/kv/c", &[("if-match", "\"3\"")], b"").await.status, 204);
 
     let writes = rig.fake.writes.load(std::sync::atomic::Ordering::SeqCst);
@@ -108,9 +126,13 @@ async fn conditions_hold_or_answer_412_with_what_is_there() {
 async fn reads_are_conditional_too() {
     let rig = Rig::start().await;
     rig.put("r", b"1").await;
-    let get = |headers: &'static [(&'static str, &'static str)]| rig.ask("GET", "/v1/kv/r", headers, b"");
+    let get =
+        |headers: &'static [(&'static str, &'static str)]| rig.ask("GET", "/v1/kv/r", headers, b"");
     let same = get(&[("if-none-match", "W/\"1\", \"9\"")]).await;
-    assert_eq!((same.status, same.header("etag"), same.header("flotilla-shard")), (304, Some("\"1\""), Some("4")));
+    assert_eq!(
+        (same.status, same.header("etag"), same.header("flotilla-shard")),
+        (304, Some("\"1\""), Some("4"))
+    );
     assert_eq!(get(&[("if-none-match", "*")]).await.status, 304);
     assert_eq!(get(&[("if-none-match", "\"2\"")]).await.status, 200);
     assert_eq!(get(&[("if-match", "\"1\"")]).await.status, 200);
@@ -127,7 +149,10 @@ async fn stale_reads_say_how_old_they_are() {
     let rig = Rig::start().await;
     rig.put("s", b"1").await;
     let stale = rig.get("/v1/kv/s?consistency=stale&max_staleness=2s").await;
-    assert_eq!((stale.status, stale.header("flotilla-applied"), stale.header("flotilla-age")), (200, Some("77"), Some("1.250")));
+    assert_eq!(
+        (stale.status, stale.header("flotilla-applied"), stale.header("flotilla-age")),
+        (200, Some("77"), Some("1.250"))
+    );
     for consistency in ["linearizable", "lease"] {
         let read = rig.get(&format!("/v1/kv/s?consistency={consistency}")).await;
         assert_eq!((read.status, read.header("flotilla-age")), (200, None));
@@ -139,7 +164,12 @@ async fn stale_reads_say_how_old_they_are() {
 #[tokio::test]
 async fn malformed_requests_say_what_is_allowed() {
     let rig = Rig::start().await;
-    assert!(rig.get("/v1/kv/").await.problem(400, "key_empty")["detail"].as_str().unwrap().contains("1 to 4096 bytes"));
+    assert!(
+        rig.get("/v1/kv/").await.problem(400, "key_empty")["detail"]
+            .as_str()
+            .unwrap()
+            .contains("1 to 4096 bytes")
+    );
     for broken in ["%", "%2", "%zz", "a%"] {
         rig.get(&format!("/v1/kv/{broken}")).await.problem(400, "bad_percent_encoding");
     }
@@ -149,9 +179,18 @@ async fn malformed_requests_say_what_is_allowed() {
     rig.get("/v1/kv/a?color=red").await.problem(400, "unknown_parameter");
     rig.ask("DELETE", "/v1/kv/a?x=1", &[], b"").await.problem(400, "unknown_parameter");
     rig.ask("PUT", "/v1/kv/a?ttl=30s", &[], b"v").await.problem(501, "not_implemented");
-    rig.ask("PUT", "/v1/kv/a", &[("content-encoding", "gzip")], b"v").await.problem(415, "unsupported_content_encoding");
+    rig.ask("PUT", "/v1/kv/a", &[("content-encoding", "gzip")], b"v")
+        .await
+        .problem(415, "unsupported_content_encoding");
     assert_eq!(
-        rig.ask("PUT", "/v1/kv/a", &[("content-encoding", "identity"), ("content-type", "text/html")], b"v").await.status,
+        rig.ask(
+            "PUT",
+            "/v1/kv/a",
+            &[("content-encoding", "identity"), ("content-type", "text/html")],
+            b"v"
+        )
+        .await
+        .status,
         204
     );
     for method in ["POST", "PATCH", "OPTIONS", "BREW"] {
@@ -167,7 +206,10 @@ async fn a_value_over_the_limit_is_refused_with_limit_and_size() {
     let value = vec![7; (1 << 20) + 1];
     let refused = rig.put("big", &value).await;
     let problem = refused.problem(413, "value_too_large");
-    assert_eq!((&problem["limit"], &problem["actual"]), (&(1 << 20).into(), &((1 << 20) + 1).into()));
+    assert_eq!(
+        (&problem["limit"], &problem["actual"]),
+        (&(1 << 20).into(), &((1 << 20) + 1).into())
+    );
     assert_eq!(refused.header("connection"), Some("close"));
     let mut client = rig.client().await;
     client.raw("PUT /v1/kv/big HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").await;

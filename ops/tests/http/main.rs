@@ -1,7 +1,9 @@
-//! The HTTP server from outside: every row of the API's sections 2 to 5 that exists, over real sockets, against a node made of memory.
+//! The HTTP server from outside: every row of the API's sections 2 to 5 that exists, over real
+//! sockets, against a node made of memory.
 //!
-//! [`fake`] is that node: three shards over one ordered map, faithful to what `Request` promises, with faults to order. [`client`] speaks
-//! HTTP/1.1 by hand, so that malformed input can be sent too; [`h2`] speaks as much HTTP/2 as it takes to be rude.
+//! [`fake`] is that node: three shards over one ordered map, faithful to what `Request` promises,
+//! with faults to order. [`client`] speaks HTTP/1.1 by hand, so that malformed input can be sent
+//! too; [`h2`] speaks as much HTTP/2 as it takes to be rude.
 
 mod batch;
 mod client;
@@ -46,7 +48,17 @@ impl Rig {
         let addr = "127.0.0.1:0".parse().unwrap();
         let metrics = Arc::new(Metrics::default());
         let (serves, metrics_of) = (Serves::Everything(pages), metrics.clone());
-        let server = Server::bind(addr, limits, serves, fake.clone(), fake.clone(), fake.clone(), metrics_of).await.unwrap();
+        let server = Server::bind(
+            addr,
+            limits,
+            serves,
+            fake.clone(),
+            fake.clone(),
+            fake.clone(),
+            metrics_of,
+        )
+        .await
+        .unwrap();
         let addr = server.local_addr();
         Self { server, fake, metrics, addr }
     }
@@ -56,7 +68,13 @@ impl Rig {
     }
 
     /// One request on a connection of its own.
-    async fn ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+    async fn ask(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Answer {
         let mut client = self.client().await;
         client.send(method, target, headers, body).await;
         client.answer(method == "HEAD").await.expect("an answer")

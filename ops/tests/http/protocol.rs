@@ -1,4 +1,5 @@
-//! HTTP itself: both versions, keep-alive, pipelining, heads that make no sense, too many of everything.
+//! HTTP itself: both versions, keep-alive, pipelining, heads that make no sense, too many of
+//! everything.
 
 use crate::{Client, Rig};
 use bytes::Bytes;
@@ -13,12 +14,16 @@ use std::time::Duration;
 #[tokio::test]
 async fn http2_in_clear_text_is_the_same() {
     let rig = Rig::start().await;
-    let client = HyperClient::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<Bytes>>();
+    let client =
+        HyperClient::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<Bytes>>();
     let ask = |method: &'static str, path: &'static str, body: Bytes| {
         let (client, addr) = (client.clone(), rig.addr);
         async move {
-            let request =
-                http::Request::builder().method(method).uri(format!("http://{addr}{path}")).body(Full::new(body)).unwrap();
+            let request = http::Request::builder()
+                .method(method)
+                .uri(format!("http://{addr}{path}"))
+                .body(Full::new(body))
+                .unwrap();
             let (parts, body) = client.request(request).await.unwrap().into_parts();
             assert_eq!(parts.version, http::Version::HTTP_2);
             (parts.status.as_u16(), parts.headers, body.collect().await.unwrap().to_bytes())
@@ -31,9 +36,15 @@ async fn http2_in_clear_text_is_the_same() {
     assert_eq!((status, headers["flotilla-shard"].to_str().unwrap()), (200, "2"));
     assert!(body == value);
     let (status, headers, body) = ask("HEAD", "/v1/kv/a/..//b", Bytes::new()).await;
-    assert_eq!((status, headers["content-length"].to_str().unwrap(), body.len()), (200, "1048576", 0));
+    assert_eq!(
+        (status, headers["content-length"].to_str().unwrap(), body.len()),
+        (200, "1048576", 0)
+    );
     let (status, headers, body) = ask("PUT", "/v1/kv/big", vec![0; (1 << 20) + 1].into()).await;
-    assert_eq!((status, headers["content-type"].to_str().unwrap()), (413, "application/problem+json"));
+    assert_eq!(
+        (status, headers["content-type"].to_str().unwrap()),
+        (413, "application/problem+json")
+    );
     assert!(std::str::from_utf8(&body).unwrap().contains("\"actual\":1048577"));
     // Many at a time on one connection.
     *rig.fake.delay.lock().unwrap() = Duration::from_millis(50);
@@ -50,7 +61,9 @@ async fn a_connection_serves_many_requests_also_when_they_come_at_once() {
     let mut client = rig.client().await;
     let mut requests = String::new();
     for i in 0..50 {
-        requests.push_str(&format!("PUT /v1/kv/p{i} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{i:02}"));
+        requests.push_str(&format!(
+            "PUT /v1/kv/p{i} HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{i:02}"
+        ));
         requests.push_str(&format!("GET /v1/kv/p{i} HTTP/1.1\r\nhost: x\r\n\r\n"));
     }
     client.raw(requests).await;
@@ -68,11 +81,27 @@ async fn heads_that_are_no_http_get_a_problem_too() {
         ("nonsense\r\n\r\n".to_owned(), 400, "malformed_http"),
         ("GET /v1/kv/a HTTP/9.9\r\n\r\n".to_owned(), 400, "malformed_http"),
         ("GET /v1/kv/a HTTP/1.1\r\nbad header: x\r\n\r\n".to_owned(), 400, "malformed_http"),
-        ("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n".to_owned(), 400, "malformed_http"),
+        (
+            "PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: many\r\n\r\n".to_owned(),
+            400,
+            "malformed_http",
+        ),
         (format!("GET /livez HTTP/1.1\r\n{many}\r\n"), 431, "header_too_large"),
-        (format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000)), 431, "header_too_large"),
-        (format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(900_000)), 431, "header_too_large"),
-        (format!("GET /v1/kv/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(20_000)), 414, "key_too_long"),
+        (
+            format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(40_000)),
+            431,
+            "header_too_large",
+        ),
+        (
+            format!("GET /livez HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(900_000)),
+            431,
+            "header_too_large",
+        ),
+        (
+            format!("GET /v1/kv/{} HTTP/1.1\r\nhost: x\r\n\r\n", "a".repeat(20_000)),
+            414,
+            "key_too_long",
+        ),
     ] {
         let mut client = rig.client().await;
         let _ = tokio::io::AsyncWriteExt::write_all(&mut client.stream, head.as_bytes()).await;
@@ -93,7 +122,10 @@ async fn heads_that_are_no_http_get_a_problem_too() {
         let mut client = rig.client().await;
         client.raw(head).await;
         let answer = client.answer(true).await.unwrap();
-        assert_eq!((answer.status, answer.header("x-content-type-options")), (status, Some("nosniff")));
+        assert_eq!(
+            (answer.status, answer.header("x-content-type-options")),
+            (status, Some("nosniff"))
+        );
         assert!(client.is_closed().await, "a body");
     }
     // On a connection that served something before, and behind a request in the same packet, too.
@@ -126,7 +158,12 @@ async fn a_body_that_breaks_off_writes_nothing() {
         answer.problem(400, "body_incomplete");
     }
     let mut client = rig.client().await;
-    client.raw("PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nzz\r\n").await;
+    client
+        .raw(
+            "PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n4\r\n\
+             half\r\nzz\r\n",
+        )
+        .await;
     client.answer(false).await.unwrap().problem(400, "body_incomplete");
     let mut client = rig.client().await;
     client.raw("PUT /v1/kv/half HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\nhalf").await;
@@ -140,12 +177,21 @@ async fn a_body_that_breaks_off_writes_nothing() {
 async fn expect_100_continue_is_answered_before_the_body() {
     let rig = Rig::start().await;
     let mut client = rig.client().await;
-    client.raw("PUT /v1/kv/e HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n").await;
+    client
+        .raw(
+            "PUT /v1/kv/e HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n",
+        )
+        .await;
     assert_eq!(client.answer(false).await.unwrap().status, 100);
     client.raw("abc").await;
     assert_eq!(client.answer(false).await.unwrap().status, 204);
     // A value that is too large is refused before it is sent.
-    client.raw("PUT /v1/kv/e HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\nexpect: 100-continue\r\n\r\n").await;
+    client
+        .raw(
+            "PUT /v1/kv/e HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\
+             expect: 100-continue\r\n\r\n",
+        )
+        .await;
     client.answer(false).await.unwrap().problem(413, "value_too_large");
 }
 
@@ -163,7 +209,11 @@ async fn too_many_connections_requests_or_bytes_are_refused() {
     assert_eq!(first.answer(false).await.unwrap().status, 404);
     assert_eq!(second.answer(false).await.unwrap().status, 404);
     drop(second);
-    assert_eq!(rig.get("/v1/kv/a").await.status, 404, "a connection that closed, or is idle, keeps others out");
+    assert_eq!(
+        rig.get("/v1/kv/a").await.status,
+        404,
+        "a connection that closed, or is idle, keeps others out"
+    );
 
     let rig = Rig::with(Limits { requests_in_flight_max: 1, ..Limits::default() }).await;
     *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
@@ -175,7 +225,12 @@ async fn too_many_connections_requests_or_bytes_are_refused() {
     assert_eq!(slow.answer(false).await.unwrap().status, 404);
     assert_eq!(rig.get("/v1/kv/b").await.status, 404);
 
-    let rig = Rig::with(Limits { in_flight_bytes_max: 1 << 20, batch_bytes_max: 1 << 20, ..Limits::default() }).await;
+    let rig = Rig::with(Limits {
+        in_flight_bytes_max: 1 << 20,
+        batch_bytes_max: 1 << 20,
+        ..Limits::default()
+    })
+    .await;
     *rig.fake.delay.lock().unwrap() = Duration::from_millis(800);
     let mut slow = rig.client().await;
     slow.send("PUT", "/v1/kv/a", &[], &vec![0; 700_000]).await;
@@ -231,7 +286,10 @@ async fn a_port_in_use_is_one_clear_line() {
     .await;
     let error = error.err().expect("two servers on one port");
     assert!(matches!(error, BindError::InUse { .. }), "{error:?}");
-    assert!(error.to_string().contains(&format!("{} is in use already", rig.addr)) && !error.to_string().contains('\n'));
+    assert!(
+        error.to_string().contains(&format!("{} is in use already", rig.addr))
+            && !error.to_string().contains('\n')
+    );
     let mut client = Client::connect(rig.addr).await;
     client.send("GET", "/livez", &[], b"").await;
     assert_eq!(client.answer(false).await.unwrap().status, 200);
@@ -242,8 +300,12 @@ async fn an_answer_does_not_wait_for_the_next_request() {
     let rig = Rig::start().await;
     for next in ["GET /v1/kv/b HT", "rubbish\r\n\r\n"] {
         let mut client = rig.client().await;
-        client.raw(format!("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1{next}")).await;
-        let answer = tokio::time::timeout(Duration::from_secs(2), client.answer(false)).await.expect("held back");
+        client
+            .raw(format!("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1{next}"))
+            .await;
+        let answer = tokio::time::timeout(Duration::from_secs(2), client.answer(false))
+            .await
+            .expect("held back");
         assert_eq!(answer.expect("forgotten").status, 204, "{next:?}");
     }
 }

@@ -20,7 +20,8 @@ async fn pages(rig: &Rig, first: &str, more: &str) -> Vec<Vec<String>> {
         let answer = rig.get(&target).await;
         assert_eq!(answer.status, 200, "{answer:?}");
         let page = answer.json();
-        pages.push(keys(page["items"].as_array().unwrap()).into_iter().map(str::to_owned).collect());
+        pages
+            .push(keys(page["items"].as_array().unwrap()).into_iter().map(str::to_owned).collect());
         match &page["cursor"] {
             Value::Null => return pages,
             cursor => target = format!("/v1/kv?{more}&cursor={}", cursor.as_str().unwrap()),
@@ -56,7 +57,10 @@ async fn a_page_goes_over_all_shards() {
         assert_eq!(page["cursor"], Value::Null, "{query}");
     }
     let head = rig.ask("HEAD", "/v1/kv", &[], b"").await;
-    assert_eq!((head.status, head.header("content-length")), (200, Some(answer.body.len().to_string().as_str())));
+    assert_eq!(
+        (head.status, head.header("content-length")),
+        (200, Some(answer.body.len().to_string().as_str()))
+    );
 }
 
 #[tokio::test]
@@ -77,12 +81,18 @@ async fn cursors_go_on_where_the_page_ended_in_both_directions() {
     for max_bytes in [1, 2, 3, 5] {
         let bounded = pages(&rig, "", &format!("max_bytes={max_bytes}")).await;
         assert_eq!(bounded.concat(), KEYS, "max_bytes {max_bytes}");
-        assert!(bounded.iter().all(|page| page.len() <= (max_bytes / 2).max(1)), "max_bytes {max_bytes}: {bounded:?}");
+        assert!(
+            bounded.iter().all(|page| page.len() <= (max_bytes / 2).max(1)),
+            "max_bytes {max_bytes}: {bounded:?}"
+        );
     }
     // The cursor keeps what the first request said.
     let first = rig.get("/v1/kv?limit=2&keys_only=1&reverse=1").await.json();
     assert_eq!(first["items"][0], serde_json::json!({"key": "z", "revision": 8}));
-    let second = rig.get(&format!("/v1/kv?limit=2&cursor={}", first["cursor"].as_str().unwrap())).await.json();
+    let second = rig
+        .get(&format!("/v1/kv?limit=2&cursor={}", first["cursor"].as_str().unwrap()))
+        .await
+        .json();
     assert_eq!(second["items"][0], serde_json::json!({"key": "p", "revision": 6}));
 }
 
@@ -107,9 +117,13 @@ async fn every_item_is_read_at_the_least_limits() {
         client.send("PUT", &format!("/v1/kv/{key}"), &[], &vec![0; 1 << 20]).await;
         assert_eq!(client.answer(false).await.unwrap().status, 204);
     }
-    for query in
-        ["limit=1", "limit=100", "max_bytes=8388608", "limit=100&max_bytes=8388608", "limit=100&max_bytes=8388608&reverse=1"]
-    {
+    for query in [
+        "limit=1",
+        "limit=100",
+        "max_bytes=8388608",
+        "limit=100&max_bytes=8388608",
+        "limit=100&max_bytes=8388608&reverse=1",
+    ] {
         let (mut seen, mut target) = (Vec::new(), format!("/v1/kv?prefix=&{query}"));
         loop {
             client.send("GET", &target, &[], b"").await;
@@ -140,11 +154,13 @@ async fn pages_go_on_behind_the_longest_key() {
     assert_eq!(keys(behind["items"].as_array().unwrap()), ["z"]);
     let alone = rig.get(&format!("/v1/kv?start={longest}&end={longest}%00")).await.json();
     assert_eq!(keys(alone["items"].as_array().unwrap()), [&longest]);
-    let gone = rig.ask("DELETE", &format!("/v1/kv?start={longest}&end={longest}%00"), &[], b"").await;
+    let gone =
+        rig.ask("DELETE", &format!("/v1/kv?start={longest}&end={longest}%00"), &[], b"").await;
     assert_eq!(gone.json()["count"], 1);
 }
 
-/// A shard that ran out of time is not asked again for the same page: its second answer would be of another moment.
+/// A shard that ran out of time is not asked again for the same page: its second answer would be of
+/// another moment.
 #[tokio::test]
 async fn a_page_shows_one_view_of_a_shard() {
     let rig = Rig::start().await;
@@ -158,7 +174,10 @@ async fn a_page_shows_one_view_of_a_shard() {
         let shard = |key: &String| (key >= &"g".to_owned()) as u8 + (key >= &"p".to_owned()) as u8;
         for page in pages {
             for n in 0..3 {
-                assert!(page.iter().filter(|key| shard(key) == n).count() <= 2, "{more}: {page:?} shows a shard twice");
+                assert!(
+                    page.iter().filter(|key| shard(key) == n).count() <= 2,
+                    "{more}: {page:?} shows a shard twice"
+                );
             }
         }
     }
@@ -174,7 +193,9 @@ async fn cursors_are_checked() {
     rig.get(&format!("/v1/kv?reverse=1&cursor={cursor}")).await.problem(400, "contradiction");
     rig.get(&format!("/v1/kv?prefix=a&cursor={cursor}")).await.problem(400, "contradiction");
     rig.get("/v1/kv?cursor=forged").await.problem(400, "bad_cursor");
-    rig.get(&format!("/v1/kv?cursor={}x", &cursor[..cursor.len() - 1])).await.problem(400, "bad_cursor");
+    rig.get(&format!("/v1/kv?cursor={}x", &cursor[..cursor.len() - 1]))
+        .await
+        .problem(400, "bad_cursor");
 }
 
 #[tokio::test]
@@ -183,8 +204,14 @@ async fn keys_and_values_that_are_no_text_are_base64() {
     rig.put("%FF", b"\xfe").await;
     rig.put("%01%22", "ä\n".as_bytes()).await;
     let page = rig.get("/v1/kv").await.json();
-    assert_eq!(page["items"][0], serde_json::json!({"key": "\u{1}\"", "value": "ä\n", "revision": 2}));
-    assert_eq!(page["items"][1], serde_json::json!({"key_b64": "/w==", "value_b64": "/g==", "revision": 1}));
+    assert_eq!(
+        page["items"][0],
+        serde_json::json!({"key": "\u{1}\"", "value": "ä\n", "revision": 2})
+    );
+    assert_eq!(
+        page["items"][1],
+        serde_json::json!({"key_b64": "/w==", "value_b64": "/g==", "revision": 1})
+    );
 }
 
 #[tokio::test]
@@ -206,7 +233,8 @@ async fn parameters_that_make_no_sense_are_named() {
         rig.get(&format!("/v1/kv?{query}")).await.problem(400, code);
     }
     assert_eq!(rig.get("/v1/kv?limit=10001").await.json()["limit"], 10_000);
-    let long = rig.get(&format!("/v1/kv?prefix={}", "a".repeat(4097))).await.problem(414, "key_too_long");
+    let long =
+        rig.get(&format!("/v1/kv?prefix={}", "a".repeat(4097))).await.problem(414, "key_too_long");
     assert_eq!(long["actual"], 4097);
     rig.ask("GET", "/v1/kv", &[("accept", "text/html")], b"").await.problem(406, "not_acceptable");
     let refused = rig.ask("PUT", "/v1/kv", &[], b"x").await;
@@ -245,7 +273,10 @@ async fn a_stream_that_breaks_off_says_why_and_where_to_go_on() {
     let ndjson = [("accept", "application/x-ndjson")];
     let lines = rig.ask("GET", "/v1/kv", &ndjson, b"").await.lines();
     assert_eq!(keys(&lines[..5]), &KEYS[..5]);
-    assert_eq!((&lines[5]["problem"]["code"], &lines[5]["complete"]), (&"no_leader".into(), &Value::Null));
+    assert_eq!(
+        (&lines[5]["problem"]["code"], &lines[5]["complete"]),
+        (&"no_leader".into(), &Value::Null)
+    );
     // The same over pages: what was found, then the problem.
     let page = rig.get("/v1/kv").await.json();
     assert_eq!(keys(page["items"].as_array().unwrap()), &KEYS[..5]);
@@ -261,8 +292,8 @@ async fn a_stream_that_breaks_off_says_why_and_where_to_go_on() {
     rig.ask("GET", "/v1/kv", &ndjson, b"").await.problem(503, "no_leader");
 }
 
-/// Everything is written anew after every part. What a stream shows of one shard is nevertheless of one moment, and of another one for
-/// another shard; and no view outlives its stream.
+/// Everything is written anew after every part. What a stream shows of one shard is nevertheless of
+/// one moment, and of another one for another shard; and no view outlives its stream.
 #[tokio::test]
 async fn a_stream_shows_one_moment_of_each_shard() {
     let rig = Rig::start().await;
@@ -280,13 +311,15 @@ async fn a_stream_shows_one_moment_of_each_shard() {
         }
         assert_eq!(keys(&lines), KEYS, "{query}");
         let shards = [&lines[..3], &lines[3..5], &lines[5..]];
-        let moments = shards.map(|items| {
-            assert!(
-                items.iter().all(|item| item["revision"] == items[0]["revision"] || item["value"] == item["key"]),
-                "{items:?}"
-            );
-            items[0]["value"].clone()
-        });
+        let moments =
+            shards.map(|items| {
+                assert!(
+                    items.iter().all(|item| item["revision"] == items[0]["revision"]
+                        || item["value"] == item["key"]),
+                    "{items:?}"
+                );
+                items[0]["value"].clone()
+            });
         assert!(moments[0] != moments[1] && moments[1] != moments[2], "{moments:?}");
         assert_eq!(rig.fake.views(), 0);
     }
@@ -315,7 +348,10 @@ async fn a_stream_whose_view_was_given_up_says_so() {
         (lines.len(), &last["problem"]["code"], &last["problem"]["retryable"]),
         (3, &"view_given_up".into(), &true.into())
     );
-    let rest = rig.get(&format!("/v1/kv?limit=1&cursor={}", last["cursor"].as_str().unwrap())).await.json();
+    let rest = rig
+        .get(&format!("/v1/kv?limit=1&cursor={}", last["cursor"].as_str().unwrap()))
+        .await
+        .json();
     assert_eq!(keys(rest["items"].as_array().unwrap()), &KEYS[2..3]);
 }
 
@@ -331,12 +367,17 @@ async fn a_range_is_deleted_over_shards_and_counted() {
         delete(query).await.problem(400, "range_missing");
     }
     delete("/v1/kv?prefix=a&limit=3").await.problem(400, "unknown_parameter");
-    rig.ask("DELETE", "/v1/kv?prefix=a", &[("if-match", "*")], b"").await.problem(400, "contradiction");
+    rig.ask("DELETE", "/v1/kv?prefix=a", &[("if-match", "*")], b"")
+        .await
+        .problem(400, "contradiction");
     assert_eq!(delete("/v1/kv?start=b&end=q").await.json(), serde_json::json!({"count": 5}));
     assert_eq!(keys(rig.get("/v1/kv").await.json()["items"].as_array().unwrap()), ["a", "q", "z"]);
     rig.fake.break_shard(4, Refusal::NoLeader { shard: ShardId(4) });
     let midway = delete("/v1/kv?prefix=").await.problem(504, "partially_applied");
-    assert_eq!((&midway["count"], &midway["outcome"], &midway["shard"]), (&1.into(), &"unknown".into(), &4.into()));
+    assert_eq!(
+        (&midway["count"], &midway["outcome"], &midway["shard"]),
+        (&1.into(), &"unknown".into(), &4.into())
+    );
     assert_eq!(delete("/v1/kv?prefix=z").await.problem(503, "no_leader")["outcome"], "not_applied");
     rig.fake.faults.lock().unwrap().clear();
     assert_eq!(delete("/v1/kv?prefix=").await.json()["count"], 2);

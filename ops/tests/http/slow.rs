@@ -1,4 +1,5 @@
-//! Clients that are too slow: with their head, their body, their reading, or with saying anything at all.
+//! Clients that are too slow: with their head, their body, their reading, or with saying anything
+//! at all.
 
 use crate::Rig;
 use crate::h2::H2;
@@ -27,7 +28,11 @@ async fn a_head_that_does_not_end_is_answered_with_408() {
             Some(answer) => drop(answer.problem(408, "header_timeout")),
             None => assert!(start.starts_with("PRI"), "{start:?} got no answer"),
         }
-        assert!(begun.elapsed() < Duration::from_millis(2500), "{start:?} took {:?}", begun.elapsed());
+        assert!(
+            begun.elapsed() < Duration::from_millis(2500),
+            "{start:?} took {:?}",
+            begun.elapsed()
+        );
         assert!(client.is_closed().await);
     }
     // Dripping does not help: the whole head is timed.
@@ -52,7 +57,9 @@ async fn an_empty_line_begins_no_head() {
     let rig = Rig::with(impatient()).await;
     for line in ["\r\n", "\n", "\r\n\r\n"] {
         let mut client = rig.client().await;
-        client.raw(format!("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1{line}")).await;
+        client
+            .raw(format!("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\n1{line}"))
+            .await;
         assert_eq!(client.answer(false).await.unwrap().status, 204);
         for _ in 0..2 {
             tokio::time::sleep(Duration::from_millis(700)).await;
@@ -61,7 +68,8 @@ async fn an_empty_line_begins_no_head() {
         }
         // It keeps no connection open.
         let begun = Instant::now();
-        while tokio::io::AsyncWriteExt::write_all(&mut client.stream, line.as_bytes()).await.is_ok() {
+        while tokio::io::AsyncWriteExt::write_all(&mut client.stream, line.as_bytes()).await.is_ok()
+        {
             assert!(begun.elapsed() < Duration::from_secs(5), "empty lines are taken for requests");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -100,17 +108,28 @@ async fn http2_has_as_long_for_a_head_and_no_longer() {
         let begun = Instant::now();
         let mut client = rig.client().await;
         client.raw(whole).await;
-        for byte in dribbled.iter().chain([0; 20].iter().take(if whole.len() > 24 { 9 } else { 0 })) {
+        for byte in dribbled.iter().chain([0; 20].iter().take(if whole.len() > 24 { 9 } else { 0 }))
+        {
             if tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[*byte]).await.is_err() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
         while rig.server.connections() > 0 {
-            assert!(begun.elapsed() < Duration::from_millis(2000), "{} whole bytes: {:?}", whole.len(), begun.elapsed());
+            assert!(
+                begun.elapsed() < Duration::from_millis(2000),
+                "{} whole bytes: {:?}",
+                whole.len(),
+                begun.elapsed()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        assert!(begun.elapsed() > Duration::from_millis(350), "{} whole bytes: {:?}", whole.len(), begun.elapsed());
+        assert!(
+            begun.elapsed() > Duration::from_millis(350),
+            "{} whole bytes: {:?}",
+            whole.len(),
+            begun.elapsed()
+        );
     }
 }
 
@@ -167,7 +186,10 @@ async fn a_client_that_does_not_read_costs_little_and_is_closed() {
     assert!(early < 40, "{early} parts of a stream were made for a client that reads none");
     let begun = Instant::now();
     while rig.server.connections() > 0 {
-        assert!(begun.elapsed() < Duration::from_millis(2500), "a client that does not read holds its connection");
+        assert!(
+            begun.elapsed() < Duration::from_millis(2500),
+            "a client that does not read holds its connection"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(client.answer(false).await.is_none(), "a stream that was cut off looks whole");
@@ -176,17 +198,30 @@ async fn a_client_that_does_not_read_costs_little_and_is_closed() {
 /// However many questions a request comes to, all of them share its time.
 #[tokio::test]
 async fn a_request_of_many_questions_ends_in_time() {
-    let rig = Rig::with(Limits { request_timeout: Duration::from_millis(500), ..Limits::default() }).await;
+    let rig =
+        Rig::with(Limits { request_timeout: Duration::from_millis(500), ..Limits::default() })
+            .await;
     rig.fill(&["a", "h", "q"]).await;
     *rig.fake.delay.lock().unwrap() = Duration::from_millis(200);
     // Those on one key go one after the other.
     let ops = vec![serde_json::json!({"get": {"key": "a"}}); 10];
     let body = serde_json::json!({ "ops": ops }).to_string();
-    let answer = rig.ask("POST", "/v1/batch", &[("content-type", "application/json")], body.as_bytes()).await.json();
-    assert_eq!((&answer["results"][0]["status"], &answer["results"][9]["status"]), (&200.into(), &503.into()), "{answer}");
-    assert_eq!((&answer["results"][9]["code"], &answer["results"][9]["outcome"]), (&"expired".into(), &"not_applied".into()));
+    let answer = rig
+        .ask("POST", "/v1/batch", &[("content-type", "application/json")], body.as_bytes())
+        .await
+        .json();
+    assert_eq!(
+        (&answer["results"][0]["status"], &answer["results"][9]["status"]),
+        (&200.into(), &503.into()),
+        "{answer}"
+    );
+    assert_eq!(
+        (&answer["results"][9]["code"], &answer["results"][9]["outcome"]),
+        (&"expired".into(), &"not_applied".into())
+    );
     *rig.fake.delay.lock().unwrap() = Duration::from_millis(300);
-    let stopped = rig.ask("DELETE", "/v1/kv?prefix=", &[], b"").await.problem(504, "partially_applied");
+    let stopped =
+        rig.ask("DELETE", "/v1/kv?prefix=", &[], b"").await.problem(504, "partially_applied");
     assert_eq!(stopped["outcome"], "unknown");
     // What the admin API asks for may take long as well.
     *rig.fake.delay.lock().unwrap() = Duration::from_secs(30);

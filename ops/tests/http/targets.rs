@@ -1,4 +1,5 @@
-//! Targets as they are on the wire: what must not stand in one is refused, and never taken for another key or range.
+//! Targets as they are on the wire: what must not stand in one is refused, and never taken for
+//! another key or range.
 
 use crate::Rig;
 use bytes::{BufMut, Bytes};
@@ -22,7 +23,10 @@ async fn what_stands_behind_a_hash_is_not_cut_off() {
     ] {
         for piece in [1, 17, 1024] {
             // Behind a request that is fine, and before one, on one connection.
-            let all = format!("GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{request}GET /v1/kv/room HTTP/1.1\r\nhost: x\r\n\r\n");
+            let all = format!(
+                "GET /livez HTTP/1.1\r\nhost: x\r\n\r\n{request}GET /v1/kv/room HTTP/1.1\r\n\
+                 host: x\r\n\r\n"
+            );
             let mut client = rig.client().await;
             client.stream.set_nodelay(true).unwrap();
             for bytes in all.as_bytes().chunks(piece) {
@@ -31,7 +35,11 @@ async fn what_stands_behind_a_hash_is_not_cut_off() {
             assert_eq!(client.answer(false).await.unwrap().status, 200);
             let problem = client.answer(false).await.unwrap().problem(400, "bad_target");
             assert!(problem["detail"].as_str().unwrap().contains("write %23"), "{problem}");
-            assert_eq!(client.answer(false).await.unwrap().text(), "room", "{request:?} in pieces of {piece}");
+            assert_eq!(
+                client.answer(false).await.unwrap().text(),
+                "room",
+                "{request:?} in pieces of {piece}"
+            );
         }
     }
     assert_eq!(rig.fake.writes.load(Ordering::SeqCst), 3);
@@ -71,7 +79,10 @@ async fn every_byte_that_must_be_encoded_is_refused_where_it_is_not() {
     }
     let mut client = rig.client().await;
     client
-        .raw("HEAD /a#b HTTP/1.1\r\nhost: x\r\n\r\nHEAD / b / HTTP/1.1\r\nhost: x\r\n\r\nHEAD /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        .raw(
+            "HEAD /a#b HTTP/1.1\r\nhost: x\r\n\r\nHEAD / b / HTTP/1.1\r\nhost: x\r\n\r\n\
+             HEAD /livez HTTP/1.1\r\nhost: x\r\n\r\n",
+        )
         .await;
     for status in [400, 400, 200] {
         assert_eq!(client.answer(true).await.unwrap().status, status);
@@ -84,7 +95,10 @@ async fn a_body_is_told_once_how_long_it_is() {
     // The body of the first, where both lengths are believed, or the second request.
     let hidden = "GET /v1/kv/hidden HTTP/1.1\r\nhost: x\r\n\r\n";
     for fields in [
-        format!("content-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", 5 + hidden.len()),
+        format!(
+            "content-length: {}\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            5 + hidden.len()
+        ),
         "content-length: 0\r\ncontent-length: 0\r\n\r\n".to_owned(),
         "Transfer-Encoding: gzip\r\nContent-Length: 0\r\n\r\n".to_owned(),
     ] {
@@ -95,9 +109,19 @@ async fn a_body_is_told_once_how_long_it_is() {
         assert_eq!(answer.header("connection"), Some("close"));
         assert!(client.is_closed().await, "what is behind it is not looked at");
     }
-    for chunk in ["1\nx\r\n0\r\n\r\n", "1\r\nx\n0\r\n\r\n", "1;\nGET\r\nx\r\n0\r\n\r\n", "0\r\n\nGET / HTTP/1.1\r\n\r\n"] {
+    for chunk in [
+        "1\nx\r\n0\r\n\r\n",
+        "1\r\nx\n0\r\n\r\n",
+        "1;\nGET\r\nx\r\n0\r\n\r\n",
+        "0\r\n\nGET / HTTP/1.1\r\n\r\n",
+    ] {
         let mut client = rig.client().await;
-        client.raw(format!("PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n{chunk}{hidden}")).await;
+        client
+            .raw(format!(
+                "PUT /v1/kv/a HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n\
+                 {chunk}{hidden}"
+            ))
+            .await;
         client.answer(false).await.unwrap().problem(400, "body_incomplete");
         assert!(client.is_closed().await, "{chunk:?}");
     }
@@ -128,7 +152,8 @@ impl Blocks {
         self.codec.get_mut().write_all(&out).await.unwrap();
     }
 
-    /// Sends a request without a body in frames of `piece` bytes, and tells its status, or that its stream was reset.
+    /// Sends a request without a body in frames of `piece` bytes, and tells its status, or that its
+    /// stream was reset.
     async fn ask(&mut self, fields: &[(u8, &str, &str)], piece: usize) -> Result<u16, ()> {
         let mut block = Vec::new();
         for (kind, name, value) in fields {
@@ -184,25 +209,43 @@ async fn http2_refuses_the_same_and_goes_on() {
                 ]
             };
             assert_eq!(client.ask(&request("GET", "/v1/kv/room"), piece).await, Ok(200));
-            assert_eq!(client.ask(&request("DELETE", "/v1/kv?prefix=team#1/"), piece).await, Ok(400));
+            assert_eq!(
+                client.ask(&request("DELETE", "/v1/kv?prefix=team#1/"), piece).await,
+                Ok(400)
+            );
             assert_eq!(client.ask(&request("DELETE", "/v1/kv/room#42"), piece).await, Ok(400));
-            for bad in ["/v1/kv/a b", "/v1/kv/\"", "/v1/kv/ä", "/v1/kv/\u{7f}", "/v1/kv/\u{1}", "*", "v1/kv/room", ""] {
+            for bad in [
+                "/v1/kv/a b",
+                "/v1/kv/\"",
+                "/v1/kv/ä",
+                "/v1/kv/\u{7f}",
+                "/v1/kv/\u{1}",
+                "*",
+                "v1/kv/room",
+                "",
+            ] {
                 assert_eq!(client.ask(&request("DELETE", bad), piece).await, Ok(400), "{bad:?}");
             }
             // Fields that the client takes from its table mean what they meant.
             assert_eq!(client.ask(&request("GET", "/v1/kv/team"), piece).await, Ok(200));
             if kind == INDEXED {
-                // The newest three of the table: x-one, the path /v1/kv/team, the authority; then the path with the hash.
+                // The newest three of the table: x-one, the path /v1/kv/team, the authority; then
+                // the path with the hash.
                 let indexed = [0x82, 0x86, 0x80 | 64, 0x80 | 63, 0x80 | 62];
                 assert_eq!(client.send(&indexed, piece).await, Ok(200));
             }
             // No request at all: its stream is reset, and the connection goes on.
             assert_eq!(client.ask(&request("GET", "/v1/kv/room")[1..], piece).await, Err(()));
             assert_eq!(client.ask(&request("GET", "/v1/kv/room"), piece).await, Ok(200));
-            let long: Vec<_> =
-                std::iter::repeat_n((PLAIN, "x-long", "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"), 400)
-                    .collect();
-            assert_eq!(client.ask(&[&request("GET", "/v1/kv/room")[..], &long].concat(), 16_000).await, Ok(431));
+            let long: Vec<_> = std::iter::repeat_n(
+                (PLAIN, "x-long", "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"),
+                400,
+            )
+            .collect();
+            assert_eq!(
+                client.ask(&[&request("GET", "/v1/kv/room")[..], &long].concat(), 16_000).await,
+                Ok(431)
+            );
             assert_eq!(client.ask(&request("GET", "/v1/kv/room"), piece).await, Ok(200));
         }
     }

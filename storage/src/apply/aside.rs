@@ -1,14 +1,17 @@
 //! What takes long is carried out aside, and keeps no other shard.
 //!
-//! A deletion by range counts its keys, and counting millions takes seconds. All shards share the applier, so from such an entry on a
-//! shard is taken *aside*, with all that the next entry depends on: its entries are applied elsewhere, into batches of their own, which
-//! hold data, applied state and descriptor together as ever. Nobody else writes into the shard's range, so it finds what it would have
-//! found here. Meanwhile the applier knows nothing of the shard; whoever has taken it aside gives it back.
+//! A deletion by range counts its keys, and counting millions takes seconds. All shards share the
+//! applier, so from such an entry on a shard is taken *aside*, with all that the next entry depends
+//! on: its entries are applied elsewhere, into batches of their own, which hold data, applied state
+//! and descriptor together as ever. Nobody else writes into the shard's range, so it finds what it
+//! would have found here. Meanwhile the applier knows nothing of the shard; whoever has taken it
+//! aside gives it back.
 //!
-//! What comes of it is the same either way, so it need not be the same on every replica what was taken aside. Whether an entry takes
-//! long is asked here, on behalf of all shards, so the question must not take long itself: only where little lies in the range for certain
-//! it is walked over. What was removed is in the way of a walk, too, and what lies below a deletion by range is passed over without being
-//! counted.
+//! What comes of it is the same either way, so it need not be the same on every replica what was
+//! taken aside. Whether an entry takes long is asked here, on behalf of all shards, so the question
+//! must not take long itself: only where little lies in the range for certain it is walked over.
+//! What was removed is in the way of a walk, too, and what lies below a deletion by range is passed
+//! over without being counted.
 
 use super::{Applied, Applier, ApplyWork, ShardState, Staged};
 use crate::engine::{Cursor as _, Engine, Family, Order, Pace};
@@ -19,11 +22,13 @@ use flotilla_router::{Command, Op, ShardId};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// From how many records on in the ranges that entries delete they take long together: those behind go aside.
+/// From how many records on in the ranges that entries delete they take long together: those behind
+/// go aside.
 const LONG_RECORDS_MIN: usize = 2048;
 /// What a range costs beside its records.
 const RANGE_RECORDS: usize = LONG_RECORDS_MIN / 64;
-/// From how many bytes of files on in the ranges that an aside deletes it is one of those that take longest.
+/// From how many bytes of files on in the ranges that an aside deletes it is one of those that take
+/// longest.
 const LONGEST_BYTES_MIN: u64 = 16 << 20;
 
 /// A shard that was taken aside, with the entries that it is to apply.
@@ -44,8 +49,9 @@ pub struct Returned {
 }
 
 impl Applier {
-    /// [`apply`](Applier::apply), but for what takes long: that comes back, shard by shard, from the entry on at which it begins. Until
-    /// such a shard is [taken back](Applier::take_back) it must not be in any work.
+    /// [`apply`](Applier::apply), but for what takes long: that comes back, shard by shard, from
+    /// the entry on at which it begins. Until such a shard is [taken back](Applier::take_back) it
+    /// must not be in any work.
     pub fn apply_short<E: Engine>(
         &mut self,
         engine: &E,
@@ -87,14 +93,28 @@ impl Applier {
         returned.applied
     }
 
-    /// Whether an entry deletes ranges in which more than the records that are `left` are, or may be. If not, so many fewer are left.
-    fn takes_long<E: Engine>(&self, engine: &E, work: &ApplyWork, i: usize, left: &mut usize) -> Result<bool, StorageError> {
+    /// Whether an entry deletes ranges in which more than the records that are `left` are, or may
+    /// be. If not, so many fewer are left.
+    fn takes_long<E: Engine>(
+        &self,
+        engine: &E,
+        work: &ApplyWork,
+        i: usize,
+        left: &mut usize,
+    ) -> Result<bool, StorageError> {
         let ranges = self.deleted_ranges(work, i);
         let mut after = *left;
         for (start, end) in ranges {
-            let passed = if engine.data_is_little(&start, &end) { records_within(engine, &start, &end, after)? } else { None };
+            let passed = if engine.data_is_little(&start, &end) {
+                records_within(engine, &start, &end, after)?
+            } else {
+                None
+            };
             // Each costs something, whatever is in it.
-            let Some(rest) = passed.and_then(|passed| after.checked_sub(passed + RANGE_RECORDS)) else { return Ok(true) };
+            let Some(rest) = passed.and_then(|passed| after.checked_sub(passed + RANGE_RECORDS))
+            else {
+                return Ok(true);
+            };
             after = rest;
         }
         *left = after;
@@ -104,22 +124,30 @@ impl Applier {
     /// The ranges of keys that an entry deletes.
     fn deleted_ranges(&self, work: &ApplyWork, i: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
         let data = &work.entries[i].entry.data;
-        let Some(state) = self.shards.get(&work.shard).filter(|_| deletes_a_range(data)) else { return Vec::new() };
+        let Some(state) = self.shards.get(&work.shard).filter(|_| deletes_a_range(data)) else {
+            return Vec::new();
+        };
         // What can't be read is for apply to complain about.
         let Ok(payload) = Payload::decode(data.clone()) else { return Vec::new() };
         let range = |command: Command| match command.op() {
-            Op::DeleteRange { range } => {
-                Some(keys::data_range(work.shard.key_space(), &range.intersect(&state.descriptor.range)))
-            }
+            Op::DeleteRange { range } => Some(keys::data_range(
+                work.shard.key_space(),
+                &range.intersect(&state.descriptor.range),
+            )),
             Op::Put { .. } | Op::Delete { .. } => None,
         };
         payload.map_while(Result::ok).filter_map(range).filter(|(start, end)| start < end).collect()
     }
 }
 
-/// How many records a walk from `start` up to `end` finds; `None` where there are more than so many, those that were removed and are still
-/// in the way included.
-fn records_within<E: Engine>(engine: &E, start: &[u8], end: &[u8], records_max: usize) -> Result<Option<usize>, StorageError> {
+/// How many records a walk from `start` up to `end` finds; `None` where there are more than so
+/// many, those that were removed and are still in the way included.
+fn records_within<E: Engine>(
+    engine: &E,
+    start: &[u8],
+    end: &[u8],
+    records_max: usize,
+) -> Result<Option<usize>, StorageError> {
     let pace = Pace { removed_max: records_max as u64, keep: true };
     let mut cursor = engine.cursor_at(Family::Data, start, Some(end), Order::Forward, pace);
     for passed in 0..=records_max {
@@ -139,14 +167,19 @@ impl Aside {
         self.work.shard
     }
 
-    /// Whether so much lies in the ranges that it deletes that it is one of those that take longest.
+    /// Whether so much lies in the ranges that it deletes that it is one of those that take
+    /// longest.
     pub fn is_among_the_longest(&self) -> bool {
         self.file_bytes >= LONGEST_BYTES_MIN
     }
 
-    /// Applies what is to be applied. When `stop` is set it may end with an error that means no more than that: what was not written
-    /// is in the log.
-    pub fn run<E: Engine>(mut self, engine: &E, stop: Arc<AtomicBool>) -> Result<Returned, StorageError> {
+    /// Applies what is to be applied. When `stop` is set it may end with an error that means no
+    /// more than that: what was not written is in the log.
+    pub fn run<E: Engine>(
+        mut self,
+        engine: &E,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Returned, StorageError> {
         let mut staged = Staged::new(engine);
         staged.stop = Some(stop);
         let applied = self.state.apply(engine, &mut staged, self.work, self.batch_bytes_max)?;

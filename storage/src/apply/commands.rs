@@ -1,8 +1,10 @@
-//! One command, carried out: it reads what its condition needs, adds to the batch, and says what became of it.
+//! One command, carried out: it reads what its condition needs, adds to the batch, and says what
+//! became of it.
 //!
-//! A condition is judged against the latest revision of the key: the batch's own change if there is one, otherwise the engine's.
-//! A deletion by range counts every key first, the engine's merged with the batch's; few keys are then deleted one by one, many
-//! by one range. The choice shows nowhere but in tombstones, the count is exact either way, and entry and deletion are in one
+//! A condition is judged against the latest revision of the key: the batch's own change if there is
+//! one, otherwise the engine's. A deletion by range counts every key first, the engine's merged
+//! with the batch's; few keys are then deleted one by one, many by one range. The choice shows
+//! nowhere but in tombstones, the count is exact either way, and entry and deletion are in one
 //! batch, so that it is all or nothing.
 
 use super::overlay::Overlay;
@@ -59,7 +61,8 @@ impl<E: Engine> Commands<'_, E> {
                 self.delete(key);
                 Ok(WriteResult::Deleted)
             }
-            // A condition on a range means nothing; refused, so that nobody believes that it was looked at.
+            // A condition on a range means nothing; refused, so that nobody believes that it was
+            // looked at.
             Op::DeleteRange { .. } if command.condition() != Condition::Always => {
                 Ok(WriteResult::ConditionFailed { current: None })
             }
@@ -76,7 +79,11 @@ impl<E: Engine> Commands<'_, E> {
     }
 
     /// What a command comes to whose condition does not hold.
-    fn judge(&mut self, condition: Condition, key: &Bytes) -> Result<Option<WriteResult>, StorageError> {
+    fn judge(
+        &mut self,
+        condition: Condition,
+        key: &Bytes,
+    ) -> Result<Option<WriteResult>, StorageError> {
         if condition == Condition::Always {
             return Ok(None);
         }
@@ -98,7 +105,8 @@ impl<E: Engine> Commands<'_, E> {
         if range.is_empty() {
             return Ok(0);
         }
-        // The keys that the batch wrote and those that the engine has, both in order; each key once.
+        // The keys that the batch wrote and those that the engine has, both in order; each key
+        // once.
         let (mut count, mut first_keys) = (0u64, Vec::new());
         let mut found = |key: &[u8]| {
             count += 1;
@@ -106,19 +114,23 @@ impl<E: Engine> Commands<'_, E> {
                 first_keys.push(Bytes::copy_from_slice(key));
             }
         };
-        let changed: Vec<(Bytes, bool)> = self.overlay.changed(range).map(|(key, there)| (key.clone(), there)).collect();
+        let changed: Vec<(Bytes, bool)> =
+            self.overlay.changed(range).map(|(key, there)| (key.clone(), there)).collect();
         let mut changed = changed.iter().peekable();
         let (start, end) = keys::data_range(self.space, range);
         // What is counted is about to go; it must not drive out what is read.
         let pace = Pace { removed_max: u64::MAX, keep: false };
-        let mut cursor = self.engine.cursor_at(Family::Data, &start, Some(&end), Order::Forward, pace);
+        let mut cursor =
+            self.engine.cursor_at(Family::Data, &start, Some(&end), Order::Forward, pace);
         while let Some((stored, _)) = cursor.next()? {
             if self.stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
                 return Err(StorageError::engine("delete a range", "it was given up"));
             }
             let key = keys::parse_data(self.space, stored).unwrap_or_default();
             let mut changed_too = false;
-            while let Some((changed_key, there)) = changed.next_if(|(changed_key, _)| &changed_key[..] <= key) {
+            while let Some((changed_key, there)) =
+                changed.next_if(|(changed_key, _)| &changed_key[..] <= key)
+            {
                 changed_too |= changed_key == key;
                 if *there {
                     found(changed_key);

@@ -1,29 +1,35 @@
 //! Apply: committed commands become data, the same on every replica.
 //!
-//! The [`Applier`] owns, per shard, what the next entry depends on besides the data: the applied position, the highest revision
-//! given out, and the descriptor. It merges the entries of all shards of a pass into **one** unsynced batch: unsynced, because a
-//! crash only takes back what the log still holds; one, because batches cost more than what is in them. A pass of many MiB is cut
+//! The [`Applier`] owns, per shard, what the next entry depends on besides the data: the applied
+//! position, the highest revision given out, and the descriptor. It merges the entries of all
+//! shards of a pass into **one** unsynced batch: unsynced, because a crash only takes back what the
+//! log still holds; one, because batches cost more than what is in them. A pass of many MiB is cut
 //! between entries.
 //!
 //! **Invariants.**
-//! - Data, applied state and descriptor of a shard change in one batch, so that no crash separates them, and an entry is applied
-//!   exactly once. An entry at or below the applied position is refused, and one beyond the next as well.
-//! - The outcome depends on the entries and on the shard's data alone: no clock, no randomness, no hash order.
-//! - The kind of an entry is looked at before its data: the step out of joint consensus is a conf change without data.
+//! - Data, applied state and descriptor of a shard change in one batch, so that no crash separates
+//!   them, and an entry is applied exactly once. An entry at or below the applied position is
+//!   refused, and one beyond the next as well.
+//! - The outcome depends on the entries and on the shard's data alone: no clock, no randomness, no
+//!   hash order.
+//! - The kind of an entry is looked at before its data: the step out of joint consensus is a conf
+//!   change without data.
 //! - A conf change is judged by what its context says, and by the descriptor: one function of the
 //!   router tells what it leads to ([`Change::applied_to`]). One that does not fit changes nothing,
 //!   and neither does one without a context, which Flotilla never proposes. Every replica sees the
 //!   same refusal, and raft-rs never hears of such a change.
-//! - A payload proposed at another range epoch, or a command outside of the range, writes nothing and answers
-//!   [`WriteResult::WrongShard`].
-//! - Every write that takes effect consumes a revision, deletions too: a key that is deleted and written again goes on above.
-//! - An unconditional put or delete reads nothing. What was written in the batch but is not in the engine yet is seen by later
-//!   conditions through the overlay (`overlay.rs`).
+//! - A payload proposed at another range epoch, or a command outside of the range, writes nothing
+//!   and answers [`WriteResult::WrongShard`].
+//! - Every write that takes effect consumes a revision, deletions too: a key that is deleted and
+//!   written again goes on above.
+//! - An unconditional put or delete reads nothing. What was written in the batch but is not in the
+//!   engine yet is seen by later conditions through the overlay (`overlay.rs`).
 //!
-//! A payload that can't be read is corruption: an error that names shard and index, on all replicas alike. After any error the
-//! applier is of no use any more; the process ends.
+//! A payload that can't be read is corruption: an error that names shard and index, on all replicas
+//! alike. After any error the applier is of no use any more; the process ends.
 //!
-//! How one command is carried out is told in `commands.rs`, how one that takes long keeps nobody else, in `aside.rs`.
+//! How one command is carried out is told in `commands.rs`, how one that takes long keeps nobody
+//! else, in `aside.rs`.
 
 mod aside;
 pub(crate) mod commands;
@@ -34,7 +40,9 @@ use crate::error::StorageError;
 use crate::failpoint::FailPoint;
 use crate::keys::{self, StateTag};
 use crate::records::{self, AppliedRecord};
-use crate::work::{Applied, ApplyWork, EntryKind, LogEntry, LogPosition, Recovered, SnapshotManifest, WriteResult};
+use crate::work::{
+    Applied, ApplyWork, EntryKind, LogEntry, LogPosition, Recovered, SnapshotManifest, WriteResult,
+};
 pub use aside::{Aside, Returned};
 use commands::Commands;
 use flotilla_router::command::Payload;
@@ -89,10 +97,13 @@ impl Applier {
             let shard = replica.descriptor.id;
             let applied = crate::read::applied_record(engine, shard)?;
             if applied.at != replica.applied {
-                let why = format!("{:?} is stored, {:?} was recovered", applied.at, replica.applied);
+                let why =
+                    format!("{:?} is stored, {:?} was recovered", applied.at, replica.applied);
                 return Err(StorageError::ShardRecord { shard, record: "applied state", why });
             }
-            applier.shards.insert(shard, ShardState { descriptor: replica.descriptor.clone(), applied });
+            applier
+                .shards
+                .insert(shard, ShardState { descriptor: replica.descriptor.clone(), applied });
         }
         Ok(applier)
     }
@@ -110,22 +121,33 @@ impl Applier {
     /// Takes note of a snapshot that was installed: its shard goes on from there.
     pub fn installed(&mut self, manifest: &SnapshotManifest) {
         let applied = AppliedRecord { at: manifest.at, revision: manifest.revision };
-        self.shards.insert(manifest.descriptor.id, ShardState { descriptor: manifest.descriptor.clone(), applied });
+        self.shards.insert(
+            manifest.descriptor.id,
+            ShardState { descriptor: manifest.descriptor.clone(), applied },
+        );
     }
 
-    /// Applies the entries of a pass, and says what became of them: one [`Applied`] per work, in order. The batch is written
-    /// when this returns, but not synced.
+    /// Applies the entries of a pass, and says what became of them: one [`Applied`] per work, in
+    /// order. The batch is written when this returns, but not synced.
     ///
     /// Work for a shard that has no replica here is dropped, without an [`Applied`]: a replica may
     /// be removed while its entries are on their way.
-    pub fn apply<E: Engine>(&mut self, engine: &E, works: Vec<ApplyWork>) -> Result<Vec<Applied>, StorageError> {
+    pub fn apply<E: Engine>(
+        &mut self,
+        engine: &E,
+        works: Vec<ApplyWork>,
+    ) -> Result<Vec<Applied>, StorageError> {
         assert!(!self.failed, "apply goes on after an error: entries would be skipped");
         let outcome = self.apply_all(engine, works);
         self.failed = outcome.is_err();
         outcome
     }
 
-    fn apply_all<E: Engine>(&mut self, engine: &E, works: Vec<ApplyWork>) -> Result<Vec<Applied>, StorageError> {
+    fn apply_all<E: Engine>(
+        &mut self,
+        engine: &E,
+        works: Vec<ApplyWork>,
+    ) -> Result<Vec<Applied>, StorageError> {
         let mut staged = Staged::new(engine);
         let mut all = Vec::with_capacity(works.len());
         for work in works {
@@ -173,7 +195,11 @@ impl ShardState {
                 if Mutation::AppliedApart.is_on() {
                     staged.write(engine)?;
                 }
-                staged.batch.put(Family::Data, &keys::applied(shard), &records::encode_applied(self.applied));
+                staged.batch.put(
+                    Family::Data,
+                    &keys::applied(shard),
+                    &records::encode_applied(self.applied),
+                );
             }
             if full {
                 staged.write(engine)?;
@@ -210,7 +236,8 @@ impl ShardState {
         let shard = self.descriptor.id;
         let corrupt = |error| StorageError::entry(shard, entry.at.index, error);
         let payload = Payload::decode(entry.data.clone()).map_err(corrupt)?;
-        let in_epoch = payload.range_epoch == self.descriptor.epoch.range || Mutation::EpochUnchecked.is_on();
+        let in_epoch =
+            payload.range_epoch == self.descriptor.epoch.range || Mutation::EpochUnchecked.is_on();
         let overlay = if shard.is_meta() { &mut staged.metas } else { &mut staged.users };
         let mut commands = Commands {
             engine,
@@ -252,7 +279,14 @@ impl ShardState {
 impl<E: Engine> Staged<E> {
     fn new(engine: &E) -> Self {
         let (users, metas) = (Overlay::default(), Overlay::default());
-        Self { batch: engine.batch(), users, metas, key: Vec::new(), record: Vec::new(), stop: None }
+        Self {
+            batch: engine.batch(),
+            users,
+            metas,
+            key: Vec::new(),
+            record: Vec::new(),
+            stop: None,
+        }
     }
 
     fn put_descriptor(&mut self, descriptor: &Descriptor) {

@@ -1,8 +1,9 @@
 //! What a batch changes, for commands that must see it before it is written.
 //!
-//! Most entries only put: they ask nothing. So a change is merely noted at the end of a list, and the list is sorted into a map
-//! when the first condition, or the first deletion of a range, asks. A range that was deleted as a whole is noted as such: keys
-//! inside it are gone, unless they were written again later.
+//! Most entries only put: they ask nothing. So a change is merely noted at the end of a list, and
+//! the list is sorted into a map when the first condition, or the first deletion of a range, asks.
+//! A range that was deleted as a whole is noted as such: keys inside it are gone, unless they were
+//! written again later.
 
 use bytes::Bytes;
 use flotilla_router::{KeyRange, Revision};
@@ -43,13 +44,20 @@ impl Overlay {
         }
     }
 
-    /// The keys of a range that the batch changes one by one, in order, and whether each is there afterwards.
-    pub(crate) fn changed<'a>(&'a mut self, range: &'a KeyRange) -> impl Iterator<Item = (&'a Bytes, bool)> {
+    /// The keys of a range that the batch changes one by one, in order, and whether each is there
+    /// afterwards.
+    pub(crate) fn changed<'a>(
+        &'a mut self,
+        range: &'a KeyRange,
+    ) -> impl Iterator<Item = (&'a Bytes, bool)> {
         self.settle();
         let end = range.end.as_ref().map_or(Bound::Unbounded, |end| Bound::Excluded(&end[..]));
         // An empty range is no range to a BTreeMap.
         let bounds = (!range.is_empty()).then_some((Bound::Included(&range.start[..]), end));
-        bounds.into_iter().flat_map(|bounds| self.keys.range::<[u8], _>(bounds)).map(|(key, change)| (key, change.is_some()))
+        bounds
+            .into_iter()
+            .flat_map(|bounds| self.keys.range::<[u8], _>(bounds))
+            .map(|(key, change)| (key, change.is_some()))
     }
 
     /// Whether the batch empties a range around this key. The key may have been written again.
@@ -80,13 +88,24 @@ mod tests {
         overlay.note("a".into(), Some(Revision(1)));
         overlay.note("b".into(), Some(Revision(2)));
         overlay.note("a".into(), None);
-        assert_eq!((overlay.look(b"a"), overlay.look(b"b"), overlay.look(b"c")), (Some(None), Some(Some(Revision(2))), None));
+        assert_eq!(
+            (overlay.look(b"a"), overlay.look(b"b"), overlay.look(b"c")),
+            (Some(None), Some(Some(Revision(2))), None)
+        );
         overlay.note_emptied(&KeyRange::new("b", Some("d".into())));
-        assert_eq!((overlay.look(b"b"), overlay.look(b"c"), overlay.look(b"d")), (Some(None), Some(None), None));
+        assert_eq!(
+            (overlay.look(b"b"), overlay.look(b"c"), overlay.look(b"d")),
+            (Some(None), Some(None), None)
+        );
         overlay.note("c".into(), Some(Revision(3)));
-        assert_eq!(overlay.look(b"c"), Some(Some(Revision(3))), "written again after its range was emptied");
+        assert_eq!(
+            overlay.look(b"c"),
+            Some(Some(Revision(3))),
+            "written again after its range was emptied"
+        );
         let all = KeyRange::all();
-        let changed: Vec<_> = overlay.changed(&all).map(|(key, there)| (key.clone(), there)).collect();
+        let changed: Vec<_> =
+            overlay.changed(&all).map(|(key, there)| (key.clone(), there)).collect();
         assert_eq!(changed, [("a".into(), false), ("c".into(), true)]);
         overlay.clear();
         assert_eq!((overlay.look(b"b"), overlay.look(b"c")), (None, None));

@@ -6,15 +6,23 @@ use crate::log::append;
 use crate::memory::MemoryEngine;
 use crate::read;
 use crate::recover::recover;
-use crate::testing::{SHARD, append_committed, delete, delete_range, descriptor, found, normal, payload, put, put_payload, work};
+use crate::testing::{
+    SHARD, append_committed, delete, delete_range, descriptor, found, normal, payload, put,
+    put_payload, work,
+};
 use crate::work::{HardState, LogBatch, LogWrite};
 use bytes::Bytes;
-use flotilla_router::{ChangeKind, KeySpace, MemberChange, NodeId, OperationId, ReplicaId, Role, Transition};
+use flotilla_router::{
+    ChangeKind, KeySpace, MemberChange, NodeId, OperationId, ReplicaId, Role, Transition,
+};
 use flotilla_router::{Command, Condition, Epoch, Revision};
 
 fn started() -> (MemoryEngine, Applier) {
     let engine = MemoryEngine::new();
-    found(&engine, &[descriptor(7, "b", Some("y")), descriptor(8, "y", None), descriptor(1, "", None)]);
+    found(
+        &engine,
+        &[descriptor(7, "b", Some("y")), descriptor(8, "y", None), descriptor(1, "", None)],
+    );
     let applier = Applier::new(&engine, &recover(&engine).unwrap()).unwrap();
     (engine, applier)
 }
@@ -26,7 +34,8 @@ fn when(condition: Condition, command: Command) -> Command {
 /// Applies one entry of these commands at the next index, and gives their results.
 fn run(engine: &MemoryEngine, applier: &mut Applier, commands: &[Command]) -> Vec<WriteResult> {
     let index = applier.applied(SHARD).unwrap().index + 1;
-    let applied = applier.apply(engine, vec![work(SHARD, [normal(index, 2, payload(1, commands))])]).unwrap();
+    let applied =
+        applier.apply(engine, vec![work(SHARD, [normal(index, 2, payload(1, commands))])]).unwrap();
     assert_eq!((applied.len(), applied[0].at.index), (1, index));
     applied[0].results[0].1.clone()
 }
@@ -57,7 +66,10 @@ fn commands_come_to_what_http_says() {
         (vec![when(Condition::Absent, put("k", "x"))], vec![refused(Some(2))]),
         (vec![when(Condition::Absent, put("m", "x"))], vec![written(4)]),
         (vec![when(Condition::Present, put("n", "x"))], vec![refused(None)]),
-        (vec![when(at(2), put("k", "3")), when(at(2), put("k", "4"))], vec![written(5), refused(Some(5))]),
+        (
+            vec![when(at(2), put("k", "3")), when(at(2), put("k", "4"))],
+            vec![written(5), refused(Some(5))],
+        ),
         // Deletions consume a revision, refused ones don't.
         (vec![when(at(1), delete("k")), when(at(5), delete("k"))], vec![refused(Some(5)), Deleted]),
         (vec![when(Condition::Present, delete("k")), delete("k")], vec![refused(None), Deleted]),
@@ -85,7 +97,8 @@ fn conditions_see_earlier_entries_of_the_same_batch() {
     let before = engine.unsynced();
     let applied = applier.apply(&engine, vec![work(SHARD, entries)]).unwrap();
     assert_eq!(engine.unsynced(), before + 1, "one batch for all entries");
-    let results: Vec<_> = applied[0].results.iter().map(|(index, results)| (*index, results[0])).collect();
+    let results: Vec<_> =
+        applied[0].results.iter().map(|(index, results)| (*index, results[0])).collect();
     assert_eq!(results, [(2, written(1)), (3, refused(Some(1))), (4, Deleted), (5, written(3))]);
     assert_eq!(value(&engine, "k"), Some((3, "3".into())));
 }
@@ -93,7 +106,9 @@ fn conditions_see_earlier_entries_of_the_same_batch() {
 #[test]
 fn the_meta_shards_keys_are_not_the_clients() {
     let (engine, mut applier) = started();
-    let one = |id| work(ShardId(id), [normal(2, 2, payload(1, &[when(Condition::Absent, put("k", "v"))]))]);
+    let one = |id| {
+        work(ShardId(id), [normal(2, 2, payload(1, &[when(Condition::Absent, put("k", "v"))]))])
+    };
     let applied = applier.apply(&engine, vec![one(7), one(1)]).unwrap();
     for shard in applied {
         assert_eq!(shard.results[0].1, [written(1)], "the other space's key was seen");
@@ -121,7 +136,10 @@ fn a_deleted_range_counts_what_was_there_once() {
         delete_range("c", None),      // ends outside of the shard
     ];
     let results = run(&engine, &mut applier, &commands);
-    assert_eq!(results[3..7], [WrongShard, DeletedRange { count: 3 }, written(9), DeletedRange { count: 1 }]);
+    assert_eq!(
+        results[3..7],
+        [WrongShard, DeletedRange { count: 3 }, written(9), DeletedRange { count: 1 }]
+    );
     assert!(matches!(results[7], DeletedRange { count: 0 } | WrongShard), "{:?}", results[7]);
     assert!(matches!(results[8], DeletedRange { count: 0 } | WrongShard), "{:?}", results[8]);
     assert_eq!(results[9..], [WrongShard, WrongShard]);
@@ -147,9 +165,17 @@ fn a_large_range_goes_by_one_tombstone_and_its_count_is_as_exact() {
     ];
     let results = run(&engine, &mut applier, &commands);
     let count = n as u64;
-    assert_eq!(results[2..4], [DeletedRange { count }, refused(None)], "n keys, less one, and one more");
+    assert_eq!(
+        results[2..4],
+        [DeletedRange { count }, refused(None)],
+        "n keys, less one, and one more"
+    );
     assert!(matches!(results[4], WriteResult::Written { .. }));
-    assert_eq!(results[5], DeletedRange { count: 1 }, "only what was written after the range was emptied");
+    assert_eq!(
+        results[5],
+        DeletedRange { count: 1 },
+        "only what was written after the range was emptied"
+    );
     assert_eq!((value(&engine, &keys[5]), value(&engine, &keys[6])), (None, None));
 }
 
@@ -159,9 +185,16 @@ fn another_range_epoch_and_keys_outside_write_nothing() {
     let stale = normal(2, 2, put_payload(2, &[("k", "v")]));
     let outside = normal(3, 2, put_payload(1, &[("a", "v"), ("y", "v"), ("k", "v")]));
     let applied = applier.apply(&engine, vec![work(SHARD, [stale, outside])]).unwrap();
-    assert_eq!(applied[0].results, [(2, vec![WrongShard]), (3, vec![WrongShard, WrongShard, written(1)])]);
+    assert_eq!(
+        applied[0].results,
+        [(2, vec![WrongShard]), (3, vec![WrongShard, WrongShard, written(1)])]
+    );
     assert_eq!((value(&engine, "a"), value(&engine, "y")), (None, None));
-    assert_eq!(read::applied(&engine, SHARD).unwrap().index, 3, "an entry that writes nothing is applied all the same");
+    assert_eq!(
+        read::applied(&engine, SHARD).unwrap().index,
+        3,
+        "an entry that writes nothing is applied all the same"
+    );
 }
 
 /// The shard's epoch is 1.1 at first; this one was made for a later membership.
@@ -277,7 +310,10 @@ fn of_two_membership_changes_made_for_one_epoch_one_is_taken() {
 #[test]
 fn results_are_only_gathered_where_somebody_waits() {
     let (engine, mut applier) = started();
-    let mut work = work(SHARD, [normal(2, 2, put_payload(1, &[("k", "1")])), normal(3, 2, put_payload(1, &[("k", "2")]))]);
+    let mut work = work(
+        SHARD,
+        [normal(2, 2, put_payload(1, &[("k", "1")])), normal(3, 2, put_payload(1, &[("k", "2")]))],
+    );
     work.entries[0].wants_results = false;
     let applied = applier.apply(&engine, vec![work]).unwrap();
     assert_eq!(applied[0].results, [(3, vec![written(2)])]);
@@ -293,9 +329,14 @@ fn nothing_is_applied_twice_or_left_out() {
     ] {
         let (engine, mut applier) = started();
         run(&engine, &mut applier, &[put("k", "1")]);
-        let error = applier.apply(&engine, vec![work(SHARD, [normal(index, term, put_payload(1, &[("k", "2")]))])]).unwrap_err();
+        let error = applier
+            .apply(&engine, vec![work(SHARD, [normal(index, term, put_payload(1, &[("k", "2")]))])])
+            .unwrap_err();
         let error = error.to_string();
-        assert!(error.contains(&format!("shard 7, apply of log index {index}")) && error.contains(why), "{error}");
+        assert!(
+            error.contains(&format!("shard 7, apply of log index {index}")) && error.contains(why),
+            "{error}"
+        );
         assert_eq!(value(&engine, "k"), Some((1, "1".into())));
     }
 }
@@ -345,20 +386,32 @@ fn a_snapshot_resets_its_shard() {
     let at = LogPosition { index: 50, term: 4 };
     let mut descriptor = descriptor(7, "b", Some("y"));
     descriptor.epoch.membership = 9;
-    applier.installed(&SnapshotManifest { descriptor: descriptor.clone(), at, revision: Revision(70), files: Vec::new() });
+    applier.installed(&SnapshotManifest {
+        descriptor: descriptor.clone(),
+        at,
+        revision: Revision(70),
+        files: Vec::new(),
+    });
     assert_eq!((applier.applied(SHARD), applier.descriptor(SHARD)), (Some(at), Some(&descriptor)));
-    let applied = applier.apply(&engine, vec![work(SHARD, [normal(51, 4, put_payload(1, &[("k", "v")]))])]).unwrap();
+    let applied = applier
+        .apply(&engine, vec![work(SHARD, [normal(51, 4, put_payload(1, &[("k", "v")]))])])
+        .unwrap();
     assert_eq!(applied[0].results[0].1, [written(71)]);
 }
 
-/// The entries of the crash tests: each leaves a trace in data, revision and (some) descriptor that must fit the applied index.
+/// The entries of the crash tests: each leaves a trace in data, revision and (some) descriptor that
+/// must fit the applied index.
 fn traced(index: u64) -> LogEntry {
     if index.is_multiple_of(5) {
         let learner = [(ChangeKind::Learner, 71 + index)];
         return conf_change(index, "", &change(index / 5, Transition::Simple, &learner));
     }
     let (index_key, text) = (format!("k{index}"), index.to_string());
-    normal(index, 2, payload(1, &[when(Condition::Absent, put(&index_key, "v")), put("last", &text)]))
+    normal(
+        index,
+        2,
+        payload(1, &[when(Condition::Absent, put(&index_key, "v")), put("last", &text)]),
+    )
 }
 
 /// Checks that data, applied state and descriptor agree, and gives the applied index.
@@ -366,11 +419,19 @@ fn check_agreement(engine: &MemoryEngine) -> u64 {
     let applied = read::applied_record(engine, SHARD).unwrap();
     let index = applied.at.index;
     let writes: Vec<u64> = (2..=index).filter(|i| i % 5 != 0).collect();
-    assert_eq!(applied.revision.0, 2 * writes.len() as u64, "revision and applied index {index} were separated");
+    assert_eq!(
+        applied.revision.0,
+        2 * writes.len() as u64,
+        "revision and applied index {index} were separated"
+    );
     let last = writes.last().map(|last| (applied.revision.0, last.to_string()));
     assert_eq!(value(engine, "last"), last, "data and applied index {index} were separated");
     for i in 2..40 {
-        assert_eq!(value(engine, &format!("k{i}")).is_some(), writes.contains(&i), "k{i} at applied index {index}");
+        assert_eq!(
+            value(engine, &format!("k{i}")).is_some(),
+            writes.contains(&i),
+            "k{i} at applied index {index}"
+        );
     }
     let (stored, changes) = (stored_descriptor(engine), index / 5);
     for found in [stored.epoch.membership, stored.replicas.len() as u64] {
@@ -398,12 +459,18 @@ fn a_crash_at_any_point_separates_nothing_and_a_restart_applies_the_rest_once() 
             let found = recover(&engine).unwrap();
             let shard = found.iter().find(|r| r.descriptor.id == SHARD).unwrap();
             assert_eq!(shard.applied.index, applied);
-            assert_eq!(shard.unapplied.iter().map(|e| e.at.index).collect::<Vec<_>>(), (applied + 1..=LAST).collect::<Vec<_>>());
+            assert_eq!(
+                shard.unapplied.iter().map(|e| e.at.index).collect::<Vec<_>>(),
+                (applied + 1..=LAST).collect::<Vec<_>>()
+            );
             let mut applier = Applier::new(&engine, &found).unwrap();
             if !shard.unapplied.is_empty() {
-                let outcome = applier.apply(&engine, vec![work(SHARD, shard.unapplied.clone())]).unwrap();
+                let outcome =
+                    applier.apply(&engine, vec![work(SHARD, shard.unapplied.clone())]).unwrap();
                 for (index, results) in &outcome[0].results {
-                    let refusals = results.iter().filter(|result| matches!(result, WriteResult::ConditionFailed { .. }));
+                    let refusals = results
+                        .iter()
+                        .filter(|result| matches!(result, WriteResult::ConditionFailed { .. }));
                     assert_eq!(refusals.count(), 0, "index {index} was applied twice");
                 }
             }
@@ -413,7 +480,10 @@ fn a_crash_at_any_point_separates_nothing_and_a_restart_applies_the_rest_once() 
             }
             kept += 1;
         }
-        assert!(kept >= if batch_bytes_max == 1 { 30 } else { 3 }, "only {kept} crashes at {batch_bytes_max}");
+        assert!(
+            kept >= if batch_bytes_max == 1 { 30 } else { 3 },
+            "only {kept} crashes at {batch_bytes_max}"
+        );
     }
 }
 
@@ -425,16 +495,27 @@ fn shards_of_a_pass_share_one_unsynced_batch() {
         work(ShardId(8), [normal(2, 2, put_payload(1, &[("z", "v")]))]),
     ];
     let hard_state = Some(HardState { term: 2, vote: 0, commit: 1 });
-    append(&engine, &LogBatch { writes: vec![LogWrite { shard: SHARD, hard_state, ..Default::default() }], sync: true }).unwrap();
+    append(
+        &engine,
+        &LogBatch {
+            writes: vec![LogWrite { shard: SHARD, hard_state, ..Default::default() }],
+            sync: true,
+        },
+    )
+    .unwrap();
     assert_eq!(applier.apply(&engine, works).unwrap().len(), 2);
     assert_eq!(engine.unsynced(), 1);
-    assert_eq!((value(&engine, "k"), value(&engine, "z")), (Some((1, "v".into())), Some((1, "v".into()))));
+    assert_eq!(
+        (value(&engine, "k"), value(&engine, "z")),
+        (Some((1, "v".into())), Some((1, "v".into())))
+    );
 }
 
 #[test]
 fn replicas_that_batch_differently_end_equal() {
     let (mut hashes, entries): (Vec<_>, Vec<_>) = (Vec::new(), (2..=31).map(traced).collect());
-    for (batch_bytes_max, pass) in [(1, 30), (BATCH_BYTES_MAX, 30), (BATCH_BYTES_MAX, 1), (100, 7)] {
+    for (batch_bytes_max, pass) in [(1, 30), (BATCH_BYTES_MAX, 30), (BATCH_BYTES_MAX, 1), (100, 7)]
+    {
         let (engine, mut applier) = started();
         applier.batch_bytes_max = batch_bytes_max;
         for entries in entries.chunks(pass) {
@@ -445,8 +526,9 @@ fn replicas_that_batch_differently_end_equal() {
     assert!(hashes.windows(2).all(|pair| pair[0] == pair[1]), "{hashes:?}");
 }
 
-/// Entries of two shards, in one of which a deletion counts many keys: the other one is applied at once, and what comes of the first is
-/// the same as without taking it aside, also when a crash comes in between.
+/// Entries of two shards, in one of which a deletion counts many keys: the other one is applied at
+/// once, and what comes of the first is the same as without taking it aside, also when a crash
+/// comes in between.
 #[test]
 fn a_long_deletion_keeps_no_other_shard() {
     let other = ShardId(8);
@@ -459,17 +541,32 @@ fn a_long_deletion_keeps_no_other_shard() {
     };
     let works = || {
         let first = [put("k00000x", "new"), put("m", "1")];
-        let second = [put("k1", "2"), delete_range("k", Some("l")), put("k2", "3"), delete_range("a", Some("b"))];
-        let entries =
-            [normal(3, 2, payload(1, &first)), normal(4, 2, payload(1, &second)), normal(5, 2, payload(1, &[put("k3", "4")]))];
+        let second = [
+            put("k1", "2"),
+            delete_range("k", Some("l")),
+            put("k2", "3"),
+            delete_range("a", Some("b")),
+        ];
+        let entries = [
+            normal(3, 2, payload(1, &first)),
+            normal(4, 2, payload(1, &second)),
+            normal(5, 2, payload(1, &[put("k3", "4")])),
+        ];
         vec![work(SHARD, entries), work(other, [normal(2, 2, put_payload(1, &[("z", "1")]))])]
     };
     let (plain, mut all_at_once) = filled();
     let expected = all_at_once.apply(&plain, works()).unwrap();
     let (engine, mut applier) = filled();
-    append_committed(&engine, SHARD, works()[0].entries.iter().map(|apply| apply.entry.clone()).collect());
+    append_committed(
+        &engine,
+        SHARD,
+        works()[0].entries.iter().map(|apply| apply.entry.clone()).collect(),
+    );
     let (applied, mut asides) = applier.apply_short(&engine, works()).unwrap();
-    assert_eq!(applied.iter().map(|a| (a.shard, a.at.index)).collect::<Vec<_>>(), [(SHARD, 3), (other, 2)]);
+    assert_eq!(
+        applied.iter().map(|a| (a.shard, a.at.index)).collect::<Vec<_>>(),
+        [(SHARD, 3), (other, 2)]
+    );
     assert_eq!(asides.len(), 1, "nothing was taken aside");
     let aside = asides.remove(0);
     assert_eq!((aside.shard(), applier.applied(SHARD)), (SHARD, None));
@@ -495,13 +592,21 @@ fn a_long_deletion_keeps_no_other_shard() {
     assert!(applier.apply_short(&engine, short).unwrap().1.is_empty());
 }
 
-/// Deletions each of which is short, in entries of their own: together they would hold the others, so from some entry on they go aside.
+/// Deletions each of which is short, in entries of their own: together they would hold the others,
+/// so from some entry on they go aside.
 #[test]
 fn many_short_deletions_are_long_together() {
     let (engine, mut applier) = started();
-    let keys: Vec<Command> = (0..40).flat_map(|i| (0..100).map(move |j| put(&format!("k{i:02}-{j}"), "v"))).collect();
+    let keys: Vec<Command> =
+        (0..40).flat_map(|i| (0..100).map(move |j| put(&format!("k{i:02}-{j}"), "v"))).collect();
     run(&engine, &mut applier, &keys);
-    let delete = |i: u64| normal(3 + i, 2, payload(1, &[delete_range(&format!("k{i:02}-"), Some(&format!("k{i:02}.")))]));
+    let delete = |i: u64| {
+        normal(
+            3 + i,
+            2,
+            payload(1, &[delete_range(&format!("k{i:02}-"), Some(&format!("k{i:02}.")))]),
+        )
+    };
     let entries: Vec<LogEntry> = (0..40).map(delete).collect();
     append_committed(&engine, SHARD, entries.clone());
     let (applied, asides) = applier.apply_short(&engine, vec![work(SHARD, entries)]).unwrap();

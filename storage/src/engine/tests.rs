@@ -1,4 +1,5 @@
-//! The contract of [`Engine`], checked on both engines. What only a crash shows is in `memory.rs` and `rocks/tests.rs`.
+//! The contract of [`Engine`], checked on both engines. What only a crash shows is in `memory.rs`
+//! and `rocks/tests.rs`.
 
 use super::*;
 use crate::testing::{Tampering, TestEngine, on_both_engines};
@@ -27,11 +28,20 @@ fn all<R: Read>(read: &R, family: Family) -> Vec<(String, String)> {
     walk(read, family, "", None, Order::Forward)
 }
 
-fn walk<R: Read>(read: &R, family: Family, start: &str, end: Option<&str>, order: Order) -> Vec<(String, String)> {
+fn walk<R: Read>(
+    read: &R,
+    family: Family,
+    start: &str,
+    end: Option<&str>,
+    order: Order,
+) -> Vec<(String, String)> {
     let mut cursor = read.cursor(family, start.as_bytes(), end.map(str::as_bytes), order);
     let mut pairs = Vec::new();
     while let Some((key, value)) = cursor.next().unwrap() {
-        pairs.push((String::from_utf8(key.to_vec()).unwrap(), String::from_utf8(value.to_vec()).unwrap()));
+        pairs.push((
+            String::from_utf8(key.to_vec()).unwrap(),
+            String::from_utf8(value.to_vec()).unwrap(),
+        ));
     }
     assert_eq!(cursor.next().unwrap(), None, "a walk that has ended goes on");
     pairs
@@ -111,9 +121,19 @@ fn cursors_walk_both_ways_within_their_bounds<E: TestEngine>() {
                 want.reverse();
             }
             let want: String = want.into_iter().collect();
-            let of = |walked: Vec<(String, String)>| walked.into_iter().map(|(key, _)| key).collect::<String>();
-            assert_eq!(of(walk(&engine, Family::Data, start, end, order)), want, "{start:?} to {end:?}, {order:?}");
-            assert_eq!(of(walk(&view, Family::Data, start, end, order)), want, "{start:?} to {end:?}, {order:?}, view");
+            let of = |walked: Vec<(String, String)>| {
+                walked.into_iter().map(|(key, _)| key).collect::<String>()
+            };
+            assert_eq!(
+                of(walk(&engine, Family::Data, start, end, order)),
+                want,
+                "{start:?} to {end:?}, {order:?}"
+            );
+            assert_eq!(
+                of(walk(&view, Family::Data, start, end, order)),
+                want,
+                "{start:?} to {end:?}, {order:?}, view"
+            );
         }
     }
 }
@@ -136,8 +156,9 @@ fn exported_files_are_taken_in_elsewhere<E: TestEngine>() {
     let mut batch = source.batch();
     for i in 0..1000u64 {
         // Values that no compression makes smaller.
-        let value: Vec<u8> =
-            (0..125).flat_map(|j| xxhash_rust::xxh3::xxh3_64(&(i << 32 | j).to_be_bytes()).to_be_bytes()).collect();
+        let value: Vec<u8> = (0..125)
+            .flat_map(|j| xxhash_rust::xxh3::xxh3_64(&(i << 32 | j).to_be_bytes()).to_be_bytes())
+            .collect();
         batch.put(Family::Data, &(i as u32).to_be_bytes(), &value);
     }
     source.write(batch, false).unwrap();
@@ -167,7 +188,14 @@ fn exported_files_are_taken_in_elsewhere<E: TestEngine>() {
     let target = target.restart(there.path());
     files.iter().for_each(|file| target.check_file(&to, file).unwrap());
     target.ingest(&to, &files).unwrap();
-    for (i, bytes) in [(99u32, None), (100, Some(1000)), (150, Some(1000)), (899, Some(1000)), (900, None), (950, Some(3))] {
+    for (i, bytes) in [
+        (99u32, None),
+        (100, Some(1000)),
+        (150, Some(1000)),
+        (899, Some(1000)),
+        (900, None),
+        (950, Some(3)),
+    ] {
         assert_eq!(target.look(Family::Data, &i.to_be_bytes(), <[u8]>::len).unwrap(), bytes, "{i}");
     }
     target.remove_folder(&to).unwrap();
@@ -184,7 +212,9 @@ fn a_file_that_changed_is_found_out<E: TestEngine>() {
     let export = || engine.export(&engine.view(), b"a", b"b", &folder, u64::MAX).unwrap().remove(0);
     let changes: [Tampering; 3] = [
         |contents| Some(contents[1..].to_vec()),
-        |contents| Some(contents.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == 0)).collect()),
+        |contents| {
+            Some(contents.iter().enumerate().map(|(i, byte)| byte ^ u8::from(i == 0)).collect())
+        },
         |_| None,
     ];
     for (i, change) in changes.into_iter().enumerate() {

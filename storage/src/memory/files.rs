@@ -1,4 +1,5 @@
-//! Exported files of the engine in memory: keys and values, one after the other, each with its length.
+//! Exported files of the engine in memory: keys and values, one after the other, each with its
+//! length.
 
 use super::{MemoryEngine, MemoryView};
 use crate::engine::{Cursor as _, Engine as _, Family, Order, Read as _};
@@ -20,7 +21,11 @@ pub(super) fn export(
     let (mut files, mut out) = (Vec::new(), BytesMut::new());
     let mut finish = |out: &mut BytesMut| {
         let (name, contents) = (format!("{:06}.mem", files.len()), out.split().freeze());
-        files.push(SnapshotFile { name: name.clone(), bytes: contents.len() as u64, checksum: crc32fast::hash(&contents) });
+        files.push(SnapshotFile {
+            name: name.clone(),
+            bytes: contents.len() as u64,
+            checksum: crc32fast::hash(&contents),
+        });
         engine.put_file(folder, &name, contents);
     };
     let mut cursor = view.cursor(Family::Data, start, Some(end), Order::Forward);
@@ -38,10 +43,15 @@ pub(super) fn export(
 }
 
 /// What files hold, in order.
-pub(super) fn records(engine: &MemoryEngine, folder: &Path, files: &[SnapshotFile]) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
+pub(super) fn records(
+    engine: &MemoryEngine,
+    folder: &Path,
+    files: &[SnapshotFile],
+) -> Result<Vec<(Bytes, Bytes)>, StorageError> {
     let mut records = Vec::new();
     for file in files {
-        let mut reader = Reader::new("snapshot file", engine.file(folder, &file.name).unwrap_or_default());
+        let mut reader =
+            Reader::new("snapshot file", engine.file(folder, &file.name).unwrap_or_default());
         while !reader.is_empty() {
             let record = reader.bytes().and_then(|key| Ok((key, reader.bytes()?)));
             records.push(record.map_err(|e| StorageError::engine("read snapshot file", e))?);

@@ -36,7 +36,8 @@ fn snapshots_that_nobody_waits_for_are_removed_before_room_is_judged() {
     }
     drop(open_here(dir.path()).unwrap());
     let is_there = |path: &str| dir.path().join(path).exists();
-    let left = ["snapshots/out/3", "snapshots/in/4", "snapshots/install/5/000000.sst"].map(is_there);
+    let left =
+        ["snapshots/out/3", "snapshots/in/4", "snapshots/install/5/000000.sst"].map(is_there);
     assert_eq!(left, [false, false, true], "an install may have to be completed");
 }
 
@@ -46,11 +47,16 @@ fn a_directory_that_others_can_read_is_closed() {
     for mode in [0o777, 0o755, 0o750, 0o700] {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).unwrap();
         drop(open_here(dir.path()).unwrap());
-        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777, 0o700, "it was {mode:o}");
+        assert_eq!(
+            fs::metadata(dir.path()).unwrap().permissions().mode() & 0o777,
+            0o700,
+            "it was {mode:o}"
+        );
     }
 }
 
-/// A directory that somebody else made for us, with a group that may write, as platforms do it: it can be used, but not be closed.
+/// A directory that somebody else made for us, with a group that may write, as platforms do it: it
+/// can be used, but not be closed.
 #[test]
 fn a_directory_of_another_user_in_which_we_may_write_is_opened() {
     const DIR: &str = "FLOTILLA_TEST_OTHERS_DIRECTORY";
@@ -75,7 +81,12 @@ fn a_directory_of_another_user_in_which_we_may_write_is_opened() {
     let mut child = std::process::Command::new(&binary);
     std::os::unix::process::CommandExt::uid(&mut child, user);
     std::os::unix::process::CommandExt::gid(&mut child, group);
-    let output = child.args(["--exact", name, "--nocapture"]).env(DIR, &data).current_dir(dir.path()).output().unwrap();
+    let output = child
+        .args(["--exact", name, "--nocapture"])
+        .env(DIR, &data)
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
     assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o7777, 0o2775);
@@ -86,9 +97,15 @@ fn a_directory_of_another_user_in_which_we_may_write_is_opened() {
 fn a_foreign_directory_is_refused_with_the_cure_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     drop(open_here(dir.path()).unwrap());
-    for foreign in [Identity { node: NodeId(3), ..OURS }, Identity { cluster: ClusterId(9), ..OURS }] {
+    for foreign in
+        [Identity { node: NodeId(3), ..OURS }, Identity { cluster: ClusterId(9), ..OURS }]
+    {
         let error = refusal(dir.path(), foreign);
-        for part in ["belongs to node 2 of cluster 000000000000abcd", "start it with that id", "its own directory"] {
+        for part in [
+            "belongs to node 2 of cluster 000000000000abcd",
+            "start it with that id",
+            "its own directory",
+        ] {
             assert!(error.contains(part), "{error:?} does not say {part:?}");
         }
     }
@@ -143,7 +160,10 @@ fn another_format_and_a_stranger_are_refused() {
     opened.engine.write(batch, true).unwrap();
     drop(opened);
     let error = refusal(dir.path(), OURS);
-    assert!(error.contains("format 2; this binary reads 1") && error.contains("release that wrote it"), "{error}");
+    assert!(
+        error.contains("format 2; this binary reads 1") && error.contains("release that wrote it"),
+        "{error}"
+    );
 
     let dir = tempfile::tempdir().unwrap();
     let engine = RocksEngine::open(&dir.path().join(DB), &small_rocks(), None).unwrap();
@@ -176,19 +196,28 @@ fn a_database_that_has_forgotten_is_refused_each_time_and_opens_again_when_it_is
     };
     type Damage<'a> = (&'a str, Box<dyn Fn(&Path)>, &'a [&'a str]);
     let damages: Vec<Damage<'_>> = vec![
-        ("no CURRENT", Box::new(|db| fs::remove_file(db.join("CURRENT")).unwrap()), &["can't be opened", "nothing was removed"]),
+        (
+            "no CURRENT",
+            Box::new(|db| fs::remove_file(db.join("CURRENT")).unwrap()),
+            &["can't be opened", "nothing was removed"],
+        ),
         (
             "no log",
-            Box::new(move |db| files(db, ".log").iter().for_each(|path| fs::remove_file(path).unwrap())),
+            Box::new(move |db| {
+                files(db, ".log").iter().for_each(|path| fs::remove_file(path).unwrap())
+            }),
             &["no WAL files"],
         ),
         (
             "an empty log",
-            Box::new(move |db| files(db, ".log").iter().for_each(|path| fs::write(path, "").unwrap())),
+            Box::new(move |db| {
+                files(db, ".log").iter().for_each(|path| fs::write(path, "").unwrap())
+            }),
             &["has forgotten", "its database knows of 1"],
         ),
         (
-            // Its last line, by which RocksDB knows what was flushed: without it, it would open with a gap in the middle.
+            // Its last line, by which RocksDB knows what was flushed: without it, it would open
+            // with a gap in the middle.
             "a list of files without its end",
             Box::new(move |db| {
                 let path = files(db, "MANIFEST").pop().unwrap();
@@ -197,7 +226,11 @@ fn a_database_that_has_forgotten_is_refused_each_time_and_opens_again_when_it_is
             }),
             &["has forgotten", "MANIFEST-"],
         ),
-        ("no database", Box::new(|db| fs::remove_dir_all(db).unwrap()), &["its database is gone", "restore the directory"]),
+        (
+            "no database",
+            Box::new(|db| fs::remove_dir_all(db).unwrap()),
+            &["its database is gone", "restore the directory"],
+        ),
     ];
     for (what, damage, wanted) in damages {
         let dir = tempfile::tempdir().unwrap();
@@ -220,7 +253,11 @@ fn a_database_that_has_forgotten_is_refused_each_time_and_opens_again_when_it_is
         copy(&kept, &db);
         let opened = open_here(dir.path()).unwrap();
         assert_eq!((opened.incarnation, opened.fresh), (Incarnation(3), false), "{what}");
-        assert!((1..=2).all(|n| opened.engine.get(Family::Data, &[n]).unwrap().unwrap() == [n; 100][..]), "{what}");
+        assert!(
+            (1..=2)
+                .all(|n| opened.engine.get(Family::Data, &[n]).unwrap().unwrap() == [n; 100][..]),
+            "{what}"
+        );
     }
 }
 
@@ -231,7 +268,8 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// After an orderly end the log's end is known, and a log that lost it is told from one that a crash cut short.
+/// After an orderly end the log's end is known, and a log that lost it is told from one that a
+/// crash cut short.
 #[test]
 fn a_log_that_lost_its_end_after_an_orderly_end_is_refused() {
     for orderly in [false, true] {
@@ -245,12 +283,24 @@ fn a_log_that_lost_its_end_after_an_orderly_end_is_refused() {
         }
         drop(opened);
         let logs = fs::read_dir(dir.path().join(DB)).unwrap().map(|entry| entry.unwrap().path());
-        let log =
-            logs.filter(|path| path.extension().is_some_and(|e| e == "log")).max_by_key(|p| p.metadata().unwrap().len()).unwrap();
-        File::options().write(true).open(&log).unwrap().set_len(log.metadata().unwrap().len() - 20).unwrap();
+        let log = logs
+            .filter(|path| path.extension().is_some_and(|e| e == "log"))
+            .max_by_key(|p| p.metadata().unwrap().len())
+            .unwrap();
+        File::options()
+            .write(true)
+            .open(&log)
+            .unwrap()
+            .set_len(log.metadata().unwrap().len() - 20)
+            .unwrap();
         match open(dir.path(), OURS, &small_rocks()) {
-            Ok(opened) => assert!(!orderly && opened.engine.get(Family::Data, b"last").unwrap().is_none()),
-            Err(error) => assert!(orderly && error.to_string().contains("was durable, and its database ends with"), "{error}"),
+            Ok(opened) => {
+                assert!(!orderly && opened.engine.get(Family::Data, b"last").unwrap().is_none())
+            }
+            Err(error) => assert!(
+                orderly && error.to_string().contains("was durable, and its database ends with"),
+                "{error}"
+            ),
         }
     }
 }

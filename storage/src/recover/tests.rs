@@ -5,10 +5,13 @@ use crate::apply::Applier;
 use crate::engine::WriteBatch;
 use crate::log::append;
 use crate::memory::MemoryEngine;
-use crate::testing::{SHARD, append_committed, descriptor, found as bootstrap_node, normal, put_payload, work};
+use crate::testing::{
+    SHARD, append_committed, descriptor, found as bootstrap_node, normal, put_payload, work,
+};
 use crate::work::{LogBatch, LogWrite, Truncate};
 
-/// Founded, with entries 2 to 9 in terms 2, 2, 2, 3, 3, 5, 5, 5, of which those up to 5 are applied.
+/// Founded, with entries 2 to 9 in terms 2, 2, 2, 3, 3, 5, 5, 5, of which those up to 5 are
+/// applied.
 fn filled() -> MemoryEngine {
     let engine = MemoryEngine::new();
     bootstrap_node(&engine, &[descriptor(7, "", None)]);
@@ -20,7 +23,9 @@ fn filled() -> MemoryEngine {
 
 fn log() -> impl Iterator<Item = LogEntry> {
     let terms = [2, 2, 2, 3, 3, 5, 5, 5];
-    (2..).zip(terms).map(|(index, term)| normal(index, term, put_payload(1, &[("k", &index.to_string())])))
+    (2..)
+        .zip(terms)
+        .map(|(index, term)| normal(index, term, put_payload(1, &[("k", &index.to_string())])))
 }
 
 fn at(index: u64, term: u64) -> LogPosition {
@@ -28,7 +33,11 @@ fn at(index: u64, term: u64) -> LogPosition {
 }
 
 fn truncate(engine: &MemoryEngine, from: u64, to: LogPosition) {
-    let writes = vec![LogWrite { shard: SHARD, truncate: Some(Truncate { from, to }), ..Default::default() }];
+    let writes = vec![LogWrite {
+        shard: SHARD,
+        truncate: Some(Truncate { from, to }),
+        ..Default::default()
+    }];
     append(engine, &LogBatch { writes, sync: true }).unwrap();
 }
 
@@ -41,7 +50,9 @@ fn change(engine: &MemoryEngine, fill: impl FnOnce(&mut crate::memory::MemoryBat
 fn set_applied(engine: &MemoryEngine, at: LogPosition) {
     let mut record = crate::read::applied_record(engine, SHARD).unwrap();
     record.at = at;
-    change(engine, |batch| batch.put(Family::Data, &keys::applied(SHARD), &records::encode_applied(record)));
+    change(engine, |batch| {
+        batch.put(Family::Data, &keys::applied(SHARD), &records::encode_applied(record))
+    });
 }
 
 fn set_hard_state(engine: &MemoryEngine, hard_state: HardState) {
@@ -80,7 +91,10 @@ fn a_truncated_log_begins_behind_its_truncated_position() {
     let engine = filled();
     truncate(&engine, 2, at(5, 3));
     let found = &recover(&engine).unwrap()[0];
-    assert_eq!((found.truncated, found.last, &found.term_starts[..]), (at(5, 3), at(9, 5), &[at(6, 3), at(7, 5)][..]));
+    assert_eq!(
+        (found.truncated, found.last, &found.term_starts[..]),
+        (at(5, 3), at(9, 5), &[at(6, 3), at(7, 5)][..])
+    );
     assert_eq!((found.applied, found.unapplied.len()), (at(5, 3), 4));
     // The whole log truncated: the truncated position is the last.
     set_applied(&engine, at(9, 5));
@@ -92,7 +106,9 @@ fn a_truncated_log_begins_behind_its_truncated_position() {
 
 #[test]
 fn a_missing_entry_is_named() {
-    for (index, says) in [(2, "log index 2: the entry is missing"), (6, "log index 6: the entry is missing")] {
+    for (index, says) in
+        [(2, "log index 2: the entry is missing"), (6, "log index 6: the entry is missing")]
+    {
         let engine = filled();
         change(&engine, |batch| batch.delete(Family::Log, &keys::log_entry(SHARD, index)));
         fails_with(&engine, &["shard 7", says]);
@@ -102,7 +118,11 @@ fn a_missing_entry_is_named() {
     change(&engine, |batch| batch.delete(Family::Log, &keys::log_entry(SHARD, 9)));
     fails_with(&engine, &["shard 7", "log index 9: the entry is missing, but was committed"]);
     set_hard_state(&engine, HardState { term: 5, vote: 0, commit: 5 });
-    assert_eq!(recover(&engine).unwrap()[0].last, at(8, 5), "what was not committed may be missing at the end");
+    assert_eq!(
+        recover(&engine).unwrap()[0].last,
+        at(8, 5),
+        "what was not committed may be missing at the end"
+    );
 }
 
 #[test]
@@ -222,33 +242,49 @@ fn a_tombstone_is_remembered_and_is_no_replica() {
 fn many_shards_are_found_in_order() {
     let engine = MemoryEngine::new();
     let ranges: Vec<String> = (0..300).map(|i| format!("k{i:04}")).collect();
-    let shards: Vec<_> = (0..299).map(|i| descriptor(2 + i as u64, &ranges[i], Some(&ranges[i + 1]))).collect();
+    let shards: Vec<_> =
+        (0..299).map(|i| descriptor(2 + i as u64, &ranges[i], Some(&ranges[i + 1]))).collect();
     bootstrap_node(&engine, &shards);
     for shard in shards.iter().step_by(3) {
         append_committed(&engine, shard.id, log().take(3).collect());
     }
     let found = recover(&engine).unwrap();
-    assert_eq!(found.iter().map(|r| &r.descriptor).collect::<Vec<_>>(), shards.iter().collect::<Vec<_>>());
+    assert_eq!(
+        found.iter().map(|r| &r.descriptor).collect::<Vec<_>>(),
+        shards.iter().collect::<Vec<_>>()
+    );
     for (i, replica) in found.iter().enumerate() {
-        assert_eq!(replica.last, if i % 3 == 0 { at(4, 2) } else { at(1, 1) }, "shard {}", replica.descriptor.id);
+        assert_eq!(
+            replica.last,
+            if i % 3 == 0 { at(4, 2) } else { at(1, 1) },
+            "shard {}",
+            replica.descriptor.id
+        );
     }
 }
 
-/// The checksums are right, so something wrote it; raft-rs would overflow at the next election, or end the process at this start.
+/// The checksums are right, so something wrote it; raft-rs would overflow at the next election, or
+/// end the process at this start.
 #[test]
 fn a_record_that_no_group_could_work_with_is_named() {
     let too_high = REACHED_MAX + 1;
     let engine = filled();
     set_hard_state(&engine, HardState { term: NUMBER_MAX + 1, vote: 0, commit: 9 });
-    assert!(recover(&engine).is_ok(), "an election above the highest term that a peer may say keeps the node from starting");
+    assert!(
+        recover(&engine).is_ok(),
+        "an election above the highest term that a peer may say keeps the node from starting"
+    );
     set_hard_state(&engine, HardState { term: too_high, vote: 0, commit: 9 });
     fails_with(&engine, &["shard 7", "hard state", "beyond what any node counts to"]);
     let engine = filled();
     let mut record = crate::read::applied_record(&engine, SHARD).unwrap();
     record.revision.0 = too_high;
-    change(&engine, |batch| batch.put(Family::Data, &keys::applied(SHARD), &records::encode_applied(record)));
+    change(&engine, |batch| {
+        batch.put(Family::Data, &keys::applied(SHARD), &records::encode_applied(record))
+    });
     fails_with(&engine, &["shard 7", "applied state", "beyond what any node counts to"]);
-    let spoils: [fn(&mut Descriptor); 2] = [|d| d.replicas.clear(), |d| d.replicas.push(d.replicas[0])];
+    let spoils: [fn(&mut Descriptor); 2] =
+        [|d| d.replicas.clear(), |d| d.replicas.push(d.replicas[0])];
     for spoil in spoils {
         let (engine, mut descriptor) = (filled(), descriptor(7, "", None));
         spoil(&mut descriptor);

@@ -1,8 +1,9 @@
 //! Snapshots as table files: written from a view, checked, and taken in.
 //!
-//! A file is taken in by a hard link: RocksDB moves the link into its own folder, and the original stays where a restart can find
-//! it should the install be cut short. Both names share one file, which RocksDB never changes (`write_global_seqno` is off by
-//! default). Where the file system knows no hard links, RocksDB copies.
+//! A file is taken in by a hard link: RocksDB moves the link into its own folder, and the original
+//! stays where a restart can find it should the install be cut short. Both names share one file,
+//! which RocksDB never changes (`write_global_seqno` is off by default). Where the file system
+//! knows no hard links, RocksDB copies.
 
 use super::{Db, RocksEngine, RocksView, failed};
 use crate::engine::{Engine as _, Family};
@@ -120,9 +121,15 @@ pub(super) fn check(folder: &Path, file: &SnapshotFile) -> Result<(), StorageErr
     Ok(())
 }
 
-/// Whether a database takes the files in, and none of them reaches beyond `start` to `end`: tried in a database of their own, before
-/// anything depends on them. Only their ends are looked at, however large they are.
-pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+/// Whether a database takes the files in, and none of them reaches beyond `start` to `end`: tried
+/// in a database of their own, before anything depends on them. Only their ends are looked at,
+/// however large they are.
+pub(super) fn check_span(
+    folder: &Path,
+    files: &[SnapshotFile],
+    start: &[u8],
+    end: &[u8],
+) -> Result<(), StorageError> {
     const ACTION: &str = "try snapshot files";
     if files.is_empty() {
         return Ok(());
@@ -131,9 +138,12 @@ pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], en
     remove_folder(&scratch)?;
     fs::create_dir_all(&scratch).map_err(io_failed(ACTION, &scratch))?;
     let originals: Vec<PathBuf> = files.iter().map(|file| folder.join(&file.name)).collect();
-    // Without links each would have to be copied; then what is wrong with them shows when they are taken in.
+    // Without links each would have to be copied; then what is wrong with them shows when they are
+    // taken in.
     if let Ok(links) = link(&originals, &scratch.join(LINKS)) {
-        let mut options = Options::default().get_options_from_string("allow_fallocate=false").map_err(failed(ACTION))?;
+        let mut options = Options::default()
+            .get_options_from_string("allow_fallocate=false")
+            .map_err(failed(ACTION))?;
         options.create_if_missing(true);
         options.set_log_level(LogLevel::Fatal);
         options.set_max_open_files(SCRATCH_FILES_MAX);
@@ -144,7 +154,10 @@ pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], en
         for file in db.live_files().map_err(failed(ACTION))? {
             let first_is_inside = file.start_key.is_some_and(|first| first[..] >= *start);
             if !first_is_inside || file.end_key.is_none_or(|last| last[..] >= *end) {
-                return Err(StorageError::engine(ACTION, "one of them holds keys of another shard"));
+                return Err(StorageError::engine(
+                    ACTION,
+                    "one of them holds keys of another shard",
+                ));
             }
         }
     }
@@ -152,9 +165,14 @@ pub(super) fn check_span(folder: &Path, files: &[SnapshotFile], start: &[u8], en
 }
 
 /// Takes files in, however many they are, without holding writes up.
-pub(super) fn ingest_all(engine: &RocksEngine, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
-    // Where a file of the last level spans the range, as files of neighbours on both sides may, these lie above it, in the first level,
-    // in which many files hold up every write. So a few at a time, and where they pile up they are put into their place first.
+pub(super) fn ingest_all(
+    engine: &RocksEngine,
+    folder: &Path,
+    files: &[SnapshotFile],
+) -> Result<(), StorageError> {
+    // Where a file of the last level spans the range, as files of neighbours on both sides may,
+    // these lie above it, in the first level, in which many files hold up every write. So a few at
+    // a time, and where they pile up they are put into their place first.
     let few = engine.few();
     for some in groups(files, few, engine.inner.options.compaction_bytes_max) {
         engine.check_flush()?;
@@ -166,12 +184,13 @@ pub(super) fn ingest_all(engine: &RocksEngine, folder: &Path, files: &[SnapshotF
 }
 
 impl RocksEngine {
-    /// How many bytes must be free for these files to be taken in: a memtable becomes a file before, and those of the other families may
-    /// at any time; and some of them may have to be written anew before they go.
+    /// How many bytes must be free for these files to be taken in: a memtable becomes a file
+    /// before, and those of the other families may at any time; and some of them may have to be
+    /// written anew before they go.
     pub fn bytes_to_ingest(&self, files: &[SnapshotFile]) -> u64 {
         let options = &self.inner.options;
-        let some =
-            groups(files, self.few(), options.compaction_bytes_max).map(|some| some.iter().map(|file| file.bytes).sum::<u64>());
+        let some = groups(files, self.few(), options.compaction_bytes_max)
+            .map(|some| some.iter().map(|file| file.bytes).sum::<u64>());
         self.flush_room(&[Family::Log, Family::State, Family::Data]) + some.max().unwrap_or(0)
     }
 
@@ -182,7 +201,11 @@ impl RocksEngine {
 }
 
 /// The files in groups of so many, and so many bytes, at most, or of one.
-fn groups(files: &[SnapshotFile], files_max: usize, bytes_max: u64) -> impl Iterator<Item = &[SnapshotFile]> {
+fn groups(
+    files: &[SnapshotFile],
+    files_max: usize,
+    bytes_max: u64,
+) -> impl Iterator<Item = &[SnapshotFile]> {
     let mut rest = files;
     std::iter::from_fn(move || {
         let mut bytes = 0;
@@ -196,9 +219,10 @@ fn groups(files: &[SnapshotFile], files_max: usize, bytes_max: u64) -> impl Iter
     })
 }
 
-/// Takes files into the data family, durably and together. Its memtable must be empty there: RocksDB makes a file of one that overlaps
-/// with these, and holds every write of the process meanwhile. Done before, that holds nobody; and nothing is written into a range that is
-/// being replaced.
+/// Takes files into the data family, durably and together. Its memtable must be empty there:
+/// RocksDB makes a file of one that overlaps with these, and holds every write of the process
+/// meanwhile. Done before, that holds nobody; and nothing is written into a range that is being
+/// replaced.
 fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageError> {
     if files.is_empty() {
         return Ok(());
@@ -214,7 +238,9 @@ fn ingest(db: &Db, folder: &Path, files: &[SnapshotFile]) -> Result<(), StorageE
         }
         Err(_) => originals,
     };
-    db.raw().ingest_external_file_cf_opts(db.family(Family::Data), &options, paths).map_err(failed("ingest snapshot files"))?;
+    db.raw()
+        .ingest_external_file_cf_opts(db.family(Family::Data), &options, paths)
+        .map_err(failed("ingest snapshot files"))?;
     remove_folder(&links)
 }
 
@@ -234,7 +260,9 @@ fn link(originals: &[PathBuf], links: &Path) -> io::Result<Vec<PathBuf>> {
 /// Removes a folder and what is in it.
 pub(super) fn remove_folder(folder: &Path) -> Result<(), StorageError> {
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_failed("remove snapshot folder", folder)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_failed("remove snapshot folder", folder)(error))
+        }
         _ => Ok(()),
     }
 }

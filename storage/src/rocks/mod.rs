@@ -1,11 +1,14 @@
-//! The engine on disk: RocksDB, with one column family per family and one write-ahead log for all of them.
+//! The engine on disk: RocksDB, with one column family per family and one write-ahead log for all
+//! of them.
 //!
-//! A [view](RocksView) is a RocksDB snapshot together with a share of the database that it borrows from; the pair is held by
-//! `self_cell`, so that neither outlives the other and no `unsafe` is written here. The families' handles lie beside the database
-//! in the same way, so that no call looks them up by name.
+//! A [view](RocksView) is a RocksDB snapshot together with a share of the database that it borrows
+//! from; the pair is held by `self_cell`, so that neither outlives the other and no `unsafe` is
+//! written here. The families' handles lie beside the database in the same way, so that no call
+//! looks them up by name.
 //!
-//! How it is set up is told in [`options`], how it is walked over, in `cursor.rs`, how its folder comes to be, in
-//! `opening.rs`, how snapshots' files are written and taken in, in `files.rs`, how space on the disk is given back, in `space.rs`.
+//! How it is set up is told in [`options`], how it is walked over, in `cursor.rs`, how its folder
+//! comes to be, in `opening.rs`, how snapshots' files are written and taken in, in `files.rs`, how
+//! space on the disk is given back, in `space.rs`.
 
 mod cursor;
 mod files;
@@ -23,7 +26,8 @@ use crate::started::{Manifest, Started};
 use crate::work::SnapshotFile;
 use cursor::{bounds, paced};
 use rocksdb::{
-    Cache, ColumnFamily, DBWithThreadMode, Options, ReadOptions, SingleThreaded, SnapshotWithThreadMode, WriteOptions, properties,
+    Cache, ColumnFamily, DBWithThreadMode, Options, ReadOptions, SingleThreaded,
+    SnapshotWithThreadMode, WriteOptions, properties,
 };
 use self_cell::self_cell;
 use std::fs::File;
@@ -31,7 +35,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 
-/// The families are made when the database is opened and never change, so no lock is needed around them.
+/// The families are made when the database is opened and never change, so no lock is needed around
+/// them.
 type RawDb = DBWithThreadMode<SingleThreaded>;
 type Snapshot<'a> = SnapshotWithThreadMode<'a, RawDb>;
 
@@ -95,7 +100,8 @@ struct Inner {
     read: ReadOptions,
     synced: WriteOptions,
     unsynced: WriteOptions,
-    /// What the node's directory remembers of the database, and where; `None` for an engine without such a directory.
+    /// What the node's directory remembers of the database, and where; `None` for an engine without
+    /// such a directory.
     started: Mutex<Option<(PathBuf, Started)>>,
     /// Keeps other processes out of the directory for as long as the engine lives.
     _lock: Option<File>,
@@ -123,18 +129,37 @@ fn failed(action: &'static str) -> impl FnOnce(rocksdb::Error) -> StorageError {
 }
 
 impl RocksEngine {
-    /// Opens the database in `dir`, which is made if it is not there. `lock` is held for as long as the engine lives.
-    /// [`open`](crate::open::open()) is what a node calls: it locks and identifies the directory as well.
-    pub fn open(dir: &Path, options: &RocksOptions, lock: Option<File>) -> Result<Self, StorageError> {
+    /// Opens the database in `dir`, which is made if it is not there. `lock` is held for as long as
+    /// the engine lives. [`open`](crate::open::open()) is what a node calls: it locks and
+    /// identifies the directory as well.
+    pub fn open(
+        dir: &Path,
+        options: &RocksOptions,
+        lock: Option<File>,
+    ) -> Result<Self, StorageError> {
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let db = opening::open(dir, options, &cache)?;
         let data_options = options.data(&cache);
         let (mut synced, unsynced) = (WriteOptions::default(), WriteOptions::default());
         synced.set_sync(true);
-        let (db, dir, read, started) = (Arc::new(db), dir.to_owned(), ReadOptions::default(), Mutex::default());
-        let (options, lean, keep_free) = (options.clone(), AtomicBool::new(options.lean_bytes > 0), AtomicU64::new(0));
-        let inner =
-            Inner { db, dir, cache, options, lean, keep_free, data_options, read, synced, unsynced, started, _lock: lock };
+        let (db, dir, read, started) =
+            (Arc::new(db), dir.to_owned(), ReadOptions::default(), Mutex::default());
+        let (options, lean, keep_free) =
+            (options.clone(), AtomicBool::new(options.lean_bytes > 0), AtomicU64::new(0));
+        let inner = Inner {
+            db,
+            dir,
+            cache,
+            options,
+            lean,
+            keep_free,
+            data_options,
+            read,
+            synced,
+            unsynced,
+            started,
+            _lock: lock,
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -145,17 +170,20 @@ impl RocksEngine {
 
     /// RocksDB's list of files.
     pub(crate) fn manifest(&self) -> Result<Manifest, StorageError> {
-        Manifest::in_force(&self.inner.dir).map_err(|error| StorageError::engine("look at the list of files", error))
+        Manifest::in_force(&self.inner.dir)
+            .map_err(|error| StorageError::engine("look at the list of files", error))
     }
 
     /// From here on `dir` remembers how far this engine has come.
     pub(crate) fn remember(&self, dir: &Path, started: Started) -> Result<(), StorageError> {
         started.write(dir)?;
-        *self.inner.started.lock().expect("nothing panics with it held") = Some((dir.to_owned(), started));
+        *self.inner.started.lock().expect("nothing panics with it held") =
+            Some((dir.to_owned(), started));
         Ok(())
     }
 
-    /// The list of files has something in it that must not be lost; and, where that is given, so has the log, up to this write.
+    /// The list of files has something in it that must not be lost; and, where that is given, so
+    /// has the log, up to this write.
     fn remember_more(&self, sequence: Option<u64>) -> Result<(), StorageError> {
         let mut held = self.inner.started.lock().expect("nothing panics with it held");
         let Some((dir, started)) = &mut *held else { return Ok(()) };
@@ -166,7 +194,10 @@ impl RocksEngine {
 
     /// The sum of a property over the families.
     fn sum(&self, property: &properties::PropName) -> u64 {
-        [Family::Log, Family::State, Family::Data].into_iter().map(|family| self.property(family, property)).sum()
+        [Family::Log, Family::State, Family::Data]
+            .into_iter()
+            .map(|family| self.property(family, property))
+            .sum()
     }
 
     fn property(&self, family: Family, property: &properties::PropName) -> u64 {
@@ -203,40 +234,87 @@ impl WriteBatch for RocksBatch {
 impl Read for RocksEngine {
     type Cursor<'a> = RocksCursor<'a>;
 
-    fn look<R>(&self, family: Family, key: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, StorageError> {
+    fn look<R>(
+        &self,
+        family: Family,
+        key: &[u8],
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, StorageError> {
         let db = &self.inner.db;
-        let value = db.raw().get_pinned_cf_opt(db.family(family), key, &self.inner.read).map_err(failed("read key"))?;
+        let value = db
+            .raw()
+            .get_pinned_cf_opt(db.family(family), key, &self.inner.read)
+            .map_err(failed("read key"))?;
         Ok(value.map(|value| look(&value)))
     }
 
-    fn cursor<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> RocksCursor<'a> {
+    fn cursor<'a>(
+        &'a self,
+        family: Family,
+        start: &[u8],
+        end: Option<&[u8]>,
+        order: Order,
+    ) -> RocksCursor<'a> {
         let db = &self.inner.db;
         RocksCursor::new(db.raw().raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
     }
 
-    fn cursor_at<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order, pace: Pace) -> RocksCursor<'a> {
+    fn cursor_at<'a>(
+        &'a self,
+        family: Family,
+        start: &[u8],
+        end: Option<&[u8]>,
+        order: Order,
+        pace: Pace,
+    ) -> RocksCursor<'a> {
         let db = &self.inner.db;
-        RocksCursor::new(db.raw().raw_iterator_cf_opt(db.family(family), paced(start, end, pace)), order).at(pace)
+        RocksCursor::new(
+            db.raw().raw_iterator_cf_opt(db.family(family), paced(start, end, pace)),
+            order,
+        )
+        .at(pace)
     }
 }
 
 impl Read for RocksView {
     type Cursor<'a> = RocksCursor<'a>;
 
-    fn look<R>(&self, family: Family, key: &[u8], look: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, StorageError> {
+    fn look<R>(
+        &self,
+        family: Family,
+        key: &[u8],
+        look: impl FnOnce(&[u8]) -> R,
+    ) -> Result<Option<R>, StorageError> {
         let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
         let value = snapshot.get_pinned_cf(db.family(family), key).map_err(failed("read key"))?;
         Ok(value.map(|value| look(&value)))
     }
 
-    fn cursor<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order) -> RocksCursor<'a> {
+    fn cursor<'a>(
+        &'a self,
+        family: Family,
+        start: &[u8],
+        end: Option<&[u8]>,
+        order: Order,
+    ) -> RocksCursor<'a> {
         let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
         RocksCursor::new(snapshot.raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
     }
 
-    fn cursor_at<'a>(&'a self, family: Family, start: &[u8], end: Option<&[u8]>, order: Order, pace: Pace) -> RocksCursor<'a> {
+    fn cursor_at<'a>(
+        &'a self,
+        family: Family,
+        start: &[u8],
+        end: Option<&[u8]>,
+        order: Order,
+        pace: Pace,
+    ) -> RocksCursor<'a> {
         let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
-        RocksCursor::new(snapshot.raw_iterator_cf_opt(db.family(family), paced(start, end, pace)), order).at(pace)
+        RocksCursor::new(
+            snapshot.raw_iterator_cf_opt(db.family(family), paced(start, end, pace)),
+            order,
+        )
+        .at(pace)
     }
 }
 
@@ -257,8 +335,12 @@ impl Engine for RocksEngine {
         match (batch.is_empty(), sync) {
             (true, true) => db.flush_wal(true).map_err(failed("sync write-ahead log")),
             (true, false) => Ok(()),
-            (false, true) => db.write_opt(batch.batch, &self.inner.synced).map_err(failed("write and sync batch")),
-            (false, false) => db.write_opt(batch.batch, &self.inner.unsynced).map_err(failed("write batch")),
+            (false, true) => db
+                .write_opt(batch.batch, &self.inner.synced)
+                .map_err(failed("write and sync batch")),
+            (false, false) => {
+                db.write_opt(batch.batch, &self.inner.unsynced).map_err(failed("write batch"))
+            }
         }
     }
 
@@ -267,7 +349,9 @@ impl Engine for RocksEngine {
     }
 
     fn flush(&self) -> Result<(), StorageError> {
-        [Family::State, Family::Log, Family::Data].into_iter().try_for_each(|family| self.flush_family(family))
+        [Family::State, Family::Log, Family::Data]
+            .into_iter()
+            .try_for_each(|family| self.flush_family(family))
     }
 
     fn export(
@@ -285,7 +369,13 @@ impl Engine for RocksEngine {
         files::check(folder, file)
     }
 
-    fn check_span(&self, folder: &Path, files: &[SnapshotFile], start: &[u8], end: &[u8]) -> Result<(), StorageError> {
+    fn check_span(
+        &self,
+        folder: &Path,
+        files: &[SnapshotFile],
+        start: &[u8],
+        end: &[u8],
+    ) -> Result<(), StorageError> {
         files::check_span(folder, files, start, end)
     }
 
@@ -297,7 +387,8 @@ impl Engine for RocksEngine {
     fn vacate(&self, start: &[u8], end: &[u8]) -> Result<(), StorageError> {
         if start < end {
             self.check_flush()?;
-            // As a file in the first level, the deletion would have all that is taken in below it stay in that level.
+            // As a file in the first level, the deletion would have all that is taken in below it
+            // stay in that level.
             self.flush_family(Family::Data)?;
             self.compact(Family::Data, start, end, false);
         }
@@ -310,18 +401,24 @@ impl Engine for RocksEngine {
 
     fn data_file_bytes(&self, start: &[u8], end: &[u8]) -> u64 {
         let db = &self.inner.db;
-        db.raw().get_approximate_sizes_cf(db.family(Family::Data), &[rocksdb::Range::new(start, end)]).into_iter().sum()
+        db.raw()
+            .get_approximate_sizes_cf(db.family(Family::Data), &[rocksdb::Range::new(start, end)])
+            .into_iter()
+            .sum()
     }
 
     fn data_is_little(&self, start: &[u8], end: &[u8]) -> bool {
         // RocksDB knows how many records are in memory as a whole only.
-        let in_memory = [properties::NUM_ENTRIES_ACTIVE_MEM_TABLE, properties::NUM_ENTRIES_IMM_MEM_TABLES];
-        let records: u64 = in_memory.iter().map(|property| self.property(Family::Data, property)).sum();
+        let in_memory =
+            [properties::NUM_ENTRIES_ACTIVE_MEM_TABLE, properties::NUM_ENTRIES_IMM_MEM_TABLES];
+        let records: u64 =
+            in_memory.iter().map(|property| self.property(Family::Data, property)).sum();
         records <= LITTLE_RECORDS_MAX && self.data_file_bytes(start, end) <= LITTLE_BYTES_MAX
     }
 
     fn free_bytes(&self) -> Result<Option<u64>, StorageError> {
-        let disk = rustix::fs::statvfs(&self.inner.dir).map_err(|e| StorageError::engine("ask for free disk space", e))?;
+        let disk = rustix::fs::statvfs(&self.inner.dir)
+            .map_err(|e| StorageError::engine("ask for free disk space", e))?;
         Ok(Some(disk.f_bavail.saturating_mul(disk.f_frsize)))
     }
 

@@ -1,8 +1,9 @@
 //! How RocksDB's folder is opened, and how it comes to be.
 //!
-//! A folder in its place is a database, whatever is missing in it: RocksDB is never told to make one there. Where it finds no list of its
-//! files, it would begin anew in the midst of the old ones, and remove them. So a new database is made beside its place, and moved there
-//! when it is whole; a crash on the way leaves nothing in the place.
+//! A folder in its place is a database, whatever is missing in it: RocksDB is never told to make
+//! one there. Where it finds no list of its files, it would begin anew in the midst of the old
+//! ones, and remove them. So a new database is made beside its place, and moved there when it is
+//! whole; a crash on the way leaves nothing in the place.
 
 use super::files::remove_folder;
 use super::{Db, Families, RawDb, RocksOptions, failed};
@@ -20,16 +21,33 @@ pub(super) fn open(dir: &Path, options: &RocksOptions, cache: &Cache) -> Result<
         create(dir, options, cache)?;
     }
     let unopenable = |why: String| StorageError::Unopenable { dir: dir.to_owned(), why };
-    let raw = open_raw(dir, options, cache, false).map_err(|error| unopenable(error.into_string()))?;
+    let raw =
+        open_raw(dir, options, cache, false).map_err(|error| unopenable(error.into_string()))?;
     Db::try_new(raw, |raw| {
-        let family = |name: &str| raw.cf_handle(name).ok_or_else(|| unopenable(format!("it has no family {name}")));
-        Ok::<_, StorageError>(Families { log: family("log")?, state: family("state")?, data: family("data")? })
+        let family = |name: &str| {
+            raw.cf_handle(name).ok_or_else(|| unopenable(format!("it has no family {name}")))
+        };
+        Ok::<_, StorageError>(Families {
+            log: family("log")?,
+            state: family("state")?,
+            data: family("data")?,
+        })
     })
 }
 
-fn open_raw(dir: &Path, options: &RocksOptions, cache: &Cache, create: bool) -> Result<RawDb, rocksdb::Error> {
-    let families = [("log", options.log(cache)), ("state", options.state(cache)), ("data", options.data(cache))];
-    let descriptors = families.into_iter().map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
+fn open_raw(
+    dir: &Path,
+    options: &RocksOptions,
+    cache: &Cache,
+    create: bool,
+) -> Result<RawDb, rocksdb::Error> {
+    let families = [
+        ("log", options.log(cache)),
+        ("state", options.state(cache)),
+        ("data", options.data(cache)),
+    ];
+    let descriptors =
+        families.into_iter().map(|(name, options)| ColumnFamilyDescriptor::new(name, options));
     RawDb::open_cf_descriptors(&options.database(create)?, dir, descriptors)
 }
 

@@ -1,20 +1,25 @@
 //! How RocksDB is set up, and why.
 //!
-//! - **Recovery** tolerates a corrupt *tail* of the write-ahead log and nothing else. RocksDB's default silently drops everything
-//!   behind a corruption in the middle, synced or not; the strictest mode refuses to open after an ordinary kill. Log files are
-//!   not recycled, because a recycled file's old contents look like a corrupt tail.
-//! - **Log files** are expected to be there: each names the one before it, and the list of files those that were closed. Without
-//!   that, RocksDB takes a log with a hole for one without.
-//! - **`log`** is written once, in order, and deleted in order soon after: large memtables, so that most entries are truncated
-//!   before they reach a file; no bloom filter, no compression in the upper levels.
+//! - **Recovery** tolerates a corrupt *tail* of the write-ahead log and nothing else. RocksDB's
+//!   default silently drops everything behind a corruption in the middle, synced or not; the
+//!   strictest mode refuses to open after an ordinary kill. Log files are not recycled, because a
+//!   recycled file's old contents look like a corrupt tail.
+//! - **Log files** are expected to be there: each names the one before it, and the list of files
+//!   those that were closed. Without that, RocksDB takes a log with a hole for one without.
+//! - **`log`** is written once, in order, and deleted in order soon after: large memtables, so that
+//!   most entries are truncated before they reach a file; no bloom filter, no compression in the
+//!   upper levels.
 //! - **`data`** is read by key: a bloom filter, a block cache, compression below the upper levels.
-//! - **`state`** is tiny and overwritten all the time. It would pin the write-ahead log for ever; `wal_bytes_max` makes RocksDB
-//!   flush whichever family holds back the oldest file.
-//! - **Removed records** are passed over by every walk until a compaction meets them, which for a queue that is filled and emptied at one
-//!   place may be never. Files that are full of them, and memtables in which a walk met many, are not left to chance.
-//! - Writes come from one or two threads that batch by themselves, so neither pipelined nor unordered writes gain anything.
-//! - **A small disk** is not filled by what RocksDB keeps beside the data ([`RocksOptions::fit`]): logs that were written ahead,
-//!   memtables that still become files, and compactions, which write anew before they remove.
+//! - **`state`** is tiny and overwritten all the time. It would pin the write-ahead log for ever;
+//!   `wal_bytes_max` makes RocksDB flush whichever family holds back the oldest file.
+//! - **Removed records** are passed over by every walk until a compaction meets them, which for a
+//!   queue that is filled and emptied at one place may be never. Files that are full of them, and
+//!   memtables in which a walk met many, are not left to chance.
+//! - Writes come from one or two threads that batch by themselves, so neither pipelined nor
+//!   unordered writes gain anything.
+//! - **A small disk** is not filled by what RocksDB keeps beside the data ([`RocksOptions::fit`]):
+//!   logs that were written ahead, memtables that still become files, and compactions, which write
+//!   anew before they remove.
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options};
 
@@ -29,32 +34,41 @@ pub struct RocksOptions {
     pub data_memtable_bytes: usize,
     /// Size at which a memtable of the `state` family is turned into a file.
     pub state_memtable_bytes: usize,
-    /// How many memtables a family may have, full ones that wait to be flushed included. Writes stop beyond.
+    /// How many memtables a family may have, full ones that wait to be flushed included. Writes
+    /// stop beyond.
     pub memtables_max: i32,
-    /// Size of the write-ahead log beyond which the family that holds it back is flushed. Also what a restart may have to replay.
+    /// Size of the write-ahead log beyond which the family that holds it back is flushed. Also what
+    /// a restart may have to replay.
     pub wal_bytes_max: u64,
     /// How many files RocksDB keeps open.
     pub open_files_max: i32,
     /// Threads for flushes and compactions.
     pub background_jobs: i32,
-    /// After how many bytes a file that is being written is handed to the disk, so that no fsync meets a mountain.
+    /// After how many bytes a file that is being written is handed to the disk, so that no fsync
+    /// meets a mountain.
     pub bytes_per_sync: u64,
     /// Size of a file that a compaction writes.
     pub file_bytes: u64,
-    /// Bytes of the first level that compaction keeps in order; each further one is ten times as large.
+    /// Bytes of the first level that compaction keeps in order; each further one is ten times as
+    /// large.
     pub level_bytes: u64,
-    /// About how much one compaction takes in, and so writes anew before what it took in is removed.
+    /// About how much one compaction takes in, and so writes anew before what it took in is
+    /// removed.
     pub compaction_bytes_max: u64,
-    /// Files that came from memtables and wait for a compaction; writes are held beyond, and slowed down before.
+    /// Files that came from memtables and wait for a compaction; writes are held beyond, and slowed
+    /// down before.
     pub files_waiting_max: i32,
-    /// Bytes of write-ahead logs that are replayed without becoming files, since the disk has no room for those: they stay in memory
-    /// and in the logs, and no space is taken beforehand. 0 where there is room.
+    /// Bytes of write-ahead logs that are replayed without becoming files, since the disk has no
+    /// room for those: they stay in memory and in the logs, and no space is taken beforehand. 0
+    /// where there is room.
     pub lean_bytes: u64,
 }
 
-/// A file in which half of so many records in a row, or of all, are removals is compacted soon, since every walk passes over them.
+/// A file in which half of so many records in a row, or of all, are removals is compacted soon,
+/// since every walk passes over them.
 const REMOVED_WINDOW: usize = 4096;
-/// A memtable in which one step of a walk passed over so many removed records becomes a file, which can then be compacted.
+/// A memtable in which one step of a walk passed over so many removed records becomes a file, which
+/// can then be compacted.
 const REMOVED_PASSED_MAX: u32 = 20_000;
 /// The part of a disk that each of these may take at most.
 const MEMTABLE_PART: u64 = 256;
@@ -83,8 +97,8 @@ impl Default for RocksOptions {
 }
 
 impl RocksOptions {
-    /// The same, made to fit a disk of this size: from 50 GiB on nothing changes. Below, what is kept beside the data must leave
-    /// room for them, and for the nodes that may share the disk.
+    /// The same, made to fit a disk of this size: from 50 GiB on nothing changes. Below, what is
+    /// kept beside the data must leave room for them, and for the nodes that may share the disk.
     pub fn fit(mut self, capacity_bytes: u64) -> Self {
         let part = |divisor: u64, least: u64| (capacity_bytes / divisor).max(least);
         let memtable = part(MEMTABLE_PART, 2 << 20);
@@ -94,22 +108,26 @@ impl RocksOptions {
         self.state_memtable_bytes = least(self.state_memtable_bytes);
         self.wal_bytes_max = self.wal_bytes_max.min(part(WAL_PART, 8 << 20));
         self.file_bytes = self.file_bytes.min(memtable);
-        // All of the files that came from memtables are compacted at once: on a small disk there may not be many.
-        self.files_waiting_max = if capacity_bytes / MEMTABLE_PART < 64 << 20 { 12 } else { self.files_waiting_max };
+        // All of the files that came from memtables are compacted at once: on a small disk there
+        // may not be many.
+        self.files_waiting_max =
+            if capacity_bytes / MEMTABLE_PART < 64 << 20 { 12 } else { self.files_waiting_max };
         self.level_bytes = self.level_bytes.min(part(WAL_PART, 8 << 20));
         self.compaction_bytes_max = self.compaction_bytes_max.min(part(COMPACTION_PART, 16 << 20));
         self
     }
 
-    /// The size of a memtable: large enough for all that is replayed where nothing may become a file.
+    /// The size of a memtable: large enough for all that is replayed where nothing may become a
+    /// file.
     fn memtable_bytes(&self, usual: usize) -> usize {
         usual.max(usize::try_from(self.lean_bytes.saturating_mul(2)).unwrap_or(usize::MAX))
     }
 
     /// What concerns the database as a whole.
     ///
-    /// `create` makes it, with its families. One that is there already is never made: where RocksDB finds no list of its files, it would
-    /// begin anew in the midst of the old ones, and remove them.
+    /// `create` makes it, with its families. One that is there already is never made: where RocksDB
+    /// finds no list of its files, it would begin anew in the midst of the old ones, and remove
+    /// them.
     pub(super) fn database(&self, create: bool) -> Result<Options, rocksdb::Error> {
         // No binding has functions for these.
         let mut named = String::from("track_and_verify_wals=true");
@@ -128,11 +146,13 @@ impl RocksOptions {
         options.set_max_open_files(self.open_files_max);
         options.set_max_background_jobs(self.background_jobs);
         options.set_bytes_per_sync(self.bytes_per_sync);
-        // The write-ahead log is synced by our own writes; pushing it out in between would only add system calls.
+        // The write-ahead log is synced by our own writes; pushing it out in between would only add
+        // system calls.
         options.set_wal_bytes_per_sync(0);
         options.set_enable_pipelined_write(false);
         options.set_unordered_write(false);
-        // Whoever drops the last view of a file or a memtable may be answering a client: the removal is a background job's.
+        // Whoever drops the last view of a file or a memtable may be answering a client: the
+        // removal is a background job's.
         options.set_avoid_unnecessary_blocking_io(true);
         // A list of files that has grown large is begun anew; it need not take 4 MiB beforehand.
         options.set_manifest_preallocation_size(256 << 10);
@@ -160,8 +180,11 @@ impl RocksOptions {
 
     /// The `data` family, and the files of snapshots.
     pub(super) fn data(&self, cache: &Cache) -> Options {
-        // No binding has a function for it; a RocksDB that does not know it keeps removed records in memory a little longer.
-        let named = Options::default().get_options_from_string(format!("memtable_op_scan_flush_trigger={REMOVED_PASSED_MAX}"));
+        // No binding has a function for it; a RocksDB that does not know it keeps removed records
+        // in memory a little longer.
+        let named = Options::default().get_options_from_string(format!(
+            "memtable_op_scan_flush_trigger={REMOVED_PASSED_MAX}"
+        ));
         let mut options = self.family_from(named.unwrap_or_default(), cache, Some(10.0));
         options.set_write_buffer_size(self.memtable_bytes(self.data_memtable_bytes));
         options.add_compact_on_deletion_collector_factory(REMOVED_WINDOW, REMOVED_WINDOW / 2, 0.5);
@@ -172,7 +195,12 @@ impl RocksOptions {
         self.family_from(Options::default(), cache, bloom_bits_per_key)
     }
 
-    fn family_from(&self, mut options: Options, cache: &Cache, bloom_bits_per_key: Option<f64>) -> Options {
+    fn family_from(
+        &self,
+        mut options: Options,
+        cache: &Cache,
+        bloom_bits_per_key: Option<f64>,
+    ) -> Options {
         let mut table = BlockBasedOptions::default();
         table.set_block_cache(cache);
         // Within the cache's bound, instead of growing with the number of files.
@@ -206,7 +234,9 @@ mod tests {
         assert_eq!(usual.clone().fit(50 << 30), usual);
         for mib in [200u64, 400, 600, 900, 2_000, 10_000] {
             let fitted = usual.clone().fit(mib << 20);
-            let memtables = (fitted.log_memtable_bytes + fitted.data_memtable_bytes + fitted.state_memtable_bytes) as u64;
+            let memtables = (fitted.log_memtable_bytes
+                + fitted.data_memtable_bytes
+                + fitted.state_memtable_bytes) as u64;
             let beside = memtables + fitted.wal_bytes_max + fitted.compaction_bytes_max;
             assert!(beside <= (mib << 20) / 6, "{beside} bytes on a disk of {mib} MiB");
             assert!(fitted.wal_bytes_max >= fitted.data_memtable_bytes as u64, "{fitted:?}");

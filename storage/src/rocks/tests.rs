@@ -8,7 +8,8 @@ use crate::{keys, records};
 use flotilla_router::{KeyRange, KeySpace, Revision, Scan};
 use std::fs;
 
-/// Copies the files of an open database, which is what a kill leaves: everything that was handed to the kernel.
+/// Copies the files of an open database, which is what a kill leaves: everything that was handed to
+/// the kernel.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -49,7 +50,9 @@ fn survivors(engine: &RocksEngine) -> u8 {
 
 fn wal(dir: &Path) -> PathBuf {
     let logs = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    logs.filter(|path| path.extension().is_some_and(|e| e == "log")).max_by_key(|path| path.metadata().unwrap().len()).unwrap()
+    logs.filter(|path| path.extension().is_some_and(|e| e == "log"))
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap()
 }
 
 #[test]
@@ -83,7 +86,9 @@ fn corruption_in_the_middle_of_the_log_refuses_to_open() {
     let middle = contents.len() / 2;
     contents[middle] ^= 0x55;
     fs::write(&path, contents).unwrap();
-    let Err(error) = RocksEngine::open(&copied, &small_rocks(), None) else { panic!("synced writes were dropped silently") };
+    let Err(error) = RocksEngine::open(&copied, &small_rocks(), None) else {
+        panic!("synced writes were dropped silently")
+    };
     assert!(matches!(error, StorageError::Unopenable { .. }), "{error}");
     drop(engine);
 }
@@ -135,7 +140,8 @@ fn a_view_keeps_the_database_open() {
     assert_eq!(survivors(&RocksEngine::start(dir.path())), 3);
 }
 
-/// A log that was cut short is followed by a younger one: what stands in the younger must not be applied on top of the gap.
+/// A log that was cut short is followed by a younger one: what stands in the younger must not be
+/// applied on top of the gap.
 #[test]
 fn a_hole_between_two_logs_refuses_to_open() {
     let dir = tempfile::tempdir().unwrap();
@@ -154,18 +160,25 @@ fn a_hole_between_two_logs_refuses_to_open() {
         let log = copied.join(older.file_name().unwrap());
         match cut {
             u64::MAX => fs::remove_file(log).unwrap(),
-            _ => File::options().write(true).open(&log).unwrap().set_len(log.metadata().unwrap().len() - cut).unwrap(),
+            _ => File::options()
+                .write(true)
+                .open(&log)
+                .unwrap()
+                .set_len(log.metadata().unwrap().len() - cut)
+                .unwrap(),
         }
         match RocksEngine::open(&copied, &small_rocks(), None) {
             Ok(_) => assert_eq!(cut, 0, "the log goes on behind a hole"),
-            Err(StorageError::Unopenable { why, .. }) => assert!(cut > 0 && why.contains("WAL"), "{cut} bytes cut: {why}"),
+            Err(StorageError::Unopenable { why, .. }) => {
+                assert!(cut > 0 && why.contains("WAL"), "{cut} bytes cut: {why}")
+            }
             Err(error) => panic!("{cut} bytes cut: {error}"),
         }
     }
 }
 
-/// A step over many removed records gives up at its pace, says so, and comes through with more patience; a page over them is a matter of
-/// several slices, and shows what lies behind.
+/// A step over many removed records gives up at its pace, says so, and comes through with more
+/// patience; a page over them is a matter of several slices, and shows what lies behind.
 #[test]
 fn a_walk_over_removed_records_has_an_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -195,20 +208,34 @@ fn a_walk_over_removed_records_has_an_end() {
             let seen = cursor.next().map(|record| record.is_some());
             let mut cursor = engine.cursor_at(Family::Data, &key(0), Some(&end), order, pace);
             let at_once = cursor.next().map(|record| record.is_some());
-            assert_eq!(seen.is_ok(), at_once.is_ok(), "the engine itself walks at another pace than a view of it");
+            assert_eq!(
+                seen.is_ok(),
+                at_once.is_ok(),
+                "the engine itself walks at another pace than a view of it"
+            );
             seen
         };
         assert!(matches!(step(1000), Err(StorageError::TooManyRemoved(1000))), "{order:?}");
         assert_eq!(step(u64::from(REMOVED) * 4).unwrap(), order == Order::Forward, "{order:?}");
     }
-    let asked = Scan { range: KeyRange::all(), reverse: false, limit: 10, bytes_max: 1000, keys_only: false };
+    let asked = Scan {
+        range: KeyRange::all(),
+        reverse: false,
+        limit: 10,
+        bytes_max: 1000,
+        keys_only: false,
+    };
     let mut look = PageLook::new(asked, KeyRange::all(), KeySpace::User, false);
-    assert!(!look.look_on(&view, || true).unwrap() && look.is_bare(), "it came over {REMOVED} removed records in one step");
+    assert!(
+        !look.look_on(&view, || true).unwrap() && look.is_bare(),
+        "it came over {REMOVED} removed records in one step"
+    );
     while !look.look_on(&view, || true).unwrap() {}
     assert_eq!(look.page().items.len(), 1);
 }
 
-/// Removed records that walks pass over are compacted away, from memory and from files, without anybody's doing.
+/// Removed records that walks pass over are compacted away, from memory and from files, without
+/// anybody's doing.
 #[test]
 fn removed_records_do_not_stay_in_the_way() {
     let dir = tempfile::tempdir().unwrap();
@@ -225,7 +252,13 @@ fn removed_records_do_not_stay_in_the_way() {
     engine.write(batch, false).unwrap();
     let first = |removed_max| {
         let view = engine.view();
-        let mut cursor = view.cursor_at(Family::Data, &key(0), None, Order::Forward, Pace { removed_max, keep: false });
+        let mut cursor = view.cursor_at(
+            Family::Data,
+            &key(0),
+            None,
+            Order::Forward,
+            Pace { removed_max, keep: false },
+        );
         cursor.next().map(|record| record.is_some())
     };
     assert!(first(1000).is_err());
@@ -241,17 +274,20 @@ fn removed_records_do_not_stay_in_the_way() {
     }
 }
 
-/// A deletion over what was removed before is a matter for a thread of its own, before anybody has walked over it: over keys that were
-/// removed one by one, and over those that lie below a deletion by range, which RocksDB steps over without counting them.
+/// A deletion over what was removed before is a matter for a thread of its own, before anybody has
+/// walked over it: over keys that were removed one by one, and over those that lie below a deletion
+/// by range, which RocksDB steps over without counting them.
 #[test]
 fn a_deletion_over_removed_records_keeps_nobody() {
     use crate::testing::{SHARD, delete_range, descriptor, found, normal, payload, work};
     const REMOVED: u32 = 300_000;
     for by_range in [false, true] {
         let dir = tempfile::tempdir().unwrap();
-        let engine = RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
+        let engine =
+            RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
         found(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
-        let mut applier = crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
+        let mut applier =
+            crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
         let mut record = Vec::new();
         records::encode_data(&mut record, Revision(1), b"value");
         let key = |n: u32| keys::data(KeySpace::User, format!("k{n:08}").as_bytes());
@@ -269,8 +305,13 @@ fn a_deletion_over_removed_records_keeps_nobody() {
             engine.write(batch, false).unwrap();
         }
         let deletion = || normal(2, 2, payload(1, &[delete_range("k", Some("l"))]));
-        let (applied, mut asides) = applier.apply_short(&engine, vec![work(SHARD, [deletion()])]).unwrap();
-        assert_eq!((applied.len(), asides.len()), (0, 1), "it was carried out at once (removed by range: {by_range})");
+        let (applied, mut asides) =
+            applier.apply_short(&engine, vec![work(SHARD, [deletion()])]).unwrap();
+        assert_eq!(
+            (applied.len(), asides.len()),
+            (0, 1),
+            "it was carried out at once (removed by range: {by_range})"
+        );
         let aside = asides.remove(0);
         assert!(!aside.is_among_the_longest(), "nothing of it is in files");
         applier.take_back(aside.run(&engine, Arc::default()).unwrap());
@@ -284,16 +325,23 @@ fn a_deletion_of_much_is_among_the_longest() {
     let dir = tempfile::tempdir().unwrap();
     let engine = RocksEngine::start(dir.path());
     found(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
-    let mut applier = crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
+    let mut applier =
+        crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
     for n in 0..320 {
         let mut record = Vec::new();
         records::encode_data(&mut record, Revision(1), &[n as u8; 64 << 10]);
         let mut batch = engine.batch();
-        batch.put(Family::Data, &keys::data(KeySpace::User, format!("k{n:08}").as_bytes()), &record);
+        batch.put(
+            Family::Data,
+            &keys::data(KeySpace::User, format!("k{n:08}").as_bytes()),
+            &record,
+        );
         engine.write(batch, false).unwrap();
     }
     engine.flush().unwrap();
-    for (index, (end, longest)) in (2..).zip([("k00000001", None), ("k00000100", Some(false)), ("l", Some(true))]) {
+    for (index, (end, longest)) in
+        (2..).zip([("k00000001", None), ("k00000100", Some(false)), ("l", Some(true))])
+    {
         let entry = normal(index, 2, payload(1, &[delete_range("k", Some(end))]));
         let (_, mut asides) = applier.apply_short(&engine, vec![work(SHARD, [entry])]).unwrap();
         let aside = asides.pop();

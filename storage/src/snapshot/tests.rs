@@ -1,11 +1,13 @@
-//! Snapshots: a round trip is equal by hash on both engines, and a restart after every step of an install completes it.
+//! Snapshots: a round trip is equal by hash on both engines, and a restart after every step of an
+//! install completes it.
 
 use super::*;
 use crate::apply::Applier;
 use crate::read;
 use crate::recover::recover;
 use crate::testing::{
-    SHARD, Tampering, TestEngine, append_committed, descriptor, found, normal, on_both_engines, payload, put, work,
+    SHARD, Tampering, TestEngine, append_committed, descriptor, found, normal, on_both_engines,
+    payload, put, work,
 };
 use crate::work::{LogEntry, LogPosition};
 use flotilla_router::{Descriptor, KeySpace};
@@ -31,11 +33,14 @@ fn shards() -> [Descriptor; 2] {
 }
 
 fn entry(index: u64, term: u64, tag: &str) -> LogEntry {
-    let puts: Vec<_> = (0..50).map(|i| put(&format!("k{:03}", (index * 37 + i) % 200), &format!("{tag}{index}"))).collect();
+    let puts: Vec<_> = (0..50)
+        .map(|i| put(&format!("k{:03}", (index * 37 + i) % 200), &format!("{tag}{index}")))
+        .collect();
     normal(index, term, payload(1, &puts))
 }
 
-/// An engine with both shards, SHARD applied up to `last` with values of this tag, and one key of the neighbour.
+/// An engine with both shards, SHARD applied up to `last` with values of this tag, and one key of
+/// the neighbour.
 fn filled<E: TestEngine>(dir: &Path, last: LogPosition, tag: &str) -> E {
     let engine = E::start(dir);
     found(&engine, &shards());
@@ -65,7 +70,8 @@ impl<E: TestEngine> Scene<E> {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = filled::<E>(&dir.path().join("source"), AT, "new");
-        let target = filled::<E>(&dir.path().join("target"), LogPosition { index: 3, term: 2 }, "old");
+        let target =
+            filled::<E>(&dir.path().join("target"), LogPosition { index: 3, term: 2 }, "old");
         let (from, folder) = (dir.path().join("built"), dir.path().join("staged"));
         let manifest = build_with(&source, &source.view(), SHARD, &from, 1000).unwrap();
         assert!(manifest.files.len() > 1, "{manifest:?}");
@@ -119,13 +125,25 @@ impl<E: TestEngine> Scene<E> {
         let found = recover(&self.target).unwrap();
         let shard = found.iter().find(|found| found.descriptor.id == SHARD).unwrap();
         assert_eq!(shard.descriptor, self.manifest.descriptor, "{when}");
-        assert_eq!((shard.applied, shard.truncated, shard.last, shard.replica), (AT, AT, AT, ReplicaId(99)), "{when}");
+        assert_eq!(
+            (shard.applied, shard.truncated, shard.last, shard.replica),
+            (AT, AT, AT, ReplicaId(99)),
+            "{when}"
+        );
         assert_eq!(shard.hard_state, HardState { term: 4, vote: 2, commit: AT.index }, "{when}");
         assert!(shard.unapplied.is_empty() && shard.log_bytes == 0, "{when}: {shard:?}");
         let hash = |engine: &E| read::hash(engine, &self.manifest.descriptor).unwrap();
         assert_eq!(hash(&self.target), hash(&self.source), "{when}");
-        assert_eq!(read::applied_record(&self.target, SHARD).unwrap().revision, self.manifest.revision, "{when}");
-        assert_eq!(read::get(&self.target, KeySpace::User, b"z").unwrap().unwrap().1, "old", "{when}: the neighbour was touched");
+        assert_eq!(
+            read::applied_record(&self.target, SHARD).unwrap().revision,
+            self.manifest.revision,
+            "{when}"
+        );
+        assert_eq!(
+            read::get(&self.target, KeySpace::User, b"z").unwrap().unwrap().1,
+            "old",
+            "{when}: the neighbour was touched"
+        );
         assert!(Install::marked(&self.target).unwrap().is_empty(), "{when}");
     }
 
@@ -133,8 +151,14 @@ impl<E: TestEngine> Scene<E> {
     fn check_untouched(&self) {
         let found = recover(&self.target).unwrap();
         let shard = found.iter().find(|found| found.descriptor.id == SHARD).unwrap();
-        assert_eq!((shard.applied.index, shard.truncated.index, shard.last.index, shard.replica), (3, 1, 3, ReplicaId(71)));
-        assert_ne!(read::hash(&self.target, &shards()[0]).unwrap().hash, read::hash(&self.source, &shards()[0]).unwrap().hash);
+        assert_eq!(
+            (shard.applied.index, shard.truncated.index, shard.last.index, shard.replica),
+            (3, 1, 3, ReplicaId(71))
+        );
+        assert_ne!(
+            read::hash(&self.target, &shards()[0]).unwrap().hash,
+            read::hash(&self.source, &shards()[0]).unwrap().hash
+        );
     }
 }
 
@@ -149,7 +173,10 @@ fn a_snapshot_makes_an_equal_shard<E: TestEngine>() {
     let mut applier = Applier::new(&scene.target, &recover(&scene.target).unwrap()).unwrap();
     scene.install_whole().unwrap();
     scene.check_installed("at once");
-    assert!(verify(&scene.target, &scene.manifest, &scene.folder).is_err(), "the staged files are still there");
+    assert!(
+        verify(&scene.target, &scene.manifest, &scene.folder).is_err(),
+        "the staged files are still there"
+    );
     // Both go on to the same state.
     applier.installed(&scene.manifest);
     let next = work(SHARD, [entry(7, 4, "next")]);
@@ -161,7 +188,11 @@ fn a_snapshot_makes_an_equal_shard<E: TestEngine>() {
     assert_eq!(hash(&scene.target), hash(&scene.source));
     scene.restart();
     let found = recover(&scene.target).unwrap();
-    assert_eq!((found[0].truncated, found[0].last.index), (AT, 7), "the log does not go on above the snapshot");
+    assert_eq!(
+        (found[0].truncated, found[0].last.index),
+        (AT, 7),
+        "the log does not go on above the snapshot"
+    );
 }
 
 fn a_restart_after_every_step_completes_the_install<E: TestEngine>() {
@@ -255,7 +286,9 @@ fn an_install_goes_on_where_the_data_directory_was_moved() {
     std::fs::create_dir_all(home.join("snapshots/install")).unwrap();
     std::fs::rename(std::mem::replace(&mut scene.folder, staged.clone()), staged).unwrap();
     let install = scene.install();
-    [Step::Mark, Step::Clear].into_iter().for_each(|step| install.take(step, &scene.target).unwrap());
+    [Step::Mark, Step::Clear]
+        .into_iter()
+        .for_each(|step| install.take(step, &scene.target).unwrap());
     let spare = scene.source.clone();
     drop(std::mem::replace(&mut scene.target, spare));
     std::fs::rename(home, &moved).unwrap();
@@ -264,7 +297,8 @@ fn an_install_goes_on_where_the_data_directory_was_moved() {
 }
 
 fn a_damaged_snapshot_changes_nothing<E: TestEngine>() {
-    let changes: [Tampering; 2] = [|contents| Some(contents[..contents.len() - 1].to_vec()), |_| None];
+    let changes: [Tampering; 2] =
+        [|contents| Some(contents[..contents.len() - 1].to_vec()), |_| None];
     for change in changes {
         let mut scene = Scene::<E>::new();
         scene.target.tamper(&scene.folder, &scene.manifest.files[1].name, change);
@@ -307,7 +341,10 @@ fn an_install_without_its_files_is_named<E: TestEngine>() {
     scene.target.remove_folder(&scene.folder).unwrap();
     scene.restart();
     let error = recover(&scene.target).unwrap_err().to_string();
-    assert!(error.contains("snapshot of shard 7") && error.contains("can't be completed"), "{error}");
+    assert!(
+        error.contains("snapshot of shard 7") && error.contains("can't be completed"),
+        "{error}"
+    );
 }
 
 fn an_empty_shard_travels_too<E: TestEngine>() {
@@ -321,7 +358,9 @@ fn an_empty_shard_travels_too<E: TestEngine>() {
     install(&target, &manifest, &staged, ReplicaId(99), HardState::default(), &clear).unwrap();
     let hash = read::hash(&target, &manifest.descriptor).unwrap();
     assert_eq!((hash, hash.keys), (read::hash(&source, &manifest.descriptor).unwrap(), 0));
-    let missing = build(&source, &source.view(), ShardId(99), &dir.path().join("built")).unwrap_err().to_string();
+    let missing = build(&source, &source.view(), ShardId(99), &dir.path().join("built"))
+        .unwrap_err()
+        .to_string();
     assert!(missing.contains("no replica"), "{missing}");
 }
 
@@ -334,10 +373,9 @@ fn what_is_applied_later_is_not_in_the_snapshot<E: TestEngine>() {
     let manifest = build(&source, &view, SHARD, &dir.path().join("built")).unwrap();
     assert_eq!((manifest.at, manifest.revision.0), (AT, 250));
     let target = E::start(&dir.path().join("target"));
-    manifest
-        .files
-        .iter()
-        .for_each(|file| source.ship(&dir.path().join("built"), &file.name, &target, &dir.path().join("staged")));
+    manifest.files.iter().for_each(|file| {
+        source.ship(&dir.path().join("built"), &file.name, &target, &dir.path().join("staged"))
+    });
     let (staged, clear) = (dir.path().join("staged"), [manifest.descriptor.range.clone()]);
     install(&target, &manifest, &staged, ReplicaId(99), hard_state(), &clear).unwrap();
     assert_eq!(read::hash(&target, &manifest.descriptor).unwrap(), before);

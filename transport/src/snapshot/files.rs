@@ -1,5 +1,5 @@
-//! Files of a snapshot on the disk: read, or written and synced, by a thread that may block, with a few chunks between it and
-//! the network.
+//! Files of a snapshot on the disk: read, or written and synced, by a thread that may block, with a
+//! few chunks between it and the network.
 
 use super::{CHUNK_BYTES, CHUNKS_AHEAD};
 use bytes::Bytes;
@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Reads exactly `length` bytes of a file, chunk by chunk. The last item may be an error, that of a file too short included.
+/// Reads exactly `length` bytes of a file, chunk by chunk. The last item may be an error, that of a
+/// file too short included.
 pub(super) fn read(mut file: File, length: u64) -> mpsc::Receiver<io::Result<Bytes>> {
     let (chunks, receiver) = mpsc::channel(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || {
@@ -50,7 +51,8 @@ impl Writer {
         Self { orders, thread: tokio::task::spawn_blocking(move || write(&dir, receiver)) }
     }
 
-    /// Begins a file. An error of the disk shows in [`Writer::finish`]: `false` says that there is one.
+    /// Begins a file. An error of the disk shows in [`Writer::finish`]: `false` says that there is
+    /// one.
     pub(super) async fn create(&self, name: String) -> bool {
         self.orders.send(Order::Create(name)).await.is_ok()
     }
@@ -76,11 +78,15 @@ fn write(dir: &Path, mut orders: mpsc::Receiver<Order>) -> io::Result<()> {
                 if let Some(file) = current.take() {
                     file.sync_all()?;
                 }
-                // A name that comes twice, or is there from before, is an error rather than a mixture.
+                // A name that comes twice, or is there from before, is an error rather than a
+                // mixture.
                 current = Some(File::create_new(dir.join(name))?);
             }
             Order::Append(chunk) => {
-                current.as_mut().ok_or_else(|| io::Error::other("bytes before the first file"))?.write_all(&chunk)?;
+                current
+                    .as_mut()
+                    .ok_or_else(|| io::Error::other("bytes before the first file"))?
+                    .write_all(&chunk)?;
             }
         }
     }

@@ -1,4 +1,5 @@
-//! Snapshots: files from node to node, on a connection of their own, so that they never stand in the way of a heartbeat.
+//! Snapshots: files from node to node, on a connection of their own, so that they never stand in
+//! the way of a heartbeat.
 //!
 //! ```text
 //!   sender                                             receiver
@@ -11,9 +12,10 @@
 //!   done
 //! ```
 //!
-//! Both ends hold themselves to `snapshot_bytes_per_second`, over all their snapshots. Whatever happens, the sender gets a result:
-//! the verdict, the end of the connection, or a stall that lasted too long; and the receiver either hands the folder on or is
-//! told to clean it up. On the wire, strings and the header are a length (4) and bytes, lengths of files take 8 bytes.
+//! Both ends hold themselves to `snapshot_bytes_per_second`, over all their snapshots. Whatever
+//! happens, the sender gets a result: the verdict, the end of the connection, or a stall that
+//! lasted too long; and the receiver either hands the folder on or is told to clean it up. On the
+//! wire, strings and the header are a length (4) and bytes, lengths of files take 8 bytes.
 
 mod files;
 mod pace;
@@ -72,7 +74,10 @@ impl Verdict {
 
     /// Reads it from its stream.
     async fn read(stream: quinn::RecvStream) -> Result<Self, FrameError> {
-        let frame = FrameReader::new(stream, TEXT_BYTES_MAX + 16).next().await?.ok_or(FrameError::Truncated)?;
+        let frame = FrameReader::new(stream, TEXT_BYTES_MAX + 16)
+            .next()
+            .await?
+            .ok_or(FrameError::Truncated)?;
         Ok(Self::decode(frame)?)
     }
 
@@ -91,7 +96,8 @@ impl Verdict {
     }
 }
 
-/// Whether a file may be called so: letters, digits, `-`, `_` and `.`, no dot first. So no name leads out of its folder.
+/// Whether a file may be called so: letters, digits, `-`, `_` and `.`, no dot first. So no name
+/// leads out of its folder.
 pub(crate) fn is_allowed_name(name: &str) -> bool {
     (1..=NAME_BYTES_MAX).contains(&name.len())
         && !name.starts_with('.')
@@ -107,7 +113,9 @@ mod tests {
         for good in ["a", "000123.sst", "data-1_2.sst", "a..b"] {
             assert!(is_allowed_name(good), "{good:?} was refused");
         }
-        for bad in ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "a\0", "ä", &"x".repeat(129)] {
+        for bad in
+            ["", ".", "..", ".hidden", "a/b", "/a", "a\\b", "a b", "a\0", "ä", &"x".repeat(129)]
+        {
             assert!(!is_allowed_name(bad), "{bad:?} was taken");
         }
     }
@@ -118,6 +126,9 @@ mod tests {
         let text = Reader::new("verdict", encoded.slice(5..)).string().unwrap();
         assert_eq!(text.len(), TEXT_BYTES_MAX);
         let encoded = Verdict::Refused(format!("x{}", "ä".repeat(TEXT_BYTES_MAX))).encode();
-        assert_eq!(Reader::new("verdict", encoded.slice(5..)).string().unwrap().len(), TEXT_BYTES_MAX - 1);
+        assert_eq!(
+            Reader::new("verdict", encoded.slice(5..)).string().unwrap().len(),
+            TEXT_BYTES_MAX - 1
+        );
     }
 }

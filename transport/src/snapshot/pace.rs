@@ -1,7 +1,8 @@
 //! A limit on bytes per second, shared by all who do the same thing.
 //!
-//! A bucket told by one instant: when all that was taken so far will have been paid for. Whoever takes moves it on and sleeps
-//! until it is no more than a short burst ahead; so takers share the rate, and a quiet time does not save up for later.
+//! A bucket told by one instant: when all that was taken so far will have been paid for. Whoever
+//! takes moves it on and sleeps until it is no more than a short burst ahead; so takers share the
+//! rate, and a quiet time does not save up for later.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -25,11 +26,14 @@ impl Pace {
     /// Takes `bytes`, and waits as long as the rate asks for.
     pub(crate) async fn take(&self, bytes: usize) {
         let nanos = u128::from(bytes as u64) * 1_000_000_000 / u128::from(self.bytes_per_second);
-        // No chunk is so large, and no rate so low, that a day would not do; and instants can't overflow by days.
-        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)).min(Duration::from_secs(86_400));
+        // No chunk is so large, and no rate so low, that a day would not do; and instants can't
+        // overflow by days.
+        let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+            .min(Duration::from_secs(86_400));
         let now = Instant::now();
         let until = {
-            let mut paid_until = self.paid_until.lock().expect("nothing panics while it holds a pace");
+            let mut paid_until =
+                self.paid_until.lock().expect("nothing panics while it holds a pace");
             let until = paid_until.map_or(now, |until| until.max(now)) + cost;
             *paid_until = Some(until);
             until

@@ -49,7 +49,8 @@ async fn take(shared: &Arc<Shared>, stream: &mut Incoming, from: NodeId) -> Verd
     };
     let writer = files::Writer::new(staged.dir.clone());
     let taken = take_files(shared, stream, &writer, staged.bytes_max).await;
-    // The disk's error is the cause where both have one; and nothing may be written any more when the folder is cleaned up.
+    // The disk's error is the cause where both have one; and nothing may be written any more when
+    // the folder is cleaned up.
     let written = writer.finish().await;
     let whole = match (written, taken) {
         (Err(error), _) => Err(format!("write: {error}")),
@@ -70,21 +71,33 @@ async fn take(shared: &Arc<Shared>, stream: &mut Incoming, from: NodeId) -> Verd
 }
 
 /// Reads the header and asks where the files go.
-async fn stage(shared: &Arc<Shared>, stream: &mut Incoming, from: NodeId) -> Result<Staged, Verdict> {
-    let header = stream.string(shared.config.frame_bytes_max, "header").await.map_err(Verdict::Failed)?;
+async fn stage(
+    shared: &Arc<Shared>,
+    stream: &mut Incoming,
+    from: NodeId,
+) -> Result<Staged, Verdict> {
+    let header =
+        stream.string(shared.config.frame_bytes_max, "header").await.map_err(Verdict::Failed)?;
     let handler = shared.handler.clone();
     let asked = {
         let (handler, header) = (handler.clone(), header.clone());
         tokio::task::spawn_blocking(move || handler.stage_snapshot(from, &header)).await
     };
     match asked {
-        Ok(Ok(Staging { dir, bytes_max })) => Ok(Staged { handler, from, header, dir, bytes_max, is_handed_on: false }),
+        Ok(Ok(Staging { dir, bytes_max })) => {
+            Ok(Staged { handler, from, header, dir, bytes_max, is_handed_on: false })
+        }
         Ok(Err(why)) => Err(Verdict::Refused(why)),
         Err(_) => Err(Verdict::Failed("the receiver could not stage it".into())),
     }
 }
 
-async fn take_files(shared: &Shared, stream: &mut Incoming, writer: &files::Writer, mut bytes_max: u64) -> Result<(), String> {
+async fn take_files(
+    shared: &Shared,
+    stream: &mut Incoming,
+    writer: &files::Writer,
+    mut bytes_max: u64,
+) -> Result<(), String> {
     const DISK: &str = "the disk";
     let count = stream.u32().await?;
     if count > FILES_MAX {
@@ -99,7 +112,8 @@ async fn take_files(shared: &Shared, stream: &mut Incoming, writer: &files::Writ
         }
         let mut rest = stream.u64().await?;
         // Room was kept for so many, and no more.
-        bytes_max = bytes_max.checked_sub(rest).ok_or("it has more bytes than it was announced with")?;
+        bytes_max =
+            bytes_max.checked_sub(rest).ok_or("it has more bytes than it was announced with")?;
         let mut checksum = crc32fast::Hasher::new();
         while rest > 0 {
             let chunk = stream.chunk(rest).await?;
@@ -118,7 +132,8 @@ async fn take_files(shared: &Shared, stream: &mut Incoming, writer: &files::Writ
     stream.end().await
 }
 
-/// A folder that was named for a snapshot: it is either handed on or reported for cleaning up, whatever happens.
+/// A folder that was named for a snapshot: it is either handed on or reported for cleaning up,
+/// whatever happens.
 struct Staged {
     handler: Arc<dyn Handler>,
     from: NodeId,
@@ -184,7 +199,8 @@ impl Incoming {
         Ok(string.freeze())
     }
 
-    /// At most `bytes_max` bytes and at most a chunk; gathers what is there, so that the disk sees few writes.
+    /// At most `bytes_max` bytes and at most a chunk; gathers what is there, so that the disk sees
+    /// few writes.
     async fn chunk(&mut self, bytes_max: u64) -> Result<Bytes, String> {
         let want = usize::try_from(bytes_max).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         let mut chunk = BytesMut::with_capacity(want);
@@ -213,7 +229,9 @@ impl Incoming {
 fn describe(error: &quinn::ReadExactError) -> String {
     match error {
         quinn::ReadExactError::FinishedEarly(_) => "it ends too early".into(),
-        quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error)) => quic::describe(error),
+        quinn::ReadExactError::ReadError(quinn::ReadError::ConnectionLost(error)) => {
+            quic::describe(error)
+        }
         quinn::ReadExactError::ReadError(error) => error.to_string(),
     }
 }

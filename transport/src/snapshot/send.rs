@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a verdict may take to arrive once writing has failed: the receiver says why before it stops reading.
+/// How long a verdict may take to arrive once writing has failed: the receiver says why before it
+/// stops reading.
 const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// Sends a snapshot, and counts how it ended.
@@ -42,16 +43,28 @@ async fn connect_and_transfer(
     files: Vec<(String, PathBuf)>,
 ) -> Result<(), SnapshotError> {
     if header.len() > shared.config.frame_bytes_max {
-        return Err(SnapshotError::Invalid(format!("a header of {} bytes is larger than a frame", header.len())));
+        return Err(SnapshotError::Invalid(format!(
+            "a header of {} bytes is larger than a frame",
+            header.len()
+        )));
     }
     if files.len() > FILES_MAX as usize {
-        return Err(SnapshotError::Invalid(format!("{} files; at most {FILES_MAX} are allowed", files.len())));
+        return Err(SnapshotError::Invalid(format!(
+            "{} files; at most {FILES_MAX} are allowed",
+            files.len()
+        )));
     }
     if let Some((name, _)) = files.iter().find(|(name, _)| !is_allowed_name(name)) {
-        return Err(SnapshotError::Invalid(format!("{name:?} can't be the name of a file in a snapshot")));
+        return Err(SnapshotError::Invalid(format!(
+            "{name:?} can't be the name of a file in a snapshot"
+        )));
     }
-    let peer = shared.peer(to).ok_or_else(|| SnapshotError::Unreachable(format!("node {to} is not known as a peer")))?;
-    let (connection, _) = dial(shared, to, peer.address(), Purpose::Snapshot).await.map_err(SnapshotError::Unreachable)?;
+    let peer = shared
+        .peer(to)
+        .ok_or_else(|| SnapshotError::Unreachable(format!("node {to} is not known as a peer")))?;
+    let (connection, _) = dial(shared, to, peer.address(), Purpose::Snapshot)
+        .await
+        .map_err(SnapshotError::Unreachable)?;
     let result = transfer(shared, &connection, header, files).await;
     connection.close(Close::Done.into(), b"the sender is done");
     result
@@ -63,8 +76,13 @@ async fn transfer(
     header: Bytes,
     files: Vec<(String, PathBuf)>,
 ) -> Result<(), SnapshotError> {
-    let (mut stream, answer) = connection.open_bi().await.map_err(|error| SnapshotError::Lost(quic::describe(&error)))?;
-    let lost = |text: String| SnapshotError::Lost(connection.close_reason().map_or(text, |reason| quic::describe(&reason)));
+    let (mut stream, answer) =
+        connection.open_bi().await.map_err(|error| SnapshotError::Lost(quic::describe(&error)))?;
+    let lost = |text: String| {
+        SnapshotError::Lost(
+            connection.close_reason().map_or(text, |reason| quic::describe(&reason)),
+        )
+    };
     let verdict = async { Verdict::read(answer).await.map_err(|error| lost(error.to_string())) };
     tokio::pin!(verdict);
     let written = tokio::select! {
@@ -80,7 +98,9 @@ async fn transfer(
     match tokio::time::timeout(patience, &mut verdict).await {
         Ok(Ok(verdict)) => judge(verdict),
         Ok(Err(error)) => Err(error),
-        Err(_) => written.and(Err(SnapshotError::Lost("the receiver gave no verdict in time".into()))),
+        Err(_) => {
+            written.and(Err(SnapshotError::Lost("the receiver gave no verdict in time".into())))
+        }
     }
 }
 
@@ -128,7 +148,9 @@ async fn write(
 
 /// Writes, and fails where that stands still for too long.
 async fn put(shared: &Shared, stream: &mut SendStream, bytes: Bytes) -> Result<(), SnapshotError> {
-    match tokio::time::timeout(shared.config.snapshot_stall_timeout, stream.write_chunk(bytes)).await {
+    match tokio::time::timeout(shared.config.snapshot_stall_timeout, stream.write_chunk(bytes))
+        .await
+    {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(SnapshotError::Lost(error.to_string())),
         Err(_) => Err(SnapshotError::Lost("the receiver takes nothing more".into())),

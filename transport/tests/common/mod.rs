@@ -1,10 +1,12 @@
-//! Whole nodes on loopback, each in a runtime of its own, so that one can die without a word as a killed process does.
+//! Whole nodes on loopback, each in a runtime of its own, so that one can die without a word as a
+//! killed process does.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 
 use bytes::Bytes;
 use flotilla_router::{ClusterId, Incarnation, NodeId};
 use flotilla_transport::{
-    ClusterCa, Config, Credentials, Handler, Identity, Lane, Responder, Staging, Transport, TransportError,
+    ClusterCa, Config, Credentials, Handler, Identity, Lane, Responder, Staging, Transport,
+    TransportError,
 };
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -107,11 +109,18 @@ impl Handler for Record {
         let dir = self.stage.lock().unwrap().clone().ok_or("this node wants no snapshot")?;
         // A header may end with how many bytes it announces.
         let header = String::from_utf8_lossy(header).into_owned();
-        let bytes_max = header.rsplit_once(' ').map_or(u64::MAX, |(_, bytes)| bytes.parse().unwrap());
+        let bytes_max =
+            header.rsplit_once(' ').map_or(u64::MAX, |(_, bytes)| bytes.parse().unwrap());
         Ok(Staging { dir: dir.join(header), bytes_max })
     }
 
-    fn snapshot_staged(&self, _from: NodeId, header: Bytes, dir: PathBuf, done: oneshot::Sender<Result<(), String>>) {
+    fn snapshot_staged(
+        &self,
+        _from: NodeId,
+        header: Bytes,
+        dir: PathBuf,
+        done: oneshot::Sender<Result<(), String>>,
+    ) {
         self.note(Told::SnapshotStaged(header, dir));
         if *self.hold_verdicts.lock().unwrap() {
             self.held.lock().unwrap().push(done);
@@ -146,11 +155,24 @@ impl Node {
             directory: 1,
             leases: None,
         };
-        Self::start_as(identity, &Credentials::from_pem(ca.cert_pem(), &cert, &key).unwrap(), config).unwrap()
+        Self::start_as(
+            identity,
+            &Credentials::from_pem(ca.cert_pem(), &cert, &key).unwrap(),
+            config,
+        )
+        .unwrap()
     }
 
-    pub fn start_as(identity: Identity, credentials: &Credentials, config: Config) -> Result<Self, TransportError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    pub fn start_as(
+        identity: Identity,
+        credentials: &Credentials,
+        config: Config,
+    ) -> Result<Self, TransportError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
         let record = Arc::new(Record { node: identity.node, ..Record::default() });
         let guard = runtime.enter();
         let transport = Arc::new(Transport::start(config, identity, credentials, record.clone())?);
@@ -170,12 +192,23 @@ impl Node {
         self.runtime.as_ref().unwrap().block_on(future)
     }
 
-    pub fn spawn<F: Future<Output: Send> + Send + 'static>(&self, future: F) -> tokio::task::JoinHandle<F::Output> {
+    pub fn spawn<F: Future<Output: Send> + Send + 'static>(
+        &self,
+        future: F,
+    ) -> tokio::task::JoinHandle<F::Output> {
         self.runtime.as_ref().unwrap().spawn(future)
     }
 
-    pub fn request(&self, to: NodeId, request: impl Into<Bytes>) -> Result<Bytes, flotilla_transport::RequestError> {
-        self.block_on(self.transport.request(to, request.into(), Instant::now() + Duration::from_secs(20)))
+    pub fn request(
+        &self,
+        to: NodeId,
+        request: impl Into<Bytes>,
+    ) -> Result<Bytes, flotilla_transport::RequestError> {
+        self.block_on(self.transport.request(
+            to,
+            request.into(),
+            Instant::now() + Duration::from_secs(20),
+        ))
     }
 
     /// Dies as `kill -9` would have it: the peers hear nothing.
@@ -231,7 +264,8 @@ pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// The lines that were logged while something ran. Logging is set up once for the whole test process.
+/// The lines that were logged while something ran. Logging is set up once for the whole test
+/// process.
 pub fn logged() -> &'static Mutex<Vec<String>> {
     static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
     static SET_UP: std::sync::Once = std::sync::Once::new();

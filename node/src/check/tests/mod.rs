@@ -1,7 +1,8 @@
 //! Tests of the checker: it must find what is wrong, and nothing else.
 //!
 //! - `table`: histories made by hand, right and wrong, each named by what it shows.
-//! - `reference`: long histories from a register under random schedules, which are right, and the same with one answer changed.
+//! - `reference`: long histories from a register under random schedules, which are right, and the
+//!   same with one answer changed.
 //! - `brute`: thousands of small histories, right and wrong, judged by trying every order.
 
 mod brute;
@@ -14,7 +15,14 @@ use flotilla_router::{Condition, Revision};
 
 /// An operation of client 1 on key `k`.
 fn operation(called: u64, returned: u64, input: Input, output: Output) -> Operation {
-    Operation { client: 1, key: Bytes::from_static(b"k"), called, returned: Some(returned), input, output }
+    Operation {
+        client: 1,
+        key: Bytes::from_static(b"k"),
+        called,
+        returned: Some(returned),
+        input,
+        output,
+    }
 }
 
 fn put(value: &str, condition: Condition) -> Input {

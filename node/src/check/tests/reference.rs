@@ -1,4 +1,5 @@
-//! Histories from a register that is right by construction, under a random schedule; and one answer changed.
+//! Histories from a register that is right by construction, under a random schedule; and one answer
+//! changed.
 
 use super::super::{Operation, Verdict, check};
 use super::{Input, Output};
@@ -91,7 +92,9 @@ fn input(rng: &mut Rng, load: Load, n: usize, last: u64) -> Input {
 fn effect(input: &Input, last: &mut u64, held: &mut Option<(u64, Bytes)>, step: u64) -> Output {
     let current = held.as_ref().map(|(revision, _)| Revision(*revision));
     match input {
-        Input::Get => Output::Read(held.clone().map(|(revision, value)| (Revision(revision), value))),
+        Input::Get => {
+            Output::Read(held.clone().map(|(revision, value)| (Revision(revision), value)))
+        }
         Input::Put { condition, .. } | Input::Delete { condition } if !condition.holds(current) => {
             Output::ConditionFailed { current }
         }
@@ -112,22 +115,35 @@ pub(super) fn mutate(rng: &mut Rng, history: &mut [Operation]) {
     let values: Vec<(Revision, Bytes)> = history
         .iter()
         .filter_map(|operation| match (&operation.input, &operation.output) {
-            (Input::Put { value, .. }, Output::Written { revision }) => Some((*revision, value.clone())),
+            (Input::Put { value, .. }, Output::Written { revision }) => {
+                Some((*revision, value.clone()))
+            }
             _ => None,
         })
         .collect();
     let n = rng.below(history.len() as u64) as usize;
-    let near = |rng: &mut Rng, revision: Revision| Revision((revision.0 + rng.below(4)).saturating_sub(2));
+    let near =
+        |rng: &mut Rng, revision: Revision| Revision((revision.0 + rng.below(4)).saturating_sub(2));
     let chosen = &mut history[n];
     chosen.output = match &chosen.output {
         Output::Read(_) if rng.percent(60) => Output::Read(rng.choose(&values).cloned()),
-        Output::Read(Some((revision, value))) if rng.percent(60) => Output::Read(Some((near(rng, *revision), value.clone()))),
+        Output::Read(Some((revision, value))) if rng.percent(60) => {
+            Output::Read(Some((near(rng, *revision), value.clone())))
+        }
         Output::Read(_) => Output::Read(None),
-        Output::Written { revision } if rng.percent(60) => Output::Written { revision: near(rng, *revision) },
+        Output::Written { revision } if rng.percent(60) => {
+            Output::Written { revision: near(rng, *revision) }
+        }
         Output::Written { revision } => Output::ConditionFailed { current: Some(*revision) },
-        Output::Deleted => Output::ConditionFailed { current: values.last().map(|(revision, _)| *revision) },
-        Output::ConditionFailed { current: Some(current) } => Output::ConditionFailed { current: Some(near(rng, *current)) },
-        Output::ConditionFailed { current: None } => Output::ConditionFailed { current: Some(Revision(1)) },
+        Output::Deleted => {
+            Output::ConditionFailed { current: values.last().map(|(revision, _)| *revision) }
+        }
+        Output::ConditionFailed { current: Some(current) } => {
+            Output::ConditionFailed { current: Some(near(rng, *current)) }
+        }
+        Output::ConditionFailed { current: None } => {
+            Output::ConditionFailed { current: Some(Revision(1)) }
+        }
         Output::Refused | Output::Unknown => match chosen.input {
             Input::Get => Output::Read(rng.choose(&values).cloned()),
             Input::Put { .. } => Output::Refused,
@@ -179,15 +195,23 @@ fn a_changed_revision_in_a_long_history_is_found_and_cut_down() {
     for seed in 0..60 {
         let mut rng = Rng::new(seed);
         let mut history = history(&mut rng, BUSY);
-        // A read late in the history shows what an early one showed: whatever the schedule, that is long overwritten.
-        let reads: Vec<usize> = (0..history.len()).filter(|n| matches!(history[*n].output, Output::Read(Some(_)))).collect();
+        // A read late in the history shows what an early one showed: whatever the schedule, that is
+        // long overwritten.
+        let reads: Vec<usize> = (0..history.len())
+            .filter(|n| matches!(history[*n].output, Output::Read(Some(_))))
+            .collect();
         let (early, late) = (reads[reads.len() / 4], reads[reads.len() * 3 / 4]);
         history[late].output = history[early].output.clone();
-        let Verdict::Violation(violation) = check(&history) else { panic!("seed {seed}: a stale read was accepted") };
+        let Verdict::Violation(violation) = check(&history) else {
+            panic!("seed {seed}: a stale read was accepted")
+        };
         largest = largest.max(violation.part.len());
         assert!(violation.part.len() <= 3, "seed {seed}: {violation}");
         assert!(violation.part.contains(&history[late]), "seed {seed}: {violation}");
-        assert!(!check(&violation.part).is_linearizable(), "seed {seed}: the part alone is fine: {violation}");
+        assert!(
+            !check(&violation.part).is_linearizable(),
+            "seed {seed}: the part alone is fine: {violation}"
+        );
     }
     println!("at most {largest} operations shown");
 }

@@ -1,4 +1,5 @@
-//! Histories made by hand. Each wrong one says how many operations are needed to show it, and what the sentence must say.
+//! Histories made by hand. Each wrong one says how many operations are needed to show it, and what
+//! the sentence must say.
 
 use super::super::{Operation, Scanned, Verdict, check, check_key_within};
 use super::{Input, Output, at, failed, operation as op, put, read, written};
@@ -18,7 +19,11 @@ fn delete(condition: flotilla_router::Condition) -> Input {
 
 /// The operations as clients 1, 2, 3, …
 fn of_clients(operations: Vec<Operation>) -> Vec<Operation> {
-    operations.into_iter().zip(1..).map(|(operation, client)| Operation { client, ..operation }).collect()
+    operations
+        .into_iter()
+        .zip(1..)
+        .map(|(operation, client)| Operation { client, ..operation })
+        .collect()
 }
 
 #[test]
@@ -28,15 +33,32 @@ fn right_histories_are_accepted() {
         ("absent at first", vec![op(1, 2, GET, GONE)]),
         (
             "a read during a write sees either",
-            vec![op(1, 9, put("a", Always), written(4)), op(2, 3, GET, GONE), op(4, 5, GET, read(4, "a"))],
+            vec![
+                op(1, 9, put("a", Always), written(4)),
+                op(2, 3, GET, GONE),
+                op(4, 5, GET, read(4, "a")),
+            ],
         ),
-        ("at equal times nobody was first", vec![op(1, 5, put("a", Always), written(1)), op(5, 6, GET, GONE)]),
-        ("revisions may skip", vec![op(1, 2, put("a", Always), written(7)), op(3, 4, put("b", Always), written(900))]),
+        (
+            "at equal times nobody was first",
+            vec![op(1, 5, put("a", Always), written(1)), op(5, 6, GET, GONE)],
+        ),
+        (
+            "revisions may skip",
+            vec![op(1, 2, put("a", Always), written(7)), op(3, 4, put("b", Always), written(900))],
+        ),
         (
             "concurrent writes in the order of their revisions",
-            vec![op(1, 9, put("a", Always), written(5)), op(1, 9, put("b", Always), written(3)), op(10, 11, GET, read(5, "a"))],
+            vec![
+                op(1, 9, put("a", Always), written(5)),
+                op(1, 9, put("b", Always), written(3)),
+                op(10, 11, GET, read(5, "a")),
+            ],
         ),
-        ("an unknown write that never was", vec![op(1, 2, put("a", Always), UNKNOWN), op(3, 4, GET, GONE)]),
+        (
+            "an unknown write that never was",
+            vec![op(1, 2, put("a", Always), UNKNOWN), op(3, 4, GET, GONE)],
+        ),
         (
             "an unknown write that appears late",
             vec![
@@ -48,7 +70,11 @@ fn right_histories_are_accepted() {
         ),
         (
             "an unknown write that was overwritten unseen",
-            vec![op(1, 2, put("a", Always), UNKNOWN), op(3, 4, put("b", Always), written(5)), op(5, 6, GET, read(5, "b"))],
+            vec![
+                op(1, 2, put("a", Always), UNKNOWN),
+                op(3, 4, put("b", Always), written(5)),
+                op(5, 6, GET, read(5, "b")),
+            ],
         ),
         (
             "an unknown write whose revision alone was told",
@@ -113,7 +139,11 @@ fn right_histories_are_accepted() {
         ),
         (
             "a delete that found nothing then may be needed later",
-            vec![op(1, 9, delete(Always), DELETED), op(2, 3, put("a", Always), written(1)), op(10, 11, GET, GONE)],
+            vec![
+                op(1, 9, delete(Always), DELETED),
+                op(2, 3, put("a", Always), written(1)),
+                op(10, 11, GET, GONE),
+            ],
         ),
         (
             "conditions and their failures",
@@ -130,11 +160,20 @@ fn right_histories_are_accepted() {
         ),
         (
             "refused and unanswered things say nothing",
-            vec![op(1, 2, put("a", Always), REFUSED), op(3, 4, GET, REFUSED), op(3, 4, GET, UNKNOWN), op(5, 6, GET, GONE)],
+            vec![
+                op(1, 2, put("a", Always), REFUSED),
+                op(3, 4, GET, REFUSED),
+                op(3, 4, GET, UNKNOWN),
+                op(5, 6, GET, GONE),
+            ],
         ),
         (
             "one value, written twice",
-            vec![op(1, 2, put("a", Always), written(1)), op(3, 4, put("a", Always), UNKNOWN), op(5, 6, GET, read(4, "a"))],
+            vec![
+                op(1, 2, put("a", Always), written(1)),
+                op(3, 4, put("a", Always), UNKNOWN),
+                op(5, 6, GET, read(4, "a")),
+            ],
         ),
     ];
     for (name, history) in table {
@@ -148,9 +187,14 @@ fn wrong_histories_are_found_cut_down_and_explained() {
     let table: Vec<(&str, Vec<Operation>, usize, &str)> = vec![
         (
             "a stale read",
-            vec![op(1, 2, put("a", Always), written(1)), op(3, 4, put("b", Always), written(2)), op(5, 6, GET, read(1, "a"))],
+            vec![
+                op(1, 2, put("a", Always), written(1)),
+                op(3, 4, put("b", Always), written(2)),
+                op(5, 6, GET, read(1, "a")),
+            ],
             2,
-            "Revision 2 was answered to client 2 before client 3 asked, and client 3 was shown the older revision 1.",
+            "Revision 2 was answered to client 2 before client 3 asked, and client 3 was shown the \
+             older revision 1.",
         ),
         (
             "a stale read after a read",
@@ -163,7 +207,12 @@ fn wrong_histories_are_found_cut_down_and_explained() {
             2,
             "Revision 2 was answered to client 3 before client 4 asked",
         ),
-        ("a lost write", vec![op(1, 2, put("a", Always), written(1)), op(3, 4, GET, GONE)], 2, "of these 2 fit one order"),
+        (
+            "a lost write",
+            vec![op(1, 2, put("a", Always), written(1)), op(3, 4, GET, GONE)],
+            2,
+            "of these 2 fit one order",
+        ),
         (
             "a lost update: the same revision for two",
             vec![op(1, 5, put("a", Always), written(1)), op(1, 5, put("b", Always), written(1))],
@@ -228,7 +277,8 @@ fn wrong_histories_are_found_cut_down_and_explained() {
                 op(3, 9, put("c", at(1)), written(3)),
             ],
             2,
-            "The writes of clients 2 and 3 both took effect on the condition that the key is at revision 1.",
+            "The writes of clients 2 and 3 both took effect on the condition that the key is at \
+             revision 1.",
         ),
         (
             "two creations",
@@ -255,20 +305,36 @@ fn wrong_histories_are_found_cut_down_and_explained() {
         ),
         (
             "an unknown write that came and went",
-            vec![op(1, 2, put("a", Always), UNKNOWN), op(3, 4, GET, read(1, "a")), op(5, 6, GET, GONE)],
+            vec![
+                op(1, 2, put("a", Always), UNKNOWN),
+                op(3, 4, GET, read(1, "a")),
+                op(5, 6, GET, GONE),
+            ],
             2,
             "of these 2 fit one order",
         ),
         (
             "a deleted key that is still there",
-            vec![op(1, 2, put("a", Always), written(1)), op(3, 4, delete(Always), DELETED), op(5, 6, GET, read(1, "a"))],
+            vec![
+                op(1, 2, put("a", Always), written(1)),
+                op(3, 4, delete(Always), DELETED),
+                op(5, 6, GET, read(1, "a")),
+            ],
             3,
             "At best 2 of these 3 fit one order",
         ),
-        ("a conditional delete of nothing", vec![op(1, 2, delete(Present), DELETED)], 1, "is impossible"),
+        (
+            "a conditional delete of nothing",
+            vec![op(1, 2, delete(Present), DELETED)],
+            1,
+            "is impossible",
+        ),
         (
             "a failure with a wrong revision",
-            vec![op(1, 2, put("a", Always), written(1)), op(3, 4, put("b", at(7)), failed(Some(3)))],
+            vec![
+                op(1, 2, put("a", Always), written(1)),
+                op(3, 4, put("b", at(7)), failed(Some(3))),
+            ],
             1,
             "is impossible",
         ),
@@ -280,12 +346,25 @@ fn wrong_histories_are_found_cut_down_and_explained() {
         ),
         (
             "a failure of a condition that held",
-            vec![op(1, 2, put("a", Always), written(1)), op(3, 4, put("b", at(1)), failed(Some(1)))],
+            vec![
+                op(1, 2, put("a", Always), written(1)),
+                op(3, 4, put("b", at(1)), failed(Some(1))),
+            ],
             1,
             "an answer that meets the condition",
         ),
-        ("a failure of no condition", vec![op(1, 2, put("b", Always), failed(None))], 1, "meets the condition"),
-        ("an answer to another question", vec![op(1, 2, GET, DELETED)], 1, "no answer to what client 1 asked"),
+        (
+            "a failure of no condition",
+            vec![op(1, 2, put("b", Always), failed(None))],
+            1,
+            "meets the condition",
+        ),
+        (
+            "an answer to another question",
+            vec![op(1, 2, GET, DELETED)],
+            1,
+            "no answer to what client 1 asked",
+        ),
         (
             "a missing key that was never deleted, between two reads",
             vec![
@@ -306,7 +385,10 @@ fn wrong_histories_are_found_cut_down_and_explained() {
         assert!(violation.why.contains(sentence), "{name}: {violation}");
         assert_eq!(violation.operations as usize, history.len());
         let again = violation.part.iter().chain(&violation.context).cloned().collect::<Vec<_>>();
-        assert!(!check(&again).is_linearizable(), "{name}: what is shown is fine by itself: {violation}");
+        assert!(
+            !check(&again).is_linearizable(),
+            "{name}: what is shown is fine by itself: {violation}"
+        );
     }
 }
 
@@ -324,7 +406,8 @@ not linearizable: key \"k\": 2 of 3 operations can't all be true
   12      100     101       put \"a\" if absent  written, revision 7 (for context)
   3       120     131       put \"b\"            written, revision 9
   5       140     142       get                \"a\", revision 7
-Revision 9 was answered to client 3 before client 5 asked, and client 5 was shown the older revision 7.";
+Revision 9 was answered to client 3 before client 5 asked, and client 5 was shown the older \
+revision 7.";
     assert_eq!(shown, expected, "\n{shown}");
 }
 
@@ -346,7 +429,8 @@ fn keys_are_judged_apart_and_counted_together() {
 
 #[test]
 fn scans_are_reads_of_what_they_show_and_of_what_they_leave_out() {
-    let keys: Vec<Bytes> = ["a", "b", "c", "d"].iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
+    let keys: Vec<Bytes> =
+        ["a", "b", "c", "d"].iter().map(|key| Bytes::from_static(key.as_bytes())).collect();
     let scanned = Scanned {
         client: 7,
         range: KeyRange::new("b", Some("d".into())),
@@ -355,18 +439,26 @@ fn scans_are_reads_of_what_they_show_and_of_what_they_leave_out() {
         items: vec![("b".into(), Revision(1), "x".into())],
     };
     let reads = scanned.reads(&keys);
-    let get = |key: &'static str, output| Operation { client: 7, key: key.into(), ..op(3, 5, GET, output) };
+    let get = |key: &'static str, output| Operation {
+        client: 7,
+        key: key.into(),
+        ..op(3, 5, GET, output)
+    };
     assert_eq!(reads, vec![get("b", read(1, "x")), get("c", GONE)]);
-    let write = |key: &'static str| Operation { key: key.into(), ..op(1, 2, put("x", Always), written(1)) };
+    let write =
+        |key: &'static str| Operation { key: key.into(), ..op(1, 2, put("x", Always), written(1)) };
     let with = |more: Vec<Operation>| check(&reads.iter().cloned().chain(more).collect::<Vec<_>>());
     assert!(with(vec![write("b")]).is_linearizable());
-    assert!(matches!(with(vec![write("b"), write("c")]), Verdict::Violation(v) if &v.key[..] == b"c"));
+    assert!(
+        matches!(with(vec![write("b"), write("c")]), Verdict::Violation(v) if &v.key[..] == b"c")
+    );
     assert!(matches!(with(vec![]), Verdict::Violation(v) if &v.key[..] == b"b"));
 }
 
 #[test]
 fn a_search_that_is_cut_short_says_so() {
-    let history: Vec<_> = (0..20).map(|n| op(1, 100, put(&format!("v{n}"), Always), written(20 - n))).collect();
+    let history: Vec<_> =
+        (0..20).map(|n| op(1, 100, put(&format!("v{n}"), Always), written(20 - n))).collect();
     let operations: Vec<_> = history.iter().collect();
     assert!(check_key_within(&operations, 1_000).is_linearizable());
     let verdict = check_key_within(&operations, 3);

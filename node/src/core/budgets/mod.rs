@@ -1,5 +1,6 @@
-//! What all groups of the node together may hold, and what they hold of it: bytes in memory, on their way and on disk, and
-//! turns. One group takes no more than it leaves to the others; each bound is told where it is applied.
+//! What all groups of the node together may hold, and what they hold of it: bytes in memory, on
+//! their way and on disk, and turns. One group takes no more than it leaves to the others; each
+//! bound is told where it is applied.
 
 mod pace;
 mod room;
@@ -88,9 +89,12 @@ impl Budgets {
         first.into_iter().chain(last)
     }
 
-    /// All have had their turn: whoever was held back for the sake of others goes before them the next time.
+    /// All have had their turn: whoever was held back for the sake of others goes before them the
+    /// next time.
     pub(crate) fn choose_first(&mut self) {
-        if let Some(held) = self.gathering.range(self.propose_first..).next().or(self.gathering.first()) {
+        if let Some(held) =
+            self.gathering.range(self.propose_first..).next().or(self.gathering.first())
+        {
             self.propose_first = *held;
         }
     }
@@ -108,7 +112,8 @@ impl Budgets {
 
     /// Looks at the pace, once per tick.
     pub(crate) fn look_at_pace(&mut self, now: Time) {
-        self.pace.look(now, self.waiting_bytes.saturating_sub(self.pace.standing) > WAITING_BYTES_MIN);
+        self.pace
+            .look(now, self.waiting_bytes.saturating_sub(self.pace.standing) > WAITING_BYTES_MIN);
     }
 
     /// So many bytes more are on their way to a node, and so many no longer; how many that leaves.

@@ -1,11 +1,12 @@
-//! How fast what waits is proposed, and how much may wait at that pace: whoever would spend more than a part of his time
-//! in line had better be told at once.
+//! How fast what waits is proposed, and how much may wait at that pace: whoever would spend more
+//! than a part of his time in line had better be told at once.
 
 use crate::core::config::CoreConfig;
 use crate::core::time::Time;
 use std::time::Duration;
 
-/// Bytes of commands that may always wait, however slowly they were proposed before; also for a shard that stands still.
+/// Bytes of commands that may always wait, however slowly they were proposed before; also for a
+/// shard that stands still.
 pub(crate) const WAITING_BYTES_MIN: u64 = 1 << 20;
 /// How long the pace takes to follow what it is made of.
 const PACE_TIME: Time = Duration::from_secs(1);
@@ -18,7 +19,8 @@ pub(crate) struct Pace {
     bytes: u64,
     /// When it was last looked at.
     looked_at: Time,
-    /// Bytes proposed and not yet applied when something was last proposed, but for shards that stand still: they go before what waits.
+    /// Bytes proposed and not yet applied when something was last proposed, but for shards that
+    /// stand still: they go before what waits.
     under_way: u64,
     /// Of the bytes that wait, those of shards that stood still at the last tick.
     pub(crate) standing: u64,
@@ -43,8 +45,9 @@ impl Pace {
         self.under_way = bytes;
     }
 
-    /// Looks at what was proposed since the last time. While nothing waits, that says only how much is possible at least, and it is looked
-    /// at a second's worth: what came all at once is no speed.
+    /// Looks at what was proposed since the last time. While nothing waits, that says only how much
+    /// is possible at least, and it is looked at a second's worth: what came all at once is no
+    /// speed.
     pub(crate) fn look(&mut self, now: Time, something_waits: bool) {
         let waited = std::mem::replace(&mut self.waited, something_waits);
         if something_waits && !waited {
@@ -57,16 +60,19 @@ impl Pace {
         }
         let span = span.as_micros();
         self.looked_at = now;
-        let (bytes, second, time) = (u128::from(std::mem::take(&mut self.bytes)), 1_000_000, PACE_TIME.as_micros());
+        let (bytes, second, time) =
+            (u128::from(std::mem::take(&mut self.bytes)), 1_000_000, PACE_TIME.as_micros());
         let (seen, rate) = (bytes * second / span, u128::from(self.rate));
         if something_waits || seen > rate {
             let span = span.min(time);
-            self.rate = u64::try_from((rate * (time - span) + seen * span) / time).unwrap_or(u64::MAX);
+            self.rate =
+                u64::try_from((rate * (time - span) + seen * span) / time).unwrap_or(u64::MAX);
         }
     }
 
-    /// How many bytes may wait in front of a command that has so much time: whoever would spend more than a third of it in line,
-    /// and behind what is under way, had better be told at once: a disk is slower at times.
+    /// How many bytes may wait in front of a command that has so much time: whoever would spend
+    /// more than a third of it in line, and behind what is under way, had better be told at once: a
+    /// disk is slower at times.
     pub(crate) fn waiting_bytes_max(&self, time_left: Time, most: u64) -> u64 {
         let in_time = u128::from(self.rate) * (time_left / 3).as_millis() / 1000;
         let in_time = u64::try_from(in_time).unwrap_or(u64::MAX);
@@ -105,7 +111,8 @@ mod tests {
             pace.look(now, true);
         }
         assert_eq!(limit(&pace, 6), 32);
-        // Nothing at all for long: a little may wait all the same, or nobody would ever learn that it goes on.
+        // Nothing at all for long: a little may wait all the same, or nobody would ever learn that
+        // it goes on.
         pace.look(now + Time::from_secs(60), true);
         assert_eq!(limit(&pace, 6), 1);
     }
@@ -132,7 +139,11 @@ mod tests {
                 pace.look(now, false);
             }
         }
-        assert!((8..=16).contains(&(pace.rate / MIB)), "{} MiB/s after 16 MiB every ten seconds", pace.rate / MIB);
+        assert!(
+            (8..=16).contains(&(pace.rate / MIB)),
+            "{} MiB/s after 16 MiB every ten seconds",
+            pace.rate / MIB
+        );
         // Idle seconds say nothing, not even to whoever comes then and waits.
         let before = pace.rate;
         pace.look(now + TICK * 100, false);

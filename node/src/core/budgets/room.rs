@@ -1,11 +1,12 @@
 //! Room on the disk, as far as puts are concerned.
 //!
-//! The shell looks at the disk now and then, more often the more is written, and says what is free and what must stay so. What no look can
-//! see is counted here: all that is in line, under way, or committed and not yet applied; and what was applied lately, since what was
-//! applied before the last look may still be on its way to the disk, so it counts until the next.
+//! The shell looks at the disk now and then, more often the more is written, and says what is free
+//! and what must stay so. What no look can see is counted here: all that is in line, under way, or
+//! committed and not yet applied; and what was applied lately, since what was applied before the
+//! last look may still be on its way to the disk, so it counts until the next.
 
-/// How often a value is written until it lies in its place: in the write-ahead log as an entry and as data, in a file of the log and in
-/// one of the data.
+/// How often a value is written until it lies in its place: in the write-ahead log as an entry and
+/// as data, in a file of the log and in one of the data.
 const TIMES_WRITTEN: u64 = 4;
 
 /// What is free, what must stay free, and what was promised since.
@@ -42,12 +43,15 @@ impl Room {
         self.applied.1 = self.applied.1.saturating_add(bytes);
     }
 
-    /// Whether there is room for a put of so many bytes behind `in_line` that are accepted and not yet applied; or else what is free and
-    /// what would have to be.
+    /// Whether there is room for a put of so many bytes behind `in_line` that are accepted and not
+    /// yet applied; or else what is free and what would have to be.
     pub(crate) fn check(&self, bytes: u64, in_line: u64) -> Result<(), (u64, u64)> {
         let Some((free, reserve)) = self.seen else { return Ok(()) };
         let (before, since) = self.applied;
-        let promised = [before, since, in_line, bytes].into_iter().fold(0, u64::saturating_add).saturating_mul(TIMES_WRITTEN);
+        let promised = [before, since, in_line, bytes]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+            .saturating_mul(TIMES_WRITTEN);
         let needed = reserve.saturating_add(promised);
         if reserve > 0 && free < needed { Err((free, needed)) } else { Ok(()) }
     }

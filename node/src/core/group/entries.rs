@@ -1,7 +1,8 @@
 //! What an entry of the log says, and whether it can be applied.
 //!
-//! Read twice: before an entry from a peer gets into the log, since what can't be read would quarantine the shard on every
-//! node, or end the process, once it is committed, and again after each start; and when it is applied.
+//! Read twice: before an entry from a peer gets into the log, since what can't be read would
+//! quarantine the shard on every node, or end the process, once it is committed, and again after
+//! each start; and when it is applied.
 
 use super::membership;
 use crate::core::wire;
@@ -10,9 +11,11 @@ use flotilla_router::command::Payload;
 use protobuf::Message as _;
 use raft::eraftpb::{ConfChange, ConfChangeSingle, ConfChangeV2, Entry, EntryType};
 
-/// The membership change that an entry carries. The type is looked at before the data: leaving joint consensus has none.
+/// The membership change that an entry carries. The type is looked at before the data: leaving
+/// joint consensus has none.
 ///
-/// It came from a peer, so it is looked at by the guard before the parser sees it, as every message is.
+/// It came from a peer, so it is looked at by the guard before the parser sees it, as every message
+/// is.
 pub(crate) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, String> {
     let words = |error: protobuf::ProtobufError| error.to_string();
     match entry.get_entry_type() {
@@ -21,7 +24,8 @@ pub(crate) fn conf_change(entry: &Entry) -> Result<Option<ConfChangeV2>, String>
             let mut change = ConfChange::default();
             wire::guard_conf_change(&entry.data)?;
             change.merge_from_bytes(&entry.data).map_err(words)?;
-            let mut single = ConfChangeSingle { node_id: change.node_id, ..ConfChangeSingle::default() };
+            let mut single =
+                ConfChangeSingle { node_id: change.node_id, ..ConfChangeSingle::default() };
             single.set_change_type(change.get_change_type());
             Ok(Some(ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }))
         }
@@ -40,7 +44,9 @@ pub(crate) fn check_entry(entry: &Entry) -> Result<(), &'static str> {
         return Err("a membership change that can't be read");
     };
     let Some(change) = change else {
-        let commands = |mut payload: Payload| -> Result<(), DecodeError> { payload.try_for_each(|command| command.map(drop)) };
+        let commands = |mut payload: Payload| -> Result<(), DecodeError> {
+            payload.try_for_each(|command| command.map(drop))
+        };
         let read = match entry.data.is_empty() {
             true => Ok(()),
             false => Payload::decode(entry.data.clone()).and_then(commands),

@@ -1,15 +1,17 @@
 //! A replica's log as raft-rs sees it: all terms, and the newest bodies, in memory.
 //!
-//! raft-rs calls its `Storage` synchronously and panics on most errors, so nothing here ever touches a disk:
+//! raft-rs calls its `Storage` synchronously and panics on most errors, so nothing here ever
+//! touches a disk:
 //!
 //! - the **terms** of the whole log are kept, as the first index of each run of equal terms;
-//! - the **bodies** of everything that is not yet applied are kept, and of what followers still need as far as the cache
-//!   allows. Older bodies are asked for (`LogTemporarilyUnavailable`), fetched by the shell, and held until raft-rs takes them;
+//! - the **bodies** of everything that is not yet applied are kept, and of what followers still
+//!   need as far as the cache allows. Older bodies are asked for (`LogTemporarilyUnavailable`),
+//!   fetched by the shell, and held until raft-rs takes them;
 //! - a **snapshot** is asked for the same way.
 //!
-//! **Invariants.** `truncated ≤ last`. The cache is contiguous and ends at `last`; it begins at or below `applied + 1`.
-//! `term_starts` covers `(truncated, last]`. Entries that were handed out to be persisted are here before
-//! `advance_append_async`.
+//! **Invariants.** `truncated ≤ last`. The cache is contiguous and ends at `last`; it begins at or
+//! below `applied + 1`. `term_starts` covers `(truncated, last]`. Entries that were handed out to
+//! be persisted are here before `advance_append_async`.
 
 use flotilla_storage::{EntryKind, HardState, LogEntry, LogPosition, Recovered};
 use raft::eraftpb::{ConfState, Entry, EntryType, Snapshot};
@@ -78,7 +80,8 @@ pub(crate) struct LogView {
     term_starts: VecDeque<LogPosition>,
     cache: VecDeque<Entry>,
     cache_bytes: u64,
-    /// Bodies that were fetched for a follower far behind; one run at a time, taken by raft-rs right after.
+    /// Bodies that were fetched for a follower far behind; one run at a time, taken by raft-rs
+    /// right after.
     fetched: Vec<Entry>,
     /// The snapshot that can be sent now.
     snapshot: Option<Snapshot>,
@@ -161,7 +164,10 @@ impl LogView {
 
     /// Forgets everything up to `to`, which is applied.
     pub(crate) fn truncate(&mut self, to: LogPosition) {
-        assert!(to.index <= self.last.index && to.index >= self.truncated.index, "truncation outside the log");
+        assert!(
+            to.index <= self.last.index && to.index >= self.truncated.index,
+            "truncation outside the log"
+        );
         self.evict(to.index);
         while self.term_starts.get(1).is_some_and(|next| next.index <= to.index + 1) {
             self.term_starts.pop_front();
@@ -212,7 +218,8 @@ impl LogView {
         self.fetched = Vec::new();
     }
 
-    /// Offers a snapshot to raft-rs, for the replicas that it is [granted](Self::grant_snapshot) to, or withdraws it.
+    /// Offers a snapshot to raft-rs, for the replicas that it is [granted](Self::grant_snapshot)
+    /// to, or withdraws it.
     pub(crate) fn offer_snapshot(&mut self, snapshot: Option<Snapshot>) {
         if snapshot.is_none() {
             self.grants.clear();
@@ -222,10 +229,13 @@ impl LogView {
 
     /// Whether what is offered still serves a follower.
     pub(crate) fn offers_snapshot(&self) -> bool {
-        self.snapshot.as_ref().is_some_and(|snapshot| snapshot.get_metadata().index >= self.truncated.index)
+        self.snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.get_metadata().index >= self.truncated.index)
     }
 
-    /// Has raft-rs send a snapshot to a replica when it asks the next time, or (with `false`) not any more.
+    /// Has raft-rs send a snapshot to a replica when it asks the next time, or (with `false`) not
+    /// any more.
     pub(crate) fn grant_snapshot(&mut self, to: u64, granted: bool) {
         if granted {
             self.grants.insert(to);
@@ -234,7 +244,8 @@ impl LogView {
         }
     }
 
-    /// Takes what raft-rs asked for since the last call: entries to fetch, and the replicas that need a snapshot.
+    /// Takes what raft-rs asked for since the last call: entries to fetch, and the replicas that
+    /// need a snapshot.
     pub(crate) fn take_asked(&mut self) -> (Vec<Wanted>, BTreeSet<u64>) {
         let asked = self.asked.take();
         (asked.entries, asked.snapshot)
@@ -250,16 +261,22 @@ impl LogView {
         self.asked.get_mut().entries.truncate(beyond);
     }
 
-    /// The cached bodies of `[low, high)`, cut at `bytes_max` but at least one; `None` if `low` is not in memory.
+    /// The cached bodies of `[low, high)`, cut at `bytes_max` but at least one; `None` if `low` is
+    /// not in memory.
     fn cached(&self, low: u64, high: u64, bytes_max: u64) -> Option<Vec<Entry>> {
         let from = |first: u64| usize::try_from(low - first).ok();
-        let (run, skip): (Box<dyn Iterator<Item = &Entry>>, _) = match (self.cache.front(), self.fetched.first()) {
-            (Some(first), _) if first.index <= low => (Box::new(self.cache.iter()), from(first.index)?),
-            (_, Some(first)) if first.index <= low && low < first.index + self.fetched.len() as u64 => {
-                (Box::new(self.fetched.iter()), from(first.index)?)
-            }
-            _ => return None,
-        };
+        let (run, skip): (Box<dyn Iterator<Item = &Entry>>, _) =
+            match (self.cache.front(), self.fetched.first()) {
+                (Some(first), _) if first.index <= low => {
+                    (Box::new(self.cache.iter()), from(first.index)?)
+                }
+                (_, Some(first))
+                    if first.index <= low && low < first.index + self.fetched.len() as u64 =>
+                {
+                    (Box::new(self.fetched.iter()), from(first.index)?)
+                }
+                _ => return None,
+            };
         let mut bytes = 0;
         let mut out = Vec::new();
         for entry in run.skip(skip).take_while(|e| e.index < high) {
@@ -285,7 +302,11 @@ impl Storage for LogView {
         max_size: impl Into<Option<u64>>,
         context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
-        assert!(high <= self.last.index + 1, "entries up to {high} of a log that ends at {}", self.last.index);
+        assert!(
+            high <= self.last.index + 1,
+            "entries up to {high} of a log that ends at {}",
+            self.last.index
+        );
         if low <= self.truncated.index {
             return Err(StorageError::Compacted.into());
         }
@@ -298,7 +319,8 @@ impl Storage for LogView {
         }
         assert!(
             context.can_async(),
-            "bodies from {low} are asked for at once and not in memory: something unapplied was evicted"
+            "bodies from {low} are asked for at once and not in memory: something unapplied was \
+             evicted"
         );
         // What is in memory may not be on disk yet; what is not, is.
         let high = self.cache.front().map_or(high, |first| high.min(first.index));
@@ -308,7 +330,11 @@ impl Storage for LogView {
 
     fn term(&self, index: u64) -> raft::Result<u64> {
         self.term_at(index).ok_or_else(|| {
-            let error = if index < self.truncated.index { StorageError::Compacted } else { StorageError::Unavailable };
+            let error = if index < self.truncated.index {
+                StorageError::Compacted
+            } else {
+                StorageError::Unavailable
+            };
             error.into()
         })
     }
@@ -322,8 +348,11 @@ impl Storage for LogView {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        // A follower goes on from the snapshot by log, so it must not lie below what the log has forgotten.
-        let fits = |snapshot: &&Snapshot| snapshot.get_metadata().index >= request_index.max(self.truncated.index);
+        // A follower goes on from the snapshot by log, so it must not lie below what the log has
+        // forgotten.
+        let fits = |snapshot: &&Snapshot| {
+            snapshot.get_metadata().index >= request_index.max(self.truncated.index)
+        };
         match self.snapshot.as_ref().filter(fits).filter(|_| self.grants.contains(&to)) {
             Some(snapshot) => Ok(snapshot.clone()),
             None => {
@@ -342,7 +371,12 @@ mod tests {
 
     fn view() -> LogView {
         let recovered = Recovered {
-            descriptor: Descriptor { id: ShardId(2), range: KeyRange::all(), epoch: Epoch::default(), replicas: Vec::new() },
+            descriptor: Descriptor {
+                id: ShardId(2),
+                range: KeyRange::all(),
+                epoch: Epoch::default(),
+                replicas: Vec::new(),
+            },
             replica: ReplicaId(1),
             hard_state: HardState { term: 1, vote: 0, commit: 1 },
             truncated: INITIAL,
@@ -367,7 +401,10 @@ mod tests {
     fn terms_follow_appends_overwrites_and_truncation() {
         let mut view = view();
         view.append(&[entry(2, 1), entry(3, 1), entry(4, 2), entry(5, 4)]);
-        assert_eq!(terms(&view), [(1, Some(1)), (2, Some(1)), (3, Some(1)), (4, Some(2)), (5, Some(4))]);
+        assert_eq!(
+            terms(&view),
+            [(1, Some(1)), (2, Some(1)), (3, Some(1)), (4, Some(2)), (5, Some(4))]
+        );
         view.append(&[entry(4, 5)]);
         assert_eq!(terms(&view), [(1, Some(1)), (2, Some(1)), (3, Some(1)), (4, Some(5))]);
         assert_eq!(view.cache_bytes, 300);
@@ -385,14 +422,25 @@ mod tests {
         view.evict(5);
         let found = view.entries(6, 10, None, GetEntriesContext::empty(true)).unwrap();
         assert_eq!(found.iter().map(|e| e.index).collect::<Vec<_>>(), [6, 7, 8, 9]);
-        assert_eq!(view.entries(6, 10, 250, GetEntriesContext::empty(true)).unwrap().len(), 2, "cut at 250 bytes");
-        assert_eq!(view.entries(6, 10, 0, GetEntriesContext::empty(true)).unwrap().len(), 1, "but at least one");
+        assert_eq!(
+            view.entries(6, 10, 250, GetEntriesContext::empty(true)).unwrap().len(),
+            2,
+            "cut at 250 bytes"
+        );
+        assert_eq!(
+            view.entries(6, 10, 0, GetEntriesContext::empty(true)).unwrap().len(),
+            1,
+            "but at least one"
+        );
         view.entries(3, 10, None, GetEntriesContext::empty(true)).unwrap_err();
         let (wanted, snapshot) = view.take_asked();
         assert_eq!((wanted.len(), wanted[0].low, wanted[0].high, snapshot.len()), (1, 3, 6, 0));
         view.hold_fetched(vec![entry(3, 1), entry(4, 1)]);
         assert_eq!(view.entries(3, 10, None, GetEntriesContext::empty(true)).unwrap().len(), 2);
-        assert_eq!(view.entries(1, 10, None, GetEntriesContext::empty(true)).unwrap_err(), StorageError::Compacted.into());
+        assert_eq!(
+            view.entries(1, 10, None, GetEntriesContext::empty(true)).unwrap_err(),
+            StorageError::Compacted.into()
+        );
     }
 
     #[test]

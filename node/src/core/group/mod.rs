@@ -1,8 +1,10 @@
-//! One raft group's member on this node, without any operation: what raft-rs holds, what the shard is, how far it is
-//! applied; the log that raft-rs sees, the order in which a Ready is handled, the guard in front of `step`, the timeouts.
+//! One raft group's member on this node, without any operation: what raft-rs holds, what the shard
+//! is, how far it is applied; the log that raft-rs sees, the order in which a Ready is handled, the
+//! guard in front of `step`, the timeouts.
 //!
-//! Operations work on a group; a group knows of none of them. What several of them must know of a replica stands here as a
-//! plain fact: whether it was quarantined, whether a snapshot is becoming its state, in which term it tried to hand over.
+//! Operations work on a group; a group knows of none of them. What several of them must know of a
+//! replica stands here as a plain fact: whether it was quarantined, whether a snapshot is becoming
+//! its state, in which term it tried to hand over.
 
 pub(crate) mod entries;
 pub(crate) mod guard;
@@ -45,10 +47,11 @@ pub(crate) struct Group {
     pub(crate) scheduled: u64,
     /// Readys that are not yet persisted, and the messages that wait for them.
     pub(crate) ready: ReadyQueue,
-    /// Whether a snapshot is becoming this replica's state. Until it has, the group takes no message and no tick.
+    /// Whether a snapshot is becoming this replica's state. Until it has, the group takes no
+    /// message and no tick.
     pub(crate) installing: bool,
-    /// The node's tick at which this replica last heard a leader; that of its start, before it has: whom it stood by then
-    /// it does not know.
+    /// The node's tick at which this replica last heard a leader; that of its start, before it has:
+    /// whom it stood by then it does not know.
     pub(crate) heard_leader_at: u64,
     /// The last term in which a hand-over was tried: no lease in it.
     pub(crate) transferred_in_term: u64,
@@ -63,7 +66,8 @@ pub(crate) struct Group {
 pub(crate) enum Sender {
     /// A replica of the group, on its node.
     Member,
-    /// A replica that the descriptor does not know, of a group that changed its members since: this one was away.
+    /// A replica that the descriptor does not know, of a group that changed its members since: this
+    /// one was away.
     Newcomer,
     /// A replica of another node, or of none that the group has or will have.
     Stranger,
@@ -71,8 +75,8 @@ pub(crate) enum Sender {
 
 /// A group changes few members at a time.
 const NEWCOMERS_MAX: usize = 8;
-/// How many changes of members a replica may have missed: one a second for more than a month. A number out of the air shows
-/// nothing.
+/// How many changes of members a replica may have missed: one a second for more than a month. A
+/// number out of the air shows nothing.
 const EPOCHS_AHEAD_MAX: u64 = 1 << 22;
 
 impl Group {
@@ -107,17 +111,20 @@ impl Group {
         &self.descriptor
     }
 
-    /// The shard is what this descriptor says, from now on. For `replicas.rs` alone, which judges it against all others.
+    /// The shard is what this descriptor says, from now on. For `replicas.rs` alone, which judges
+    /// it against all others.
     pub(crate) fn set_descriptor(&mut self, descriptor: Arc<Descriptor>) {
         self.descriptor = descriptor;
         self.newcomers.clear();
     }
 
-    /// Who says `envelope`, which came from a node by its certificate. The certificate proves the node, and no more: a known
-    /// replica speaks from its own node alone. A replica that is not known here may have been added while this one was away
-    /// (thesis §4.1: a leader that is not in a server's configuration is heard), which its epoch shows; at the same epoch
-    /// both know the same members. Such a one may lead or ask for votes, in this term or a later one; from nobody else is
-    /// anything to be learnt. Which node it is on is noted once, and it speaks from there alone.
+    /// Who says `envelope`, which came from a node by its certificate. The certificate proves the
+    /// node, and no more: a known replica speaks from its own node alone. A replica that is not
+    /// known here may have been added while this one was away (thesis §4.1: a leader that is not in
+    /// a server's configuration is heard), which its epoch shows; at the same epoch both know the
+    /// same members. Such a one may lead or ask for votes, in this term or a later one; from nobody
+    /// else is anything to be learnt. Which node it is on is noted once, and it speaks from there
+    /// alone.
     pub(crate) fn sender(&self, node: NodeId, envelope: &Envelope) -> Sender {
         let (message, replica) = (&envelope.message, ReplicaId(envelope.message.from));
         match self.descriptor.replica(replica) {
@@ -134,7 +141,8 @@ impl Group {
         Sender::Stranger
     }
 
-    /// A newcomer is heard, and is answered where it spoke from. Of more than a group may have the first is forgotten.
+    /// A newcomer is heard, and is answered where it spoke from. Of more than a group may have the
+    /// first is forgotten.
     pub(crate) fn note_newcomer(&mut self, replica: ReplicaId, node: NodeId) {
         if self.newcomers.len() >= NEWCOMERS_MAX && !self.newcomers.contains_key(&replica) {
             self.newcomers.pop_first();
@@ -153,7 +161,8 @@ impl Group {
         self.raw.raft.state == StateRole::Leader && self.quarantined.is_none()
     }
 
-    /// The node of the leader, as far as this replica knows. One that was quarantined hears of no election any more.
+    /// The node of the leader, as far as this replica knows. One that was quarantined hears of no
+    /// election any more.
     pub(crate) fn leader_node(&self) -> Option<NodeId> {
         if self.quarantined.is_some() {
             return None;
@@ -161,8 +170,8 @@ impl Group {
         self.node_of(ReplicaId(self.raw.raft.leader_id))
     }
 
-    /// Gives a message to raft-rs. An error is its way to say that a response came from nobody it knows, or that nothing
-    /// was appended.
+    /// Gives a message to raft-rs. An error is its way to say that a response came from nobody it
+    /// knows, or that nothing was appended.
     pub(crate) fn step(&mut self, message: Message, config: &CoreConfig) -> raft::Result<()> {
         let outcome = self.raw.step(message);
         self.set_timeout(config);
@@ -174,9 +183,9 @@ impl Group {
         self.raw.raft.uncommitted_size() as u64 + self.ready.unapplied_bytes
     }
 
-    /// Whether so much is committed and not yet applied that nothing more is taken in; `all_bytes` are those of all groups.
-    /// One group may have no more than the bound leaves for the others: one that stands still takes a part of it, and
-    /// never all.
+    /// Whether so much is committed and not yet applied that nothing more is taken in; `all_bytes`
+    /// are those of all groups. One group may have no more than the bound leaves for the others:
+    /// one that stands still takes a part of it, and never all.
     pub(crate) fn apply_lags(&self, all_bytes: u64, config: &CoreConfig) -> bool {
         let left = config.log.unapplied_bytes_max.checked_sub(all_bytes);
         let own = self.ready.unapplied_bytes;
@@ -188,15 +197,27 @@ impl Group {
         if !self.leads() {
             return u64::MAX;
         }
-        let followers = self.descriptor.replicas.iter().filter(|r| r.id != self.id && liveness.is_alive(r.node));
-        followers.filter_map(|r| Some(self.raw.raft.prs().get(r.id.0)?.matched)).min().unwrap_or(u64::MAX)
+        let followers = self
+            .descriptor
+            .replicas
+            .iter()
+            .filter(|r| r.id != self.id && liveness.is_alive(r.node));
+        followers
+            .filter_map(|r| Some(self.raw.raft.prs().get(r.id.0)?.matched))
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
-    /// Drops bodies from memory that are not needed soon; all that are applied, where memory is short.
+    /// Drops bodies from memory that are not needed soon; all that are applied, where memory is
+    /// short.
     pub(crate) fn evict(&mut self, liveness: &Liveness, is_short: bool) {
         if self.raw.store().cache_bytes() > 0 {
             let applied = self.applied.index;
-            let index = if is_short { applied } else { applied.min(self.needed_by_live_followers(liveness)) };
+            let index = if is_short {
+                applied
+            } else {
+                applied.min(self.needed_by_live_followers(liveness))
+            };
             self.raw.mut_store().evict(index);
         }
     }
@@ -205,5 +226,8 @@ impl Group {
 /// Whether a leader says this, or somebody who would lead.
 fn leads_or_asks(message: &Message) -> bool {
     use MessageType::{MsgAppend, MsgHeartbeat, MsgRequestPreVote, MsgRequestVote, MsgSnapshot};
-    matches!(message.get_msg_type(), MsgAppend | MsgHeartbeat | MsgRequestVote | MsgRequestPreVote | MsgSnapshot)
+    matches!(
+        message.get_msg_type(),
+        MsgAppend | MsgHeartbeat | MsgRequestVote | MsgRequestPreVote | MsgSnapshot
+    )
 }

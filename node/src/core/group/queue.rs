@@ -1,5 +1,5 @@
-//! What of a group is under way to the disk and to apply: Readys that are not yet persisted, the newest hard state, and what
-//! is scheduled to be applied.
+//! What of a group is under way to the disk and to apply: Readys that are not yet persisted, the
+//! newest hard state, and what is scheduled to be applied.
 
 use flotilla_storage::HardState;
 use raft::eraftpb::{ConfChangeV2, Message};
@@ -15,7 +15,8 @@ pub(crate) struct ReadyQueue {
     pub(super) disk_last: u64,
     /// Conf changes that are scheduled to be applied: index, and change.
     pub(super) conf_changes: VecDeque<(u64, ConfChangeV2)>,
-    /// Bytes of entries that are scheduled to be applied: the last index of each batch, and its bytes.
+    /// Bytes of entries that are scheduled to be applied: the last index of each batch, and its
+    /// bytes.
     pub(super) unapplied: VecDeque<(u64, u64)>,
     /// The sum of those bytes.
     pub(crate) unapplied_bytes: u64,
@@ -66,7 +67,8 @@ impl ReadyQueue {
         bytes
     }
 
-    /// Takes what `number` completes: the highest number that counts as persisted now, and the messages that may leave.
+    /// Takes what `number` completes: the highest number that counts as persisted now, and the
+    /// messages that may leave.
     pub(super) fn complete(&mut self, number: u64) -> Option<(u64, Vec<Message>)> {
         let mut done = None;
         let mut messages = Vec::new();

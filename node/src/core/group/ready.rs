@@ -1,22 +1,26 @@
-//! How a `Ready` is handled, in the order that raft-rs demands (its thesis: §10.2.1; its traps: `docs/raft-rs.md`).
+//! How a `Ready` is handled, in the order that raft-rs demands (its thesis: §10.2.1; its traps:
+//! `docs/raft-rs.md`).
 //!
 //! For each group that was touched, until it has nothing more:
 //!
-//! 1. A snapshot that waits to be installed is taken up only once every scheduled entry is applied and no Ready is
-//!    unpersisted; until then the group rests. Otherwise an older conf change could be applied on top of a newer snapshot.
+//! 1. A snapshot that waits to be installed is taken up only once every scheduled entry is applied
+//!    and no Ready is unpersisted; until then the group rests. Otherwise an older conf change could
+//!    be applied on top of a newer snapshot.
 //! 2. `ready()`. From here to `advance_append_async` nothing else is called on the group.
-//! 3. A leader's messages leave at once, before its own fsync. Read states and committed entries are handed back.
-//! 4. Entries are put where raft-rs can read them, and with the hard state into the write that all groups of the pass
-//!    share.
-//! 5. A follower's messages wait for that write. A Ready that needs no sync waits for nothing, but never overtakes one that
-//!    does. Only its answers to heartbeats leave at once: they vouch for nothing that the write holds, only that this
-//!    replica was in the leader's term when it heard it, and reads that wait for a quorum would otherwise wait for its
-//!    slowest disk.
+//! 3. A leader's messages leave at once, before its own fsync. Read states and committed entries
+//!    are handed back.
+//! 4. Entries are put where raft-rs can read them, and with the hard state into the write that all
+//!    groups of the pass share.
+//! 5. A follower's messages wait for that write. A Ready that needs no sync waits for nothing, but
+//!    never overtakes one that does. Only its answers to heartbeats leave at once: they vouch for
+//!    nothing that the write holds, only that this replica was in the leader's term when it heard
+//!    it, and reads that wait for a quorum would otherwise wait for its slowest disk.
 //! 6. After the fsync: `on_persist_ready` with the highest number, then the messages that waited.
 //! 7. After apply: conf changes first, then `advance_apply_to`.
 //!
-//! A hard state in which only the commit index changed is not written on its own: it goes along with the group's next
-//! write. Should it be lost, the leader tells it again, and recovery raises it to what was applied.
+//! A hard state in which only the commit index changed is not written on its own: it goes along
+//! with the group's next write. Should it be lost, the leader tells it again, and recovery raises
+//! it to what was applied.
 
 use super::Group;
 use super::entries::conf_change;
@@ -40,7 +44,8 @@ pub(crate) struct Taken {
     pub(crate) messages: Vec<Message>,
     /// Read contexts that a quorum has confirmed.
     pub(crate) read_states: Vec<ReadState>,
-    /// A snapshot that the log starts over at, and the number of the Ready that its install completes.
+    /// A snapshot that the log starts over at, and the number of the Ready that its install
+    /// completes.
     pub(crate) restored: Option<(LogPosition, u64)>,
     /// Entries that were appended to the log.
     pub(crate) appended: Vec<Entry>,
@@ -67,8 +72,10 @@ impl Group {
             self.ready.hard_state_written = false;
         }
         let mut messages = ready.take_persisted_messages();
-        let may_leave =
-            |message: &mut Message| message.get_msg_type() == MessageType::MsgHeartbeatResponse || Mutation::EarlyAnswers.is_on();
+        let may_leave = |message: &mut Message| {
+            message.get_msg_type() == MessageType::MsgHeartbeatResponse
+                || Mutation::EarlyAnswers.is_on()
+        };
         taken.messages.extend(messages.extract_if(.., may_leave));
         if !ready.snapshot().is_empty() {
             let metadata = ready.snapshot().get_metadata();
@@ -96,8 +103,8 @@ impl Group {
         Some(taken)
     }
 
-    /// Whether a snapshot waits for what is under way. A write under way may be about the old log, even if only to truncate
-    /// it: it must not land on the new one.
+    /// Whether a snapshot waits for what is under way. A write under way may be about the old log,
+    /// even if only to truncate it: it must not land on the new one.
     fn must_rest(&self, ctx: &Context<'_>) -> bool {
         let snapshot_waits = self.raw.snap().is_some_and(|snapshot| !snapshot.is_empty());
         let at_rest = self.ready.is_empty() && self.applied.index == self.scheduled;
@@ -127,8 +134,9 @@ impl Group {
         self.ready.disk_last = last.index;
     }
 
-    /// Schedules committed entries to be applied. `is_ours` is asked of each whether its results are waited for. An error
-    /// is a change that can't be read: committed, so equal on every replica, and all of them stop here rather than diverge.
+    /// Schedules committed entries to be applied. `is_ours` is asked of each whether its results
+    /// are waited for. An error is a change that can't be read: committed, so equal on every
+    /// replica, and all of them stop here rather than diverge.
     pub(crate) fn schedule(
         &mut self,
         committed: &[Entry],
@@ -143,7 +151,10 @@ impl Group {
                 Ok(Some(change)) => self.ready.conf_changes.push_back((entry.index, change)),
                 Ok(None) => {}
                 Err(why) => {
-                    outcome = Err(format!("the conf change at index {} can't be read: {why}", entry.index));
+                    outcome = Err(format!(
+                        "the conf change at index {} can't be read: {why}",
+                        entry.index
+                    ));
                     break;
                 }
             }
@@ -157,7 +168,8 @@ impl Group {
         outcome
     }
 
-    /// Readys up to `number` are persisted; the messages that waited for that, or `None` where none did.
+    /// Readys up to `number` are persisted; the messages that waited for that, or `None` where none
+    /// did.
     pub(crate) fn persisted(&mut self, number: u64) -> Option<Vec<Message>> {
         let (number, messages) = self.ready.complete(number)?;
         self.raw.on_persist_ready(number);
@@ -170,15 +182,18 @@ impl Group {
         self.ready.unpersisted_bytes -= bytes;
     }
 
-    /// Entries up to `at` were applied, and with them these conf changes; the descriptor is what they came to. An error says
-    /// how raft-rs and the descriptor have parted.
+    /// Entries up to `at` were applied, and with them these conf changes; the descriptor is what
+    /// they came to. An error says how raft-rs and the descriptor have parted.
     pub(crate) fn note_applied(
         &mut self,
         at: LogPosition,
         conf_changes: &[Outcome],
         ctx: &mut Context<'_>,
     ) -> Result<(), String> {
-        assert!(at.index > self.applied.index && at.index <= self.scheduled, "applied what was not scheduled");
+        assert!(
+            at.index > self.applied.index && at.index <= self.scheduled,
+            "applied what was not scheduled"
+        );
         self.applied = at;
         let bytes = self.ready.note_applied(at.index);
         ctx.budgets.unapplied_bytes -= bytes;
@@ -188,15 +203,18 @@ impl Group {
         changed
     }
 
-    /// Has raft-rs make the conf changes up to `index` that apply has taken, and no other: of one that was refused it need
-    /// not hear, since one that is applied is pending no more, whatever came of it.
+    /// Has raft-rs make the conf changes up to `index` that apply has taken, and no other: of one
+    /// that was refused it need not hear, since one that is applied is pending no more, whatever
+    /// came of it.
     fn change_members(&mut self, index: u64, outcomes: &[Outcome]) -> Result<(), String> {
         let mut came_to = None;
-        while let Some((at, change)) = self.ready.conf_changes.pop_front_if(|(at, _)| *at <= index) {
+        while let Some((at, change)) = self.ready.conf_changes.pop_front_if(|(at, _)| *at <= index)
+        {
             if !outcomes.iter().any(|(of, outcome)| *of == at && outcome.is_ok()) {
                 continue;
             }
-            let refused = |error| format!("conf change {at} was taken, and raft refuses it: {error}");
+            let refused =
+                |error| format!("conf change {at} was taken, and raft refuses it: {error}");
             let conf_state = self.raw.apply_conf_change(&change).map_err(refused)?;
             self.raw.mut_store().set_conf_state(conf_state.clone());
             self.step_down_without_a_vote();

@@ -6,7 +6,8 @@ use flotilla_router::ReplicaId;
 use raft::{ProgressState, StateRole};
 
 impl Group {
-    /// Where this replica stands; the bytes of its log, and how many commands wait, are known to others.
+    /// Where this replica stands; the bytes of its log, and how many commands wait, are known to
+    /// others.
     pub(crate) fn report(&self, log_bytes: u64, pending_commands: usize) -> ShardReport {
         let raft = &self.raw.raft;
         let followers = if raft.state == StateRole::Leader {

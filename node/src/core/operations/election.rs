@@ -1,7 +1,8 @@
 //! Elections: who calls one when, and who is told how it ended.
 //!
-//! **The first election.** In a new cluster the first voter of each descriptor is meant to lead, which spreads leadership
-//! evenly. It calls the election soon and again until somebody leads; the others hold back for a while.
+//! **The first election.** In a new cluster the first voter of each descriptor is meant to lead,
+//! which spreads leadership evenly. It calls the election soon and again until somebody leads; the
+//! others hold back for a while.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -52,7 +53,8 @@ impl Election {
         }
         let (leads, led) = (role == StateRole::Leader, self.role == StateRole::Leader);
         (self.role, self.leader) = (role, leader);
-        let change = RoleChange { begins: leads && !led, ends: led && !leads, leader: group.leader_node() };
+        let change =
+            RoleChange { begins: leads && !led, ends: led && !leads, leader: group.leader_node() };
         ctx.pass.effects.push(Effect::PublishLeader { shard: group.shard, leader: change.leader });
         Some(change)
     }
@@ -78,7 +80,8 @@ impl Election {
             return false;
         }
         if self.is_new && raft.term == INITIAL.term && raft.leader_id == 0 {
-            let meant_to_lead = group.descriptor().voters_now().next().is_some_and(|first| first.id == group.id);
+            let meant_to_lead =
+                group.descriptor().voters_now().next().is_some_and(|first| first.id == group.id);
             if !meant_to_lead && ctx.ticks < FIRST_ELECTION_GRACE_TICKS {
                 return false;
             }
@@ -94,7 +97,9 @@ impl Election {
         let was = (raft.state, raft.term);
         let ready = group.raw.tick();
         let is = group.raw.raft.state;
-        if matches!(is, StateRole::Candidate | StateRole::PreCandidate) && was != (is, group.raw.raft.term) {
+        if matches!(is, StateRole::Candidate | StateRole::PreCandidate)
+            && was != (is, group.raw.raft.term)
+        {
             ctx.counters.elections += 1;
         }
         ready

@@ -1,8 +1,8 @@
 //! Entries that raft-rs wants for a follower far behind, and that are no longer in memory.
 //!
-//! *Propose*: raft-rs looks into its log and finds nothing; what it looked for is asked of the disk. *On result*: what came
-//! is held where raft-rs looks next, and it is told so. Only what the log still says is held: it may have been truncated or
-//! overwritten since.
+//! *Propose*: raft-rs looks into its log and finds nothing; what it looked for is asked of the
+//! disk. *On result*: what came is held where raft-rs looks next, and it is told so. Only what the
+//! log still says is held: it may have been truncated or overwritten since.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -31,8 +31,9 @@ struct UnderWay {
 impl Fetch {
     /// raft-rs has found entries missing.
     pub(crate) fn ask(&mut self, wanted: Wanted, group: &Group, ctx: &mut Context<'_>) {
-        // Every proposal asks again for what a follower far behind needs; without this each would start a row of fetches
-        // that never ends before the follower has caught up. Another follower at the same place asks again on its heartbeat.
+        // Every proposal asks again for what a follower far behind needs; without this each would
+        // start a row of fetches that never ends before the follower has caught up. Another
+        // follower at the same place asks again on its heartbeat.
         if self.under_way.values().any(|under_way| under_way.low == wanted.low) {
             return;
         }
@@ -44,7 +45,13 @@ impl Fetch {
     }
 
     /// Entries have come from disk: raft-rs sends them on, if the follower still needs them.
-    pub(crate) fn fetched(&mut self, fetch: u64, entries: Vec<LogEntry>, group: &mut Group, ctx: &mut Context<'_>) {
+    pub(crate) fn fetched(
+        &mut self,
+        fetch: u64,
+        entries: Vec<LogEntry>,
+        group: &mut Group,
+        ctx: &mut Context<'_>,
+    ) {
         let Some(UnderWay { context, .. }) = self.under_way.remove(&fetch) else { return };
         if entries.is_empty() || group.quarantined.is_some() {
             return;

@@ -1,10 +1,11 @@
 //! How old what a replica shows may be: a bound that is shown, or none.
 //!
-//! What a replica has applied is *fresh as of* a moment when every write that anybody was told of before that moment is in it. Such a
-//! moment is a fact that stays true whoever leads later, so a replica keeps the latest one that it knows. The moment at which a message
-//! is *handled* proves nothing: it may have waited for seconds while this process stood still, or on its way, and its sender may have
-//! been deposed meanwhile. So every message carries when it left, on its sender's clock ([`Timing`]), and the other end says that
-//! back:
+//! What a replica has applied is *fresh as of* a moment when every write that anybody was told of
+//! before that moment is in it. Such a moment is a fact that stays true whoever leads later, so a
+//! replica keeps the latest one that it knows. The moment at which a message is *handled* proves
+//! nothing: it may have waited for seconds while this process stood still, or on its way, and its
+//! sender may have been deposed meanwhile. So every message carries when it left, on its sender's
+//! clock ([`Timing`]), and the other end says that back:
 //!
 //! ```text
 //! follower  ── sent at f ──▶ leader     remembers f, and when it heard it: h
@@ -12,15 +13,19 @@
 //! follower     fresh as of f + held − lag, once c is applied
 //! ```
 //!
-//! - **It led as of s**: a quorum has answered, in the leader's term, messages that it sent at `s` or later. None of them had voted for
-//!   anybody of a higher term by then, so nobody of a higher term had committed anything. The follower itself answers by taking the
-//!   message up in that term.
-//! - **What was known by then is at or below c**: the leader's commit index, once it has committed an entry of its own term.
-//! - **On the follower's clock**: the leader heard `f` after it was sent, so `now` on the leader's clock is no earlier than `f` plus
-//!   the time for which it was held. Spans that the other's clock has measured are shortened, or stretched, by the drift that is
-//!   allowed for (`reads.clock_drift_percent_max`).
+//! - **It led as of s**: a quorum has answered, in the leader's term, messages that it sent at `s`
+//!   or later. None of them had voted for anybody of a higher term by then, so nobody of a higher
+//!   term had committed anything. The follower itself answers by taking the message up in that
+//!   term.
+//! - **What was known by then is at or below c**: the leader's commit index, once it has committed
+//!   an entry of its own term.
+//! - **On the follower's clock**: the leader heard `f` after it was sent, so `now` on the leader's
+//!   clock is no earlier than `f` plus the time for which it was held. Spans that the other's clock
+//!   has measured are shortened, or stretched, by the drift that is allowed for
+//!   (`reads.clock_drift_percent_max`).
 //!
-//! A leader uses the same rule for itself, without the way back, and it, too, must have applied what it has committed.
+//! A leader uses the same rule for itself, without the way back, and it, too, must have applied
+//! what it has committed.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -76,7 +81,8 @@ impl Freshness {
             // One that asks for more than the leader does now would only be waited for.
             self.next = Some(claim);
         } else {
-            // Under load there is always something that is not applied yet. With two places the older one is not put off for ever.
+            // Under load there is always something that is not applied yet. With two places the
+            // older one is not put off for ever.
             self.newest = Some(claim);
         }
     }
@@ -97,8 +103,8 @@ impl Freshness {
         }
     }
 
-    /// When this leader is last shown to have led, and all that was committed by then is committed here. `reader` is somebody who will
-    /// have heard it by the time that he uses the answer.
+    /// When this leader is last shown to have led, and all that was committed by then is committed
+    /// here. `reader` is somebody who will have heard it by the time that he uses the answer.
     fn led_at(&self, group: &Group, now: Time, reader: Option<ReplicaId>) -> Option<Time> {
         if !group.leads() || !group.raw.raft.commit_to_current_term() {
             return None;
@@ -112,7 +118,13 @@ impl Freshness {
     }
 
     /// What a message of this replica says of clocks, when it leaves at `now`.
-    pub(crate) fn timing(&self, group: &Group, message: &Message, stamp: Stamp, now: Time) -> Timing {
+    pub(crate) fn timing(
+        &self,
+        group: &Group,
+        message: &Message,
+        stamp: Stamp,
+        now: Time,
+    ) -> Timing {
         let (to, mut timing) = (ReplicaId(message.to), Timing { stamp, ..Timing::default() });
         if message.term != group.raw.raft.term {
             return timing;
@@ -128,12 +140,15 @@ impl Freshness {
             timing.echo = heard.stamp;
             timing.held = now.saturating_sub(heard.at);
             // Rounded up, so that nothing looks newer on the wire than it is.
-            timing.lag = self.led_at(group, now, Some(to)).map(|at| now.saturating_sub(at) + Time::from_micros(1));
+            timing.lag = self
+                .led_at(group, now, Some(to))
+                .map(|at| now.saturating_sub(at) + Time::from_micros(1));
         }
         timing
     }
 
-    /// Notes what a message that is about to be stepped tells of its sender: that it leads, and what the clocks show.
+    /// Notes what a message that is about to be stepped tells of its sender: that it leads, and
+    /// what the clocks show.
     pub(crate) fn note_heard(&mut self, envelope: &Envelope, group: &mut Group, ctx: &Context<'_>) {
         let (now, life) = (ctx.now, ctx.identity.incarnation);
         let drift = ctx.config.reads.clock_drift_percent_max.min(50);
@@ -143,7 +158,11 @@ impl Freshness {
             if message.term != term {
                 return;
             }
-            let heard = self.heard.entry(from).or_insert(Heard { stamp: Stamp::NONE, at: now, answered: None });
+            let heard = self.heard.entry(from).or_insert(Heard {
+                stamp: Stamp::NONE,
+                at: now,
+                answered: None,
+            });
             if timing.stamp.is_news_after(heard.stamp) {
                 (heard.stamp, heard.at) = (timing.stamp, now);
             }
@@ -157,12 +176,14 @@ impl Freshness {
             let committed = envelope.committed;
             let shown = || {
                 let heard_at = timing.echo.at(life)?;
-                let (held, lag) = (timing.held * (100 - drift) / 100, timing.lag? * 100 / (100 - drift));
+                let (held, lag) =
+                    (timing.held * (100 - drift) / 100, timing.lag? * 100 / (100 - drift));
                 (heard_at + held).checked_sub(lag)
             };
             let at = if Mutation::AgeByArrival.is_on() { Some(now) } else { shown() };
             if let Some(at) = at {
-                // The two clocks may disagree by more than was allowed for; but nothing is newer than now.
+                // The two clocks may disagree by more than was allowed for; but nothing is newer
+                // than now.
                 self.claim(Claim { committed, at: at.min(now) }, group.applied.index);
             }
         }
@@ -177,7 +198,13 @@ impl Freshness {
     }
 
     /// Answers a stale read: at once, by any replica, with its applied index and its age.
-    pub(crate) fn read(&mut self, ticket: Ticket, age_max: Option<Time>, group: &Group, ctx: &mut Context<'_>) {
+    pub(crate) fn read(
+        &mut self,
+        ticket: Ticket,
+        age_max: Option<Time>,
+        group: &Group,
+        ctx: &mut Context<'_>,
+    ) {
         let age = self.age(group, ctx.now);
         if age_max.is_some_and(|max| age.is_none_or(|age| age > max)) {
             return ctx.reply(ticket, Err(Refusal::TooStale { shard: group.shard }));

@@ -1,10 +1,11 @@
 //! Leases: a leader that may answer reads alone for a while (thesis §6.4.1).
 //!
-//! A confirmed read context proves that a quorum heard this leader at, or after, the time when it was sent; each of them
-//! stands by it for an election timeout of its own clock ([`timeouts`](crate::core::group::timeouts)). Until then, less a
-//! drift bound, no other leader can exist. Void while and after handing over in the same term, and on stepping down. Never
-//! raft-rs's own lease mode. The clock is read after the read was taken in: a process that then stands still answers late,
-//! not wrongly.
+//! A confirmed read context proves that a quorum heard this leader at, or after, the time when it
+//! was sent; each of them stands by it for an election timeout of its own clock
+//! ([`timeouts`](crate::core::group::timeouts)). Until then, less a drift bound, no other leader
+//! can exist. Void while and after handing over in the same term, and on stepping down. Never
+//! raft-rs's own lease mode. The clock is read after the read was taken in: a process that then
+//! stands still answers late, not wrongly.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -39,7 +40,8 @@ impl Lease {
         }
     }
 
-    /// Voids it where there must be none: leases are off, or this leader has tried to hand over in its term.
+    /// Voids it where there must be none: leases are off, or this leader has tried to hand over in
+    /// its term.
     pub(crate) fn check(&mut self, group: &Group, ctx: &Context<'_>) {
         let transferred = group.transferred_in_term == group.raw.raft.term;
         if ctx.config.lease().is_none() || transferred && !Mutation::LeaseKeptInTransfer.is_on() {

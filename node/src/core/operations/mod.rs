@@ -1,8 +1,9 @@
-//! What can be done with a shard: one file and one state struct per operation, which a [`Replica`](super::replica) holds as
-//! one field each.
+//! What can be done with a shard: one file and one state struct per operation, which a
+//! [`Replica`](super::replica) holds as one field each.
 //!
-//! An operation works on its own state, the [`Group`] and the [`Context`]; it names no other operation, and neither replica
-//! nor node. What concerns two of them is told by the composer, in the order in which they must hear of it.
+//! An operation works on its own state, the [`Group`] and the [`Context`]; it names no other
+//! operation, and neither replica nor node. What concerns two of them is told by the composer, in
+//! the order in which they must hear of it.
 
 pub(crate) mod election;
 pub(crate) mod fetch;
@@ -21,12 +22,14 @@ use super::group::Group;
 use flotilla_router::NodeId;
 use flotilla_storage::WriteResult;
 
-/// What every operation owes. There are no defaults: whoever adds an operation says of each what it means to it.
+/// What every operation owes. There are no defaults: whoever adds an operation says of each what it
+/// means to it.
 pub(crate) trait Operation {
     /// Entries were applied; the group says up to where.
     fn on_applied(&mut self, group: &mut Group, ctx: &mut Context<'_>, changes: &mut Changes);
 
-    /// Leadership came or went, or another replica leads. Whoever waits for a leader that is none any more is answered.
+    /// Leadership came or went, or another replica leads. Whoever waits for a leader that is none
+    /// any more is answered.
     fn on_role(&mut self, group: &mut Group, ctx: &mut Context<'_>, change: RoleChange);
 
     /// Time passes. Only asked of an operation that is not idle.
@@ -41,8 +44,8 @@ pub(crate) trait Operation {
 
 /// What apply came to.
 pub(crate) struct Changes {
-    /// For each entry whose results are waited for: its index, and one result per command. Whoever gave them out takes
-    /// them.
+    /// For each entry whose results are waited for: its index, and one result per command. Whoever
+    /// gave them out takes them.
     pub(crate) results: Vec<(u64, Vec<WriteResult>)>,
 }
 

@@ -1,30 +1,34 @@
 //! Linearizable reads, through a quorum (thesis §6.4).
 //!
-//! A read must see every write that anybody was told of before it began. The leader has applied all of those, if it *is* the
-//! leader: nobody tells a leader that was cut off that others have elected another one, which has taken writes since. So
-//! before it answers it asks: it sends every follower a heartbeat in its term, and waits until a majority has answered in
-//! that term. Whoever wants to be elected needs the vote of one of them, and had none when it answered; so at the moment at
-//! which the heartbeats left nobody of a higher term had committed anything, and all that was committed by then is at or
-//! below this leader's commit index of that moment. Once that index is applied the read may look. It costs no entry in the
-//! log and no disk, only one round of heartbeats, which all reads that wait share.
+//! A read must see every write that anybody was told of before it began. The leader has applied all
+//! of those, if it *is* the leader: nobody tells a leader that was cut off that others have elected
+//! another one, which has taken writes since. So before it answers it asks: it sends every follower
+//! a heartbeat in its term, and waits until a majority has answered in that term. Whoever wants to
+//! be elected needs the vote of one of them, and had none when it answered; so at the moment at
+//! which the heartbeats left nobody of a higher term had committed anything, and all that was
+//! committed by then is at or below this leader's commit index of that moment. Once that index is
+//! applied the read may look. It costs no entry in the log and no disk, only one round of
+//! heartbeats, which all reads that wait share.
 //!
-//! Three things go wrong easily. A read that joins a round which has *already left* is vouched for by answers that may be
-//! older than itself. A leader that has committed nothing in its own term yet does not know its commit index. And an answer
-//! that is later than all, to a round of an earlier life of this node or of an earlier use of the same number, vouches for
-//! the wrong moment.
+//! Three things go wrong easily. A read that joins a round which has *already left* is vouched for
+//! by answers that may be older than itself. A leader that has committed nothing in its own term
+//! yet does not know its commit index. And an answer that is later than all, to a round of an
+//! earlier life of this node or of an earlier use of the same number, vouches for the wrong moment.
 //!
-//! *Propose*: all reads of a shard that wait when the pass ends share one context, which the leader's heartbeats carry.
-//! *On result*: a quorum has answered, so no other leader had committed anything when the context was sent; the reads wait
-//! until the index of that moment is applied, and look. A read joins only a context that is **not yet sent**. Contexts are
-//! (incarnation, counter) and never used twice: raft-rs keys what is pending by the context, and an answer to an older use
-//! would confirm a newer read on a leader that was deposed in between.
+//! *Propose*: all reads of a shard that wait when the pass ends share one context, which the
+//! leader's heartbeats carry. *On result*: a quorum has answered, so no other leader had committed
+//! anything when the context was sent; the reads wait until the index of that moment is applied,
+//! and look. A read joins only a context that is **not yet sent**. Contexts are (incarnation,
+//! counter) and never used twice: raft-rs keys what is pending by the context, and an answer to an
+//! older use would confirm a newer read on a leader that was deposed in between.
 //!
-//! A context stays on its way until it is confirmed or leadership is gone: every heartbeat carries the youngest one again,
-//! and its confirmation confirms those before it. So a quorum may be as far away as an election timeout. (Contexts that
-//! were called lost after a heartbeat interval, and replaced, could never be confirmed from further away than that.)
+//! A context stays on its way until it is confirmed or leadership is gone: every heartbeat carries
+//! the youngest one again, and its confirmation confirms those before it. So a quorum may be as far
+//! away as an election timeout. (Contexts that were called lost after a heartbeat interval, and
+//! replaced, could never be confirmed from further away than that.)
 //!
-//! A read that a [`lease`](super::lease) vouches for is confirmed at once, at what is committed here. Stale reads are
-//! [`freshness`](super::freshness)'s.
+//! A read that a [`lease`](super::lease) vouches for is confirmed at once, at what is committed
+//! here. Stale reads are [`freshness`](super::freshness)'s.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -37,8 +41,8 @@ use flotilla_router::mutation::Mutation;
 use raft::StateRole;
 use std::collections::VecDeque;
 
-/// Contexts of one shard that are sent one right after the other. Further reads gather until one comes back, or a heartbeat
-/// interval has passed since the last was sent.
+/// Contexts of one shard that are sent one right after the other. Further reads gather until one
+/// comes back, or a heartbeat interval has passed since the last was sent.
 const CONTEXTS_MAX: usize = 2;
 /// Contexts of one shard that may be on their way at all.
 const CONTEXTS_FAR_MAX: usize = 64;
@@ -76,9 +80,15 @@ impl Read {
         self.confirmed.push((index, vec![(ticket, deadline)]));
     }
 
-    /// A quorum has confirmed a context, and with it all that were sent before; when they were sent.
-    pub(crate) fn confirm(&mut self, context: &[u8], index: u64) -> impl Iterator<Item = Time> + use<> {
-        let count = self.sent.iter().position(|sent| sent.context == context).map_or(0, |place| place + 1);
+    /// A quorum has confirmed a context, and with it all that were sent before; when they were
+    /// sent.
+    pub(crate) fn confirm(
+        &mut self,
+        context: &[u8],
+        index: u64,
+    ) -> impl Iterator<Item = Time> + use<> {
+        let count =
+            self.sent.iter().position(|sent| sent.context == context).map_or(0, |place| place + 1);
         let mut sent_at = Vec::with_capacity(count);
         for sent in self.sent.drain(..count) {
             sent_at.push(sent.at);
@@ -92,8 +102,12 @@ impl Read {
     /// Sends one context for all reads that wait.
     pub(crate) fn send_context(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let raft = &group.raw.raft;
-        // Before its first commit of its term a leader does not know what is committed; raft-rs would drop the context.
-        if !self.wants_context(ctx) || raft.state != StateRole::Leader || !raft.commit_to_current_term() {
+        // Before its first commit of its term a leader does not know what is committed; raft-rs
+        // would drop the context.
+        if !self.wants_context(ctx)
+            || raft.state != StateRole::Leader
+            || !raft.commit_to_current_term()
+        {
             return;
         }
         let mut context = [0; 16];
@@ -117,7 +131,8 @@ impl Read {
             }
             !ready
         });
-        // A context that came back made room for the reads that gathered meanwhile: they need not wait for a tick.
+        // A context that came back made room for the reads that gathered meanwhile: they need not
+        // wait for a tick.
         if self.wants_context(ctx) && group.leads() && group.raw.raft.commit_to_current_term() {
             ctx.pass.touch(group.shard);
         }
@@ -129,11 +144,15 @@ impl Read {
 
     /// Whether reads wait for a context that may be sent now.
     fn wants_context(&self, ctx: &Context<'_>) -> bool {
-        let far = |sent: &Sent| sent.ticks >= ctx.config.raft.heartbeat_ticks && self.sent.len() < CONTEXTS_FAR_MAX;
-        !self.waiting.is_empty() && (self.sent.len() < CONTEXTS_MAX || self.sent.back().is_some_and(far))
+        let far = |sent: &Sent| {
+            sent.ticks >= ctx.config.raft.heartbeat_ticks && self.sent.len() < CONTEXTS_FAR_MAX
+        };
+        !self.waiting.is_empty()
+            && (self.sent.len() < CONTEXTS_MAX || self.sent.back().is_some_and(far))
     }
 
-    /// Contexts that raft-rs does not know any more will not be confirmed: their reads wait for another.
+    /// Contexts that raft-rs does not know any more will not be confirmed: their reads wait for
+    /// another.
     fn take_back(&mut self) {
         let lost: Vec<_> = self.sent.drain(..).flat_map(|s| s.reads).collect();
         self.waiting.splice(..0, lost);
@@ -176,7 +195,8 @@ impl Operation for Read {
         }
     }
 
-    /// Answers reads whose time is up, and lets those that gathered behind far contexts have one of their own.
+    /// Answers reads whose time is up, and lets those that gathered behind far contexts have one of
+    /// their own.
     fn on_tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let (shard, heartbeat_ticks) = (group.shard, ctx.config.raft.heartbeat_ticks);
         ctx.refuse_all(self.take_expired(ctx.now), &Refusal::Expired { shard });
@@ -194,7 +214,9 @@ impl Operation for Read {
 
     fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let mut tickets = self.take_unconfirmed();
-        tickets.extend(self.confirmed.drain(..).flat_map(|(_, reads)| reads).map(|(ticket, _)| ticket));
+        tickets.extend(
+            self.confirmed.drain(..).flat_map(|(_, reads)| reads).map(|(ticket, _)| ticket),
+        );
         ctx.refuse_all(tickets, &Refusal::NotHosted { shard: group.shard });
     }
 

@@ -1,12 +1,13 @@
 //! A snapshot that becomes this replica's state: the receiver's half.
 //!
 //! ```text
-//! SnapshotStaged (files verified on disk) ─▶ judged ─▶ step ─▶ raft-rs wants it? ─▶ gate 1 of `ready` ─▶ InstallSnapshot
-//! ─▶ SnapshotInstalled ─▶ applied, acknowledged
+//! SnapshotStaged (files verified on disk) ─▶ judged ─▶ step ─▶ raft-rs wants it?
+//! ─▶ gate 1 of `ready` ─▶ InstallSnapshot ─▶ SnapshotInstalled ─▶ applied, acknowledged
 //! ```
 //!
-//! **Invariants.** Every staged snapshot is installed or discarded. While one is being installed, the group takes no message
-//! and no tick, and whoever would read sees nothing whole. The sender's half is [`snapshot_out`](super::snapshot_out).
+//! **Invariants.** Every staged snapshot is installed or discarded. While one is being installed,
+//! the group takes no message and no tick, and whoever would read sees nothing whole. The sender's
+//! half is [`snapshot_out`](super::snapshot_out).
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -31,8 +32,8 @@ pub(crate) struct SnapshotIn {
 pub(crate) enum Claim {
     /// Another one owns a key of it, or is about to.
     Taken,
-    /// Nobody does. Before it is installed, these ranges are cleared: what the shard has here and will have, less what others
-    /// own.
+    /// Nobody does. Before it is installed, these ranges are cleared: what the shard has here and
+    /// will have, less what others own.
     Free(Vec<KeyRange>),
 }
 
@@ -53,8 +54,8 @@ impl SnapshotIn {
         self.incoming.as_ref().map(|incoming| &incoming.descriptor)
     }
 
-    /// A snapshot from a peer lies verified on disk: judges it, and lets raft-rs say whether it wants it; where not, the
-    /// shell is told to discard it.
+    /// A snapshot from a peer lies verified on disk: judges it, and lets raft-rs say whether it
+    /// wants it; where not, the shell is told to discard it.
     pub(crate) fn staged(
         &mut self,
         (from, staged): (NodeId, SnapshotId),
@@ -67,7 +68,9 @@ impl SnapshotIn {
         let honest = is_honest(from, &envelope, manifest, group);
         ctx.counters.messages_refused += u64::from(!honest);
         let clear = match claim {
-            Claim::Free(clear) if honest && group.quarantined.is_none() && !group.installing => clear,
+            Claim::Free(clear) if honest && group.quarantined.is_none() && !group.installing => {
+                clear
+            }
             _ => return ctx.pass.effects.push(Effect::DiscardStaged { staged }),
         };
         ctx.pass.touch(group.shard);
@@ -78,16 +81,26 @@ impl SnapshotIn {
         if group.raw.snap().is_some_and(|s| s.get_metadata().index == manifest.at.index) {
             group.installing = true;
             let descriptor = Arc::new(manifest.descriptor.clone());
-            self.incoming = Some(Incoming { staged, at: manifest.at, descriptor, clear, ready: None });
+            self.incoming =
+                Some(Incoming { staged, at: manifest.at, descriptor, clear, ready: None });
         } else {
             ctx.pass.effects.push(Effect::DiscardStaged { staged });
         }
     }
 
     /// raft-rs has taken the snapshot up: hands it to the shell.
-    pub(crate) fn install(&mut self, at: LogPosition, ready: u64, group: &mut Group, ctx: &mut Context<'_>) {
+    pub(crate) fn install(
+        &mut self,
+        at: LogPosition,
+        ready: u64,
+        group: &mut Group,
+        ctx: &mut Context<'_>,
+    ) {
         let incoming = self.incoming.as_mut().expect("raft-rs restores only what was accepted");
-        assert_eq!(incoming.at, at, "raft-rs restores another snapshot than the one that was accepted");
+        assert_eq!(
+            incoming.at, at,
+            "raft-rs restores another snapshot than the one that was accepted"
+        );
         incoming.ready = Some(ready);
         // Whatever was staged for the old log would be written over the new one.
         let bytes = ctx.pass.forget_writes(group.shard);
@@ -104,15 +117,21 @@ impl SnapshotIn {
 
     /// The snapshot is this replica's state now; the Ready that this completes.
     pub(crate) fn installed(&mut self, at: LogPosition, group: &mut Group) -> u64 {
-        let incoming = self.incoming.take().expect("an installation was reported that was not under way");
+        let incoming =
+            self.incoming.take().expect("an installation was reported that was not under way");
         group.note_installed(at);
         incoming.ready.expect("it was handed out with its Ready")
     }
 }
 
-/// Whether a snapshot is what an honest leader would send. An invalid conf state is fatal in raft-rs, so it is compared with
-/// the descriptor, which was decoded and checked.
-fn is_honest(from: NodeId, envelope: &Envelope, manifest: &SnapshotManifest, group: &Group) -> bool {
+/// Whether a snapshot is what an honest leader would send. An invalid conf state is fatal in
+/// raft-rs, so it is compared with the descriptor, which was decoded and checked.
+fn is_honest(
+    from: NodeId,
+    envelope: &Envelope,
+    manifest: &SnapshotManifest,
+    group: &Group,
+) -> bool {
     let message = &envelope.message;
     let metadata = message.get_snapshot().get_metadata();
     let at = LogPosition { index: metadata.index, term: metadata.term };
@@ -127,7 +146,10 @@ fn is_honest(from: NodeId, envelope: &Envelope, manifest: &SnapshotManifest, gro
                 let (theirs, ours) = (manifest.descriptor.epoch, group.descriptor().epoch);
                 theirs.membership > ours.membership
                     && theirs.range >= ours.range
-                    && manifest.descriptor.replica(ReplicaId(message.from)).is_some_and(|r| r.node == from)
+                    && manifest
+                        .descriptor
+                        .replica(ReplicaId(message.from))
+                        .is_some_and(|replica| replica.node == from)
             }
             Sender::Stranger => false,
         }
@@ -152,9 +174,12 @@ impl Operation for SnapshotIn {
     fn on_role(&mut self, _: &mut Group, _: &mut Context<'_>, _: RoleChange) {}
     fn on_tick(&mut self, _: &mut Group, _: &mut Context<'_>) {}
 
-    /// An install that was handed out goes on to its end, and is reported; one that was not will never be.
+    /// An install that was handed out goes on to its end, and is reported; one that was not will
+    /// never be.
     fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
-        if let Some(Incoming { staged, .. }) = self.incoming.take_if(|incoming| incoming.ready.is_none()) {
+        if let Some(Incoming { staged, .. }) =
+            self.incoming.take_if(|incoming| incoming.ready.is_none())
+        {
             group.installing = false;
             ctx.pass.effects.push(Effect::DiscardStaged { staged });
         }

@@ -1,8 +1,9 @@
 //! The hand-over of leadership.
 //!
-//! *Propose*: only the leader, to a voter, one at a time. From here until it ends, raft-rs takes no proposals for the
-//! group: commands wait. *On result*: the target leads, or another replica does, or the time is up. A leader never holds a
-//! [`lease`](super::lease) again in the term in which it tried to hand over.
+//! *Propose*: only the leader, to a voter, one at a time. From here until it ends, raft-rs takes no
+//! proposals for the group: commands wait. *On result*: the target leads, or another replica does,
+//! or the time is up. A leader never holds a [`lease`](super::lease) again in the term in which it
+//! tried to hand over.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -33,8 +34,13 @@ impl Transfer {
         self.under_way.is_some()
     }
 
-    /// Judges an order to hand over to the replica on node `to`: who that is, or what is answered at once.
-    pub(crate) fn judge(&self, to: NodeId, group: &Group) -> Result<ReplicaId, Result<Arc<Descriptor>, Refusal>> {
+    /// Judges an order to hand over to the replica on node `to`: who that is, or what is answered
+    /// at once.
+    pub(crate) fn judge(
+        &self,
+        to: NodeId,
+        group: &Group,
+    ) -> Result<ReplicaId, Result<Arc<Descriptor>, Refusal>> {
         let shard = group.shard;
         if group.quarantined.is_some() {
             return Err(Err(Refusal::NotHosted { shard }));
@@ -44,16 +50,19 @@ impl Transfer {
         }
         let invalid = |why| Err(Err(Refusal::Invalid { why }));
         match group.descriptor().on_node(to) {
-            None => invalid(format!("node {to} holds no replica of shard {shard}; see its replicas")),
-            Some(target) if target.role == Role::Learner => {
-                invalid(format!("node {to} holds a learner of shard {shard}; only a voter can lead"))
+            None => {
+                invalid(format!("node {to} holds no replica of shard {shard}; see its replicas"))
             }
+            Some(target) if target.role == Role::Learner => invalid(format!(
+                "node {to} holds a learner of shard {shard}; only a voter can lead"
+            )),
             Some(target) if !target.role.votes_now() => {
                 invalid(format!("node {to} gives up its vote in shard {shard}; name another"))
             }
             Some(target) if target.id == group.id => Err(Ok(group.descriptor().clone())),
             Some(_) if self.is_under_way() => {
-                let why = format!("shard {shard} is being handed over already; try again in a moment");
+                let why =
+                    format!("shard {shard} is being handed over already; try again in a moment");
                 Err(Err(Refusal::Conflict { why }))
             }
             Some(target) => Ok(target.id),
@@ -61,10 +70,17 @@ impl Transfer {
     }
 
     /// Starts a hand-over.
-    pub(crate) fn start(&mut self, to: ReplicaId, ticket: Option<Ticket>, group: &mut Group, ctx: &mut Context<'_>) {
+    pub(crate) fn start(
+        &mut self,
+        to: ReplicaId,
+        ticket: Option<Ticket>,
+        group: &mut Group,
+        ctx: &mut Context<'_>,
+    ) {
         group.transferred_in_term = group.raw.raft.term;
         group.raw.transfer_leader(to.0);
-        self.under_way = Some(UnderWay { ticket, to, ticks_left: ctx.config.raft.election_ticks * 2 });
+        self.under_way =
+            Some(UnderWay { ticket, to, ticks_left: ctx.config.raft.election_ticks * 2 });
         ctx.pass.touch(group.shard);
     }
 
@@ -87,7 +103,9 @@ impl Operation for Transfer {
         let result = if leader == under_way.to.0 {
             Ok(group.descriptor().clone())
         } else {
-            Err(Refusal::Conflict { why: format!("shard {}: another replica was elected meanwhile", group.shard) })
+            Err(Refusal::Conflict {
+                why: format!("shard {}: another replica was elected meanwhile", group.shard),
+            })
         };
         self.finish(result, ctx);
     }
@@ -101,7 +119,10 @@ impl Operation for Transfer {
         }
         group.raw.raft.abort_leader_transfer();
         let shard = group.shard;
-        let why = format!("shard {shard}: the other replica did not take over in time; it may be behind or unreachable");
+        let why = format!(
+            "shard {shard}: the other replica did not take over in time; it may be behind or \
+             unreachable"
+        );
         self.finish(Err(Refusal::Conflict { why }), ctx);
         ctx.pass.touch(shard);
     }

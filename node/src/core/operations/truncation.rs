@@ -1,13 +1,15 @@
 //! Truncation: when the front of a log is forgotten.
 //!
-//! It is driven by size. A log larger than its share is cut to half of it, but never beyond what is applied; up to twice the
-//! share not beyond what a live follower still needs, and up to four times not above a snapshot that is on its way to one. A
-//! snapshot that takes longer than that, or keeps failing, is given up. For these two the share is what one shard may have
-//! at most, as long as all logs together stay within their bound: with many shards most are idle, and a busy one needs what
-//! they leave. While the disk is full a log keeps an eighth of its share: what nobody needs soon makes room.
+//! It is driven by size. A log larger than its share is cut to half of it, but never beyond what is
+//! applied; up to twice the share not beyond what a live follower still needs, and up to four times
+//! not above a snapshot that is on its way to one. A snapshot that takes longer than that, or keeps
+//! failing, is given up. For these two the share is what one shard may have at most, as long as all
+//! logs together stay within their bound: with many shards most are idle, and a busy one needs what
+//! they leave. While the disk is full a log keeps an eighth of its share: what nobody needs soon
+//! makes room.
 //!
-//! It is staged like any write: applied data were written before it, to the same write-ahead log, so that no crash can keep
-//! the cut and lose what justified it.
+//! It is staged like any write: applied data were written before it, to the same write-ahead log,
+//! so that no crash can keep the cut and lose what justified it.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -37,7 +39,12 @@ pub(crate) struct Truncation {
 impl Truncation {
     /// A log of this many bytes was found on disk; where they lie inside it is not known.
     pub(crate) fn new(last: LogPosition, bytes: u64) -> Self {
-        Self { marks: VecDeque::from([(last.index, bytes)]), open_bytes: 0, last: last.index, bytes }
+        Self {
+            marks: VecDeque::from([(last.index, bytes)]),
+            open_bytes: 0,
+            last: last.index,
+            bytes,
+        }
     }
 
     /// Bytes of log.
@@ -45,7 +52,8 @@ impl Truncation {
         self.bytes
     }
 
-    /// Entries were appended. What they overwrote still counts until it is cut: overwriting is rare and short.
+    /// Entries were appended. What they overwrote still counts until it is cut: overwriting is rare
+    /// and short.
     pub(crate) fn appended(&mut self, entries: &[Entry]) {
         for entry in entries {
             let bytes = entry_bytes(entry);
@@ -58,7 +66,8 @@ impl Truncation {
         }
     }
 
-    /// The lowest place to cut at which the log would be no larger than `bytes_max`, or the highest below `index_max`.
+    /// The lowest place to cut at which the log would be no larger than `bytes_max`, or the highest
+    /// below `index_max`.
     fn place(&self, bytes_max: u64, index_max: u64) -> Option<u64> {
         let mut left = self.bytes;
         let mut place = None;
@@ -92,7 +101,8 @@ impl Truncation {
         self.bytes() > PINNED_SHARES_MAX.saturating_mul(Share::of(ctx).lent)
     }
 
-    /// Forgets the front of a log that is too large, up to `pinned` where a snapshot on its way needs what is above.
+    /// Forgets the front of a log that is too large, up to `pinned` where a snapshot on its way
+    /// needs what is above.
     pub(crate) fn cut(&mut self, pinned: Option<u64>, group: &mut Group, ctx: &mut Context<'_>) {
         let Share { kept, lent } = Share::of(ctx);
         if self.bytes() <= kept {
@@ -128,7 +138,8 @@ struct Share {
 impl Share {
     fn of(ctx: &Context<'_>) -> Self {
         let (log, budgets) = (&ctx.config.log, &ctx.budgets);
-        let share = log.bytes_per_shard_max.min((log.bytes_max / budgets.replicas.max(1)).max(1 << 20));
+        let share =
+            log.bytes_per_shard_max.min((log.bytes_max / budgets.replicas.max(1)).max(1 << 20));
         let kept = if budgets.room.is_full() { share / 8 } else { share };
         let lent = if budgets.log_bytes <= log.bytes_max { log.bytes_per_shard_max } else { share };
         Self { kept, lent }
@@ -154,7 +165,14 @@ mod tests {
     use super::*;
 
     fn entries(from: u64, to: u64) -> Vec<Entry> {
-        (from..=to).map(|index| Entry { index, term: 1, data: vec![0; (64 << 10) - 32].into(), ..Default::default() }).collect()
+        (from..=to)
+            .map(|index| Entry {
+                index,
+                term: 1,
+                data: vec![0; (64 << 10) - 32].into(),
+                ..Default::default()
+            })
+            .collect()
     }
 
     #[test]

@@ -21,23 +21,30 @@ impl Drain {
         let led = replicas.led().filter(|r| !r.transfer.is_under_way());
         led.filter_map(|r| {
             let takers = takers(r, liveness);
-            let best = takers.filter_map(|id| Some((r.group.raw.raft.prs().get(id.0)?.matched, id))).max()?;
+            let best = takers
+                .filter_map(|id| Some((r.group.raw.raft.prs().get(id.0)?.matched, id)))
+                .max()?;
             Some((r.group.shard, best.1))
         })
         .collect()
     }
 
-    /// Whether it is time to say that going down need wait no longer, said once: nothing is led here that anybody alive
-    /// could take.
+    /// Whether it is time to say that going down need wait no longer, said once: nothing is led
+    /// here that anybody alive could take.
     pub(crate) fn ends(&mut self, replicas: &Replicas, liveness: &Liveness) -> bool {
-        let ends = self.is_draining && !self.is_drained && replicas.led().all(|r| takers(r, liveness).next().is_none());
+        let ends = self.is_draining
+            && !self.is_drained
+            && replicas.led().all(|r| takers(r, liveness).next().is_none());
         self.is_drained |= ends;
         ends
     }
 }
 
 /// The other voters of a replica's group, on nodes that are alive and stay.
-fn takers(replica: &Replica, liveness: &Liveness) -> impl Iterator<Item = flotilla_router::ReplicaId> {
+fn takers(
+    replica: &Replica,
+    liveness: &Liveness,
+) -> impl Iterator<Item = flotilla_router::ReplicaId> {
     let stays = |node: NodeId| liveness.beat_of(node).is_some_and(|beat| !beat.draining);
     let voters = replica.group.descriptor().voters_now().filter(|v| v.id != replica.group.id);
     voters.filter(move |v| stays(v.node)).map(|v| v.id)

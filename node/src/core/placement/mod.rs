@@ -1,5 +1,6 @@
-//! Where leadership lies, across shards: [`balance`] spreads it over the nodes, [`drain`] gives it away before the node goes
-//! down. Both only say who shall have what; each hand-over is its shard's own.
+//! Where leadership lies, across shards: [`balance`] spreads it over the nodes, [`drain`] gives it
+//! away before the node goes down. Both only say who shall have what; each hand-over is its shard's
+//! own.
 
 pub(crate) mod balance;
 pub(crate) mod drain;

@@ -1,9 +1,10 @@
-//! One replica: a group, and one field per operation. The only room that knows more than one operation, and the order in
-//! which they hear of what happens.
+//! One replica: a group, and one field per operation. The only room that knows more than one
+//! operation, and the order in which they hear of what happens.
 //!
-//! What comes in is a function here, which asks one operation, or tells several in order; what the group has ready is
-//! handled in `ready.rs`. What every operation is told (an apply, a change of role, a tick, the end) goes through the trait
-//! [`Operation`]. After each visit the replica is summed up anew ([`Tally`]).
+//! What comes in is a function here, which asks one operation, or tells several in order; what the
+//! group has ready is handled in `ready.rs`. What every operation is told (an apply, a change of
+//! role, a tick, the end) goes through the trait [`Operation`]. After each visit the replica is
+//! summed up anew ([`Tally`]).
 
 mod ready;
 
@@ -128,8 +129,8 @@ impl Replica {
                     self.group.note_newcomer(ReplicaId(envelope.message.from), from);
                 }
                 self.freshness.note_heard(&envelope, &mut self.group, ctx);
-                // An error is raft-rs's way to say that a response came from nobody it knows; there is nothing to do
-                // about it.
+                // An error is raft-rs's way to say that a response came from nobody it knows; there
+                // is nothing to do about it.
                 let _ = self.flow.step(envelope.message, &mut self.group, ctx);
                 ctx.pass.touch(self.group.shard);
             }
@@ -150,10 +151,14 @@ impl Replica {
     /// Somebody asks something of the shard.
     pub(crate) fn ask(&mut self, ticket: Ticket, ask: Ask, deadline: Time, ctx: &mut Context<'_>) {
         match ask {
-            Ask::Write { command, .. } => self.write.ask(ticket, command, deadline, &self.group, ctx),
+            Ask::Write { command, .. } => {
+                self.write.ask(ticket, command, deadline, &self.group, ctx)
+            }
             Ask::Read { consistency, .. } => self.ask_read(ticket, consistency, deadline, ctx),
             Ask::Transfer { to, .. } => self.ask_transfer(ticket, to, ctx),
-            Ask::Inspect { .. } => unreachable!("a question about many shards is asked of none of them"),
+            Ask::Inspect { .. } => {
+                unreachable!("a question about many shards is asked of none of them")
+            }
         }
     }
 
@@ -168,16 +173,29 @@ impl Replica {
     }
 
     /// A client's read: served at once, refused, or in line.
-    fn ask_read(&mut self, ticket: Ticket, consistency: Consistency, deadline: Time, ctx: &mut Context<'_>) {
+    fn ask_read(
+        &mut self,
+        ticket: Ticket,
+        consistency: Consistency,
+        deadline: Time,
+        ctx: &mut Context<'_>,
+    ) {
         let shard = self.group.shard;
         let refusal = match consistency {
             _ if self.group.quarantined.is_some() => Refusal::NotHosted { shard },
-            // Its keys are gone, and those of the snapshot are not there yet: another replica can answer.
-            Consistency::Stale { .. } if self.group.installing && !Mutation::ReadDuringInstall.is_on() => {
+            // Its keys are gone, and those of the snapshot are not there yet: another replica can
+            // answer.
+            Consistency::Stale { .. }
+                if self.group.installing && !Mutation::ReadDuringInstall.is_on() =>
+            {
                 Refusal::NotHosted { shard }
             }
-            Consistency::Stale { age_max } => return self.freshness.read(ticket, age_max, &self.group, ctx),
-            _ if !self.group.leads() => Refusal::NotLeader { shard, leader: self.group.leader_node() },
+            Consistency::Stale { age_max } => {
+                return self.freshness.read(ticket, age_max, &self.group, ctx);
+            }
+            _ if !self.group.leads() => {
+                Refusal::NotLeader { shard, leader: self.group.leader_node() }
+            }
             Consistency::Lease if self.lease.holds(ctx.now) => {
                 // The lease proves that all that is committed anywhere is committed here.
                 self.read.confirmed_at(self.group.raw.raft.raft_log.committed, ticket, deadline);
@@ -202,7 +220,12 @@ impl Replica {
     }
 
     /// Starts a hand-over. The lease ends before anybody else can lead.
-    pub(crate) fn start_transfer(&mut self, to: ReplicaId, ticket: Option<Ticket>, ctx: &mut Context<'_>) {
+    pub(crate) fn start_transfer(
+        &mut self,
+        to: ReplicaId,
+        ticket: Option<Ticket>,
+        ctx: &mut Context<'_>,
+    ) {
         self.lease.hand_over();
         self.transfer.start(to, ticket, &mut self.group, ctx);
     }
@@ -226,17 +249,32 @@ impl Replica {
     }
 
     /// Entries have come from disk.
-    pub(crate) fn entries_fetched(&mut self, fetch: u64, entries: Vec<LogEntry>, ctx: &mut Context<'_>) {
+    pub(crate) fn entries_fetched(
+        &mut self,
+        fetch: u64,
+        entries: Vec<LogEntry>,
+        ctx: &mut Context<'_>,
+    ) {
         self.fetch.fetched(fetch, entries, &mut self.group, ctx);
     }
 
     /// A snapshot for followers is there, or could not be built.
-    pub(crate) fn snapshot_built(&mut self, snapshot: SnapshotId, built: Option<Built>, ctx: &mut Context<'_>) {
+    pub(crate) fn snapshot_built(
+        &mut self,
+        snapshot: SnapshotId,
+        built: Option<Built>,
+        ctx: &mut Context<'_>,
+    ) {
         self.snapshot_out.built(snapshot, built, &mut self.group, ctx);
     }
 
     /// A snapshot stream to a follower has ended.
-    pub(crate) fn snapshot_sent(&mut self, to: ReplicaId, delivery: Delivery, ctx: &mut Context<'_>) {
+    pub(crate) fn snapshot_sent(
+        &mut self,
+        to: ReplicaId,
+        delivery: Delivery,
+        ctx: &mut Context<'_>,
+    ) {
         self.snapshot_out.sent(to, delivery, &mut self.group, ctx);
     }
 
@@ -280,7 +318,10 @@ impl Replica {
         }
         let pinned = self.snapshot_out.pins();
         let (group, operations) = self.operations();
-        operations.into_iter().filter(|o| !o.is_idle()).for_each(|operation| operation.on_tick(group, ctx));
+        operations
+            .into_iter()
+            .filter(|o| !o.is_idle())
+            .for_each(|operation| operation.on_tick(group, ctx));
         if pinned.is_some() && self.snapshot_out.pins().is_none() {
             self.cut_log(ctx);
         }
@@ -300,7 +341,8 @@ impl Replica {
         (now != self.tally).then(|| (std::mem::replace(&mut self.tally, now), now))
     }
 
-    /// Nothing is written to it just now. A buffer for every follower of every group that is idle would add up.
+    /// Nothing is written to it just now. A buffer for every follower of every group that is idle
+    /// would add up.
     pub(crate) fn rest(&mut self) {
         if self.group.leads() {
             self.group.raw.raft.maybe_free_inflight_buffers();
@@ -332,8 +374,8 @@ impl Replica {
         self.truncation.cut(self.snapshot_out.pins(), &mut self.group, ctx);
     }
 
-    /// Quarantines the replica, where going on with it would break a promise: it neither votes, nor leads, nor applies,
-    /// until a person has looked. Never the process, and no other shard.
+    /// Quarantines the replica, where going on with it would break a promise: it neither votes, nor
+    /// leads, nor applies, until a person has looked. Never the process, and no other shard.
     pub(crate) fn quarantine(&mut self, why: String, ctx: &mut Context<'_>) {
         self.group.quarantined = Some(why.clone());
         ctx.pass.effects.push(Effect::Quarantined { shard: self.group.shard, why });

@@ -1,5 +1,5 @@
-//! What a group has ready reaches those whom it concerns: messages leave, reads are confirmed, entries are scheduled, and
-//! every operation hears of a change of role.
+//! What a group has ready reaches those whom it concerns: messages leave, reads are confirmed,
+//! entries are scheduled, and every operation hears of a change of role.
 
 use super::Replica;
 use crate::core::context::Context;
@@ -26,8 +26,8 @@ impl Replica {
             let (group, operations) = self.operations();
             operations.into_iter().for_each(|operation| operation.on_role(group, ctx, change));
         }
-        // What was confirmed while it led is in the snapshot that is being installed, too; but not before all of that is
-        // there.
+        // What was confirmed while it led is in the snapshot that is being installed, too; but not
+        // before all of that is there.
         if !self.group.installing {
             self.lease.check(&self.group, ctx);
             self.read.serve(&mut self.group, ctx);
@@ -53,7 +53,8 @@ impl Replica {
         }
     }
 
-    /// Sends a message of the group: with the frame of its node, or, a snapshot's announcement, with the snapshot.
+    /// Sends a message of the group: with the frame of its node, or, a snapshot's announcement,
+    /// with the snapshot.
     fn send(&mut self, mut message: Message, ctx: &mut Context<'_>) {
         let to = ReplicaId(message.to);
         let Some(node) = self.group.node_of(to) else { return };
@@ -71,7 +72,12 @@ impl Replica {
         if envelope.message.get_msg_type() == MessageType::MsgSnapshot {
             let snapshot = announced_snapshot(&envelope.message);
             self.snapshot_out.sending(to, snapshot);
-            ctx.pass.effects.push(Effect::SendSnapshot { to: node, replica: to, snapshot, envelope });
+            ctx.pass.effects.push(Effect::SendSnapshot {
+                to: node,
+                replica: to,
+                snapshot,
+                envelope,
+            });
         } else {
             ctx.pass.send(node, envelope);
         }

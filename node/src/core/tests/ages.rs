@@ -1,5 +1,6 @@
-//! A stale read's age is a bound, whatever stands still: a leader that has not applied what it committed, a leader that was deposed and
-//! those who still follow it, a process that was paused and finds old messages. Where no bound can be shown, it is refused.
+//! A stale read's age is a bound, whatever stands still: a leader that has not applied what it
+//! committed, a leader that was deposed and those who still follow it, a process that was paused
+//! and finds old messages. Where no bound can be shown, it is refused.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, TICK, config};
 use crate::sim::member::Lane;
@@ -18,7 +19,9 @@ fn too_stale(answer: Option<&Answer>) {
 /// The age that an answer claims.
 #[track_caller]
 fn age(answer: Option<Answer>) -> Option<Duration> {
-    let Some(Answer::Read { staleness: Some(staleness), .. }) = answer else { panic!("{answer:?}") };
+    let Some(Answer::Read { staleness: Some(staleness), .. }) = answer else {
+        panic!("{answer:?}")
+    };
     staleness.age
 }
 
@@ -56,7 +59,10 @@ fn a_leader_that_is_behind_with_apply_knows_no_age() {
     too_stale(ask(&mut cluster, leader, BOUND).as_ref());
     let shown = ask(&mut cluster, leader, ANY);
     let since = cluster.member(leader).now - told_at;
-    assert!(age(shown.clone()).is_none_or(|age| age > since), "{since:?} ago somebody was told of a newer value: {shown:?}");
+    assert!(
+        age(shown.clone()).is_none_or(|age| age > since),
+        "{since:?} ago somebody was told of a newer value: {shown:?}"
+    );
     cluster.running_mut(leader).release(Lane::Apply);
     cluster.run(4);
     assert!(age(cluster.get(leader, "a", BOUND)) <= Some(Duration::from_millis(200)));
@@ -84,7 +90,10 @@ fn who_follows_a_deposed_leader_grows_old_with_it() {
         for node in [old, others[0]] {
             let shown = cluster.get(node, "a", ANY);
             let since = told_at.map(|at| cluster.member(node).now - at);
-            assert!(age(shown.clone()) >= since, "n{node}: {since:?} ago somebody was told of a newer value: {shown:?}");
+            assert!(
+                age(shown.clone()) >= since,
+                "n{node}: {since:?} ago somebody was told of a newer value: {shown:?}"
+            );
         }
     }
     assert!(told_at.is_some(), "nobody was elected");
@@ -100,14 +109,17 @@ fn answers_that_were_long_on_their_way_make_no_leader_young() {
     cluster.put(old, "a", "1");
     cluster.run(3);
     let others = [NodeId(2), NodeId(3)];
-    // The followers' answers stand still; they elect one of themselves while the old leader's process stands still.
+    // The followers' answers stand still; they elect one of themselves while the old leader's
+    // process stands still.
     others.iter().for_each(|other| cluster.network.hold((*other, old)));
     cluster.run(4);
     others.iter().for_each(|other| cluster.cut((old, *other)));
     let mut new = None;
     for _ in 0..60 {
         without(&mut cluster, old);
-        new = others.into_iter().find(|node| cluster.replica(*node, SHARD).is_some_and(|replica| replica.group.leads()));
+        new = others.into_iter().find(|node| {
+            cluster.replica(*node, SHARD).is_some_and(|replica| replica.group.leads())
+        });
         if new.is_some() {
             break;
         }
@@ -151,11 +163,13 @@ fn moments_of_an_earlier_life_prove_nothing() {
     let mut cluster = Cluster::led();
     cluster.put(NodeId(1), "a", "1");
     cluster.run(6);
-    // The leader's answer to what the follower said in its first life arrives in its second, whose clock begins at 0.
+    // The leader's answer to what the follower said in its first life arrives in its second, whose
+    // clock begins at 0.
     cluster.network.hold((NodeId(1), NodeId(3)));
     cluster.run(4);
     let kept = cluster.network.waiting((NodeId(1), NodeId(3)));
-    let frames: Vec<_> = (0..kept).filter_map(|_| cluster.network.take((NodeId(1), NodeId(3)), 0)).collect();
+    let frames: Vec<_> =
+        (0..kept).filter_map(|_| cluster.network.take((NodeId(1), NodeId(3)), 0)).collect();
     cluster.crash(NodeId(3), usize::MAX);
     cluster.member_mut(NodeId(3)).now = Duration::ZERO;
     cluster.start(NodeId(3));
@@ -164,7 +178,11 @@ fn moments_of_an_earlier_life_prove_nothing() {
     }
     cluster.pause(NodeId(3), Duration::from_secs(5));
     while cluster.deliver((NodeId(1), NodeId(3)), 0) {}
-    assert_eq!(age(ask(&mut cluster, NodeId(3), ANY)), None, "it took a moment of its former life for one of its own");
+    assert_eq!(
+        age(ask(&mut cluster, NodeId(3), ANY)),
+        None,
+        "it took a moment of its former life for one of its own"
+    );
     cluster.network.release((NodeId(1), NodeId(3)));
     cluster.run(7);
     assert!(age(cluster.get(NodeId(3), "a", ANY)) <= Some(Duration::from_millis(400)));

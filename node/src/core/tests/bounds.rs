@@ -1,4 +1,5 @@
-//! What is bounded, and that a bound never holds anything back for ever: each limit at its least, each queue filled.
+//! What is bounded, and that a bound never holds anything back for ever: each limit at its least,
+//! each queue filled.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::{CoreConfig, Event};
@@ -10,7 +11,8 @@ const N1: NodeId = NodeId(1);
 const N2: NodeId = NodeId(2);
 const N3: NodeId = NodeId(3);
 
-/// Limits at their least: one entry may be under way however large it is, so every write passes, one after the other.
+/// Limits at their least: one entry may be under way however large it is, so every write passes,
+/// one after the other.
 #[test]
 fn writes_larger_than_every_limit_pass_one_by_one() {
     let mut config = config();
@@ -26,8 +28,8 @@ fn writes_larger_than_every_limit_pass_one_by_one() {
     }
 }
 
-/// Writes that would wait in line for longer than their clients do are refused while it is certain that they were not applied; those
-/// that have time are taken.
+/// Writes that would wait in line for longer than their clients do are refused while it is certain
+/// that they were not applied; those that have time are taken.
 #[test]
 fn what_can_not_be_proposed_in_time_is_refused_at_once() {
     let mut cluster = Cluster::led();
@@ -36,18 +38,23 @@ fn what_can_not_be_proposed_in_time_is_refused_at_once() {
     cluster.pass(N1);
     let soon = cluster.member(N1).now + Duration::from_millis(20);
     let value = "v".repeat(600 << 10);
-    let tickets: Vec<_> =
-        [soon, soon, soon, FOREVER].into_iter().map(|deadline| cluster.post_put(N1, "k", &value, deadline)).collect();
+    let tickets: Vec<_> = [soon, soon, soon, FOREVER]
+        .into_iter()
+        .map(|deadline| cluster.post_put(N1, "k", &value, deadline))
+        .collect();
     cluster.pass(N1);
     let refused: Vec<_> = tickets
         .iter()
-        .map(|ticket| matches!(cluster.answer(*ticket), Some(Answer::Refused(Refusal::Overloaded { .. }))))
+        .map(|ticket| {
+            matches!(cluster.answer(*ticket), Some(Answer::Refused(Refusal::Overloaded { .. })))
+        })
         .collect();
     assert_eq!(refused, [false, false, true, false], "a mebibyte may always wait");
 }
 
-/// Entries that nobody could commit lie in a replica's memory, more of them than may wait for apply. That must not keep it from
-/// taking the entries in by which they would be committed, or overruled: neither now, nor after a restart.
+/// Entries that nobody could commit lie in a replica's memory, more of them than may wait for
+/// apply. That must not keep it from taking the entries in by which they would be committed, or
+/// overruled: neither now, nor after a restart.
 #[test]
 fn entries_that_are_not_committed_do_not_close_the_gate() {
     let mut config = config();
@@ -57,13 +64,16 @@ fn entries_that_are_not_committed_do_not_close_the_gate() {
     // Node 1 hears nothing any more; what it proposes lies in its own log and in node 2's.
     cluster.partition(&[N1, N2], &[N3]);
     cluster.cut((N2, N1));
-    let lost: Vec<_> = (0..12).map(|n| cluster.post_put(N1, &format!("k{n}"), &"v".repeat(10_000), FOREVER)).collect();
+    let lost: Vec<_> = (0..12)
+        .map(|n| cluster.post_put(N1, &format!("k{n}"), &"v".repeat(10_000), FOREVER))
+        .collect();
     cluster.settle();
     assert!(lost.iter().all(|ticket| cluster.answer(*ticket).is_none()), "somebody committed it");
     for id in [N1, N2] {
         let replica = cluster.replica(id, SHARD).unwrap();
         assert!(
-            replica.group.raw.raft.raft_log.last_index() > replica.group.raw.raft.raft_log.committed,
+            replica.group.raw.raft.raft_log.last_index()
+                > replica.group.raw.raft.raft_log.committed,
             "node {id} has nothing to spare"
         );
     }
@@ -87,21 +97,28 @@ fn apply_that_stands_still_bounds_what_is_taken_in() {
     let mut cluster = Cluster::led_with(config);
     cluster.running_mut(N3).hold(Lane::Apply);
     for n in 0..20 {
-        assert!(matches!(cluster.put(N1, &format!("k{n}"), &"v".repeat(10_000)), Some(Answer::Written(_))));
+        assert!(matches!(
+            cluster.put(N1, &format!("k{n}"), &"v".repeat(10_000)),
+            Some(Answer::Written(_))
+        ));
     }
     cluster.run(10);
     let held = |cluster: &Cluster| {
         let raft_log = &cluster.replica(N3, SHARD).unwrap().group.raw.raft.raft_log;
         raft_log.last_index() - cluster.replica(N3, SHARD).unwrap().group.applied.index
     };
-    assert!((3..=12).contains(&held(&cluster)), "node 3 holds {} entries that it has not applied", held(&cluster));
+    assert!(
+        (3..=12).contains(&held(&cluster)),
+        "node 3 holds {} entries that it has not applied",
+        held(&cluster)
+    );
     cluster.running_mut(N3).release(Lane::Apply);
     cluster.run(30);
     assert!(cluster.is_level(), "node 3 never caught up: {:?}", cluster.places());
 }
 
-/// A snapshot that never arrives, while its shard is written to: the log grows to a few times its share and no further, and a
-/// snapshot that is built anew brings the follower back.
+/// A snapshot that never arrives, while its shard is written to: the log grows to a few times its
+/// share and no further, and a snapshot that is built anew brings the follower back.
 #[test]
 fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
     for fails in [false, true] {
@@ -110,7 +127,8 @@ fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
         cluster.partition(&[N1, N2], &[N3]);
         fill(&mut cluster, 20);
         cluster.network.heal();
-        // Nothing but what node 1 sends it stands still, the snapshot with it; or is lost, whenever it is sent.
+        // Nothing but what node 1 sends it stands still, the snapshot with it; or is lost, whenever
+        // it is sent.
         cluster.network.hold((N1, N3));
         let mut largest = 0;
         for _ in 0..30 {
@@ -125,7 +143,10 @@ fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
             }
             largest = largest.max(cluster.replica(N1, SHARD).unwrap().truncation.bytes());
         }
-        assert!(largest <= 6 * share, "the log grew to {largest} bytes; its share is {share} (stream fails: {fails})");
+        assert!(
+            largest <= 6 * share,
+            "the log grew to {largest} bytes; its share is {share} (stream fails: {fails})"
+        );
         while cluster.drop_packet((N1, N3), 0) {}
         cluster.network.heal();
         cluster.run(60);
@@ -133,7 +154,8 @@ fn a_snapshot_that_is_stuck_does_not_hold_the_log_for_ever() {
     }
 }
 
-/// What was taken in while there was room waits in line, and then there is none: puts are refused, for certain, and deletions go on.
+/// What was taken in while there was room waits in line, and then there is none: puts are refused,
+/// for certain, and deletions go on.
 #[test]
 fn what_waits_when_the_disk_is_full_is_refused() {
     for full in [N1, N3] {
@@ -150,26 +172,41 @@ fn what_waits_when_the_disk_is_full_is_refused() {
         cluster.running_mut(N1).release(Lane::Persist);
         cluster.run(4);
         for put in puts {
-            assert!(matches!(cluster.answer(put), Some(Answer::Refused(Refusal::DiskFull { .. }))), "{:?}", cluster.answer(put));
+            assert!(
+                matches!(cluster.answer(put), Some(Answer::Refused(Refusal::DiskFull { .. }))),
+                "{:?}",
+                cluster.answer(put)
+            );
         }
         for ticket in [first, delete] {
-            assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "{:?}", cluster.answer(ticket));
+            assert!(
+                matches!(cluster.answer(ticket), Some(Answer::Written(_))),
+                "{:?}",
+                cluster.answer(ticket)
+            );
         }
         // With hardly anything left a deletion is refused, too, that of a range last.
         let range = Op::DeleteRange { range: KeyRange::new("a", Some("b".into())) };
-        for (free, op, goes_on) in
-            [(1 << 19, Op::Delete { key: "a".into() }, false), (1 << 19, range.clone(), true), (1 << 17, range.clone(), false)]
-        {
+        for (free, op, goes_on) in [
+            (1 << 19, Op::Delete { key: "a".into() }, false),
+            (1 << 19, range.clone(), true),
+            (1 << 17, range.clone(), false),
+        ] {
             cluster.post(N1, Event::Disk { free_bytes: free, reserve_bytes: 60 << 20 });
             let ticket = cluster.post_command(N1, Command::new(op, Condition::Always), FOREVER);
             cluster.run(4);
-            assert_eq!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), goes_on, "{:?}", cluster.answer(ticket));
+            assert_eq!(
+                matches!(cluster.answer(ticket), Some(Answer::Written(_))),
+                goes_on,
+                "{:?}",
+                cluster.answer(ticket)
+            );
         }
     }
 }
 
-/// On a full disk no snapshot can be built, and a follower that needs one asks with every answer to a heartbeat: it is tried again, ever
-/// more rarely, and at once when there has been no failure.
+/// On a full disk no snapshot can be built, and a follower that needs one asks with every answer to
+/// a heartbeat: it is tried again, ever more rarely, and at once when there has been no failure.
 #[test]
 fn what_can_not_be_built_is_tried_ever_more_rarely() {
     let mut cluster = Cluster::led_with(small_log());
@@ -187,13 +224,17 @@ fn what_can_not_be_built_is_tried_ever_more_rarely() {
     }
     assert!((5..=10).contains(&tried.len()), "tried at {tried:?}");
     let pauses: Vec<_> = tried.windows(2).map(|pair| pair[1] - pair[0]).collect();
-    assert!(pauses.is_sorted_by(|a, b| a <= &(b + 3)) && pauses.iter().all(|pause| *pause <= 110), "{pauses:?}");
+    assert!(
+        pauses.is_sorted_by(|a, b| a <= &(b + 3)) && pauses.iter().all(|pause| *pause <= 110),
+        "{pauses:?}"
+    );
     cluster.running_mut(N1).release(Lane::Build);
     cluster.run(130);
     assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
 }
 
-/// A node that takes in as many snapshots as it may from others is asked again soon, with the same snapshot.
+/// A node that takes in as many snapshots as it may from others is asked again soon, with the same
+/// snapshot.
 #[test]
 fn a_busy_node_is_asked_again_and_nothing_is_built_anew() {
     let mut cluster = Cluster::led_with(small_log());
@@ -221,8 +262,9 @@ fn a_busy_node_is_asked_again_and_nothing_is_built_anew() {
     assert!(cluster.is_level(), "node 3 never came back: {:?}", cluster.places());
 }
 
-/// A node that was away comes back to many shards, all of which it can be helped with by a snapshot only: few are on their way to it at a
-/// time, and few are built for it; the others wait for their turn, and each has it.
+/// A node that was away comes back to many shards, all of which it can be helped with by a snapshot
+/// only: few are on their way to it at a time, and few are built for it; the others wait for their
+/// turn, and each has it.
 #[test]
 fn many_shards_send_few_snapshots_at_a_time() {
     const SHARDS: u64 = 40;
@@ -251,7 +293,11 @@ fn many_shards_send_few_snapshots_at_a_time() {
         cluster.run(1);
         for link in links {
             cluster.deliver_frames(link);
-            assert!(cluster.network.waiting(link) <= 2, "{} snapshots are on their way at once", cluster.network.waiting(link));
+            assert!(
+                cluster.network.waiting(link) <= 2,
+                "{} snapshots are on their way at once",
+                cluster.network.waiting(link)
+            );
             cluster.deliver(link, 0);
         }
         cluster.settle();
@@ -260,8 +306,8 @@ fn many_shards_send_few_snapshots_at_a_time() {
     assert!((1..=SHARDS as usize * 3 / 2).contains(&sent), "{sent} snapshots were sent");
 }
 
-/// Among many shards the share of each is small. A busy one of which a follower needs a snapshot may have what the idle ones leave: the
-/// follower comes back while the load goes on.
+/// Among many shards the share of each is small. A busy one of which a follower needs a snapshot
+/// may have what the idle ones leave: the follower comes back while the load goes on.
 #[test]
 fn a_busy_shard_among_many_gets_its_follower_back() {
     const VALUE: usize = 64 << 10;
@@ -306,11 +352,15 @@ fn a_busy_shard_among_many_gets_its_follower_back() {
         let bytes = cluster.replica(N1, SHARD).unwrap().truncation.bytes();
         assert!(bytes <= cluster.config.log.bytes_max + (4 << 20), "the log grew to {bytes} bytes");
     }
-    assert!(is_back, "the follower never came back under load: {:?}", cluster.places()[..3].to_vec());
+    assert!(
+        is_back,
+        "the follower never came back under load: {:?}",
+        cluster.places()[..3].to_vec()
+    );
 }
 
-/// A shard that is applied aside for long, and written to meanwhile, takes a part of what may wait to be applied: the others go on, on its
-/// leader's node and on its followers'.
+/// A shard that is applied aside for long, and written to meanwhile, takes a part of what may wait
+/// to be applied: the others go on, on its leader's node and on its followers'.
 #[test]
 fn a_shard_that_is_applied_aside_keeps_no_other() {
     for node in [N1, N3] {
@@ -334,10 +384,18 @@ fn a_shard_that_is_applied_aside_keeps_no_other() {
             let op = Op::Put { key: key.clone().into(), value: vec![7; 1000].into() };
             let ticket = cluster.post_command(N1, Command::new(op, Condition::Always), FOREVER);
             cluster.run(4);
-            assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "the other shard stands still, too");
+            assert!(
+                matches!(cluster.answer(ticket), Some(Answer::Written(_))),
+                "the other shard stands still, too"
+            );
         }
-        let applied = |cluster: &Cluster, id, shard| cluster.replica(id, shard).unwrap().group.applied.index;
-        assert_eq!(applied(&cluster, node, other.id), applied(&cluster, N2, other.id), "node {node} takes nothing in any more");
+        let applied =
+            |cluster: &Cluster, id, shard| cluster.replica(id, shard).unwrap().group.applied.index;
+        assert_eq!(
+            applied(&cluster, node, other.id),
+            applied(&cluster, N2, other.id),
+            "node {node} takes nothing in any more"
+        );
         let (done, behind) = (applied(&cluster, N2, SHARD), applied(&cluster, node, SHARD));
         assert!(done > behind, "the shard was not aside");
         cluster.running_mut(node).come_back();

@@ -1,11 +1,13 @@
-//! A whole cluster in one thread: real cores, real raft-rs, real log, apply, recovery and snapshots, on engines in memory.
+//! A whole cluster in one thread: real cores, real raft-rs, real log, apply, recovery and
+//! snapshots, on engines in memory.
 //!
-//! Nothing happens by itself. Time moves by [`Cluster::tick`]; packets arrive by [`Cluster::deliver`], storage works by
-//! [`Cluster::work`], and [`Cluster::settle`] does all of both that is not held, until nothing is left. Clients hold
-//! [`Ticket`]s; every ticket is answered exactly once, or lost with its node, and the cluster checks that.
+//! Nothing happens by itself. Time moves by [`Cluster::tick`]; packets arrive by
+//! [`Cluster::deliver`], storage works by [`Cluster::work`], and [`Cluster::settle`] does all of
+//! both that is not held, until nothing is left. Clients hold [`Ticket`]s; every ticket is answered
+//! exactly once, or lost with its node, and the cluster checks that.
 //!
-//! Everything that leaves a core is written down in words ([`trace`]): golden scripts compare it with what is in
-//! their file, and two runs of the same steps must give the same words.
+//! Everything that leaves a core is written down in words ([`trace`]): golden scripts compare it
+//! with what is in their file, and two runs of the same steps must give the same words.
 
 use super::network::Network;
 use crate::core::replica::Replica;
@@ -20,7 +22,8 @@ use crate::sim::trace;
 use bytes::Bytes;
 use flotilla_router::call::Staleness;
 use flotilla_router::{
-    Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId, Revision, ShardId,
+    Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId,
+    Revision, ShardId,
 };
 use flotilla_storage::{WriteResult, read};
 use raft::StateRole;
@@ -100,7 +103,8 @@ impl Cluster {
     pub(super) fn new(nodes: u64, shards: u64, config: CoreConfig) -> Self {
         config.validate().unwrap();
         let shards = descriptors(nodes, shards, nodes);
-        let members: BTreeMap<_, _> = (1..=nodes).map(|id| (NodeId(id), Member::found(NodeId(id), &shards))).collect();
+        let members: BTreeMap<_, _> =
+            (1..=nodes).map(|id| (NodeId(id), Member::found(NodeId(id), &shards))).collect();
         let disk = |(id, member): (&NodeId, &Member)| (*id, member.engine.clone());
         let invariants = Invariants::new(&shards, members.iter().map(disk).collect());
         let mut cluster = Self {
@@ -213,8 +217,8 @@ impl Cluster {
         self.pass(id);
     }
 
-    /// Takes a node's power: what was not synced is gone, but for the first `kept` unsynced writes; so is what was on the wire,
-    /// and who waited there.
+    /// Takes a node's power: what was not synced is gone, but for the first `kept` unsynced writes;
+    /// so is what was on the wire, and who waited there.
     pub(super) fn crash(&mut self, id: NodeId, kept: usize) {
         self.member_mut(id).crash(kept);
         self.roles.retain(|(node, _), _| *node != id);
@@ -232,7 +236,8 @@ impl Cluster {
         self.running_mut(id).mailbox.push_back(event);
     }
 
-    /// One pass of a node's loop: the clock, everything in the mailbox, and what comes of it. Returns the effects' number.
+    /// One pass of a node's loop: the clock, everything in the mailbox, and what comes of it.
+    /// Returns the effects' number.
     pub(super) fn pass(&mut self, id: NodeId) -> usize {
         let now = self.member(id).now;
         let before = self.trace.len();
@@ -296,7 +301,8 @@ impl Cluster {
         }
     }
 
-    /// Carries out the oldest job of a lane, or a step of it, held or not; its outcome waits in the mailbox. Whether there was one.
+    /// Carries out the oldest job of a lane, or a step of it, held or not; its outcome waits in the
+    /// mailbox. Whether there was one.
     pub(super) fn work(&mut self, id: NodeId, lane: Lane) -> bool {
         let worked = self.member_mut(id).work(lane).unwrap();
         if let (Worked::Done, Some(running)) = (worked, &self.members[&id].running) {
@@ -305,7 +311,8 @@ impl Cluster {
         worked != Worked::Idle
     }
 
-    /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was one.
+    /// Delivers one packet of a link, held or not, into the mailbox at its end. Whether there was
+    /// one.
     pub(super) fn deliver(&mut self, link: Link, place: usize) -> bool {
         let Some(packet) = self.network.take(link, place) else { return false };
         self.arrive(link, packet);
@@ -327,7 +334,8 @@ impl Cluster {
         true
     }
 
-    /// A node takes in as many snapshots as it may: it turns the next one of a link away. Whether there was one.
+    /// A node takes in as many snapshots as it may: it turns the next one of a link away. Whether
+    /// there was one.
     pub(super) fn turn_snapshot_away(&mut self, link: Link) -> bool {
         match self.network.take(link, 0) {
             Some(Packet::Snapshot(snapshot)) => {
@@ -359,18 +367,33 @@ impl Cluster {
     pub(super) fn ticket(&mut self, node: NodeId, key: &[u8]) -> Ticket {
         let ticket = Ticket(self.next_ticket);
         self.next_ticket += 1;
-        self.clients.insert(ticket, Client { node, key: Bytes::copy_from_slice(key), answer: None });
+        self.clients
+            .insert(ticket, Client { node, key: Bytes::copy_from_slice(key), answer: None });
         ticket
     }
 
     /// Posts a put; the next pass takes it in.
-    pub(super) fn post_put(&mut self, node: NodeId, key: &str, value: &str, deadline: Time) -> Ticket {
-        let op = Op::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: Bytes::copy_from_slice(value.as_bytes()) };
+    pub(super) fn post_put(
+        &mut self,
+        node: NodeId,
+        key: &str,
+        value: &str,
+        deadline: Time,
+    ) -> Ticket {
+        let op = Op::Put {
+            key: Bytes::copy_from_slice(key.as_bytes()),
+            value: Bytes::copy_from_slice(value.as_bytes()),
+        };
         self.post_command(node, Command::new(op, Condition::Always), deadline)
     }
 
     /// Posts a write to the shard that owns its key.
-    pub(super) fn post_command(&mut self, node: NodeId, command: Command, deadline: Time) -> Ticket {
+    pub(super) fn post_command(
+        &mut self,
+        node: NodeId,
+        command: Command,
+        deadline: Time,
+    ) -> Ticket {
         let key = command.routing_key().clone();
         let shard = self.owner(&key);
         let ticket = self.ticket(node, &key);
@@ -379,7 +402,13 @@ impl Cluster {
     }
 
     /// Posts a read.
-    pub(super) fn post_get(&mut self, node: NodeId, key: &str, consistency: Consistency, deadline: Time) -> Ticket {
+    pub(super) fn post_get(
+        &mut self,
+        node: NodeId,
+        key: &str,
+        consistency: Consistency,
+        deadline: Time,
+    ) -> Ticket {
         let ticket = self.ticket(node, key.as_bytes());
         let shard = self.owner(key.as_bytes());
         self.post(node, Event::Ask { ticket, ask: Ask::Read { shard, consistency }, deadline });
@@ -389,7 +418,10 @@ impl Cluster {
     /// Posts an order to hand a shard over.
     pub(super) fn post_transfer(&mut self, node: NodeId, shard: ShardId, to: NodeId) -> Ticket {
         let ticket = self.ticket(node, b"");
-        self.post(node, Event::Ask { ticket, ask: Ask::Transfer { shard, to }, deadline: Time::MAX });
+        self.post(
+            node,
+            Event::Ask { ticket, ask: Ask::Transfer { shard, to }, deadline: Time::MAX },
+        );
         ticket
     }
 
@@ -401,7 +433,12 @@ impl Cluster {
     }
 
     /// Gets, settles, and returns the answer, if there is one by then.
-    pub(super) fn get(&mut self, node: NodeId, key: &str, consistency: Consistency) -> Option<Answer> {
+    pub(super) fn get(
+        &mut self,
+        node: NodeId,
+        key: &str,
+        consistency: Consistency,
+    ) -> Option<Answer> {
         let ticket = self.post_get(node, key, consistency, FOREVER);
         self.settle();
         self.answer(ticket).cloned()
@@ -414,12 +451,20 @@ impl Cluster {
 
     /// The clients that still wait, and where.
     pub(super) fn open_tickets(&self) -> Vec<(Ticket, NodeId)> {
-        self.clients.iter().filter(|(_, c)| c.answer.is_none()).map(|(ticket, c)| (*ticket, c.node)).collect()
+        self.clients
+            .iter()
+            .filter(|(_, c)| c.answer.is_none())
+            .map(|(ticket, c)| (*ticket, c.node))
+            .collect()
     }
 
     /// The shard that owns a key.
     pub(super) fn owner(&self, key: &[u8]) -> ShardId {
-        self.shards.iter().find(|d| d.range.contains(key)).expect("the shards cover the key space").id
+        self.shards
+            .iter()
+            .find(|d| d.range.contains(key))
+            .expect("the shards cover the key space")
+            .id
     }
 
     /// What stands under a key on a node, whatever is committed.
@@ -433,12 +478,23 @@ impl Cluster {
         Some(read::hash(&self.members[&node].engine, descriptor).unwrap())
     }
 
-    /// A message of [`SHARD`] as one node could write it to another, in the receiver's term, with `change` made to it.
-    pub(super) fn forge(&self, from: NodeId, to: NodeId, change: impl FnOnce(&mut raft::eraftpb::Message)) -> Envelope {
+    /// A message of [`SHARD`] as one node could write it to another, in the receiver's term, with
+    /// `change` made to it.
+    pub(super) fn forge(
+        &self,
+        from: NodeId,
+        to: NodeId,
+        change: impl FnOnce(&mut raft::eraftpb::Message),
+    ) -> Envelope {
         let replica = self.replica(to, SHARD).expect("the receiver runs");
         let sender = replica.group.descriptor().on_node(from).expect("it holds a replica").id.0;
         let term = replica.group.raw.raft.term;
-        let mut message = raft::eraftpb::Message { from: sender, to: replica.group.id.0, term, ..Default::default() };
+        let mut message = raft::eraftpb::Message {
+            from: sender,
+            to: replica.group.id.0,
+            term,
+            ..Default::default()
+        };
         change(&mut message);
         Envelope {
             shard: SHARD,
@@ -461,24 +517,47 @@ impl Cluster {
 
     /// Whether all nodes run and have applied all that any has committed.
     pub(super) fn is_level(&self) -> bool {
-        let level =
-            |id, shard| self.replica(id, shard).is_some_and(|r| r.group.applied.index == self.invariants.last_committed(shard));
-        self.nodes().into_iter().all(|id| self.shard_ids().into_iter().all(|shard| level(id, shard)))
+        let level = |id, shard| {
+            self.replica(id, shard)
+                .is_some_and(|r| r.group.applied.index == self.invariants.last_committed(shard))
+        };
+        self.nodes()
+            .into_iter()
+            .all(|id| self.shard_ids().into_iter().all(|shard| level(id, shard)))
     }
 
     /// Where every replica is: node, shard, term, committed, applied.
     pub(super) fn places(&self) -> Vec<(NodeId, ShardId, u64, u64, u64)> {
         let place = |id, shard| {
             let replica = self.replica(id, shard)?;
-            Some((id, shard, replica.group.raw.raft.term, replica.group.raw.raft.raft_log.committed, replica.group.applied.index))
+            Some((
+                id,
+                shard,
+                replica.group.raw.raft.term,
+                replica.group.raw.raft.raft_log.committed,
+                replica.group.applied.index,
+            ))
         };
-        self.nodes().into_iter().flat_map(|id| self.shard_ids().into_iter().filter_map(move |s| place(id, s))).collect()
+        self.nodes()
+            .into_iter()
+            .flat_map(|id| self.shard_ids().into_iter().filter_map(move |s| place(id, s)))
+            .collect()
     }
 
     fn settle_ticket(&mut self, node: NodeId, ticket: Ticket, answer: Answer) {
-        let client = self.clients.get_mut(&ticket).unwrap_or_else(|| panic!("{ticket:?} was never given out"));
-        assert_eq!(client.node, node, "{ticket:?} is answered by another node than the one that was asked");
-        assert!(client.answer.is_none(), "{ticket:?} is answered twice: {:?}, then {answer:?}", client.answer);
+        let client = self
+            .clients
+            .get_mut(&ticket)
+            .unwrap_or_else(|| panic!("{ticket:?} was never given out"));
+        assert_eq!(
+            client.node, node,
+            "{ticket:?} is answered by another node than the one that was asked"
+        );
+        assert!(
+            client.answer.is_none(),
+            "{ticket:?} is answered twice: {:?}, then {answer:?}",
+            client.answer
+        );
         if let Answer::Refused(refusal) = &answer
             && refusal.outcome() == Outcome::NotApplied
         {
@@ -507,7 +586,8 @@ impl Surroundings for Cluster {
             Effect::Quarantined { .. } => return Ok(()),
             Effect::Send { messages, .. } => {
                 for message in messages.iter().map(|envelope| &envelope.message) {
-                    let is_read = message.get_msg_type() == MessageType::MsgHeartbeat && !message.context.is_empty();
+                    let is_read = message.get_msg_type() == MessageType::MsgHeartbeat
+                        && !message.context.is_empty();
                     if is_read && !self.contexts.contains(&message.context) {
                         self.contexts.push(message.context.clone());
                     }
@@ -533,7 +613,13 @@ impl Surroundings for Cluster {
         }
     }
 
-    fn read(&mut self, id: NodeId, tickets: &[Ticket], descriptor: &Descriptor, staleness: Option<Staleness>) -> Holds {
+    fn read(
+        &mut self,
+        id: NodeId,
+        tickets: &[Ticket],
+        descriptor: &Descriptor,
+        staleness: Option<Staleness>,
+    ) -> Holds {
         for ticket in tickets {
             let key = self.clients[ticket].key.clone();
             assert!(descriptor.range.contains(&key), "a read looks outside of its shard");
@@ -560,7 +646,9 @@ pub(super) fn answer(answer: &Answer) -> String {
     match answer {
         Answer::Written(result) => trace::written(result),
         Answer::Read { found, .. } => match found {
-            Some((revision, value)) if value.len() > 40 => format!("{} bytes, r{revision}", value.len()),
+            Some((revision, value)) if value.len() > 40 => {
+                format!("{} bytes, r{revision}", value.len())
+            }
             Some((revision, value)) => format!("{}, r{revision}", value.escape_ascii()),
             None => "missing".into(),
         },
@@ -572,5 +660,7 @@ pub(super) fn answer(answer: &Answer) -> String {
 
 /// A hash that is the same on every machine.
 fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
+    })
 }

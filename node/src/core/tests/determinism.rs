@@ -1,5 +1,6 @@
-//! The same events give the same effects, byte by byte: over many shards, with everything that raft-rs keeps in maps and draws
-//! at random. (The simulation shows the same for seeds with faults.)
+//! The same events give the same effects, byte by byte: over many shards, with everything that
+//! raft-rs keeps in maps and draws at random. (The simulation shows the same for seeds with
+//! faults.)
 
 use super::cluster::{Cluster, FOREVER, config};
 use flotilla_router::{Consistency, NodeId};

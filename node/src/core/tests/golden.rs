@@ -144,13 +144,19 @@ impl Script {
             Command::Pause(id, ms) => cluster.pause(*id, Duration::from_millis(*ms)),
             Command::Deliver(from, to, count) => {
                 for _ in 0..self.packets((*from, *to), count)? {
-                    assert!(self.cluster.deliver((*from, *to), 0), "nothing waits between {from} and {to}");
+                    assert!(
+                        self.cluster.deliver((*from, *to), 0),
+                        "nothing waits between {from} and {to}"
+                    );
                 }
                 self.cluster.pass(*to);
             }
             Command::Drop(from, to, count) => {
                 for _ in 0..self.packets((*from, *to), count)? {
-                    assert!(self.cluster.drop_packet((*from, *to), 0), "nothing waits between {from} and {to}");
+                    assert!(
+                        self.cluster.drop_packet((*from, *to), 0),
+                        "nothing waits between {from} and {to}"
+                    );
                 }
             }
             Command::Partition(side, from) => {
@@ -175,14 +181,17 @@ impl Script {
             Command::Crash(id, keep) => cluster.crash(*id, *keep),
             Command::Start(id) => cluster.start(*id),
             Command::Put { node, within, pairs } => {
-                let deadline = within.map_or(FOREVER, |ms| cluster.member(*node).now + Duration::from_millis(ms));
-                let put = |(key, value): &(String, String)| cluster.post_put(*node, key, value, deadline);
+                let deadline = within
+                    .map_or(FOREVER, |ms| cluster.member(*node).now + Duration::from_millis(ms));
+                let put =
+                    |(key, value): &(String, String)| cluster.post_put(*node, key, value, deadline);
                 let tickets: Vec<_> = pairs.iter().map(put).collect();
                 return Ok(self.asked(*node, &tickets));
             }
             Command::Fill(id, puts, bytes) => {
                 for i in 0..*puts {
-                    let ticket = cluster.post_put(*id, &format!("fill{i}"), &"x".repeat(*bytes), FOREVER);
+                    let ticket =
+                        cluster.post_put(*id, &format!("fill{i}"), &"x".repeat(*bytes), FOREVER);
                     cluster.settle();
                     assert!(cluster.answer(ticket).is_some(), "the put was not answered");
                 }
@@ -191,7 +200,9 @@ impl Script {
                 let consistency = match consistency.as_deref() {
                     None => Consistency::Linearizable,
                     Some("lease") => Consistency::Lease,
-                    Some("stale") => Consistency::Stale { age_max: age_max.map(Duration::from_millis) },
+                    Some("stale") => {
+                        Consistency::Stale { age_max: age_max.map(Duration::from_millis) }
+                    }
                     Some(other) => return Err(format!("no consistency {other:?}").into()),
                 };
                 let get = |key: &String| cluster.post_get(*node, key, consistency, FOREVER);
@@ -204,12 +215,17 @@ impl Script {
             }
             Command::Drain(id) => self.event(*id, Event::Drain),
             Command::Disk(id, free_bytes, reserve_bytes) => {
-                self.event(*id, Event::Disk { free_bytes: *free_bytes, reserve_bytes: *reserve_bytes });
+                self.event(
+                    *id,
+                    Event::Disk { free_bytes: *free_bytes, reserve_bytes: *reserve_bytes },
+                );
             }
             Command::Status => return Ok(self.status()),
             Command::Leaders => {
-                let up: Vec<_> = cluster.nodes().into_iter().filter(|id| cluster.is_up(*id)).collect();
-                let leaders = up.into_iter().map(|id| (id, cluster.running_mut(id).core.counters().leaders));
+                let up: Vec<_> =
+                    cluster.nodes().into_iter().filter(|id| cluster.is_up(*id)).collect();
+                let leaders =
+                    up.into_iter().map(|id| (id, cluster.running_mut(id).core.counters().leaders));
                 return Ok(leaders.map(|(id, leaders)| format!("n{id} leads {leaders}")).collect());
             }
             Command::DiskLog(id) => {
@@ -217,18 +233,28 @@ impl Script {
                 let (truncated, last, hs) = (found.truncated, found.last, found.hard_state);
                 return Ok(vec![format!(
                     "truncated {}@{}, last {}@{}, applied {}, term {} vote {} commit {}",
-                    truncated.index, truncated.term, last.index, last.term, found.applied.index, hs.term, hs.vote, hs.commit
+                    truncated.index,
+                    truncated.term,
+                    last.index,
+                    last.term,
+                    found.applied.index,
+                    hs.term,
+                    hs.vote,
+                    hs.commit
                 )]);
             }
             Command::Look(id, keys) => {
                 let show = |key: &String| match cluster.look(*id, key) {
-                    Some((revision, value)) => format!("{key}={} r{revision}", value.escape_ascii()),
+                    Some((revision, value)) => {
+                        format!("{key}={} r{revision}", value.escape_ascii())
+                    }
                     None => format!("{key} is missing"),
                 };
                 return Ok(keys.iter().map(show).collect());
             }
             Command::Same => {
-                let hashes: Vec<_> = cluster.nodes().into_iter().filter_map(|id| cluster.hash(id, SHARD)).collect();
+                let hashes: Vec<_> =
+                    cluster.nodes().into_iter().filter_map(|id| cluster.hash(id, SHARD)).collect();
                 return Ok(vec![match hashes.windows(2).all(|pair| pair[0] == pair[1]) {
                     true => format!("all {} are the same", hashes.len()),
                     false => format!("they differ: {hashes:?}"),
@@ -238,7 +264,11 @@ impl Script {
                 let counted = cluster.running_mut(*id).core.counters();
                 return Ok(vec![format!(
                     "commands {}, proposals {}, read contexts {}, lease reads {}, refused {}",
-                    counted.commands, counted.proposals, counted.read_contexts, counted.lease_reads, counted.messages_refused
+                    counted.commands,
+                    counted.proposals,
+                    counted.read_contexts,
+                    counted.lease_reads,
+                    counted.messages_refused
                 )]);
             }
             Command::ForgeHeartbeat(from, to, commit) => {
@@ -253,7 +283,11 @@ impl Script {
     }
 
     /// How many packets of a link are meant.
-    fn packets(&self, link: (NodeId, NodeId), count: &Option<String>) -> Result<usize, Box<dyn Error>> {
+    fn packets(
+        &self,
+        link: (NodeId, NodeId),
+        count: &Option<String>,
+    ) -> Result<usize, Box<dyn Error>> {
         Ok(match count.as_deref() {
             None => 1,
             Some("all") => self.cluster.network.waiting(link),
@@ -285,7 +319,8 @@ impl Script {
                 continue;
             }
             for shard in cluster.shard_ids() {
-                let (role, group) = (cluster.role(id, shard), &cluster.replica(id, shard).expect("it runs").group);
+                let (role, group) =
+                    (cluster.role(id, shard), &cluster.replica(id, shard).expect("it runs").group);
                 let log = &group.raw.raft.raft_log;
                 lines.push(format!(
                     "{} of s{shard}, log {}..{}, committed {}, applied {}{}",
@@ -324,5 +359,8 @@ fn founded(options: &[(String, String)]) -> Result<Cluster, Box<dyn Error>> {
 /// A lane by its name.
 fn lane(name: &str) -> Result<Lane, String> {
     let of = |lane: &Lane| format!("{lane:?}").eq_ignore_ascii_case(name);
-    Lane::ALL.into_iter().find(of).ok_or_else(|| format!("no lane {name:?}; there are {:?}", Lane::ALL))
+    Lane::ALL
+        .into_iter()
+        .find(of)
+        .ok_or_else(|| format!("no lane {name:?}; there are {:?}", Lane::ALL))
 }

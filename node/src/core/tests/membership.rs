@@ -13,7 +13,9 @@ use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition,
 use flotilla_router::{Descriptor, Epoch, KeyRange, NodeId, Replica, ReplicaId, Role, ShardId};
 use protobuf::Message as _;
 use raft::RawNode;
-use raft::eraftpb::{ConfChangeTransition, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{
+    ConfChangeTransition, ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType,
+};
 use raft::storage::MemStorage;
 use std::collections::BTreeMap;
 
@@ -198,7 +200,8 @@ impl Cluster {
             assert_eq!(**replica.group.descriptor(), *expected, "node {node}");
             let conf_state = conf_state_of(&replica.group.raw);
             assert!(agrees(&conf_state, expected), "node {node}: {conf_state:?}");
-            let stored = raft::Storage::initial_state(replica.group.raw.store()).unwrap().conf_state;
+            let stored =
+                raft::Storage::initial_state(replica.group.raw.store()).unwrap().conf_state;
             assert!(agrees(&stored, expected), "node {node}: {stored:?}");
             assert_eq!(self.member(*node).on_disk(SHARD).descriptor, *expected, "node {node}");
         }
@@ -382,7 +385,8 @@ fn a_shard_whose_members_and_raft_part_is_set_aside() {
     }
 }
 
-/// A heartbeat of a leader in the next term, from a replica on a node, at an epoch so many changes ahead.
+/// A heartbeat of a leader in the next term, from a replica on a node, at an epoch so many changes
+/// ahead.
 fn heartbeat(cluster: &Cluster, from: ReplicaId, epochs_ahead: u64) -> Envelope {
     let group = &cluster.replica(N3, SHARD).unwrap().group;
     let term = group.raw.raft.term + 1;
@@ -393,7 +397,8 @@ fn heartbeat(cluster: &Cluster, from: ReplicaId, epochs_ahead: u64) -> Envelope 
     Envelope { shard: SHARD, epoch, committed: 0, timing: Timing::default(), message }
 }
 
-/// Thesis §4.1: a server that was away must hear a leader that its configuration does not know, or it never catches up.
+/// Thesis §4.1: a server that was away must hear a leader that its configuration does not know, or
+/// it never catches up.
 #[test]
 fn a_leader_that_was_added_while_a_replica_was_away_is_heard_and_answered() {
     let mut cluster = Cluster::led();
@@ -419,7 +424,8 @@ fn a_replica_is_who_its_node_and_its_epoch_say_it_is_and_nobody_else() {
         ("a member of another node", N2, known, 0),
         ("the same, which may have moved: ids never do", N2, known, 5),
     ] {
-        let (before, envelope) = (refused(&mut cluster), heartbeat(&cluster, replica, epochs_ahead));
+        let (before, envelope) =
+            (refused(&mut cluster), heartbeat(&cluster, replica, epochs_ahead));
         let leader = cluster.replica(N3, SHARD).unwrap().group.raw.raft.leader_id;
         cluster.post(N3, Event::Message { from, envelope });
         cluster.pass(N3);
@@ -432,18 +438,25 @@ fn a_replica_is_who_its_node_and_its_epoch_say_it_is_and_nobody_else() {
 #[test]
 fn a_newcomer_quarantines_nobody() {
     let mut cluster = Cluster::led();
-    for (replica, node, quarantines) in [(ReplicaId(99), N2, false), (cluster.descriptor(N3).on_node(N1).unwrap().id, N1, true)] {
+    for (replica, node, quarantines) in
+        [(ReplicaId(99), N2, false), (cluster.descriptor(N3).on_node(N1).unwrap().id, N1, true)]
+    {
         let mut envelope = heartbeat(&cluster, replica, 2);
         envelope.message.commit = 1000;
         envelope.committed = 1000;
         cluster.post(N3, Event::Message { from: node, envelope });
         cluster.pass(N3);
-        assert_eq!(cluster.replica(N3, SHARD).unwrap().group.quarantined.is_some(), quarantines, "replica {replica}");
+        assert_eq!(
+            cluster.replica(N3, SHARD).unwrap().group.quarantined.is_some(),
+            quarantines,
+            "replica {replica}"
+        );
     }
 }
 
-/// What a snapshot holds is what the shard was when it was pinned. Whoever gets it compares its members with what its files
-/// say, so the members of a later moment would have it refused, and sent again, for ever.
+/// What a snapshot holds is what the shard was when it was pinned. Whoever gets it compares its
+/// members with what its files say, so the members of a later moment would have it refused, and
+/// sent again, for ever.
 #[test]
 fn a_change_that_is_applied_while_a_snapshot_is_built_does_not_spoil_it() {
     let mut config = config();
@@ -479,15 +492,22 @@ fn a_change_that_is_applied_while_a_snapshot_is_built_does_not_spoil_it() {
     cluster.settle();
     cluster.run(100);
     cluster.check_members(&[N1, N2, N3], &expected);
-    assert_eq!(cluster.running_mut(N3).core.counters().messages_refused, 0, "the snapshot was refused");
+    assert_eq!(
+        cluster.running_mut(N3).core.counters().messages_refused,
+        0,
+        "the snapshot was refused"
+    );
 }
 
-/// What a newcomer may say is bounded: it leads or asks for votes, at an epoch that can be, from one node.
+/// What a newcomer may say is bounded: it leads or asks for votes, at an epoch that can be, from
+/// one node.
 #[test]
 fn a_newcomer_is_believed_no_more_than_it_must_be() {
     let mut cluster = Cluster::led();
     cluster.partition(&[N3], &[N1, N2]);
-    let (newcomer, refused) = (ReplicaId(99), |cluster: &mut Cluster| cluster.running_mut(N3).core.counters().messages_refused);
+    let (newcomer, refused) = (ReplicaId(99), |cluster: &mut Cluster| {
+        cluster.running_mut(N3).core.counters().messages_refused
+    });
     let mut say = |from: NodeId, envelope: Envelope| {
         let before = refused(&mut cluster);
         cluster.post(N3, Event::Message { from, envelope });

@@ -1,5 +1,5 @@
-//! What a peer may not send: a table of bad messages, each refused and counted, and the property that no message, no matter
-//! what is in it, ends the process.
+//! What a peer may not send: a table of bad messages, each refused and counted, and the property
+//! that no message, no matter what is in it, ends the process.
 
 use super::cluster::{Answer, Cluster, SHARD, config};
 use crate::core::group::membership::conf_state;
@@ -9,7 +9,9 @@ use crate::sim::member::{Lane, Member, Worked};
 use bytes::Bytes;
 use flotilla_router::command::PayloadBuilder;
 use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, ReplicaId, Transition};
-use flotilla_router::{Command, Condition, Consistency, Epoch, Incarnation, KeyRange, NodeId, Op, ShardId};
+use flotilla_router::{
+    Command, Condition, Consistency, Epoch, Incarnation, KeyRange, NodeId, Op, ShardId,
+};
 use flotilla_storage::{Applied, Applier, LogPosition, MemoryEngine, SnapshotManifest, recover};
 use proptest::prelude::*;
 use protobuf::ProtobufEnum as _;
@@ -63,7 +65,9 @@ fn bad_messages_are_refused_and_counted() {
         ("a large membership change with a group inside", |m| {
             m.set_msg_type(MsgAppend);
             (m.index, m.log_term) = (2, 2);
-            m.set_entries(vec![conf_change(EntryType::EntryConfChangeV2, &[0x12, 2, 0x0b, 0x0c])].into());
+            m.set_entries(
+                vec![conf_change(EntryType::EntryConfChangeV2, &[0x12, 2, 0x0b, 0x0c])].into(),
+            );
         }),
         ("a proposal", |m| m.set_msg_type(MsgPropose)),
         ("a read", |m| m.set_msg_type(MsgReadIndex)),
@@ -92,7 +96,9 @@ fn bad_messages_are_refused_and_counted() {
             let mut payload = PayloadBuilder::new(1, 100);
             payload.push(&put());
             let payload = payload.finish();
-            m.set_entries(vec![Entry { data: payload.slice(..payload.len() - 1), ..entry(3, 2) }].into());
+            m.set_entries(
+                vec![Entry { data: payload.slice(..payload.len() - 1), ..entry(3, 2) }].into(),
+            );
         }),
         ("a membership change whose context is none", |m| {
             m.set_msg_type(MsgAppend);
@@ -176,7 +182,10 @@ fn no_row_of_messages_uses_the_terms_up() {
         cluster.pass(N1);
         cluster.running_mut(N1).core.counters().messages_refused > before
     };
-    assert_eq!((refused(&mut cluster), refused(&mut cluster), refused(&mut cluster)), (false, true, true));
+    assert_eq!(
+        (refused(&mut cluster), refused(&mut cluster), refused(&mut cluster)),
+        (false, true, true)
+    );
     // And the last that is allowed ends no elections.
     let last = cluster.replica(N1, SHARD).unwrap().group.first_term + (1 << 32);
     let envelope = cluster.forge(N2, N1, |m| {
@@ -190,13 +199,18 @@ fn no_row_of_messages_uses_the_terms_up() {
     assert!(matches!(cluster.put(leader, "k", "it goes on"), Some(Answer::Written(_))));
 }
 
-/// Who does not lead can't have a replica set aside in the term in which somebody else does; nor claim that more is committed than it says.
+/// Who does not lead can't have a replica set aside in the term in which somebody else does; nor
+/// claim that more is committed than it says.
 #[test]
 fn whoever_does_not_lead_commits_nothing() {
     let mut cluster = Cluster::led();
     let last = cluster.replica(N2, SHARD).unwrap().group.raw.raft.raft_log.last_index();
-    for (from, commit, committed) in [(N3, last + 1, last + 1), (N3, last, last), (N1, last, last - 1), (N1, last, (1 << 56) + 1)]
-    {
+    for (from, commit, committed) in [
+        (N3, last + 1, last + 1),
+        (N3, last, last),
+        (N1, last, last - 1),
+        (N1, last, (1 << 56) + 1),
+    ] {
         let mut envelope = cluster.forge(from, N2, |m| {
             m.set_msg_type(MessageType::MsgHeartbeat);
             m.commit = commit;
@@ -206,7 +220,11 @@ fn whoever_does_not_lead_commits_nothing() {
         cluster.post(N2, Event::Message { from, envelope });
         cluster.pass(N2);
         assert!(cluster.replica(N2, SHARD).unwrap().group.quarantined.is_none());
-        assert_eq!(cluster.running_mut(N2).core.counters().messages_refused, before + 1, "{from} {commit} {committed}");
+        assert_eq!(
+            cluster.running_mut(N2).core.counters().messages_refused,
+            before + 1,
+            "{from} {commit} {committed}"
+        );
     }
 }
 
@@ -243,18 +261,21 @@ fn number() -> impl Strategy<Value = u64> {
 }
 
 fn any_entry() -> impl Strategy<Value = Entry> {
-    (number(), number(), 0..3i32, proptest::collection::vec(any::<u8>(), 0..4)).prop_map(|(index, term, kind, data)| {
-        let mut entry = Entry { index, term, data: data.into(), ..Entry::default() };
-        entry.set_entry_type(match kind {
-            0 => EntryType::EntryNormal,
-            1 => EntryType::EntryConfChange,
-            _ => EntryType::EntryConfChangeV2,
-        });
-        entry
-    })
+    (number(), number(), 0..3i32, proptest::collection::vec(any::<u8>(), 0..4)).prop_map(
+        |(index, term, kind, data)| {
+            let mut entry = Entry { index, term, data: data.into(), ..Entry::default() };
+            entry.set_entry_type(match kind {
+                0 => EntryType::EntryNormal,
+                1 => EntryType::EntryConfChange,
+                _ => EntryType::EntryConfChangeV2,
+            });
+            entry
+        },
+    )
 }
 
-/// Entries that follow one another, as an honest peer's do, so that more gets past the first checks.
+/// Entries that follow one another, as an honest peer's do, so that more gets past the first
+/// checks.
 fn run_of_entries(index: u64, term: u64, n: u64) -> Vec<Entry> {
     (1..=n).map(|i| entry(index.wrapping_add(i), term)).collect()
 }
@@ -280,10 +301,20 @@ fn any_message() -> impl Strategy<Value = Input> {
         prop_oneof![12 => Just(21u64), 1 => number()],
         kinds,
     );
-    let numbers = (number(), number(), number(), number(), number(), prop_oneof![4 => Just(0u64), 1 => number()]);
+    let numbers = (
+        number(),
+        number(),
+        number(),
+        number(),
+        number(),
+        prop_oneof![4 => Just(0u64), 1 => number()],
+    );
     let rest = (
         any::<bool>(),
-        prop_oneof![2 => Just(None), 1 => proptest::collection::vec(any_entry(), 0..4).prop_map(Some)],
+        prop_oneof![
+            2 => Just(None),
+            1 => proptest::collection::vec(any_entry(), 0..4).prop_map(Some),
+        ],
         0..4u64,
         any::<bool>(),
         prop_oneof![Just(&b""[..]), Just(&b"CampaignTransfer"[..]), Just(&[0u8; 16][..])],
@@ -292,20 +323,37 @@ fn any_message() -> impl Strategy<Value = Input> {
         let (node, other_id, to, kind) = ids;
         let (term, index, log_term, commit, reject_hint, request_snapshot) = numbers;
         let (reject, entries, run, has_snapshot, context) = rest;
-        let mut message = Message { term, index, log_term, commit, reject_hint, request_snapshot, reject, ..Message::default() };
+        let mut message = Message {
+            term,
+            index,
+            log_term,
+            commit,
+            reject_hint,
+            request_snapshot,
+            reject,
+            ..Message::default()
+        };
         message.set_msg_type(kind);
         message.from = if other_id == 0 { 20 + node.min(9) } else { other_id };
         message.to = to;
         message.context = Bytes::from_static(context);
         match entries {
             Some(entries) => message.set_entries(entries.into()),
-            None if kind == MessageType::MsgAppend => message.set_entries(run_of_entries(index, term, run).into()),
+            None if kind == MessageType::MsgAppend => {
+                message.set_entries(run_of_entries(index, term, run).into())
+            }
             None => {}
         }
         if has_snapshot && kind == MessageType::MsgSnapshot {
             message.mut_snapshot().mut_metadata().index = commit;
         }
-        let envelope = Envelope { shard: SHARD, epoch: Epoch::default(), committed: commit, timing: Timing::default(), message };
+        let envelope = Envelope {
+            shard: SHARD,
+            epoch: Epoch::default(),
+            committed: commit,
+            timing: Timing::default(),
+            message,
+        };
         Input::Message { from: NodeId(node), envelope: Box::new(envelope) }
     })
 }
@@ -362,7 +410,9 @@ impl Lonely {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         match input {
-            Input::Message { from, envelope } => self.core.handle(Event::Message { from, envelope: *envelope }),
+            Input::Message { from, envelope } => {
+                self.core.handle(Event::Message { from, envelope: *envelope })
+            }
             Input::Ticks(n) => (0..n).for_each(|_| self.core.handle(Event::Tick)),
             Input::Persisted if !self.persists.is_empty() => {
                 let write = self.persists.remove(0);
@@ -375,7 +425,11 @@ impl Lonely {
             Input::Persisted | Input::Applied => {}
             Input::Pass => self.pass(),
             Input::Put => {
-                self.core.handle(Event::Ask { ticket, ask: Ask::Write { shard, command: put() }, deadline });
+                self.core.handle(Event::Ask {
+                    ticket,
+                    ask: Ask::Write { shard, command: put() },
+                    deadline,
+                });
             }
             Input::Get => self.core.handle(Event::Ask {
                 ticket,
@@ -387,7 +441,9 @@ impl Lonely {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 4000, failure_persistence: None, ..ProptestConfig::default()
+    })]
 
     #[test]
     fn no_message_ends_the_process(inputs in proptest::collection::vec(any_input(), 1..40)) {
@@ -449,8 +505,14 @@ fn a_shard_that_is_set_aside_leaves_nobody_waiting() {
     assert_eq!(cluster.open_tickets(), []);
 }
 
-/// Has node 3, which leads neither shard, be sent a snapshot after which the shard's range would be this one. Whether it is taken.
-fn offer(cluster: &mut Cluster, shard: ShardId, start: &'static str, end: Option<&'static str>) -> bool {
+/// Has node 3, which leads neither shard, be sent a snapshot after which the shard's range would be
+/// this one. Whether it is taken.
+fn offer(
+    cluster: &mut Cluster,
+    shard: ShardId,
+    start: &'static str,
+    end: Option<&'static str>,
+) -> bool {
     let replica = cluster.replica(N3, shard).unwrap();
     let raft = &replica.group.raw.raft;
     let (leader, term, index) = (raft.leader_id, raft.term, raft.raft_log.last_index() + 10);
@@ -483,7 +545,8 @@ fn install(cluster: &mut Cluster) {
     assert!(cluster.running_mut(N3).staged.is_empty());
 }
 
-/// A peer that lies about ranges must not leave a node with two owners of a key: it would never start again.
+/// A peer that lies about ranges must not leave a node with two owners of a key: it would never
+/// start again.
 #[test]
 fn no_snapshot_takes_keys_that_another_shard_of_the_node_has_or_is_about_to_have() {
     let (low, high) = (ShardId(2), ShardId(3));
@@ -503,6 +566,8 @@ fn no_snapshot_takes_keys_that_another_shard_of_the_node_has_or_is_about_to_have
     assert!(!offer(&mut cluster, high, "m", None), "the lower shard is about to have some of it");
     install(&mut cluster);
     let running = cluster.running_mut(N3);
-    let ranges = [low, high].map(|shard| running.core.replicas.get_mut(shard).unwrap().group.descriptor().range.clone());
+    let ranges = [low, high].map(|shard| {
+        running.core.replicas.get_mut(shard).unwrap().group.descriptor().range.clone()
+    });
     assert_eq!(ranges, [KeyRange::new("", Some("n".into())), KeyRange::new("p", None)]);
 }

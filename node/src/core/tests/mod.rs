@@ -1,6 +1,7 @@
 //! Tests of the core as a whole, over clusters in one thread.
 //!
-//! - [`cluster`] and [`network`]: the harness, with the simulation's nodes. [`crate::sim`] lets them live in simulated time.
+//! - [`cluster`] and [`network`]: the harness, with the simulation's nodes. [`crate::sim`] lets
+//!   them live in simulated time.
 //! - [`golden`]: golden scripts, one per behaviour, in `testdata`.
 //! - [`traps`]: one test per trap of raft-rs 0.7, named by its number.
 //! - [`bounds`]: limits at their least, queues filled. [`overload`]: more than a node can carry.

@@ -1,7 +1,8 @@
-//! The network between the members of a [`Cluster`](super::cluster::Cluster): explicit queues, one per pair of nodes and
-//! direction. Nothing arrives unless a test (or `settle`) delivers it.
+//! The network between the members of a [`Cluster`](super::cluster::Cluster): explicit queues, one
+//! per pair of nodes and direction. Nothing arrives unless a test (or `settle`) delivers it.
 //!
-//! A **cut** link loses what is put on it, a **held** one keeps it. What travels are the very bytes of [`wire`](crate::core::wire).
+//! A **cut** link loses what is put on it, a **held** one keeps it. What travels are the very bytes
+//! of [`wire`](crate::core::wire).
 
 use crate::sim::network::{Link, Packet};
 use flotilla_router::NodeId;
@@ -42,7 +43,11 @@ impl Network {
 
     /// The links on which something waits that may arrive by itself.
     pub(super) fn deliverable(&self) -> Vec<Link> {
-        self.queues.iter().filter(|(link, queue)| !queue.is_empty() && !self.held.contains(link)).map(|(link, _)| *link).collect()
+        self.queues
+            .iter()
+            .filter(|(link, queue)| !queue.is_empty() && !self.held.contains(link))
+            .map(|(link, _)| *link)
+            .collect()
     }
 
     /// From here on the link loses everything; gives back what was on it.
@@ -69,8 +74,11 @@ impl Network {
 
     /// Loses everything on its way to or from a node; gives back what was lost.
     pub(super) fn lose(&mut self, node: NodeId) -> Vec<(Link, Packet)> {
-        let links: Vec<Link> = self.queues.keys().copied().filter(|(from, to)| *from == node || *to == node).collect();
+        let links: Vec<Link> =
+            self.queues.keys().copied().filter(|(from, to)| *from == node || *to == node).collect();
         let queues = links.into_iter().filter_map(|link| Some((link, self.queues.remove(&link)?)));
-        queues.flat_map(|(link, queue)| queue.into_iter().map(move |packet| (link, packet))).collect()
+        queues
+            .flat_map(|(link, queue)| queue.into_iter().map(move |packet| (link, packet)))
+            .collect()
     }
 }

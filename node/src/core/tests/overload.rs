@@ -1,4 +1,5 @@
-//! More than a node can carry: what is in line, under way and in flight stays bounded, and whoever stands still keeps no other.
+//! More than a node can carry: what is in line, under way and in flight stays bounded, and whoever
+//! stands still keeps no other.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::{CoreConfig, Event};
@@ -11,14 +12,16 @@ const N1: NodeId = NodeId(1);
 const N3: NodeId = NodeId(3);
 const MIB: u64 = 1 << 20;
 
-/// Least limits on what is on its way: 16 MiB, of which a quarter may be proposed and not applied, and an eighth in flight to a follower.
+/// Least limits on what is on its way: 16 MiB, of which a quarter may be proposed and not applied,
+/// and an eighth in flight to a follower.
 fn small_flow() -> CoreConfig {
     let mut config = config();
     config.raft.inflight_bytes_max = 16 << 20;
     config
 }
 
-/// A shard of which nothing is applied fills what it may, in line and under way. Another one that its node leads goes on as before.
+/// A shard of which nothing is applied fills what it may, in line and under way. Another one that
+/// its node leads goes on as before.
 #[test]
 fn a_shard_that_stands_still_closes_no_others_line() {
     let mut config = small_flow();
@@ -32,11 +35,18 @@ fn a_shard_that_stands_still_closes_no_others_line() {
     assert!(leader == N1 || cluster.answer(ticket) == Some(&Answer::Transferred));
     cluster.running_mut(N1).take_aside(SHARD);
     let key = [&other.range.start[..], b"k"].concat();
-    let refused = |answer: Option<&Answer>| matches!(answer, Some(Answer::Refused(Refusal::Overloaded { .. })));
+    let refused = |answer: Option<&Answer>| {
+        matches!(answer, Some(Answer::Refused(Refusal::Overloaded { .. })))
+    };
     for round in 0..40 {
-        let tickets: Vec<_> = (0..8).map(|n| cluster.post_put(N1, &format!("\0k{n}"), &"v".repeat(256 << 10), FOREVER)).collect();
+        let tickets: Vec<_> = (0..8)
+            .map(|n| cluster.post_put(N1, &format!("\0k{n}"), &"v".repeat(256 << 10), FOREVER))
+            .collect();
         cluster.pass(N1);
-        assert!(round < 10 || tickets.iter().all(|ticket| refused(cluster.answer(*ticket))), "round {round}: it has no end");
+        assert!(
+            round < 10 || tickets.iter().all(|ticket| refused(cluster.answer(*ticket))),
+            "round {round}: it has no end"
+        );
         let puts: Vec<_> = (0..4)
             .map(|_| {
                 let op = Op::Put { key: key.clone().into(), value: vec![7; 200 << 10].into() };
@@ -45,7 +55,11 @@ fn a_shard_that_stands_still_closes_no_others_line() {
             .collect();
         cluster.run(2);
         for put in puts {
-            assert!(matches!(cluster.answer(put), Some(Answer::Written(_))), "round {round}: {:?}", cluster.answer(put));
+            assert!(
+                matches!(cluster.answer(put), Some(Answer::Written(_))),
+                "round {round}: {:?}",
+                cluster.answer(put)
+            );
         }
     }
     cluster.running_mut(N1).come_back();
@@ -53,7 +67,8 @@ fn a_shard_that_stands_still_closes_no_others_line() {
     assert!(cluster.is_level() && cluster.open_tickets().is_empty(), "{:?}", cluster.places());
 }
 
-/// What is committed and not applied is under way still: whoever writes it waits for it. So no more is proposed than apply keeps up with.
+/// What is committed and not applied is under way still: whoever writes it waits for it. So no more
+/// is proposed than apply keeps up with.
 #[test]
 fn no_more_is_proposed_than_is_applied_soon() {
     let mut cluster = Cluster::led_with(small_flow());
@@ -71,8 +86,8 @@ fn no_more_is_proposed_than_is_applied_soon() {
     assert!(cluster.is_level() && cluster.open_tickets().is_empty(), "{:?}", cluster.places());
 }
 
-/// A follower whose disk stands still answers heartbeats all the same. It is sent what it may have in flight and, ever more rarely, one
-/// message more; when its disk goes on it is level soon.
+/// A follower whose disk stands still answers heartbeats all the same. It is sent what it may have
+/// in flight and, ever more rarely, one message more; when its disk goes on it is level soon.
 #[test]
 fn a_follower_whose_disk_stands_still_is_sent_no_more() {
     let mut cluster = Cluster::led_with(small_flow());
@@ -91,7 +106,8 @@ fn a_follower_whose_disk_stands_still_is_sent_no_more() {
         "node 3 holds {} entries that are not on its disk",
         log.last_index() - log.persisted
     );
-    // Its disk goes on, one write at a time: each acknowledgement makes room for what it acknowledges, and no more.
+    // Its disk goes on, one write at a time: each acknowledgement makes room for what it
+    // acknowledges, and no more.
     for _ in 0..400 {
         cluster.work(N3, Lane::Persist);
         cluster.run(1);
@@ -104,7 +120,8 @@ fn a_follower_whose_disk_stands_still_is_sent_no_more() {
     assert_eq!(cluster.running_mut(N1).core.budgets.in_flight_bytes(N3), 0);
 }
 
-/// Reads send heartbeats, and raft-rs sends a follower that it probes the same message again with each answer.
+/// Reads send heartbeats, and raft-rs sends a follower that it probes the same message again with
+/// each answer.
 #[test]
 fn reads_do_not_multiply_what_a_probed_follower_is_sent() {
     let mut cluster = Cluster::led_with(small_flow());
@@ -118,7 +135,9 @@ fn reads_do_not_multiply_what_a_probed_follower_is_sent() {
         let found = cluster.get(N1, "k", Consistency::Linearizable);
         assert!(matches!(found, Some(Answer::Read { found: Some(_), .. })), "{found:?}");
     }
-    let sent = |line: &&String| line.starts_with("n1 -> n3") && line.contains("MsgAppend after") && !line.contains("[]");
+    let sent = |line: &&String| {
+        line.starts_with("n1 -> n3") && line.contains("MsgAppend after") && !line.contains("[]")
+    };
     let again = cluster.take_trace().iter().filter(sent).count();
     assert!(again <= 2, "it was sent {again} times more");
     cluster.running_mut(N3).release(Lane::Persist);
@@ -126,7 +145,8 @@ fn reads_do_not_multiply_what_a_probed_follower_is_sent() {
     assert!(cluster.is_level(), "{:?}", cluster.places());
 }
 
-/// Whoever sends, and however much: what a follower's disk has not taken yet lies in its memory, and has a bound.
+/// Whoever sends, and however much: what a follower's disk has not taken yet lies in its memory,
+/// and has a bound.
 #[test]
 fn a_follower_takes_in_no_more_than_its_disk_will_take() {
     let mut cluster = Cluster::led_with(small_flow());
@@ -144,7 +164,8 @@ fn a_follower_takes_in_no_more_than_its_disk_will_take() {
         let envelope = cluster.forge(N1, N3, |m| {
             m.set_msg_type(MessageType::MsgAppend);
             (m.index, m.log_term) = (index, term);
-            let entry = Entry { index: index + 1, term: m.term, data: payload.clone(), ..Entry::default() };
+            let entry =
+                Entry { index: index + 1, term: m.term, data: payload.clone(), ..Entry::default() };
             m.set_entries(vec![entry].into());
         });
         cluster.post(N3, Event::Message { from: N1, envelope });

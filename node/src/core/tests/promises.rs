@@ -1,5 +1,5 @@
-//! Whoever has heard a leader votes for nobody for an election timeout, whatever late messages and restarts make raft-rs forget. A
-//! lease read is only as good as that.
+//! Whoever has heard a leader votes for nobody for an election timeout, whatever late messages and
+//! restarts make raft-rs forget. A lease read is only as good as that.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::Event;
@@ -28,7 +28,13 @@ fn vote(cluster: &Cluster, node: NodeId) -> u64 {
 }
 
 /// A message as `from` could have sent it to `to`, `above` terms above that one's.
-fn forge(cluster: &mut Cluster, (from, to): (NodeId, NodeId), kind: MessageType, above: u64, context: &'static [u8]) {
+fn forge(
+    cluster: &mut Cluster,
+    (from, to): (NodeId, NodeId),
+    kind: MessageType,
+    above: u64,
+    context: &'static [u8],
+) {
     let envelope = cluster.forge(from, to, |message| {
         message.set_msg_type(kind);
         message.term += above;
@@ -88,9 +94,10 @@ fn a_leader_that_hands_over_releases_its_followers() {
     assert_eq!(vote(&cluster, N2), 23);
 }
 
-/// The whole of it, in the order in which it happens, for many shapes of timeouts: the leader's links stand still; one follower becomes a
-/// candidate, and what it says to the other is long on its way; the other hears the leader again, which reads at a quorum and so has a
-/// lease; then its links stand still once more, and the old words arrive.
+/// The whole of it, in the order in which it happens, for many shapes of timeouts: the leader's
+/// links stand still; one follower becomes a candidate, and what it says to the other is long on
+/// its way; the other hears the leader again, which reads at a quorum and so has a lease; then its
+/// links stand still once more, and the old words arrive.
 #[test]
 fn no_lease_outlives_the_promises_that_it_rests_on() {
     let mut played = 0;
@@ -98,12 +105,15 @@ fn no_lease_outlives_the_promises_that_it_rests_on() {
         let mut cluster = leased(seed);
         cluster.put(N1, "a", "1");
         cluster.run(3);
-        let timeout = |node| cluster.replica(node, SHARD).unwrap().group.raw.raft.randomized_election_timeout();
+        let timeout = |node| {
+            cluster.replica(node, SHARD).unwrap().group.raw.raft.randomized_election_timeout()
+        };
         let (follower, candidate) = if timeout(N2) > timeout(N3) { (N2, N3) } else { (N3, N2) };
         if timeout(N2) == timeout(N3) {
             continue;
         }
-        // The leader has just found its quorum active: it leads on for an election timeout without an answer.
+        // The leader has just found its quorum active: it leads on for an election timeout without
+        // an answer.
         while cluster.replica(N1, SHARD).unwrap().group.raw.raft.election_elapsed != 4 {
             cluster.run(1);
         }
@@ -139,7 +149,8 @@ fn no_lease_outlives_the_promises_that_it_rests_on() {
             let read = cluster.post_get(N1, "a", Consistency::Lease, FOREVER);
             cluster.pass(N1);
             let by_lease = matches!(cluster.answer(read), Some(Answer::Read { .. }));
-            let other_leads = [N2, N3].iter().any(|node| role(&cluster, *node) == StateRole::Leader);
+            let other_leads =
+                [N2, N3].iter().any(|node| role(&cluster, *node) == StateRole::Leader);
             assert!(!(by_lease && other_leads), "seed {seed}: a lease read beside another leader");
             cluster.run(1);
         }

@@ -1,5 +1,6 @@
-//! One test per trap of raft-rs 0.7 (`docs/raft-rs.md`), by its number. Where it can be shown, the trap is first sprung on a bare
-//! `RawNode`, so that we notice when a new raft-rs closes it; then the core is shown to avoid it.
+//! One test per trap of raft-rs 0.7 (`docs/raft-rs.md`), by its number. Where it can be shown, the
+//! trap is first sprung on a bare `RawNode`, so that we notice when a new raft-rs closes it; then
+//! the core is shown to avoid it.
 
 use super::cluster::{Answer, Cluster, FOREVER, SHARD, config};
 use crate::core::group::{entries, membership};
@@ -11,7 +12,10 @@ use bytes::{BufMut, Bytes};
 use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition};
 use flotilla_router::{Consistency, NodeId, ReplicaId};
 use flotilla_storage::{Read as _, keys, records};
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType, Snapshot};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
+    Snapshot,
+};
 use raft::storage::MemStorage;
 use raft::{GetEntriesContext, RawNode, ReadOnlyOption, Storage as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +27,8 @@ const N3: NodeId = NodeId(3);
 
 /// A bare member 1 of a group of three.
 fn bare(change: impl FnOnce(&mut raft::Config)) -> RawNode<MemStorage> {
-    let mut config = raft::Config { id: 1, election_tick: 10, heartbeat_tick: 3, ..raft::Config::default() };
+    let mut config =
+        raft::Config { id: 1, election_tick: 10, heartbeat_tick: 3, ..raft::Config::default() };
     change(&mut config);
     let storage = MemStorage::new_with_conf_state((vec![1, 2, 3], vec![]));
     RawNode::new(&config, storage, &slog::Logger::root(slog::Discard, slog::o!())).unwrap()
@@ -35,7 +40,8 @@ fn message(kind: MessageType, from: u64, term: u64) -> Message {
     message
 }
 
-/// Handles Readys; everything is persisted and applied at once. Returns what would be sent, and the confirmed contexts.
+/// Handles Readys; everything is persisted and applied at once. Returns what would be sent, and the
+/// confirmed contexts.
 fn handle(raw: &mut RawNode<MemStorage>) -> (Vec<Message>, Vec<Vec<u8>>) {
     let (mut sent, mut confirmed) = (Vec::new(), Vec::new());
     while raw.has_ready() {
@@ -94,24 +100,40 @@ fn trap_01_stale_read_index() {
     assert_eq!(handle(&mut raw).1, [b"x"], "confirmed by 1 and 3");
     raw.read_index(b"x".to_vec());
     raw.step(answer(2)).unwrap();
-    assert_eq!(handle(&mut raw).1, [b"x"], "the trap: 2 gave this answer before the second read began");
+    assert_eq!(
+        handle(&mut raw).1,
+        [b"x"],
+        "the trap: 2 gave this answer before the second read began"
+    );
 
-    // The core: heartbeats carry a context again, as it is, and whoever joined did so before it was first sent. A read that comes later
-    // has another, which a late answer to the first does not confirm.
+    // The core: heartbeats carry a context again, as it is, and whoever joined did so before it was
+    // first sent. A read that comes later has another, which a late answer to the first does not
+    // confirm.
     let mut cluster = Cluster::led();
     cluster.partition(&[N1], &[N3]);
     cluster.network.hold((N2, N1));
     let first = cluster.post_get(N1, "k", Consistency::Linearizable, FOREVER);
     cluster.settle();
-    assert_eq!(cluster.network.waiting((N2, N1)), 1, "the answer to the first context is on its way");
+    assert_eq!(
+        cluster.network.waiting((N2, N1)),
+        1,
+        "the answer to the first context is on its way"
+    );
     cluster.network.hold((N1, N2));
     let second = cluster.post_get(N1, "k", Consistency::Linearizable, FOREVER);
     cluster.tick(N1, 4);
     assert_eq!(cluster.running_mut(N1).core.counters().read_contexts, 2);
     cluster.deliver((N2, N1), 0);
     cluster.pass(N1);
-    assert!(matches!(cluster.answer(first), Some(Answer::Read { .. })), "it was asked before 2 answered");
-    assert_eq!(cluster.answer(second), None, "an answer to an earlier context confirmed a later one");
+    assert!(
+        matches!(cluster.answer(first), Some(Answer::Read { .. })),
+        "it was asked before 2 answered"
+    );
+    assert_eq!(
+        cluster.answer(second),
+        None,
+        "an answer to an earlier context confirmed a later one"
+    );
     cluster.network.heal();
     cluster.settle();
     assert!(matches!(cluster.answer(second), Some(Answer::Read { .. })));
@@ -131,18 +153,25 @@ fn trap_01_stale_read_index() {
         cluster.post_transfer(leader, SHARD, other);
         cluster.run(3);
     }
-    let incarnations: Vec<_> = contexts.iter().map(|c| u64::from_be_bytes(c[..8].try_into().unwrap())).collect();
+    let incarnations: Vec<_> =
+        contexts.iter().map(|c| u64::from_be_bytes(c[..8].try_into().unwrap())).collect();
     assert_eq!(incarnations, [1, 2], "{contexts:?}");
 }
 
 #[test]
 fn trap_02_empty_entries_have_a_type() {
-    let leave = Entry { index: 2, term: 1, entry_type: EntryType::EntryConfChangeV2, ..Entry::default() };
+    let leave =
+        Entry { index: 2, term: 1, entry_type: EntryType::EntryConfChangeV2, ..Entry::default() };
     let change = entries::conf_change(&leave).unwrap();
-    assert_eq!(change, Some(ConfChangeV2::default()), "the step out of joint consensus was taken for nothing");
+    assert_eq!(
+        change,
+        Some(ConfChangeV2::default()),
+        "the step out of joint consensus was taken for nothing"
+    );
     assert_eq!(entries::conf_change(&Entry::default()).unwrap(), None);
 
-    // Committed where it does not fit, it is refused by every replica alike, and applied as an entry.
+    // Committed where it does not fit, it is refused by every replica alike, and applied as an
+    // entry.
     let mut cluster = Cluster::led();
     for (index, entries) in [(2, vec![Entry { index: 3, term: 2, ..leave }]), (3, vec![])] {
         let envelope = cluster.forge(N1, N2, |m| {
@@ -170,7 +199,8 @@ fn trap_03_silent_drops() {
     raw.propose_conf_change(vec![], change.clone()).unwrap();
     assert!(raw.raft.has_pending_conf());
     raw.propose_conf_change(vec![], change).unwrap();
-    let kinds: Vec<_> = raw.raft.raft_log.unstable_entries().iter().map(Entry::get_entry_type).collect();
+    let kinds: Vec<_> =
+        raw.raft.raft_log.unstable_entries().iter().map(Entry::get_entry_type).collect();
     assert_eq!(kinds, [EntryType::EntryConfChangeV2, EntryType::EntryNormal]);
     // A read before the leader's first commit of its term vanishes.
     let mut raw = bare_leader(false, |_| {});
@@ -203,7 +233,10 @@ fn trap_03_silent_drops() {
     assert_eq!(cluster.running_mut(N1).core.counters().read_contexts, 0, "it was asked too early");
     cluster.running_mut(N2).release(Lane::Persist);
     cluster.settle();
-    assert!(matches!(cluster.answer(ticket), Some(Answer::Read { found: None, .. })), "no tick was needed");
+    assert!(
+        matches!(cluster.answer(ticket), Some(Answer::Read { found: None, .. })),
+        "no tick was needed"
+    );
 }
 
 #[test]
@@ -214,7 +247,10 @@ fn trap_04_a_peer_can_crash_the_process_through_step() {
     assert!(panics(|| drop(bare_leader(true, |_| {}).step(read()))), "a read without entries");
     let mut heartbeat = message(MessageType::MsgHeartbeat, 2, 1);
     heartbeat.commit = 9;
-    assert!(panics(|| drop(bare(|_| {}).step(heartbeat))), "a heartbeat that commits beyond the log");
+    assert!(
+        panics(|| drop(bare(|_| {}).step(heartbeat))),
+        "a heartbeat that commits beyond the log"
+    );
     let mut snapshot = message(MessageType::MsgSnapshot, 2, 1);
     snapshot.mut_snapshot().mut_metadata().index = 9;
     snapshot.mut_snapshot().mut_metadata().term = 1;
@@ -224,7 +260,10 @@ fn trap_04_a_peer_can_crash_the_process_through_step() {
     let mut append = message(MessageType::MsgAppend, 2, 1);
     (append.index, append.log_term) = (9, 0);
     append.set_entries(vec![Entry { index: 10, term: 1, ..Entry::default() }].into());
-    assert!(panics(|| drop(bare(|_| {}).step(append))), "an append after an entry that is not there, of term 0");
+    assert!(
+        panics(|| drop(bare(|_| {}).step(append))),
+        "an append after an entry that is not there, of term 0"
+    );
 
     // The same through the core. `messages` has the whole table.
     let mut cluster = Cluster::led();
@@ -256,7 +295,9 @@ fn trap_05_a_wiped_disk_under_an_old_replica_id() {
     cluster.run(6);
     let said = cluster.take_trace().join("\n");
     assert!(
-        said.contains("n2 quarantines s2") && said.contains("restore the directory") && said.contains("leave this node down"),
+        said.contains("n2 quarantines s2")
+            && said.contains("restore the directory")
+            && said.contains("leave this node down"),
         "{said}"
     );
     assert!(matches!(cluster.put(N1, "k", "w"), Some(Answer::Written(_))), "the others go on");
@@ -266,13 +307,16 @@ fn trap_05_a_wiped_disk_under_an_old_replica_id() {
 
 #[test]
 fn trap_06_randomness() {
-    let drawn: std::collections::BTreeSet<_> = (0..64).map(|_| bare(|_| {}).raft.randomized_election_timeout()).collect();
+    let drawn: std::collections::BTreeSet<_> =
+        (0..64).map(|_| bare(|_| {}).raft.randomized_election_timeout()).collect();
     assert!(drawn.len() > 1, "raft-rs draws its timeouts");
 
     let timeouts = |seed| {
         let mut cluster = Cluster::new(3, 8, CoreConfig { seed, ..config() });
         cluster.run(20);
-        let of = |id, shard| cluster.replica(id, shard).unwrap().group.raw.raft.randomized_election_timeout();
+        let of = |id, shard| {
+            cluster.replica(id, shard).unwrap().group.raw.raft.randomized_election_timeout()
+        };
         cluster
             .nodes()
             .into_iter()
@@ -285,7 +329,10 @@ fn trap_06_randomness() {
     assert_ne!(first, timeouts(2), "another seed");
     let ticks = config().raft.election_ticks;
     assert!(first.iter().all(|t| (ticks..2 * ticks).contains(t)), "{first:?}");
-    assert!(first.iter().collect::<std::collections::BTreeSet<_>>().len() > 6, "they are spread: {first:?}");
+    assert!(
+        first.iter().collect::<std::collections::BTreeSet<_>>().len() > 6,
+        "they are spread: {first:?}"
+    );
 
     // Many ticks in one pass must not run on a timeout that raft-rs drew in between.
     let campaigns = || {
@@ -306,7 +353,10 @@ fn trap_06_randomness() {
 fn trap_07_defaults_are_not_for_production() {
     let theirs = raft::Config::default();
     assert_eq!((theirs.max_size_per_msg, theirs.pre_vote, theirs.check_quorum), (0, false, false));
-    assert_eq!((theirs.max_uncommitted_size, theirs.max_committed_size_per_ready), (u64::MAX, u64::MAX));
+    assert_eq!(
+        (theirs.max_uncommitted_size, theirs.max_committed_size_per_ready),
+        (u64::MAX, u64::MAX)
+    );
     let ours = CoreConfig::default().raft(ReplicaId(1), 0);
     ours.validate().unwrap();
     assert!(ours.pre_vote && ours.check_quorum && ours.max_size_per_msg == 1 << 20);
@@ -334,11 +384,16 @@ fn trap_08_the_log_shows_entries_before_they_are_persisted() {
 fn trap_09_each_read_index_broadcasts() {
     let mut raw = bare_leader(true, |_| {});
     (0..5u8).for_each(|i| raw.read_index(vec![i]));
-    assert_eq!(handle(&mut raw).0.iter().filter(|m| read_context(m)).count(), 10, "five contexts, two followers");
+    assert_eq!(
+        handle(&mut raw).0.iter().filter(|m| read_context(m)).count(),
+        10,
+        "five contexts, two followers"
+    );
 
     let mut cluster = Cluster::led();
     cluster.take_contexts();
-    let tickets: Vec<_> = (0..5).map(|_| cluster.post_get(N1, "k", Consistency::Linearizable, FOREVER)).collect();
+    let tickets: Vec<_> =
+        (0..5).map(|_| cluster.post_get(N1, "k", Consistency::Linearizable, FOREVER)).collect();
     cluster.pass(N1);
     assert_eq!(cluster.take_contexts().len(), 1);
     cluster.settle();
@@ -365,23 +420,37 @@ fn trap_10_lease_based_reads_check_no_clock() {
     // The process stands still for longer than a lease, and does not know it: only the clock does.
     cluster.pause(N1, Duration::from_secs(2));
     cluster.partition(&[N1], &[N2, N3]);
-    assert_eq!(cluster.get(N1, "k", Consistency::Lease), None, "answered on a lease that had run out");
+    assert_eq!(
+        cluster.get(N1, "k", Consistency::Lease),
+        None,
+        "answered on a lease that had run out"
+    );
     assert_eq!(cluster.running_mut(N1).core.counters().lease_reads, 1);
 }
 
 #[test]
 fn trap_11_applied_above_commit_at_start() {
     let discard = slog::Logger::root(slog::Discard, slog::o!());
-    let bad = raft::Config { id: 1, applied: 5, election_tick: 10, heartbeat_tick: 3, ..raft::Config::default() };
+    let bad = raft::Config {
+        id: 1,
+        applied: 5,
+        election_tick: 10,
+        heartbeat_tick: 3,
+        ..raft::Config::default()
+    };
     let storage = || MemStorage::new_with_conf_state((vec![1, 2, 3], vec![]));
-    assert!(panics(|| drop(RawNode::new(&bad, storage(), &discard))), "raft-rs starts above its commit");
+    assert!(
+        panics(|| drop(RawNode::new(&bad, storage(), &discard))),
+        "raft-rs starts above its commit"
+    );
 
     // A commit index alone is not written for its own sake, so this is an ordinary crash.
     let mut cluster = Cluster::led();
     cluster.put(N1, "k", "v");
     cluster.crash(N2, usize::MAX);
     let key = keys::state(SHARD, keys::StateTag::HardState);
-    let record = cluster.member(N2).engine.get(flotilla_storage::Family::State, &key).unwrap().unwrap();
+    let record =
+        cluster.member(N2).engine.get(flotilla_storage::Family::State, &key).unwrap().unwrap();
     let stored = records::decode_hard_state(&key, &record).unwrap();
     let found = cluster.member(N2).on_disk(SHARD);
     assert!(stored.commit < found.applied.index, "{stored:?} {:?}", found.applied);
@@ -430,12 +499,19 @@ fn trap_14_a_removed_leader_goes_on() {
     handle(&mut raw);
     let mut single = ConfChangeSingle { node_id: 1, ..ConfChangeSingle::default() };
     single.set_change_type(ConfChangeType::RemoveNode);
-    raw.apply_conf_change(&ConfChangeV2 { changes: vec![single].into(), ..ConfChangeV2::default() }).unwrap();
+    raw.apply_conf_change(&ConfChangeV2 {
+        changes: vec![single].into(),
+        ..ConfChangeV2::default()
+    })
+    .unwrap();
     for _ in 0..3 {
         raw.tick();
     }
     assert_eq!(raw.raft.state, raft::StateRole::Leader);
-    assert!(handle(&mut raw).0.iter().any(|m| m.get_msg_type() == MessageType::MsgHeartbeat), "it still heartbeats");
+    assert!(
+        handle(&mut raw).0.iter().any(|m| m.get_msg_type() == MessageType::MsgHeartbeat),
+        "it still heartbeats"
+    );
 
     // It has no progress of its own any more, and raft-rs looks at it when the next entry commits.
     let last = raw.raft.raft_log.last_index();
@@ -448,14 +524,18 @@ fn trap_14_a_removed_leader_goes_on() {
     });
     assert!(ended, "raft-rs has closed the trap");
 
-    // A leader is to hand over before it is removed; hand-over is here, and ends with another leader or with an answer.
+    // A leader is to hand over before it is removed; hand-over is here, and ends with another
+    // leader or with an answer.
     let mut cluster = Cluster::led();
     let ticket = cluster.post_transfer(N1, SHARD, N3);
     cluster.settle();
-    assert_eq!((cluster.answer(ticket), cluster.leader(SHARD)), (Some(&Answer::Transferred), Some(N3)));
+    assert_eq!(
+        (cluster.answer(ticket), cluster.leader(SHARD)),
+        (Some(&Answer::Transferred), Some(N3))
+    );
 
-    // And if its removal was in the log when it was elected, it leads until that is applied, and no longer. The core has no event that
-    // changes a membership yet.
+    // And if its removal was in the log when it was elected, it leads until that is applied, and no
+    // longer. The core has no event that changes a membership yet.
     let shard = &cluster.shards[0];
     let replica = shard.on_node(N3).unwrap().id;
     let (operation, expected) = (OperationId(1), shard.epoch);
@@ -479,7 +559,11 @@ fn trap_15_inflight_buffers_are_freed_when_idle() {
     (0..4).for_each(|i| drop(cluster.put(N1, "k", &i.to_string())));
     cluster.run(10);
     let raft = &cluster.replica(N1, SHARD).unwrap().group.raw.raft;
-    assert_eq!(raft.inflight_buffers_size(), 0, "bytes are kept for every follower of an idle group");
+    assert_eq!(
+        raft.inflight_buffers_size(),
+        0,
+        "bytes are kept for every follower of an idle group"
+    );
     assert!(matches!(cluster.put(N1, "k", "v"), Some(Answer::Written(_))));
 }
 
@@ -492,7 +576,8 @@ fn trap_04_a_forged_snapshot_is_refused() {
     let spoil: [fn(&mut flotilla_router::Descriptor); 3] = [
         |d| d.replicas.push(d.replicas[0]),
         |d| {
-            let twice = flotilla_router::Replica { role: flotilla_router::Role::Learner, ..d.replicas[1] };
+            let twice =
+                flotilla_router::Replica { role: flotilla_router::Role::Learner, ..d.replicas[1] };
             d.replicas.push(twice);
         },
         |d| d.replicas.iter_mut().for_each(|r| r.role = flotilla_router::Role::Learner),
@@ -501,7 +586,12 @@ fn trap_04_a_forged_snapshot_is_refused() {
         let mut descriptor = honest.clone();
         spoil(&mut descriptor);
         let at = flotilla_storage::LogPosition { index: 9, term: 2 };
-        let manifest = flotilla_storage::SnapshotManifest { descriptor, at, revision: Default::default(), files: vec![] };
+        let manifest = flotilla_storage::SnapshotManifest {
+            descriptor,
+            at,
+            revision: Default::default(),
+            files: vec![],
+        };
         let envelope = cluster.forge(N1, N2, |m| {
             m.set_msg_type(MessageType::MsgSnapshot);
             let mut snapshot = Snapshot::default();
@@ -520,12 +610,15 @@ fn trap_04_a_forged_snapshot_is_refused() {
 
 /// What peer 2 would be sent, and whether each append's entries follow the place that it names.
 fn appends_in_place<'a>(messages: impl Iterator<Item = &'a Message>) -> Vec<bool> {
-    let appends = messages.filter(|m| m.get_msg_type() == MessageType::MsgAppend && m.to % 10 == 2 && !m.entries.is_empty());
+    let appends = messages.filter(|m| {
+        m.get_msg_type() == MessageType::MsgAppend && m.to % 10 == 2 && !m.entries.is_empty()
+    });
     appends.map(|m| m.entries[0].index == m.index + 1).collect()
 }
 
-/// An empty append, which only tells of a commit, waits to be sent when the follower turns out to be further behind: raft-rs adds
-/// the entries that it lacks to that message, which names a place above them.
+/// An empty append, which only tells of a commit, waits to be sent when the follower turns out to
+/// be further behind: raft-rs adds the entries that it lacks to that message, which names a place
+/// above them.
 #[test]
 fn trap_16_entries_are_never_sent_behind_a_place_that_is_not_below_them() {
     // Sprung on a bare leader.
@@ -580,8 +673,9 @@ fn trap_16_entries_are_never_sent_behind_a_place_that_is_not_below_them() {
     assert_eq!(in_place, [true]);
 }
 
-/// With `batch_append`, entries are added to an append that waits to be sent, however large it has become: a follower that lagged is
-/// sent everything in one message, which no frame carries, and again, and again.
+/// With `batch_append`, entries are added to an append that waits to be sent, however large it has
+/// become: a follower that lagged is sent everything in one message, which no frame carries, and
+/// again, and again.
 #[test]
 fn trap_18_many_large_entries_never_become_one_message() {
     // Sprung on a bare leader: each proposal alone is as large as a message may be.
@@ -597,7 +691,8 @@ fn trap_18_many_large_entries_never_become_one_message() {
     let (sent, _) = handle(&mut raw);
     assert!(sent.iter().any(|m| m.entries.len() == 8), "raft-rs has closed the trap: {sent:?}");
 
-    // The core: whatever is proposed at once, and whatever a follower lacks. The cluster refuses frames that are too large.
+    // The core: whatever is proposed at once, and whatever a follower lacks. The cluster refuses
+    // frames that are too large.
     let mut config = config();
     config.frame_bytes_max = 64 << 10;
     config.raft.message_bytes_max = 8 << 10;
@@ -608,10 +703,15 @@ fn trap_18_many_large_entries_never_become_one_message() {
         if lagging {
             cluster.partition(&[N1], &[N2]);
         }
-        let tickets: Vec<_> = (0..64).map(|n| cluster.post_put(N1, &format!("k{n}"), &value, FOREVER)).collect();
+        let tickets: Vec<_> =
+            (0..64).map(|n| cluster.post_put(N1, &format!("k{n}"), &value, FOREVER)).collect();
         cluster.settle();
         for ticket in tickets {
-            assert!(matches!(cluster.answer(ticket), Some(Answer::Written(_))), "{:?}", cluster.answer(ticket));
+            assert!(
+                matches!(cluster.answer(ticket), Some(Answer::Written(_))),
+                "{:?}",
+                cluster.answer(ticket)
+            );
         }
     }
     cluster.network.heal();

@@ -40,13 +40,15 @@ impl Admin {
 
     /// Answers another node.
     pub(in crate::shell) async fn answer_peer(&self, question: &[u8]) -> Result<Reply, Refusal> {
-        let question: AdminRequest = serde_json::from_slice(question)
-            .map_err(|e| Refusal::Invalid { why: format!("an admin question that this version can't read: {e}") })?;
+        let question: AdminRequest = serde_json::from_slice(question).map_err(|e| {
+            Refusal::Invalid { why: format!("an admin question that this version can't read: {e}") }
+        })?;
         let answer = match question {
             AdminRequest::Node => json(&self.own_view()),
             AdminRequest::Shards { ids } => {
                 let table = self.forwarder.routes.table();
-                let shards: Vec<_> = ids.iter().filter_map(|id| table.shard(*id).cloned()).collect();
+                let shards: Vec<_> =
+                    ids.iter().filter_map(|id| table.shard(*id).cloned()).collect();
                 json(&self.local_views(&shards).await?)
             }
             AdminRequest::Transfer { shard, to } => {
@@ -54,7 +56,12 @@ impl Admin {
                 json(&())
             }
         };
-        Ok(Reply { shard: ShardId::META, node: self.forwarder.node, answer: Answer::Admin(answer), staleness: None })
+        Ok(Reply {
+            shard: ShardId::META,
+            node: self.forwarder.node,
+            answer: Answer::Admin(answer),
+            staleness: None,
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! The admin API's answers: what this node knows, and what it asks the others for.
 //!
-//! Who leads a shard knows most about it. A list of shards is therefore put together from what each leading node says, asked
-//! once each; where a node does not answer in time, what is known here stands in for it.
+//! Who leads a shard knows most about it. A list of shards is therefore put together from what each
+//! leading node says, asked once each; where a node does not answer in time, what is known here
+//! stands in for it.
 
 mod asking;
 mod nodes;
@@ -15,9 +16,12 @@ use crate::shell::reading::Readers;
 use asking::AdminRequest;
 use flotilla_ops::Ordered;
 use flotilla_ops::admin::{
-    ClusterView, Explanation, LeaderCount, NodeState, NodeView, Quorum, ShardView, Transfer, text_or_base64,
+    ClusterView, Explanation, LeaderCount, NodeState, NodeView, Quorum, ShardView, Transfer,
+    text_or_base64,
 };
-use flotilla_router::{ClusterId, Consistency, Descriptor, Epoch, Incarnation, NodeId, Refusal, ShardId};
+use flotilla_router::{
+    ClusterId, Consistency, Descriptor, Epoch, Incarnation, NodeId, Refusal, ShardId,
+};
 use flotilla_storage::read::HashLook;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -57,11 +61,15 @@ impl flotilla_ops::Admin for Admin {
     async fn cluster(&self) -> Result<ClusterView, Refusal> {
         let table = self.forwarder.routes.table();
         let shards: Vec<_> = table.shards().filter(|s| !s.id.is_meta()).collect();
-        let leaders: Vec<_> = shards.iter().filter_map(|s| self.forwarder.routes.leader(s.id)).collect();
+        let leaders: Vec<_> =
+            shards.iter().filter_map(|s| self.forwarder.routes.leader(s.id)).collect();
         let leaders_per_node = self
             .nodes
             .keys()
-            .map(|node| LeaderCount { node: *node, leaders: leaders.iter().filter(|l| *l == node).count() })
+            .map(|node| LeaderCount {
+                node: *node,
+                leaders: leaders.iter().filter(|l| *l == node).count(),
+            })
             .collect();
         Ok(ClusterView {
             id: self.cluster,
@@ -83,15 +91,25 @@ impl flotilla_ops::Admin for Admin {
 
     async fn node(&self, id: NodeId) -> Result<NodeView, Refusal> {
         if !self.nodes.contains_key(&id) {
-            return Err(Refusal::NotFound { what: format!("node {id}; GET /v1/admin/nodes lists them") });
+            return Err(Refusal::NotFound {
+                what: format!("node {id}; GET /v1/admin/nodes lists them"),
+            });
         }
         Ok(self.node_view(id).await)
     }
 
-    async fn shards(&self, after: Option<ShardId>, limit: usize) -> Result<Vec<ShardView>, Refusal> {
+    async fn shards(
+        &self,
+        after: Option<ShardId>,
+        limit: usize,
+    ) -> Result<Vec<ShardView>, Refusal> {
         let table = self.forwarder.routes.table();
-        let page: Vec<Arc<Descriptor>> =
-            table.shards().filter(|s| after.is_none_or(|after| s.id > after)).take(limit).cloned().collect();
+        let page: Vec<Arc<Descriptor>> = table
+            .shards()
+            .filter(|s| after.is_none_or(|after| s.id > after))
+            .take(limit)
+            .cloned()
+            .collect();
         self.views(&page).await
     }
 
@@ -112,14 +130,25 @@ impl flotilla_ops::Admin for Admin {
         let nodes: Vec<_> = descriptor.replicas.iter().map(|r| r.node.to_string()).collect();
         let mut why = vec![
             format!("The key lies in {:?}, which shard {} owns.", descriptor.range, descriptor.id),
-            format!("The shard is kept on nodes {}, as it was placed when it was made.", nodes.join(", ")),
+            format!(
+                "The shard is kept on nodes {}, as it was placed when it was made.",
+                nodes.join(", ")
+            ),
         ];
         why.push(match shard.leader {
-            Some(leader) => format!("Node {leader} leads it: writes and linearizable reads go there."),
-            None => "No node is known to lead it: an election is under way, or a majority of its nodes is away.".into(),
+            Some(leader) => {
+                format!("Node {leader} leads it: writes and linearizable reads go there.")
+            }
+            None => "No node is known to lead it: an election is under way, or a majority of its \
+                     nodes is away."
+                .into(),
         });
         let behind = shard.replicas.iter().filter(|r| r.lag.is_some_and(|lag| lag > 0));
-        why.extend(behind.map(|r| format!("Node {} is {} entries behind.", r.node, r.lag.unwrap_or_default())));
+        why.extend(
+            behind.map(|r| {
+                format!("Node {} is {} entries behind.", r.node, r.lag.unwrap_or_default())
+            }),
+        );
         let (key, key_b64) = text_or_base64(key);
         Ok(Explanation { key, key_b64, shard, answered_by: self.forwarder.node, why })
     }
@@ -138,11 +167,16 @@ impl flotilla_ops::Admin for Admin {
             return Ok(Ordered::EpochMoved { current: descriptor.epoch });
         }
         if !self.nodes.contains_key(&to) {
-            return Err(Refusal::NotFound { what: format!("node {to}; GET /v1/admin/nodes lists them") });
+            return Err(Refusal::NotFound {
+                what: format!("node {to}; GET /v1/admin/nodes lists them"),
+            });
         }
         if !descriptor.voters_now().any(|v| v.node == to) {
             let voters: Vec<_> = descriptor.voters_now().map(|v| v.node.to_string()).collect();
-            let why = format!("node {to} holds no voter of shard {shard}; nodes {} do", voters.join(", "));
+            let why = format!(
+                "node {to} holds no voter of shard {shard}; nodes {} do",
+                voters.join(", ")
+            );
             return Err(Refusal::Conflict { why });
         }
         let leader_before = self.forwarder.routes.leader(shard);
@@ -165,7 +199,9 @@ impl flotilla_ops::Admin for Admin {
 impl Admin {
     fn descriptor(&self, id: ShardId) -> Result<Arc<Descriptor>, Refusal> {
         let table = self.forwarder.routes.table();
-        table.shard(id).cloned().ok_or_else(|| Refusal::NotFound { what: format!("shard {id}; GET /v1/admin/shards lists them") })
+        table.shard(id).cloned().ok_or_else(|| Refusal::NotFound {
+            what: format!("shard {id}; GET /v1/admin/shards lists them"),
+        })
     }
 
     fn state_of(&self, node: NodeId) -> NodeState {
@@ -184,17 +220,26 @@ impl Admin {
         let mut refusal = Refusal::NoLeader { shard };
         while Instant::now() < deadline {
             let done = match self.forwarder.routes.leader(shard) {
-                Some(leader) if leader == self.forwarder.node => self.hand_over_here(shard, to).await,
-                Some(leader) => self.ask(leader, &AdminRequest::Transfer { shard, to }, deadline).await,
+                Some(leader) if leader == self.forwarder.node => {
+                    self.hand_over_here(shard, to).await
+                }
+                Some(leader) => {
+                    self.ask(leader, &AdminRequest::Transfer { shard, to }, deadline).await
+                }
                 None => Err(Refusal::NoLeader { shard }),
             };
             match done {
                 Ok(()) => {
-                    // The new leader says so itself in a moment; who asks next is sent there already.
+                    // The new leader says so itself in a moment; who asks next is sent there
+                    // already.
                     self.forwarder.routes.set_leader(shard, Some(to));
                     return Ok(());
                 }
-                Err(no @ (Refusal::NotLeader { .. } | Refusal::NoLeader { .. } | Refusal::NotHosted { .. })) => refusal = no,
+                Err(
+                    no @ (Refusal::NotLeader { .. }
+                    | Refusal::NoLeader { .. }
+                    | Refusal::NotHosted { .. }),
+                ) => refusal = no,
                 Err(no) => return Err(no),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -212,9 +257,11 @@ impl Admin {
     /// Works out the local replica's hash, which reads all of the shard.
     async fn add_hash(&self, view: &mut ShardView) -> Result<(), Refusal> {
         let deadline = Instant::now() + PEER_PATIENCE;
-        let ask = core::Ask::Read { shard: view.id, consistency: Consistency::Stale { age_max: None } };
+        let ask =
+            core::Ask::Read { shard: view.id, consistency: Consistency::Stale { age_max: None } };
         let grant = self.mailbox.ask(ask, deadline, Refusal::ShuttingDown).await?.granted()?;
-        let hash = self.readers.hash(HashLook::new(&grant.descriptor), view.id, &grant.view).await?;
+        let hash =
+            self.readers.hash(HashLook::new(&grant.descriptor), view.id, &grant.view).await?;
         if let Some(local) = &mut view.local {
             local.applied = hash.applied.index;
             local.hash = Some(format!("{:016x}", hash.hash));

@@ -1,4 +1,5 @@
-//! What is shown of nodes: of this one what it knows, of the others what they say in time, or what stands in the map.
+//! What is shown of nodes: of this one what it knows, of the others what they say in time, or what
+//! stands in the map.
 
 use super::Admin;
 use super::PEER_PATIENCE;
@@ -33,7 +34,10 @@ impl Admin {
             incarnation: None,
             version: None,
             replicas: table.shards().filter(|s| s.on_node(node).is_some()).count(),
-            leaders: table.shards().filter(|s| self.forwarder.routes.leader(s.id) == Some(node)).count(),
+            leaders: table
+                .shards()
+                .filter(|s| self.forwarder.routes.leader(s.id) == Some(node))
+                .count(),
             disk: None,
             apply_lag: None,
             rtt_seconds: None,

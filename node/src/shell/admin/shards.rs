@@ -1,5 +1,5 @@
-//! What is shown of shards: who leads one knows most about it, so each node that leads some is asked once, and where it does
-//! not answer in time, what is known here stands in for it.
+//! What is shown of shards: who leads one knows most about it, so each node that leads some is
+//! asked once, and where it does not answer in time, what is known here stands in for it.
 
 use super::Admin;
 use super::PEER_PATIENCE;
@@ -7,7 +7,9 @@ use super::asking::AdminRequest;
 use crate::core::report::{Part, Progress, ShardReport};
 use crate::core::{self, Done};
 use crate::shell::mailbox::{Answered, another_answer};
-use flotilla_ops::admin::{LocalView, ProgressState, RangeView, ReplicaState, ReplicaView, ShardView};
+use flotilla_ops::admin::{
+    LocalView, ProgressState, RangeView, ReplicaState, ReplicaView, ShardView,
+};
 use flotilla_router::{Descriptor, NodeId, Refusal, ShardId};
 use flotilla_storage::{Engine as _, keys};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,18 +26,27 @@ impl Admin {
     }
 
     /// What this node knows of some shards, in their order.
-    pub(super) async fn local_views(&self, shards: &[Arc<Descriptor>]) -> Result<Vec<ShardView>, Refusal> {
-        let (Some(first), Some(last)) = (shards.iter().map(|s| s.id).min(), shards.iter().map(|s| s.id).max()) else {
+    pub(super) async fn local_views(
+        &self,
+        shards: &[Arc<Descriptor>],
+    ) -> Result<Vec<ShardView>, Refusal> {
+        let (Some(first), Some(last)) =
+            (shards.iter().map(|s| s.id).min(), shards.iter().map(|s| s.id).max())
+        else {
             return Ok(Vec::new());
         };
         let span = (last.0 - first.0 + 1) as usize;
         let reports = self.inspect(ShardId(first.0 - 1), span).await?;
-        let mut reports: BTreeMap<_, _> = reports.into_iter().map(|r| (r.descriptor.id, r)).collect();
+        let mut reports: BTreeMap<_, _> =
+            reports.into_iter().map(|r| (r.descriptor.id, r)).collect();
         Ok(shards.iter().map(|s| self.view(s, reports.remove(&s.id))).collect())
     }
 
     /// What the cluster knows of some shards, in their order.
-    pub(super) async fn views(&self, shards: &[Arc<Descriptor>]) -> Result<Vec<ShardView>, Refusal> {
+    pub(super) async fn views(
+        &self,
+        shards: &[Arc<Descriptor>],
+    ) -> Result<Vec<ShardView>, Refusal> {
         let mut views = self.local_views(shards).await?;
         let mut elsewhere: BTreeMap<NodeId, BTreeSet<ShardId>> = BTreeMap::new();
         for view in &views {
@@ -48,11 +59,15 @@ impl Admin {
             let question = AdminRequest::Shards { ids: ids.into_iter().collect() };
             self.ask::<Vec<ShardView>>(node, &question, deadline).await.unwrap_or_default()
         });
-        let answers: Vec<_> = futures_util::future::join_all(asked).await.into_iter().flatten().collect();
+        let answers: Vec<_> =
+            futures_util::future::join_all(asked).await.into_iter().flatten().collect();
         let mut by_leader: BTreeMap<_, _> = answers.into_iter().map(|v| (v.id, v)).collect();
         for view in &mut views {
             // Only one who leads knows more than a follower.
-            if let Some(told) = by_leader.remove(&view.id).filter(|v| v.replicas.iter().any(|r| r.matched.is_some())) {
+            if let Some(told) = by_leader
+                .remove(&view.id)
+                .filter(|v| v.replicas.iter().any(|r| r.matched.is_some()))
+            {
                 let local = view.local.take();
                 *view = ShardView { local, ..told };
             }
@@ -70,7 +85,8 @@ impl Admin {
             Part::PreCandidate => ReplicaState::PreCandidate,
         };
         let replicas = descriptor.replicas.iter().map(|replica| {
-            let progress = report.as_ref().and_then(|r| r.followers.iter().find(|f| f.replica == replica.id));
+            let progress =
+                report.as_ref().and_then(|r| r.followers.iter().find(|f| f.replica == replica.id));
             let last = report.as_ref().map(|r| r.log.1);
             let state = match &report {
                 Some(report) if replica.node == me => state_of(report.part),
@@ -109,7 +125,12 @@ impl Admin {
         let (start, end) = keys::data_range(descriptor.id.key_space(), &descriptor.range);
         let led_here = leader == Some(me);
         let rates = &self.state.rates;
-        let rate = rates.lock().expect("nothing panics while it holds the rates").last().get(&descriptor.id).copied();
+        let rate = rates
+            .lock()
+            .expect("nothing panics while it holds the rates")
+            .last()
+            .get(&descriptor.id)
+            .copied();
         let rate = rate.unwrap_or_default();
         ShardView {
             id: descriptor.id,

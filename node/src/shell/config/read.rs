@@ -1,8 +1,10 @@
-//! From a file and flags to a table, and from the table to a [`Config`]; what can't be read names its key and the cure.
+//! From a file and flags to a table, and from the table to a [`Config`]; what can't be read names
+//! its key and the cure.
 //!
-//! A flag's value is read by the type of its key: text is text, so that `--cluster 1234567890123456` and `--data 2024` are names and
-//! no numbers; numbers, switches and lists are written as in TOML. Paths in flags are relative to where they were typed, paths in
-//! the file to the file's folder. A byte order mark in front of the file is passed over.
+//! A flag's value is read by the type of its key: text is text, so that
+//! `--cluster 1234567890123456` and `--data 2024` are names and no numbers; numbers, switches and
+//! lists are written as in TOML. Paths in flags are relative to where they were typed, paths in the
+//! file to the file's folder. A byte order mark in front of the file is passed over.
 
 use super::{Config, ConfigError};
 use std::path::Path;
@@ -21,7 +23,8 @@ pub(super) fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Co
     let kinds = Table::try_from(Config::sample()).expect("every field has a form in TOML");
     for (key, text) in flags {
         let kind = find(&kinds, key);
-        let value = parse_flag(kind, text).map_err(|why| ConfigError(format!("{}: {why}", flag(key))))?;
+        let value =
+            parse_flag(kind, text).map_err(|why| ConfigError(format!("{}: {why}", flag(key))))?;
         put(&mut table, key, value).map_err(|why| ConfigError(format!("{}: {why}", flag(key))))?;
     }
     as_many_replicas_as_there_are_nodes(&mut table);
@@ -35,11 +38,13 @@ pub(super) fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Co
         let inner = error.into_inner();
         ConfigError(format!("{}: {}", blame(&path), explain(&kinds, &path, inner.message())))
     })?;
-    let here = std::env::current_dir().map_err(|e| ConfigError(format!("the current folder: {e}")))?;
+    let here =
+        std::env::current_dir().map_err(|e| ConfigError(format!("the current folder: {e}")))?;
     let folder = file.and_then(Path::parent).unwrap_or(&here);
     for (key, path) in config.paths() {
         if !path.as_os_str().is_empty() && path.is_relative() {
-            *path = if flags.iter().any(|(given, _)| given == key) { &here } else { folder }.join(&*path);
+            *path = if flags.iter().any(|(given, _)| given == key) { &here } else { folder }
+                .join(&*path);
         }
     }
     config.check().map_err(|why| {
@@ -54,7 +59,8 @@ pub fn flag(key: &str) -> String {
     format!("--{}", key.replace(['.', '_'], "-"))
 }
 
-/// What keys were called before the first release, by section. `flotilla dev` has written them into many folders.
+/// What keys were called before the first release, by section. `flotilla dev` has written them into
+/// many folders.
 const OLD_NAMES: &[(&str, &str, &str)] = &[
     ("raft", "max_size_per_msg_bytes", "message_bytes_max"),
     ("raft", "max_committed_size_per_ready_bytes", "committed_bytes_per_ready_max"),
@@ -78,12 +84,14 @@ fn rename(table: &mut Table, old: &str, new: &str) {
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
     let shown = path.display();
-    let text = std::fs::read(path)
-        .map_err(|e| ConfigError(format!("read {shown}: {e}; `flotilla dev` makes one to start from, under n1/")))?;
+    let text = std::fs::read(path).map_err(|e| {
+        ConfigError(format!("read {shown}: {e}; `flotilla dev` makes one to start from, under n1/"))
+    })?;
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
-    let text =
-        std::str::from_utf8(text).map_err(|_| ConfigError(format!("{shown} is no text: name a TOML file with --config")))?;
-    let mut table: Table = text.parse().map_err(|error| ConfigError(format!("{shown}: {error}")))?;
+    let text = std::str::from_utf8(text)
+        .map_err(|_| ConfigError(format!("{shown} is no text: name a TOML file with --config")))?;
+    let mut table: Table =
+        text.parse().map_err(|error| ConfigError(format!("{shown}: {error}")))?;
     rename(&mut table, "founding", "bootstrap");
     for (section, old, new) in OLD_NAMES {
         if let Some(Value::Table(section)) = table.get_mut(*section) {
@@ -97,7 +105,10 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
 fn explain(kinds: &Table, path: &str, why: &str) -> String {
     if why.starts_with("missing field") {
         let of = if path == "." { String::new() } else { format!(" in {path}") };
-        return format!("{why}{of}: `flotilla dev` makes complete files to start from; docs/configuration.md tells of every key");
+        return format!(
+            "{why}{of}: `flotilla dev` makes complete files to start from; docs/configuration.md \
+             tells of every key"
+        );
     }
     if why.starts_with("unknown field") {
         return format!("{path}: {why}");
@@ -107,9 +118,13 @@ fn explain(kinds: &Table, path: &str, why: &str) -> String {
             format!("; it is text: write it in quotes, {path} = \"…\"")
         }
         Some(Value::String(_)) if matches!(path, "http" | "quic") => {
-            "; it takes an IP address and a port, such as 127.0.0.1:7001 (names are not looked up here)".into()
+            "; it takes an IP address and a port, such as 127.0.0.1:7001 (names are not looked up \
+             here)"
+                .into()
         }
-        Some(Value::String(text)) if humantime_serde::re::humantime::parse_duration(text).is_ok() => {
+        Some(Value::String(text))
+            if humantime_serde::re::humantime::parse_duration(text).is_ok() =>
+        {
             format!("; a duration has a unit, such as \"{text}\"")
         }
         Some(Value::Integer(_)) => "; it is a whole number, without quotes or unit".into(),
@@ -121,7 +136,8 @@ fn explain(kinds: &Table, path: &str, why: &str) -> String {
 
 /// A flag's value, read by the kind of its key.
 fn parse_flag(kind: Option<&Value>, text: &str) -> Result<Value, String> {
-    let toml = || format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
+    let toml =
+        || format!("v = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("v"));
     match kind {
         Some(Value::String(_)) => Ok(match toml() {
             Some(Value::String(quoted)) => Value::String(quoted),
@@ -129,7 +145,9 @@ fn parse_flag(kind: Option<&Value>, text: &str) -> Result<Value, String> {
         }),
         Some(Value::Integer(_)) => match toml() {
             Some(Value::Integer(number)) => Ok(Value::Integer(number)),
-            _ => Err(format!("{text:?} is no whole number (bytes are plain numbers, without a unit)")),
+            _ => Err(format!(
+                "{text:?} is no whole number (bytes are plain numbers, without a unit)"
+            )),
         },
         Some(Value::Boolean(_)) => match toml() {
             Some(Value::Boolean(on)) => Ok(Value::Boolean(on)),
@@ -138,10 +156,18 @@ fn parse_flag(kind: Option<&Value>, text: &str) -> Result<Value, String> {
         // A list of names may be written without TOML's brackets and quotes.
         Some(Value::Array(sample)) if !sample.iter().any(Value::is_table) => Ok(match toml() {
             Some(Value::Array(list)) => Value::Array(list),
-            _ => text.split(',').map(str::trim).filter(|one| !one.is_empty()).collect::<Vec<_>>().into(),
+            _ => text
+                .split(',')
+                .map(str::trim)
+                .filter(|one| !one.is_empty())
+                .collect::<Vec<_>>()
+                .into(),
         }),
         Some(_) => toml().ok_or_else(|| {
-            format!("{text:?} is no TOML, which it is written in; for nodes: '[{{ id = 1, quic = \"10.0.0.1:7101\" }}, …]'")
+            format!(
+                "{text:?} is no TOML, which it is written in; for nodes: '[{{ id = 1, quic = \
+                 \"10.0.0.1:7101\" }}, …]'"
+            )
         }),
         None => Ok(toml().unwrap_or_else(|| Value::String(text.to_owned()))),
     }
@@ -171,9 +197,11 @@ fn put(table: &mut Table, key: &str, value: Value) -> Result<(), String> {
             table.insert(key.to_owned(), value);
             Ok(())
         }
-        Some((outer, inner)) => match table.entry(outer).or_insert_with(|| Value::Table(Table::new())) {
-            Value::Table(table) => put(table, inner, value),
-            _ => Err(format!("{outer} is not a table")),
-        },
+        Some((outer, inner)) => {
+            match table.entry(outer).or_insert_with(|| Value::Table(Table::new())) {
+                Value::Table(table) => put(table, inner, value),
+                _ => Err(format!("{outer} is not a table")),
+            }
+        }
     }
 }

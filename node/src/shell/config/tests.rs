@@ -1,4 +1,5 @@
-//! What a configuration takes and what it refuses, key by key; that nothing is refused without its key and a cure.
+//! What a configuration takes and what it refuses, key by key; that nothing is refused without its
+//! key and a cure.
 
 use super::*;
 
@@ -28,7 +29,8 @@ impl File {
     }
 
     fn load(&self, flags: &[(&str, &str)]) -> Result<Config, String> {
-        let flags: Vec<_> = flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let flags: Vec<_> =
+            flags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         Config::load(Some(&self.path()), &flags).map_err(|error| error.to_string())
     }
 
@@ -61,7 +63,10 @@ fn flags_win_over_the_file_and_are_read_by_the_type_of_their_key() {
     assert_eq!(load("raft.election_ticks", "20").raft.election_ticks, 20);
     assert_eq!(load("data", "/elsewhere").data, Path::new("/elsewhere"));
     assert_eq!(load("limits.request_timeout", "7s").limits.request_timeout, Duration::from_secs(7));
-    assert_eq!(load("limits.request_timeout", "\"7s\"").limits.request_timeout, Duration::from_secs(7));
+    assert_eq!(
+        load("limits.request_timeout", "\"7s\"").limits.request_timeout,
+        Duration::from_secs(7)
+    );
     // Lists of names as people write them, and as TOML.
     for list in ["a.example, 10.0.0.1", "[\"a.example\", \"10.0.0.1\"]"] {
         assert_eq!(load("http_hosts", list).http_hosts, ["a.example", "10.0.0.1"]);
@@ -70,7 +75,10 @@ fn flags_win_over_the_file_and_are_read_by_the_type_of_their_key() {
     assert_eq!(load("cluster", "1234567890123456").cluster, ClusterId(0x1234_5678_9012_3456));
     // Relative to where it was typed, not to the file's folder.
     assert_eq!(load("data", "2024").data, std::env::current_dir().unwrap().join("2024"));
-    assert_eq!(load("tls.ca", "a b/ca.pem").tls.ca, std::env::current_dir().unwrap().join("a b/ca.pem"));
+    assert_eq!(
+        load("tls.ca", "a b/ca.pem").tls.ca,
+        std::env::current_dir().unwrap().join("a b/ca.pem")
+    );
 }
 
 #[test]
@@ -83,9 +91,17 @@ fn complaints_name_the_flag_or_the_file_and_the_key() {
         ("raft.pre_vote", "yes", &["--raft-pre-vote", "neither true nor false"]),
         ("node", "9", &["node 9 itself"]),
         ("cluster", "xyz", &["--cluster: cluster: ", "16 hexadecimal digits"]),
-        ("http", "localhost:7001", &["--http: http: ", "127.0.0.1:7001", "names are not looked up"]),
+        (
+            "http",
+            "localhost:7001",
+            &["--http: http: ", "127.0.0.1:7001", "names are not looked up"],
+        ),
         ("shutdown_grace", "5", &["--shutdown-grace: shutdown_grace: ", "\"10s\""]),
-        ("reads.default_consistency", "strong", &["--reads-default-consistency: reads.default_consistency", "linearizable"]),
+        (
+            "reads.default_consistency",
+            "strong",
+            &["--reads-default-consistency: reads.default_consistency", "linearizable"],
+        ),
         ("http_hosts", "a:1", &["--http-hosts: http_hosts: \"a:1\" is no host name"]),
         ("peers", "1,2", &["--peers", "quic = "]),
     ] {
@@ -93,16 +109,25 @@ fn complaints_name_the_flag_or_the_file_and_the_key() {
         assert!(wanted.iter().all(|wanted| said.contains(wanted)), "{key} = {value}: {said}");
     }
     let said = File::edited(|table| set(table, "raft.tick_ms", "50")).refusal(&[]);
-    assert!(said.contains("flotilla.toml: raft.tick_ms: invalid type") && said.contains("without quotes"), "{said}");
+    assert!(
+        said.contains("flotilla.toml: raft.tick_ms: invalid type")
+            && said.contains("without quotes"),
+        "{said}"
+    );
     let said = File::edited(|table| set(table, "cluster", 1_234_567_890_123_456_i64)).refusal(&[]);
-    assert!(said.contains("flotilla.toml: cluster: invalid type") && said.contains("in quotes"), "{said}");
+    assert!(
+        said.contains("flotilla.toml: cluster: invalid type") && said.contains("in quotes"),
+        "{said}"
+    );
     let said = File::edited(|table| drop(table.remove("tls"))).refusal(&[]);
     assert!(said.contains("missing field `tls`") && said.contains("flotilla dev"), "{said}");
-    let said = File::edited(|table| drop(table["peers"][1].as_table_mut().unwrap().remove("quic"))).refusal(&[]);
+    let said = File::edited(|table| drop(table["peers"][1].as_table_mut().unwrap().remove("quic")))
+        .refusal(&[]);
     assert!(said.contains("missing field `quic` in peers[1]"), "{said}");
 }
 
-/// The net for keys to come: a number without a least and a greatest value, or a time that may be nothing, is a gap.
+/// The net for keys to come: a number without a least and a greatest value, or a time that may be
+/// nothing, is a gap.
 #[test]
 fn every_number_and_every_duration_has_a_least_and_a_greatest_value() {
     let file = File::new();
@@ -111,7 +136,9 @@ fn every_number_and_every_duration_has_a_least_and_a_greatest_value() {
         let values: &[&str] = match default.parse::<toml::Value>() {
             Ok(toml::Value::Integer(_)) if key == "node" => &["0", "-1"],
             Ok(toml::Value::Integer(_)) => &["-1", "9223372036854775807"],
-            Ok(toml::Value::String(text)) if humantime_serde::re::humantime::parse_duration(&text).is_ok() => {
+            Ok(toml::Value::String(text))
+                if humantime_serde::re::humantime::parse_duration(&text).is_ok() =>
+            {
                 &["0s", "1ns", "100000h"]
             }
             _ => continue,
@@ -119,7 +146,10 @@ fn every_number_and_every_duration_has_a_least_and_a_greatest_value() {
         seen += 1;
         for value in values {
             let said = file.refusal(&[(&key, value)]);
-            assert!(said.starts_with(&format!("configuration: {}: {key}", flag(&key))), "{key} = {value}: {said}");
+            assert!(
+                said.starts_with(&format!("configuration: {}: {key}", flag(&key))),
+                "{key} = {value}: {said}"
+            );
         }
     }
     assert!(seen > 40, "only {seen} keys were looked at");
@@ -131,13 +161,25 @@ fn what_can_not_be_meant_is_refused_with_its_key() {
     let cases: [(&str, &str, Edit); 24] = [
         ("bootstrap.replicas is 7", "peers are 3", |t| set(t, "bootstrap.replicas", 7)),
         ("bootstrap.replicas is 0", "", |t| set(t, "bootstrap.replicas", 0)),
-        ("peers[1].quic", "for node 1", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "127.0.0.1:7101")),
-        ("peers[1].http", "for node 1", |t| set(t["peers"][1].as_table_mut().unwrap(), "http", "127.0.0.1:7001")),
-        ("peers[1].id", "an id of its own", |t| set(t["peers"][1].as_table_mut().unwrap(), "id", 1)),
-        ("peers[1].quic", "others need one of them", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "0.0.0.0:7102")),
+        ("peers[1].quic", "for node 1", |t| {
+            set(t["peers"][1].as_table_mut().unwrap(), "quic", "127.0.0.1:7101")
+        }),
+        ("peers[1].http", "for node 1", |t| {
+            set(t["peers"][1].as_table_mut().unwrap(), "http", "127.0.0.1:7001")
+        }),
+        ("peers[1].id", "an id of its own", |t| {
+            set(t["peers"][1].as_table_mut().unwrap(), "id", 1)
+        }),
+        ("peers[1].quic", "others need one of them", |t| {
+            set(t["peers"][1].as_table_mut().unwrap(), "quic", "0.0.0.0:7102")
+        }),
         ("peers[1].quic", "port", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "db-2")),
-        ("peers[1].quic", "port", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "db-2:70000")),
-        ("peers[1].quic", "host", |t| set(t["peers"][1].as_table_mut().unwrap(), "quic", "http://db-2:7102")),
+        ("peers[1].quic", "port", |t| {
+            set(t["peers"][1].as_table_mut().unwrap(), "quic", "db-2:70000")
+        }),
+        ("peers[1].quic", "host", |t| {
+            set(t["peers"][1].as_table_mut().unwrap(), "quic", "http://db-2:7102")
+        }),
         ("quic is 127.0.0.1:31999", "refused", |t| set(t, "quic", "127.0.0.1:31999")),
         ("quic is 127.0.0.2:7101", "refused", |t| set(t, "quic", "127.0.0.2:7101")),
         ("http is 127.0.0.1:31998", "refused", |t| set(t, "http", "127.0.0.1:31998")),
@@ -159,14 +201,21 @@ fn what_can_not_be_meant_is_refused_with_its_key() {
     ];
     for (key, cure, edit) in cases {
         let said = File::edited(edit).refusal(&[]);
-        assert!(said.contains(&format!("flotilla.toml: {key}")) && said.contains(cure), "{key}: {said}");
+        assert!(
+            said.contains(&format!("flotilla.toml: {key}")) && said.contains(cure),
+            "{key}: {said}"
+        );
     }
 }
 
 #[test]
 fn what_can_be_meant_is_taken() {
     // Behind something that maps addresses a node listens everywhere; names are not looked up.
-    for (own, said) in [("0.0.0.0:7101", "203.0.113.5:17101"), ("10.0.0.1:7101", "db-1:7101"), ("[::1]:7101", "[0:0::1]:7101")] {
+    for (own, said) in [
+        ("0.0.0.0:7101", "203.0.113.5:17101"),
+        ("10.0.0.1:7101", "db-1:7101"),
+        ("[::1]:7101", "[0:0::1]:7101"),
+    ] {
         let file = File::edited(|t| {
             set(t, "quic", own);
             set(t["peers"][0].as_table_mut().unwrap(), "quic", said);
@@ -195,7 +244,10 @@ fn what_can_be_meant_is_taken() {
         set(t, "reads.clock_drift_max_percent", 7);
     });
     let config = file.load(&[]).unwrap();
-    assert_eq!((config.raft.waiting_bytes_max, config.reads.clock_drift_percent_max), (77 << 20, 7));
+    assert_eq!(
+        (config.raft.waiting_bytes_max, config.reads.clock_drift_percent_max),
+        (77 << 20, 7)
+    );
     // As editors on other systems write it.
     let file = File::new();
     let text = std::fs::read_to_string(file.path()).unwrap();
@@ -221,14 +273,24 @@ fn a_reserve_above_the_disk_is_refused() {
     let file = File::edited(|t| set(t, "storage.reserve_bytes", 1_i64 << 50));
     let config = file.load(&[]).unwrap();
     let said = fits_the_disk(&config).unwrap_err().to_string();
-    assert!(said.contains("storage.reserve_bytes is 1125899906842624") && said.contains("a tenth of the disk"), "{said}");
+    assert!(
+        said.contains("storage.reserve_bytes is 1125899906842624")
+            && said.contains("a tenth of the disk"),
+        "{said}"
+    );
     fits_the_disk(&File::new().load(&[]).unwrap()).unwrap();
 }
 
 #[test]
 fn every_key_is_listed_with_its_default() {
     let keys = Config::keys();
-    for key in ["node", "raft.pre_vote", "raft.inflight_bytes_max", "reads.default_consistency", "limits.value_bytes_max"] {
+    for key in [
+        "node",
+        "raft.pre_vote",
+        "raft.inflight_bytes_max",
+        "reads.default_consistency",
+        "limits.value_bytes_max",
+    ] {
         assert!(keys.iter().any(|(k, _)| k == key), "{key} is not among {keys:?}");
     }
 }

@@ -1,8 +1,10 @@
-//! A staged snapshot becomes a shard's state: one at a time, since two would need twice the room, and on no thread of the runtime.
+//! A staged snapshot becomes a shard's state: one at a time, since two would need twice the room,
+//! and on no thread of the runtime.
 //!
-//! How much room it takes was asked before the core heard of it; from there on there is no way back. What others wrote since may be in the
-//! way all the same, or a compaction that has not ended. Then it waits: the shard is shown by its other replicas meanwhile, and this node
-//! goes on with all others.
+//! How much room it takes was asked before the core heard of it; from there on there is no way
+//! back. What others wrote since may be in the way all the same, or a compaction that has not
+//! ended. Then it waits: the shard is shown by its other replicas meanwhile, and this node goes on
+//! with all others.
 
 use super::{INSTALL, Snapshots, Staged};
 use crate::core::SnapshotId;
@@ -22,7 +24,9 @@ const ROOM_PAUSE: Duration = Duration::from_millis(500);
 impl Snapshots {
     /// Moves a staged snapshot to where a restart leaves it alone, durably.
     fn put_aside(&self, staged: &Path) -> Result<PathBuf, StorageError> {
-        let failed = |error: std::io::Error| StorageError::engine("move a snapshot that is to be installed", error);
+        let failed = |error: std::io::Error| {
+            StorageError::engine("move a snapshot that is to be installed", error)
+        };
         let (from, to) = (self.folder.join("in"), self.folder.join("install"));
         let folder = to.join(staged.file_name().unwrap_or(staged.as_os_str()));
         std::fs::rename(staged, &folder).map_err(failed)?;
@@ -32,8 +36,8 @@ impl Snapshots {
         Ok(folder)
     }
 
-    /// Makes a staged snapshot the shard's state, in place of what lies in the ranges to clear, and has the applier take note
-    /// of it.
+    /// Makes a staged snapshot the shard's state, in place of what lies in the ranges to clear, and
+    /// has the applier take note of it.
     pub fn install(
         self: &Arc<Self>,
         (shard, replica): (ShardId, ReplicaId),
@@ -50,9 +54,11 @@ impl Snapshots {
             let folder = fatal::or_abort(this.put_aside(&folder));
             // Two at a time would need twice the room.
             let alone = this.installing.lock().expect("nothing panics with it held");
-            let begun = begin_install(&*this.engine, &manifest, &folder, replica, hard_state, &clear);
+            let begun =
+                begin_install(&*this.engine, &manifest, &folder, replica, hard_state, &clear);
             let Some(mut installing) = this.unless_stopping(begun) else { return };
-            let installed = to_the_end(|| installing.step(&*this.engine), || this.wait_for_room(shard));
+            let installed =
+                to_the_end(|| installing.step(&*this.engine), || this.wait_for_room(shard));
             let Some(()) = this.unless_stopping(installed) else { return };
             drop(alone);
             tracing::info!(%shard, index = manifest.at.index, "snapshot installed");
@@ -65,16 +71,21 @@ impl Snapshots {
     fn wait_for_room(&self, shard: ShardId) -> bool {
         let seen = self.space.look();
         if let Some(unsaid) = self.complaints[INSTALL].pass(Instant::now()) {
-            tracing::error!(%shard, ?seen, unsaid, "the installation of a snapshot waits for room on the disk");
+            tracing::error!(%shard, ?seen, unsaid, "the installation of a snapshot waits for room \
+                                                    on the disk");
         }
         std::thread::sleep(ROOM_PAUSE);
         !self.stopping.load(Ordering::Relaxed)
     }
 }
 
-/// Takes steps until there are no more. One for which there is no room is taken again, for as long as `wait` says that it may be: others
-/// have written meanwhile, or compactions have not ended yet, and nothing else is wrong.
-fn to_the_end(mut step: impl FnMut() -> Result<bool, StorageError>, mut wait: impl FnMut() -> bool) -> Result<(), StorageError> {
+/// Takes steps until there are no more. One for which there is no room is taken again, for as long
+/// as `wait` says that it may be: others have written meanwhile, or compactions have not ended yet,
+/// and nothing else is wrong.
+fn to_the_end(
+    mut step: impl FnMut() -> Result<bool, StorageError>,
+    mut wait: impl FnMut() -> bool,
+) -> Result<(), StorageError> {
     loop {
         match step() {
             Ok(true) => {}
@@ -95,7 +106,8 @@ mod tests {
 
     #[test]
     fn an_install_waits_for_room_and_goes_on_where_it_was() {
-        let (mut steps, mut waits) = ([Ok(true), no_room(), no_room(), Ok(true), Ok(false)].into_iter(), 0);
+        let (mut steps, mut waits) =
+            ([Ok(true), no_room(), no_room(), Ok(true), Ok(false)].into_iter(), 0);
         let installed = to_the_end(
             || steps.next().expect("it goes on beyond the last step"),
             || {
@@ -103,10 +115,16 @@ mod tests {
                 true
             },
         );
-        assert!(installed.is_ok() && waits == 2 && steps.next().is_none(), "{installed:?} after {waits} waits");
+        assert!(
+            installed.is_ok() && waits == 2 && steps.next().is_none(),
+            "{installed:?} after {waits} waits"
+        );
         let stopped = to_the_end(no_room, || false);
         assert!(matches!(stopped, Err(StorageError::NoRoom { .. })), "{stopped:?}");
-        let failed = to_the_end(|| Err(StorageError::engine("ingest", "broken")), || panic!("waits for what time does not mend"));
+        let failed = to_the_end(
+            || Err(StorageError::engine("ingest", "broken")),
+            || panic!("waits for what time does not mend"),
+        );
         assert!(failed.is_err());
     }
 }

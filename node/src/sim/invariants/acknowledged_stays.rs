@@ -1,6 +1,6 @@
-//! Every acknowledged write is there. At the moment of the acknowledgement its entry must survive a crash of all nodes at once on a
-//! quorum of the shard's voters, in a joint group of both sets (this is what an fsync is for); at
-//! the end the key must be at its revision, or above.
+//! Every acknowledged write is there. At the moment of the acknowledgement its entry must survive a
+//! crash of all nodes at once on a quorum of the shard's voters, in a joint group of both sets
+//! (this is what an fsync is for); at the end the key must be at its revision, or above.
 
 use super::{Holds, hold};
 use bytes::Bytes;
@@ -39,19 +39,32 @@ impl AcknowledgedStays {
         let descriptor = &descriptors[&shard];
         let survives = |voter: Replica| survives(&disks[&voter.node], shard, at);
         let (voters, durable) = descriptor.weakest_set(survives);
-        hold!(durable > voters / 2, "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of {voters}");
+        hold!(
+            durable > voters / 2,
+            "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of \
+             {voters}"
+        );
         let last = self.acknowledged.entry(shard).or_default();
         *last = at.max(*last);
         Ok((shard, at))
     }
 
     /// Everything is healed.
-    pub(crate) fn end(&self, descriptors: &BTreeMap<ShardId, Descriptor>, disks: &BTreeMap<NodeId, MemoryEngine>) -> Holds {
+    pub(crate) fn end(
+        &self,
+        descriptors: &BTreeMap<ShardId, Descriptor>,
+        disks: &BTreeMap<NodeId, MemoryEngine>,
+    ) -> Holds {
         for (shard, at) in &self.acknowledged {
             for voter in descriptors[shard].voters_now() {
                 let node = voter.node;
-                let applied = read::applied(&disks[&node], *shard).map_err(|error| error.to_string())?;
-                hold!(applied >= *at, "shard {shard}: node {node} is at {applied:?} at the end; {at:?} was acknowledged");
+                let applied =
+                    read::applied(&disks[&node], *shard).map_err(|error| error.to_string())?;
+                hold!(
+                    applied >= *at,
+                    "shard {shard}: node {node} is at {applied:?} at the end; {at:?} was \
+                     acknowledged"
+                );
             }
         }
         Ok(())
@@ -61,7 +74,9 @@ impl AcknowledgedStays {
 /// Whether an entry, or data that it is part of, would be there after a crash.
 fn survives(disk: &MemoryEngine, shard: ShardId, at: LogPosition) -> bool {
     let durable = disk.durable();
-    let in_log =
-        || log::entries(&durable, shard, at.index, at.index + 1, u64::MAX).is_ok_and(|e| e.first().is_some_and(|e| e.at == at));
+    let in_log = || {
+        log::entries(&durable, shard, at.index, at.index + 1, u64::MAX)
+            .is_ok_and(|e| e.first().is_some_and(|e| e.at == at))
+    };
     in_log() || read::applied(&durable, shard).is_ok_and(|applied| applied >= at)
 }

@@ -1,5 +1,6 @@
-//! Applied only grows: in each life a node applies every index once and in order; a snapshot takes it forward, never back. A crash
-//! may take back what was not synced, but never what a restart had found before that crash.
+//! Applied only grows: in each life a node applies every index once and in order; a snapshot takes
+//! it forward, never back. A crash may take back what was not synced, but never what a restart had
+//! found before that crash.
 
 use super::{Holds, hold};
 use flotilla_router::{NodeId, ShardId};
@@ -16,9 +17,18 @@ pub(crate) struct AppliedGrows {
 
 impl AppliedGrows {
     /// Entries up to `at` were applied. Returns up to where the replica was before.
-    pub(crate) fn applied(&mut self, node: NodeId, shard: ShardId, at: LogPosition) -> Result<u64, String> {
+    pub(crate) fn applied(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        at: LogPosition,
+    ) -> Result<u64, String> {
         let before = self.applied.insert((node, shard), at.index).unwrap_or(0);
-        hold!(before < at.index, "node {node} had applied {before} in shard {shard}, and is at {} now", at.index);
+        hold!(
+            before < at.index,
+            "node {node} had applied {before} in shard {shard}, and is at {} now",
+            at.index
+        );
         Ok(before)
     }
 
@@ -26,7 +36,10 @@ impl AppliedGrows {
     pub(crate) fn installed(&mut self, node: NodeId, shard: ShardId, at: LogPosition) -> Holds {
         let before = self.applied.insert((node, shard), at.index).unwrap_or(0);
         let index = at.index;
-        hold!(before <= index, "node {node} had applied {before} in shard {shard}, and installs a snapshot at {index}");
+        hold!(
+            before <= index,
+            "node {node} had applied {before} in shard {shard}, and installs a snapshot at {index}"
+        );
         Ok(())
     }
 
@@ -37,7 +50,11 @@ impl AppliedGrows {
             let (shard, index) = (replica.descriptor.id, replica.applied.index);
             self.applied.insert((node, shard), index);
             let before = self.started.insert((node, shard), index).unwrap_or(0);
-            hold!(before <= index, "node {node} started with {before} applied in shard {shard}, and starts with {index} now");
+            hold!(
+                before <= index,
+                "node {node} started with {before} applied in shard {shard}, and starts with \
+                 {index} now"
+            );
         }
         Ok(())
     }

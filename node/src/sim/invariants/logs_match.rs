@@ -1,7 +1,8 @@
-//! Logs match (thesis §3.5): entries of one index and term are the same on all nodes, and so are the entries below them.
+//! Logs match (thesis §3.5): entries of one index and term are the same on all nodes, and so are
+//! the entries below them.
 //!
-//! For each (shard, index, term) that anybody sends or writes: one content, and one term of the entry below. By induction two
-//! logs that agree at one place agree in all places below it.
+//! For each (shard, index, term) that anybody sends or writes: one content, and one term of the
+//! entry below. By induction two logs that agree at one place agree in all places below it.
 
 use super::{Holds, hold};
 use crate::core::Envelope;
@@ -24,15 +25,25 @@ struct Seen {
 }
 
 impl LogsMatch {
-    fn entry(&mut self, node: NodeId, at: (ShardId, u64, u64), data: &[u8], below: Option<u64>) -> Holds {
+    fn entry(
+        &mut self,
+        node: NodeId,
+        at: (ShardId, u64, u64),
+        data: &[u8],
+        below: Option<u64>,
+    ) -> Holds {
         let (shard, index, term) = at;
         let contents = xxh3_64(data);
         let seen = self.entries.entry(at).or_insert(Seen { contents, below });
-        hold!(seen.contents == contents, "shard {shard}, index {index}, term {term}: node {node} has another entry there");
+        hold!(
+            seen.contents == contents,
+            "shard {shard}, index {index}, term {term}: node {node} has another entry there"
+        );
         if let (Some(known), Some(below)) = (seen.below, below) {
             hold!(
                 known == below,
-                "shard {shard}, index {index}, term {term}: below it node {node} has term {below}, not {known}"
+                "shard {shard}, index {index}, term {term}: below it node {node} has term {below}, \
+                 not {known}"
             );
         }
         seen.below = seen.below.or(below);
@@ -47,7 +58,10 @@ impl LogsMatch {
         }
         let first = message.entries.first().map_or(message.index + 1, |first| first.index);
         let (shard, place) = (envelope.shard, message.index);
-        hold!(first == place + 1, "shard {shard}: node {node} sends entries from {first} on as those above {place}");
+        hold!(
+            first == place + 1,
+            "shard {shard}: node {node} sends entries from {first} on as those above {place}"
+        );
         let mut below = message.log_term;
         for entry in &message.entries {
             self.entry(node, (envelope.shard, entry.index, entry.term), &entry.data, Some(below))?;

@@ -1,7 +1,9 @@
-//! What must hold whatever happens: one file each, all looked at after every step of the simulation.
+//! What must hold whatever happens: one file each, all looked at after every step of the
+//! simulation.
 //!
-//! They see what a node says and what its disk holds, never what its core believes: effects as they leave, results of apply as
-//! they come, the engine as readers see it, and as a crash would leave it.
+//! They see what a node says and what its disk holds, never what its core believes: effects as they
+//! leave, results of apply as they come, the engine as readers see it, and as a crash would leave
+//! it.
 //!
 //! | file | what it holds to be true |
 //! |---|---|
@@ -111,14 +113,27 @@ impl Invariants {
             }
             Effect::Apply { work } => {
                 for work in work {
-                    hold!(!work.entries.is_empty(), "node {node} is to apply nothing in shard {}", work.shard);
+                    hold!(
+                        !work.entries.is_empty(),
+                        "node {node} is to apply nothing in shard {}",
+                        work.shard
+                    );
                     for apply in &work.entries {
                         let (shard, entry) = (work.shard, &apply.entry);
-                        if self.committed_stays.committed(node, shard, entry.at, xxh3_64(&entry.data))? {
+                        if self.committed_stays.committed(
+                            node,
+                            shard,
+                            entry.at,
+                            xxh3_64(&entry.data),
+                        )? {
                             let commands = commands(&entry.data)?;
                             self.applied_once.committed(shard, entry.at, &commands)?;
                             self.acknowledged_stays.committed(shard, entry.at, &commands);
-                            let keys = self.applied_once.between(shard, entry.at.index - 1, entry.at.index);
+                            let keys = self.applied_once.between(
+                                shard,
+                                entry.at.index - 1,
+                                entry.at.index,
+                            );
                             self.stale_reads.committed(shard, entry, keys)?;
                         }
                     }
@@ -140,7 +155,9 @@ impl Invariants {
         match running.mailbox.back() {
             Some(Event::Applied { applied }) => self.applied(node, applied),
             Some(Event::SnapshotInstalled { shard, at, .. }) => self.installed(node, *shard, *at),
-            Some(Event::SnapshotBuilt { snapshot, .. }) => self.committed_stays.built(node, &running.built[snapshot]),
+            Some(Event::SnapshotBuilt { snapshot, .. }) => {
+                self.committed_stays.built(node, &running.built[snapshot])
+            }
             _ => Ok(()),
         }
     }
@@ -175,7 +192,11 @@ impl Invariants {
     pub(crate) fn starts(&mut self, node: NodeId, recovered: &[Recovered]) -> Holds {
         self.applied_grows.starts(node, recovered)?;
         for replica in recovered {
-            self.equal_state.compare(node, &self.descriptors[&replica.descriptor.id], &self.disks[&node])?;
+            self.equal_state.compare(
+                node,
+                &self.descriptors[&replica.descriptor.id],
+                &self.disks[&node],
+            )?;
         }
         Ok(())
     }
@@ -194,7 +215,8 @@ impl Invariants {
 
     /// A client was told, `now`, that this value was written.
     pub(crate) fn acknowledged(&mut self, value: &Bytes, now: u64) -> Holds {
-        let (shard, at) = self.acknowledged_stays.acknowledged(value, &self.descriptors, &self.disks)?;
+        let (shard, at) =
+            self.acknowledged_stays.acknowledged(value, &self.descriptors, &self.disks)?;
         self.stale_reads.told(shard, at.index, now);
         Ok(())
     }
@@ -205,7 +227,11 @@ impl Invariants {
     }
 
     /// A client was shown what stands under a key, no matter how old.
-    pub(crate) fn shown(&self, key: &Bytes, found: Option<&(flotilla_router::Revision, Bytes)>) -> Holds {
+    pub(crate) fn shown(
+        &self,
+        key: &Bytes,
+        found: Option<&(flotilla_router::Revision, Bytes)>,
+    ) -> Holds {
         self.revisions_grow.shown(key, found)
     }
 
@@ -233,7 +259,9 @@ fn commands(data: &Bytes) -> Result<Vec<Command>, String> {
         return Ok(Vec::new());
     }
     let Ok(payload) = Payload::decode(data.clone()) else { return Ok(Vec::new()) };
-    payload.collect::<Result<_, _>>().map_err(|error| format!("an entry was committed that can't be read: {error}"))
+    payload
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("an entry was committed that can't be read: {error}"))
 }
 
 #[cfg(test)]

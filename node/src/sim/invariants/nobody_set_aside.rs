@@ -1,5 +1,5 @@
-//! A core sets a shard aside when somebody has broken a promise of raft: a disk that forgot what was synced, a peer that lies. Disks
-//! and peers keep their promises here, so it must never happen.
+//! A core sets a shard aside when somebody has broken a promise of raft: a disk that forgot what
+//! was synced, a peer that lies. Disks and peers keep their promises here, so it must never happen.
 
 use super::Holds;
 use flotilla_router::{NodeId, ShardId};

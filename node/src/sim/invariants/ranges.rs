@@ -1,4 +1,5 @@
-//! Live ranges on a node are disjoint, since keys carry no shard prefix; over the cluster they cover the key space, once.
+//! Live ranges on a node are disjoint, since keys carry no shard prefix; over the cluster they
+//! cover the key space, once.
 
 use super::{Holds, hold};
 use flotilla_router::{Descriptor, KeyRange, NodeId, ShardId};
@@ -20,7 +21,10 @@ impl Ranges {
         }
         for (shard, range) in held.iter().filter(|(shard, _)| **shard != descriptor.id) {
             let id = descriptor.id;
-            hold!(!range.overlaps(&descriptor.range), "node {node}: shard {id} overlaps shard {shard}");
+            hold!(
+                !range.overlaps(&descriptor.range),
+                "node {node}: shard {id} overlaps shard {shard}"
+            );
         }
         held.insert(descriptor.id, descriptor.range.clone());
         Ok(())
@@ -33,9 +37,13 @@ impl Ranges {
 
     /// All shards together.
     pub(crate) fn end(&self, shards: &[Descriptor]) -> Holds {
-        let mut ranges: Vec<_> = shards.iter().filter(|d| !d.id.is_meta()).map(|d| &d.range).collect();
+        let mut ranges: Vec<_> =
+            shards.iter().filter(|d| !d.id.is_meta()).map(|d| &d.range).collect();
         ranges.sort_by(|a, b| a.start.cmp(&b.start));
-        hold!(ranges.first().is_some_and(|first| first.start.is_empty()), "no shard owns the first key");
+        hold!(
+            ranges.first().is_some_and(|first| first.start.is_empty()),
+            "no shard owns the first key"
+        );
         hold!(ranges.last().is_some_and(|last| last.end.is_none()), "no shard owns the last keys");
         for pair in ranges.windows(2) {
             let meet = pair[0].end.as_ref() == Some(&pair[1].start);

@@ -1,5 +1,5 @@
-//! Replica ids never come back: an id belongs to one shard on one node, and once its shard's descriptor has lost it, it is never
-//! part of a descriptor of a later membership again.
+//! Replica ids never come back: an id belongs to one shard on one node, and once its shard's
+//! descriptor has lost it, it is never part of a descriptor of a later membership again.
 
 use super::{Holds, hold};
 use flotilla_router::{Descriptor, NodeId, ReplicaId, ShardId};
@@ -26,7 +26,10 @@ impl ReplicaIds {
                 (shard, replica.node)
             );
             let back = self.gone.get(&id).is_some_and(|gone| membership >= *gone);
-            hold!(!back, "replica id {id} of shard {shard} was removed, and is back for node {node}");
+            hold!(
+                !back,
+                "replica id {id} of shard {shard} was removed, and is back for node {node}"
+            );
         }
         let of_shard = self.owners.iter().filter(|(_, (of, _))| *of == shard).map(|(id, _)| *id);
         let missing: Vec<_> = of_shard.filter(|id| descriptor.replica(*id).is_none()).collect();

@@ -1,4 +1,5 @@
-//! Revisions of a key only grow, on every node; and one revision of a key is one value, wherever and however it is read.
+//! Revisions of a key only grow, on every node; and one revision of a key is one value, wherever
+//! and however it is read.
 
 use super::{Holds, hold};
 use bytes::Bytes;
@@ -19,15 +20,22 @@ pub(crate) struct RevisionsGrow {
 impl RevisionsGrow {
     /// A node has applied a write of `key`.
     pub(crate) fn look(&mut self, node: NodeId, key: &Bytes, disk: &MemoryEngine) -> Holds {
-        let found = read::get(disk, KeySpace::User, key).map_err(|error| format!("node {node}: {error}"))?;
+        let found = read::get(disk, KeySpace::User, key)
+            .map_err(|error| format!("node {node}: {error}"))?;
         let Some((revision, value)) = found else { return Ok(()) };
         let highest = self.highest.entry((node, key.clone())).or_default();
         let name = key.escape_ascii();
-        hold!(*highest <= revision, "node {node}: {name} was at revision {highest}, and is at {revision}");
+        hold!(
+            *highest <= revision,
+            "node {node}: {name} was at revision {highest}, and is at {revision}"
+        );
         *highest = revision;
         let contents = xxh3_64(&value);
         let known = *self.values.entry((key.clone(), revision)).or_insert(contents);
-        hold!(known == contents, "node {node}: {name} at revision {revision} is not what another node has there");
+        hold!(
+            known == contents,
+            "node {node}: {name} at revision {revision} is not what another node has there"
+        );
         Ok(())
     }
 
@@ -36,7 +44,10 @@ impl RevisionsGrow {
         let Some((revision, value)) = found else { return Ok(()) };
         let known = self.values.get(&(key.clone(), *revision)).copied();
         let name = key.escape_ascii();
-        hold!(known == Some(xxh3_64(value)), "a client is shown {name} at revision {revision}, as it never was");
+        hold!(
+            known == Some(xxh3_64(value)),
+            "a client is shown {name} at revision {revision}, as it never was"
+        );
         Ok(())
     }
 

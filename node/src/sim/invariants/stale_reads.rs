@@ -1,13 +1,15 @@
-//! What a stale read shows is the state at the index that it is given with, and it is no older than it says: every write that anybody
-//! was told of before that age is in it.
+//! What a stale read shows is the state at the index that it is given with, and it is no older than
+//! it says: every write that anybody was told of before that age is in it.
 //!
-//! The state at every index is known from a witness, which applies each entry alone, in order, when it is first seen to be committed.
+//! The state at every index is known from a witness, which applies each entry alone, in order, when
+//! it is first seen to be committed.
 
 use super::{Holds, hold};
 use bytes::Bytes;
 use flotilla_router::{Descriptor, KeySpace, NodeId, Replica, ReplicaId, Revision, Role, ShardId};
 use flotilla_storage::{
-    Applier, ApplyEntry, ApplyWork, Engine as _, LogEntry, MemoryEngine, StorageError, bootstrap, read, recover,
+    Applier, ApplyEntry, ApplyWork, Engine as _, LogEntry, MemoryEngine, StorageError, bootstrap,
+    read, recover,
 };
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,7 +38,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) shard: ShardId,
     /// The index that the engine it looked at had applied.
     pub(crate) applied: u64,
-    /// Everything that somebody was told of up to this moment must be in it, if there is a bound at all.
+    /// Everything that somebody was told of up to this moment must be in it, if there is a bound at
+    /// all.
     pub(crate) fresh_as_of: Option<u64>,
     /// What it says stands under these keys.
     pub(crate) found: Vec<(&'a Bytes, Option<&'a (Revision, Bytes)>)>,
@@ -46,7 +49,11 @@ impl StaleReads {
     /// For shards at their founding.
     pub(crate) fn new(shards: &[Descriptor]) -> Self {
         let held = |descriptor: &Descriptor| {
-            let replicas = vec![Replica { id: ReplicaId(u64::MAX - descriptor.id.0), node: WITNESS, role: Role::Voter }];
+            let replicas = vec![Replica {
+                id: ReplicaId(u64::MAX - descriptor.id.0),
+                node: WITNESS,
+                role: Role::Voter,
+            }];
             Descriptor { replicas, ..descriptor.clone() }
         };
         let engine = MemoryEngine::new();
@@ -58,7 +65,12 @@ impl StaleReads {
     }
 
     /// An entry was committed, and nobody knew of it before. It writes `keys`.
-    pub(crate) fn committed<'a>(&mut self, shard: ShardId, entry: &LogEntry, keys: impl IntoIterator<Item = &'a Bytes>) -> Holds {
+    pub(crate) fn committed<'a>(
+        &mut self,
+        shard: ShardId,
+        entry: &LogEntry,
+        keys: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Holds {
         let words = |error: StorageError| format!("the witness: {error}");
         let entries = vec![ApplyEntry { entry: entry.clone(), wants_results: false }];
         self.applier.apply(&self.engine, vec![ApplyWork { shard, entries }]).map_err(words)?;
@@ -92,7 +104,8 @@ impl StaleReads {
             let found = found.map(|(revision, value)| (*revision, xxh3_64(value)));
             hold!(
                 found == expected,
-                "shard {shard} on node {node}: a stale read at index {applied} shows {} as {found:?}, which was {expected:?}",
+                "shard {shard} on node {node}: a stale read at index {applied} shows {} as \
+                 {found:?}, which was {expected:?}",
                 key.escape_ascii()
             );
         }
@@ -102,8 +115,8 @@ impl StaleReads {
         if let Some((at, index)) = before.checked_sub(1).map(|place| told[place]) {
             hold!(
                 index <= *applied,
-                "shard {shard} on node {node}: a stale read at index {applied} is said to be fresh as of {moment} ns; a client was told of \
-                 index {index} at {at} ns"
+                "shard {shard} on node {node}: a stale read at index {applied} is said to be fresh \
+                 as of {moment} ns; a client was told of index {index} at {at} ns"
             );
         }
         Ok(())

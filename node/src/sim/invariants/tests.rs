@@ -1,12 +1,13 @@
-//! Each invariant is shown what it is for, and notices; and what is no offence, and lets it pass. (Known mistakes in the product itself are
-//! the business of the test `mutations`.)
+//! Each invariant is shown what it is for, and notices; and what is no offence, and lets it pass.
+//! (Known mistakes in the product itself are the business of the test `mutations`.)
 
 use super::*;
 use crate::core::{Envelope, Timing};
 use crate::sim::plan::descriptors;
 use flotilla_router::{Epoch, KeyRange, ReplicaId, Revision};
 use flotilla_storage::{
-    Applier, ApplyEntry, ApplyWork, EntryKind, HardState, LogBatch, LogEntry, LogWrite, append, bootstrap, recover,
+    Applier, ApplyEntry, ApplyWork, EntryKind, HardState, LogBatch, LogEntry, LogWrite, append,
+    bootstrap, recover,
 };
 use raft::eraftpb::{Entry, Message, MessageType};
 
@@ -23,14 +24,24 @@ fn envelope(kind: MessageType, term: u64, change: impl FnOnce(&mut Message)) -> 
     let mut message = Message { term, ..Message::default() };
     message.set_msg_type(kind);
     change(&mut message);
-    Envelope { shard: SHARD, epoch: Epoch { membership: 1, range: 1 }, committed: 0, timing: Timing::default(), message }
+    Envelope {
+        shard: SHARD,
+        epoch: Epoch { membership: 1, range: 1 },
+        committed: 0,
+        timing: Timing::default(),
+        message,
+    }
 }
 
 fn appends(term: u64, after: LogPosition, entries: &[(u64, u64, &'static str)]) -> Envelope {
     envelope(MessageType::MsgAppend, term, |message| {
         (message.index, message.log_term) = (after.index, after.term);
-        let entry =
-            |&(index, term, data): &(u64, u64, &'static str)| Entry { index, term, data: data.into(), ..Entry::default() };
+        let entry = |&(index, term, data): &(u64, u64, &'static str)| Entry {
+            index,
+            term,
+            data: data.into(),
+            ..Entry::default()
+        };
         message.set_entries(entries.iter().map(entry).collect::<Vec<_>>().into());
     })
 }
@@ -65,7 +76,11 @@ fn disks() -> (Vec<Descriptor>, BTreeMap<NodeId, MemoryEngine>) {
 /// Writes and applies one put on a disk, the shard's next entry.
 fn apply(disk: &MemoryEngine, index: u64, value: &'static str) {
     let mut applier = Applier::new(disk, &recover(disk).unwrap()).unwrap();
-    append(disk, &LogBatch { writes: vec![write(vec![entry(index, 1, put(value))], None)], sync: true }).unwrap();
+    append(
+        disk,
+        &LogBatch { writes: vec![write(vec![entry(index, 1, put(value))], None)], sync: true },
+    )
+    .unwrap();
     let entries = vec![ApplyEntry { entry: entry(index, 1, put(value)), wants_results: false }];
     applier.apply(disk, vec![ApplyWork { shard: SHARD, entries }]).unwrap();
 }
@@ -113,7 +128,10 @@ fn what_was_committed_is_lost() {
     broken(stays.committed(N3, SHARD, at(2, 2), 7).map(drop), "applies an entry of term 2");
     broken(stays.committed(N3, SHARD, at(2, 1), 8).map(drop), "applies an entry");
     stays.write(N1, &held, disk).unwrap();
-    broken(stays.write(N1, &write(vec![entry(2, 3, "b".into())], None), disk), "overwrites committed");
+    broken(
+        stays.write(N1, &write(vec![entry(2, 3, "b".into())], None), disk),
+        "overwrites committed",
+    );
     broken(stays.write(N1, &write(vec![], Some((2, 9))), disk), "deletes committed");
     // A replica that never had it may hold something else there until it hears.
     stays.write(N2, &write(vec![], Some((2, 9))), &disks[&N2]).unwrap();
@@ -191,7 +209,9 @@ fn a_replica_id_comes_back() {
 #[test]
 fn a_write_is_applied_twice_or_after_it_was_refused() {
     let mut once = applied_once::AppliedOnce::default();
-    (1..=3).zip(["a", "b", "c"]).for_each(|(ticket, value)| once.asks(Ticket(ticket), value.into()));
+    (1..=3)
+        .zip(["a", "b", "c"])
+        .for_each(|(ticket, value)| once.asks(Ticket(ticket), value.into()));
     once.committed(SHARD, at(2, 1), &[command("a")]).unwrap();
     broken(once.committed(SHARD, at(3, 1), &[command("a")]), "committed twice");
     once.refused(Ticket(2)).unwrap();
@@ -227,7 +247,10 @@ fn an_acknowledged_write_would_not_survive() {
     stays.committed(SHARD, at(2, 1), &[command("a")]);
     let batch = |sync| {
         let hard_state = Some(HardState { term: 1, vote: 0, commit: 1 });
-        LogBatch { writes: vec![LogWrite { hard_state, ..write(vec![entry(2, 1, put("a"))], None) }], sync }
+        LogBatch {
+            writes: vec![LogWrite { hard_state, ..write(vec![entry(2, 1, put("a"))], None) }],
+            sync,
+        }
     };
     append(&disks[&N1], &batch(true)).unwrap();
     append(&disks[&N2], &batch(false)).unwrap();
@@ -243,7 +266,10 @@ fn an_acknowledged_write_would_not_survive() {
 fn a_shard_is_set_aside() {
     let (shards, disks) = disks();
     let mut all = Invariants::new(&shards, disks);
-    broken(all.effect(N1, &Effect::Quarantined { shard: SHARD, why: "it forgot".into() }), "sets shard 2 aside: it forgot");
+    broken(
+        all.effect(N1, &Effect::Quarantined { shard: SHARD, why: "it forgot".into() }),
+        "sets shard 2 aside: it forgot",
+    );
 }
 
 #[test]
