@@ -9,6 +9,7 @@ use crate::core::context::Context;
 use crate::core::effect::Effect;
 use crate::core::group::Group;
 use crate::core::group::timeouts::mix;
+use flotilla_router::NodeId;
 use flotilla_storage::{INITIAL, Recovered};
 use raft::StateRole;
 
@@ -23,8 +24,11 @@ pub(crate) struct Election {
     is_new: bool,
     /// What raft-rs was last seen as, to notice changes.
     role: StateRole,
-    /// The leader that was last published.
+    /// The leader by raft-rs when it was last looked at.
     leader: u64,
+    /// The node of the leader as it was last published. A leader may be heard of before the
+    /// descriptor that says where it is.
+    published: Option<NodeId>,
     /// Ticks since this replica began to lead.
     led_ticks: u64,
 }
@@ -36,6 +40,7 @@ impl Election {
             is_new: recovered.last == INITIAL && recovered.hard_state.term == INITIAL.term,
             role: StateRole::Follower,
             leader: 0,
+            published: None,
             led_ticks: 0,
         }
     }
@@ -48,13 +53,13 @@ impl Election {
     /// Notices that the replica began or ceased to lead, or follows another, and tells the router.
     pub(crate) fn notice(&mut self, group: &Group, ctx: &mut Context<'_>) -> Option<RoleChange> {
         let (role, leader) = (group.raw.raft.state, group.raw.raft.leader_id);
-        if (role, leader) == (self.role, self.leader) {
+        let node = group.leader_node();
+        if (role, leader, node) == (self.role, self.leader, self.published) {
             return None;
         }
         let (leads, led) = (role == StateRole::Leader, self.role == StateRole::Leader);
-        (self.role, self.leader) = (role, leader);
-        let change =
-            RoleChange { begins: leads && !led, ends: led && !leads, leader: group.leader_node() };
+        (self.role, self.leader, self.published) = (role, leader, node);
+        let change = RoleChange { begins: leads && !led, ends: led && !leads, leader: node };
         ctx.pass.effects.push(Effect::PublishLeader { shard: group.shard, leader: change.leader });
         Some(change)
     }

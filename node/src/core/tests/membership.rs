@@ -413,6 +413,32 @@ fn a_leader_that_was_added_while_a_replica_was_away_is_heard_and_answered() {
     assert!(cluster.network.first_frame((N3, N2)).is_some(), "it is not answered");
 }
 
+/// raft-rs names a leader by the id of a replica; where that is may be known earlier or later.
+#[test]
+fn a_leader_is_published_again_once_its_node_is_known() {
+    let mut cluster = Cluster::led();
+    cluster.partition(&[N3], &[N1, N2]);
+    let leads = heartbeat(&cluster, ReplicaId(99), 2);
+    let published = |cluster: &mut Cluster| {
+        cluster.post(N3, Event::Message { from: N2, envelope: leads.clone() });
+        cluster.take_trace();
+        cluster.pass(N3);
+        let trace = cluster.take_trace();
+        trace.into_iter().filter(|line| line.contains("publishes")).collect::<Vec<_>>()
+    };
+    assert_eq!(published(&mut cluster), ["n3 publishes n2 as leader of s2"]);
+    assert!(published(&mut cluster).is_empty(), "nothing changed");
+    // A descriptor that does not have it yet, as an install would bring.
+    let replicas = &mut cluster.running_mut(N3).core.replicas;
+    let descriptor = replicas.get(SHARD).unwrap().group.descriptor().clone();
+    assert!(replicas.change(descriptor));
+    cluster.running_mut(N3).core.pass.touch(SHARD);
+    cluster.take_trace();
+    cluster.pass(N3);
+    assert!(cluster.take_trace().contains(&"n3 publishes no leader of s2".to_owned()));
+    assert_eq!(published(&mut cluster), ["n3 publishes n2 as leader of s2"]);
+}
+
 #[test]
 fn a_replica_is_who_its_node_and_its_epoch_say_it_is_and_nobody_else() {
     let mut cluster = Cluster::led();

@@ -61,8 +61,12 @@ impl flotilla_ops::Admin for Admin {
     async fn cluster(&self) -> Result<ClusterView, Refusal> {
         let table = self.forwarder.routes.table();
         let shards: Vec<_> = table.shards().filter(|s| !s.id.is_meta()).collect();
-        let leaders: Vec<_> =
-            shards.iter().filter_map(|s| self.forwarder.routes.leader(s.id)).collect();
+        // What was last heard of a node that is away leads nobody.
+        let leads = |node: &NodeId| self.state_of(*node) == NodeState::Up;
+        let leaders: Vec<_> = shards
+            .iter()
+            .filter_map(|shard| self.forwarder.routes.leader(shard.id).filter(leads))
+            .collect();
         let leaders_per_node = self
             .nodes
             .keys()
