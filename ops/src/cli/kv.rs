@@ -220,6 +220,13 @@ pub struct Watch {
     escaped: bool,
 }
 
+impl Command {
+    /// Whether it changes anything in the cluster.
+    pub(super) fn is_write(&self) -> bool {
+        matches!(self, Self::Put(_) | Self::Delete(_) | Self::Import(_))
+    }
+}
+
 /// Carries it out.
 pub(super) async fn run(
     command: Command,

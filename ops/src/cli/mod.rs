@@ -30,6 +30,7 @@ mod target;
 mod tests;
 mod text;
 
+use admin::{nodes, shards};
 use client::Client;
 pub use client::{DEFAULT_ENDPOINT, Endpoint, Endpoints};
 use console::Console;
@@ -140,7 +141,7 @@ pub enum Command {
         global: Global,
         /// What to do.
         #[command(subcommand)]
-        command: admin::ShardCommand,
+        command: shards::Command,
     },
     /// Shows nodes, and gives orders about them
     #[command(after_help = "Example:\n  flotilla node list")]
@@ -150,7 +151,7 @@ pub enum Command {
         global: Global,
         /// What to do.
         #[command(subcommand)]
-        command: admin::NodeCommand,
+        command: nodes::Command,
     },
 }
 
@@ -158,21 +159,9 @@ impl Command {
     /// Whether it changes anything in the cluster.
     fn is_write(&self) -> bool {
         match self {
-            Self::Kv { command, .. } => {
-                matches!(
-                    command,
-                    kv::Command::Put(_) | kv::Command::Delete(_) | kv::Command::Import(_)
-                )
-            }
-            Self::Shard { command, .. } => !matches!(
-                command,
-                admin::ShardCommand::List
-                    | admin::ShardCommand::Show { .. }
-                    | admin::ShardCommand::Explain { .. }
-            ),
-            Self::Node { command, .. } => {
-                !matches!(command, admin::NodeCommand::List | admin::NodeCommand::Show { .. })
-            }
+            Self::Kv { command, .. } => command.is_write(),
+            Self::Shard { command, .. } => command.is_write(),
+            Self::Node { command, .. } => command.is_write(),
         }
     }
 }
@@ -195,8 +184,8 @@ async fn run_on(command: Command, console: &mut Console) -> Exit {
     let is_write = command.is_write();
     let outcome = match command {
         Command::Kv { command, .. } => kv::run(command, &client, console).await,
-        Command::Shard { command, .. } => admin::run_shard(command, &client, console).await,
-        Command::Node { command, .. } => admin::run_node(command, &client, console).await,
+        Command::Shard { command, .. } => shards::run(command, &client, console).await,
+        Command::Node { command, .. } => nodes::run(command, &client, console).await,
     };
     let outcome = outcome.and_then(|()| console.flush());
     match outcome {

@@ -47,7 +47,7 @@ pub(super) fn export(
     // A whole shard passes by once; it must not drive out what clients read.
     read.fill_cache(false);
     read.set_readahead_size(CHUNK_BYTES);
-    let (db, snapshot) = (view.pinned.borrow_owner(), view.pinned.borrow_dependent());
+    let (db, snapshot) = view.parts();
     let mut records = snapshot.raw_iterator_cf_opt(db.family(Family::Data), read);
     // What the files hold may be deleted for the most part: then it is counted what is there.
     if engine.check_room_for(engine.data_file_bytes(start, end)).is_err() {

@@ -1,33 +1,33 @@
 //! The engine on disk: RocksDB, with one column family per family and one write-ahead log for all
 //! of them.
 //!
-//! A [view](RocksView) is a RocksDB snapshot together with a share of the database that it borrows
-//! from; the pair is held by `self_cell`, so that neither outlives the other and no `unsafe` is
-//! written here. The families' handles lie beside the database in the same way, so that no call
-//! looks them up by name.
+//! The families' handles lie beside the database that they borrow from; the pair is held by
+//! `self_cell`, so that no call looks them up by name and no `unsafe` is written here.
 //!
-//! How it is set up is told in [`options`], how it is walked over, in `cursor.rs`, how its folder
-//! comes to be, in `opening.rs`, how snapshots' files are written and taken in, in `files.rs`, how
-//! space on the disk is given back, in `space.rs`.
+//! How it is set up is told in [`options`], how it is read, now or as it was, in `view.rs`, how it
+//! is walked over, in `cursor.rs`, how its folder comes to be, in `opening.rs`, how snapshots'
+//! files are written and taken in, in `files.rs`, how space on the disk is given back, in
+//! `space.rs`.
 
 mod cursor;
 mod files;
 mod opening;
 pub mod options;
 mod space;
+mod view;
 
 pub use cursor::RocksCursor;
 pub use options::RocksOptions;
 pub use space::{GivenBack, Owed};
+pub use view::RocksView;
 
-use crate::engine::{Engine, Family, Order, Pace, Read, Statistics, WriteBatch};
+use crate::engine::{Engine, Family, Statistics, WriteBatch};
 use crate::error::StorageError;
 use crate::started::{Manifest, Started};
 use crate::work::SnapshotFile;
-use cursor::{bounds, paced};
 use rocksdb::{
-    Cache, ColumnFamily, DBWithThreadMode, Options, ReadOptions, SingleThreaded,
-    SnapshotWithThreadMode, WriteOptions, properties,
+    Cache, ColumnFamily, DBWithThreadMode, Options, ReadOptions, SingleThreaded, WriteOptions,
+    properties,
 };
 use self_cell::self_cell;
 use std::fs::File;
@@ -38,7 +38,6 @@ use std::sync::{Arc, Mutex};
 /// The families are made when the database is opened and never change, so no lock is needed around
 /// them.
 type RawDb = DBWithThreadMode<SingleThreaded>;
-type Snapshot<'a> = SnapshotWithThreadMode<'a, RawDb>;
 
 /// The handles of the families.
 struct Families<'a> {
@@ -52,14 +51,6 @@ self_cell!(
         owner: RawDb,
         #[covariant]
         dependent: Families,
-    }
-);
-
-self_cell!(
-    struct Pinned {
-        owner: Arc<Db>,
-        #[covariant]
-        dependent: Snapshot,
     }
 );
 
@@ -111,12 +102,6 @@ struct Inner {
 pub struct RocksBatch {
     db: Arc<Db>,
     batch: rocksdb::WriteBatch,
-}
-
-/// A [`RocksEngine`] as it was.
-#[derive(Clone)]
-pub struct RocksView {
-    pinned: Arc<Pinned>,
 }
 
 /// Records in memory, whatever range they are in, that are walked over in some milliseconds.
@@ -231,93 +216,6 @@ impl WriteBatch for RocksBatch {
     }
 }
 
-impl Read for RocksEngine {
-    type Cursor<'a> = RocksCursor<'a>;
-
-    fn look<R>(
-        &self,
-        family: Family,
-        key: &[u8],
-        look: impl FnOnce(&[u8]) -> R,
-    ) -> Result<Option<R>, StorageError> {
-        let db = &self.inner.db;
-        let value = db
-            .raw()
-            .get_pinned_cf_opt(db.family(family), key, &self.inner.read)
-            .map_err(failed("read key"))?;
-        Ok(value.map(|value| look(&value)))
-    }
-
-    fn cursor<'a>(
-        &'a self,
-        family: Family,
-        start: &[u8],
-        end: Option<&[u8]>,
-        order: Order,
-    ) -> RocksCursor<'a> {
-        let db = &self.inner.db;
-        RocksCursor::new(db.raw().raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
-    }
-
-    fn cursor_at<'a>(
-        &'a self,
-        family: Family,
-        start: &[u8],
-        end: Option<&[u8]>,
-        order: Order,
-        pace: Pace,
-    ) -> RocksCursor<'a> {
-        let db = &self.inner.db;
-        RocksCursor::new(
-            db.raw().raw_iterator_cf_opt(db.family(family), paced(start, end, pace)),
-            order,
-        )
-        .at(pace)
-    }
-}
-
-impl Read for RocksView {
-    type Cursor<'a> = RocksCursor<'a>;
-
-    fn look<R>(
-        &self,
-        family: Family,
-        key: &[u8],
-        look: impl FnOnce(&[u8]) -> R,
-    ) -> Result<Option<R>, StorageError> {
-        let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
-        let value = snapshot.get_pinned_cf(db.family(family), key).map_err(failed("read key"))?;
-        Ok(value.map(|value| look(&value)))
-    }
-
-    fn cursor<'a>(
-        &'a self,
-        family: Family,
-        start: &[u8],
-        end: Option<&[u8]>,
-        order: Order,
-    ) -> RocksCursor<'a> {
-        let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
-        RocksCursor::new(snapshot.raw_iterator_cf_opt(db.family(family), bounds(start, end)), order)
-    }
-
-    fn cursor_at<'a>(
-        &'a self,
-        family: Family,
-        start: &[u8],
-        end: Option<&[u8]>,
-        order: Order,
-        pace: Pace,
-    ) -> RocksCursor<'a> {
-        let (db, snapshot) = (self.pinned.borrow_owner(), self.pinned.borrow_dependent());
-        RocksCursor::new(
-            snapshot.raw_iterator_cf_opt(db.family(family), paced(start, end, pace)),
-            order,
-        )
-        .at(pace)
-    }
-}
-
 impl Engine for RocksEngine {
     type Batch = RocksBatch;
     type View = RocksView;
@@ -345,7 +243,7 @@ impl Engine for RocksEngine {
     }
 
     fn view(&self) -> RocksView {
-        RocksView { pinned: Arc::new(Pinned::new(self.inner.db.clone(), |db| db.raw().snapshot())) }
+        RocksView::of(&self.inner.db)
     }
 
     fn flush(&self) -> Result<(), StorageError> {

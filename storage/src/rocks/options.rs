@@ -15,8 +15,8 @@
 //! - **Removed records** are passed over by every walk until a compaction meets them, which for a
 //!   queue that is filled and emptied at one place may be never. Files that are full of them, and
 //!   memtables in which a walk met many, are not left to chance.
-//! - Writes come from one or two threads that batch by themselves, so neither pipelined nor
-//!   unordered writes gain anything.
+//! - Writes come from a few threads that batch by themselves, so neither pipelined nor unordered
+//!   writes gain anything.
 //! - **A small disk** is not filled by what RocksDB keeps beside the data ([`RocksOptions::fit`]):
 //!   logs that were written ahead, memtables that still become files, and compactions, which write
 //!   anew before they remove.
@@ -97,7 +97,7 @@ impl Default for RocksOptions {
 }
 
 impl RocksOptions {
-    /// The same, made to fit a disk of this size: from 50 GiB on nothing changes. Below, what is
+    /// The same, made to fit a disk of this size: from 50 GiB on the defaults stay. Below, what is
     /// kept beside the data must leave room for them, and for the nodes that may share the disk.
     pub fn fit(mut self, capacity_bytes: u64) -> Self {
         let part = |divisor: u64, least: u64| (capacity_bytes / divisor).max(least);

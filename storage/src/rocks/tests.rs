@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::engine::Cursor;
+use crate::engine::{Order, Pace, Read as _};
 use crate::read::PageLook;
 use crate::testing::{TestEngine, small_rocks};
 use crate::{keys, records};

@@ -1,29 +1,23 @@
-//! `flotilla shard` and `flotilla node`: what the admin API shows, as tables, and orders.
-//!
-//! With `--json` the server's answers are printed as they came; of lists, one object per line. An
-//! order that the server does not have yet is sent all the same: the server says so (exit code 1),
-//! and a newer server carries it out.
+//! `flotilla shard`: lists, one shard with its replicas, the reason why a key is where it is, and
+//! orders.
 
-use super::client::{Client, Reply, Request};
-use super::console::Console;
-use super::failure::Failure;
-use super::key;
-use crate::admin::{
-    DiskView, Explanation, NodeView, RangeView, ReplicaState, ReplicaView, ShardView, Transfer,
-};
-use base64::Engine;
+use super::{bounds, bytes, items, or_dash, order, shown, typed, word};
+use crate::admin::{Explanation, ReplicaState, ReplicaView, ShardView, Transfer};
+use crate::cli::client::{Client, Request};
+use crate::cli::console::Console;
+use crate::cli::failure::Failure;
+use crate::cli::key;
+use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flotilla_router::{NodeId, ShardId};
 use http::Method;
 use http::header::IF_MATCH;
 use serde_json::{Map, Value, json};
 use std::ffi::OsString;
-use std::fmt::Display;
-use std::time::Duration;
 
 /// What to do with shards.
 #[derive(Clone, Debug, clap::Subcommand)]
-pub enum ShardCommand {
+pub enum Command {
     /// Lists every shard: range, leader, replicas, size
     #[command(after_help = "Example:\n  flotilla shard list")]
     List,
@@ -88,54 +82,35 @@ pub enum ShardCommand {
         id: ShardId,
         /// The nodes that vote afterwards
         #[arg(long, value_name = "NODES", required = true)]
-        #[arg(value_delimiter = ',', value_parser = super::in_list)]
+        #[arg(value_delimiter = ',', value_parser = crate::cli::in_list)]
         voters: Vec<NodeId>,
         /// The nodes that only receive the log afterwards
-        #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = super::in_list)]
+        #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = crate::cli::in_list)]
         learners: Vec<NodeId>,
     },
 }
 
-/// What to do with nodes.
-#[derive(Clone, Debug, clap::Subcommand)]
-pub enum NodeCommand {
-    /// Lists every node: address, state, leaders, disk
-    #[command(after_help = "Example:\n  flotilla node list")]
-    List,
-    /// Shows one node
-    #[command(after_help = "Example:\n  flotilla node show 2")]
-    Show {
-        /// The node
-        id: NodeId,
-    },
-    /// Empties a node, so that it can be removed (the server does not have it yet)
-    #[command(after_help = "Example:\n  flotilla node drain 2")]
-    Drain {
-        /// The node
-        id: NodeId,
-    },
-    /// Takes a node out of the cluster for good (the server does not have it yet)
-    #[command(after_help = "Example:\n  flotilla node remove 2")]
-    Remove {
-        /// The node
-        id: NodeId,
-    },
+impl Command {
+    /// Whether it changes anything in the cluster.
+    pub(in crate::cli) fn is_write(&self) -> bool {
+        !matches!(self, Self::List | Self::Show { .. } | Self::Explain { .. })
+    }
 }
 
 /// Carries it out.
-pub(super) async fn run_shard(
-    command: ShardCommand,
+pub(in crate::cli) async fn run(
+    command: Command,
     client: &Client,
     console: &mut Console,
 ) -> Result<(), Failure> {
     match command {
-        ShardCommand::List => list_shards(client, console).await,
-        ShardCommand::Show { id, hash } => {
+        Command::List => list_shards(client, console).await,
+        Command::Show { id, hash } => {
             let query = if hash { "?hash=1" } else { "" };
             let reply = client.call(Request::get(format!("/v1/admin/shards/{id}{query}"))).await?;
             shown::<ShardView>(&reply, "shard", console, show_shard)
         }
-        ShardCommand::Explain { key, escaped } => {
+        Command::Explain { key, escaped } => {
             let key = key::encode(&key::parse(&key, escaped)?);
             let reply = client.call(Request::get(format!("/v1/admin/explain/{key}"))).await?;
             shown::<Explanation>(&reply, "explanation", console, |explanation, console| {
@@ -146,7 +121,7 @@ pub(super) async fn run_shard(
                 show_shard(&explanation.shard, console)
             })
         }
-        ShardCommand::Transfer { id, to, if_match, dry_run } => {
+        Command::Transfer { id, to, if_match, dry_run } => {
             let query = if dry_run { "?dry_run=1" } else { "" };
             let mut request =
                 Request::new(Method::POST, format!("/v1/admin/shards/{id}/leader{query}"))
@@ -157,7 +132,7 @@ pub(super) async fn run_shard(
             let reply = client.call(request).await?;
             shown::<Transfer>(&reply, "answer to a transfer", console, show_transfer)
         }
-        ShardCommand::Split { id, at, escaped } => {
+        Command::Split { id, at, escaped } => {
             let mut body = Map::new();
             if let Some(at) = at {
                 let key = key::parse(&at, escaped)?;
@@ -175,7 +150,7 @@ pub(super) async fn run_shard(
             )
             .await
         }
-        ShardCommand::Merge { id } => {
+        Command::Merge { id } => {
             order(
                 Request::new(Method::POST, format!("/v1/admin/shards/{id}/merge")).json(&json!({})),
                 client,
@@ -183,7 +158,7 @@ pub(super) async fn run_shard(
             )
             .await
         }
-        ShardCommand::Move { id, voters, learners } => {
+        Command::Move { id, voters, learners } => {
             let body = json!({ "voters": voters, "learners": learners });
             order(
                 Request::new(Method::PUT, format!("/v1/admin/shards/{id}/replicas")).json(&body),
@@ -193,94 +168,6 @@ pub(super) async fn run_shard(
             .await
         }
     }
-}
-
-/// Carries it out.
-pub(super) async fn run_node(
-    command: NodeCommand,
-    client: &Client,
-    console: &mut Console,
-) -> Result<(), Failure> {
-    match command {
-        NodeCommand::List => {
-            let reply = client.call(Request::get("/v1/admin/nodes")).await?;
-            let mut answer: Value = reply.json("list of nodes", false)?;
-            let nodes = items(&mut answer, "nodes")?;
-            if console.json {
-                return nodes.iter().try_for_each(|node| console.value(node));
-            }
-            let nodes = typed::<NodeView>(nodes, "list of nodes")?;
-            let names = [
-                "NODE",
-                "STATE",
-                "ADDRESS",
-                "HTTP",
-                "LEADERS",
-                "REPLICAS",
-                "LAG",
-                "RTT",
-                "DISK USED",
-                "DISK FREE",
-                "UP FOR",
-            ];
-            console.table(&names, nodes.iter().map(node_row).collect())
-        }
-        NodeCommand::Show { id } => {
-            let reply = client.call(Request::get(format!("/v1/admin/nodes/{id}"))).await?;
-            shown::<NodeView>(&reply, "node", console, show_node)
-        }
-        NodeCommand::Drain { id } => {
-            order(
-                Request::new(Method::POST, format!("/v1/admin/nodes/{id}/drain")),
-                client,
-                console,
-            )
-            .await
-        }
-        NodeCommand::Remove { id } => {
-            order(Request::new(Method::DELETE, format!("/v1/admin/nodes/{id}")), client, console)
-                .await
-        }
-    }
-}
-
-/// Gives an order whose answer has no form yet.
-async fn order(request: Request, client: &Client, console: &mut Console) -> Result<(), Failure> {
-    let reply = client.call(request).await?;
-    match reply.header("location") {
-        Some(location) if !console.json => console.line(&format!("under way: {location}")),
-        _ => console.line(String::from_utf8_lossy(&reply.body).trim()),
-    }
-}
-
-/// Prints an answer: as it came with `--json`, otherwise as `show` does.
-fn shown<T: serde::de::DeserializeOwned>(
-    reply: &Reply,
-    what: &str,
-    console: &mut Console,
-    show: impl FnOnce(&T, &mut Console) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    if console.json {
-        return console.value(&reply.json(what, false)?);
-    }
-    show(&reply.json(what, false)?, console)
-}
-
-/// The objects of a list.
-fn items(answer: &mut Value, name: &str) -> Result<Vec<Value>, Failure> {
-    match answer.get_mut(name).map(Value::take) {
-        Some(Value::Array(items)) => Ok(items),
-        _ => Err(Failure::unreadable("list", format!("no {name}"), false)),
-    }
-}
-
-fn typed<T: serde::de::DeserializeOwned>(items: Vec<Value>, what: &str) -> Result<Vec<T>, Failure> {
-    items
-        .into_iter()
-        .map(|item| {
-            serde_json::from_value(item).map_err(|error| Failure::unreadable(what, error, false))
-        })
-        .collect()
 }
 
 async fn list_shards(client: &Client, console: &mut Console) -> Result<(), Failure> {
@@ -402,83 +289,4 @@ fn show_transfer(transfer: &Transfer, console: &mut Console) -> Result<(), Failu
         "quorum before: {} of {} voters needed, {} up; after: {} of {}, {} up",
         before.needed, before.voters, before.up, after.needed, after.voters, after.up
     ))
-}
-
-fn node_row(node: &NodeView) -> Vec<String> {
-    let disk = node.disk.as_ref();
-    vec![
-        node.id.to_string(),
-        word(&node.state),
-        node.address.clone(),
-        or_dash(node.http.as_ref()),
-        node.leaders.to_string(),
-        node.replicas.to_string(),
-        or_dash(node.apply_lag),
-        or_dash(node.rtt_seconds.map(|seconds| format!("{:.2} ms", seconds * 1e3))),
-        or_dash(disk.map(|disk| bytes(disk.used_bytes))),
-        or_dash(disk.map(|disk| bytes(disk.free_bytes))),
-        or_dash(node.uptime_seconds.map(|seconds| {
-            humantime::format_duration(Duration::from_secs(seconds.max(0.0) as u64))
-        })),
-    ]
-}
-
-fn show_node(node: &NodeView, console: &mut Console) -> Result<(), Failure> {
-    let disk = |DiskView { used_bytes, free_bytes, capacity_bytes }: &DiskView| {
-        format!(
-            "{} used by Flotilla, {} free of {}",
-            bytes(*used_bytes),
-            bytes(*free_bytes),
-            bytes(*capacity_bytes)
-        )
-    };
-    let row = node_row(node);
-    let pairs = [
-        ("node", node.id.to_string()),
-        ("state", word(&node.state)),
-        ("address", node.address.clone()),
-        ("http", row[3].clone()),
-        ("version", or_dash(node.version.as_ref())),
-        ("incarnation", or_dash(node.incarnation)),
-        ("leaders", row[4].clone()),
-        ("replicas", row[5].clone()),
-        ("apply lag", row[6].clone()),
-        ("round trip", row[7].clone()),
-        ("disk", or_dash(node.disk.as_ref().map(disk))),
-        ("up for", row[10].clone()),
-    ];
-    pairs.iter().try_for_each(|(name, value)| console.line(&format!("{name:<12} {value}")))
-}
-
-/// A value, or a dash where nobody knows it.
-fn or_dash(value: Option<impl Display>) -> String {
-    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
-}
-
-/// An enum's value as it stands in JSON.
-fn word(value: &impl serde::Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default()
-}
-
-/// A size as people read it.
-fn bytes(n: u64) -> String {
-    indicatif::BinaryBytes(n).to_string()
-}
-
-/// The ends of a range as people read them; keys that are no text are escaped.
-fn bounds(range: &RangeView) -> (String, String) {
-    let decode = |text: &Option<String>, base64: &Option<String>| {
-        let bytes = base64.as_ref().and_then(|base64| STANDARD.decode(base64).ok());
-        bytes
-            .or_else(|| text.as_ref().map(|text| text.as_bytes().to_vec()))
-            .map(|bytes| key::show(&bytes, false))
-    };
-    let start = decode(&range.start, &range.start_b64).filter(|start| !start.is_empty());
-    (
-        start.unwrap_or_else(|| "(first)".into()),
-        decode(&range.end, &range.end_b64).unwrap_or_else(|| "(last)".into()),
-    )
 }
