@@ -115,8 +115,8 @@ macro_rules! metrics {
 }
 
 metrics! {
-    counter proposals_refused: IntCounter = "flotilla_proposals_refused_total", "Commands that \
-        came to this node's loop and were refused before they were proposed.";
+    counter proposals_refused: IntCounter = "flotilla_proposals_refused_total", "Writes that \
+        this node's loop answered with an error: refused, or proposed and lost.";
     histogram commands_per_entry: Histogram = "flotilla_commands_per_entry", "Commands in one \
         proposed log entry.", &BATCH;
     histogram loop_pass_seconds: Histogram = "flotilla_loop_pass_seconds", "Time of one pass of \

@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed {what}: {why}")]
 pub struct DecodeError {
-    /// What was being read, in the words of DESIGN.md.
+    /// What was being read, in the words of ARCHITECTURE.md.
     pub what: &'static str,
     /// What is wrong with it.
     pub why: String,

@@ -7,5 +7,5 @@
 /// What is left where a node's directory can't be had back as it was when the node ran last.
 pub const NO_WAY_BACK: &str = "where that can't be had, leave this node down: the others go on as \
                                long as they are a quorum; to be whole again, export from them, \
-                               found a new cluster and import (docs/operations.md, \"A node that \
+                               make a new cluster and import (docs/operations.md, \"A node that \
                                can't come back\")";

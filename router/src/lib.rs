@@ -8,9 +8,11 @@
 //! - [`descriptor`]: what a shard is: id, range, epoch, replicas.
 //! - [`membership`]: how a change of its members leads from one descriptor to the next.
 //! - [`command`]: what a log entry carries, byte by byte.
+//! - [`codec`]: the byte encoding that everything stored or sent shares.
 //! - [`call`]: what is asked of a node and what it answers; the same whether the question came by
 //!   HTTP or from another node.
 //! - [`refusal`]: every way a node says no, each with its outcome and its cure.
+//! - [`cure`]: what is left to do about a node that can't come back.
 //! - [`mutation`]: known mistakes, which only tests can switch on.
 //! - [`sizes`]: what a key, a value and a frame may have.
 //! - [`routes`]: key to shard on an immutable snapshot that is swapped whole, and what changes per

@@ -44,7 +44,7 @@ pub enum Mutation {
     YoungContextsDropped,
     /// What a leader says is as fresh as the moment at which it arrives.
     AgeByArrival,
-    /// A leader takes what it has committed for what it shows.
+    /// A replica is fresh as soon as it hears what is committed, before it has applied it.
     AgeBeforeApplied,
     /// A follower stands by its leader as long as raft-rs knows of one.
     PromiseByLeaderId,

@@ -2,8 +2,8 @@
 //! reason to.
 //!
 //! One throttle stands for one **kind** of line, never for a text: texts hold what strangers send,
-//! and whoever varies his would have each of them written. What was held back is counted, and told
-//! with the next line that is let through. The time is handed in.
+//! and a stranger who varies them would have each one written. What was held back is counted, and
+//! told with the next line that is let through. The time is handed in.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -19,7 +19,7 @@ use flotilla_router::{DecodeError, Descriptor, KeySpace, NodeId, Revision};
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Founds this node's replicas of `shards`, which are all shards of the cluster, unless the node
+/// Makes this node's replicas of `shards`, which are all shards of the cluster, unless the node
 /// was bootstrapped before. Says whether it was bootstrapped now.
 ///
 /// `meta_contents` are the first keys of the meta shard, the same on every first node, in this

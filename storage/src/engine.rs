@@ -21,7 +21,7 @@ use crate::work::SnapshotFile;
 use bytes::Bytes;
 use std::path::Path;
 
-/// Which of the three key spaces.
+/// Which of the three families.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// The logs of all shards. Written once, read rarely, deleted in order.

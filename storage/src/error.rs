@@ -1,10 +1,11 @@
 //! Everything that storage can say no with: three families, as in the whole house.
 //!
 //! Nothing here is *routable* or *retryable* by a client: storage speaks to the node alone. What is
-//! left is **refusals to start** (each carries its cure, and nothing on disk was changed),
-//! **corruption** (names the shard and the index, and is never skipped) and **failures** of the
-//! engine. After either of the last two the process stops: a failed write is never retried, because
-//! after a failed fsync nobody knows what the disk holds.
+//! left is **refusals to start** (each carries its cure, and no data were changed), **corruption**
+//! (names the shard and the index, and is never skipped) and **failures** of the engine. After
+//! either of the last two the process stops: a failed write is never retried, because after a
+//! failed fsync nobody knows what the disk holds. Two are none of these: a walk that met too many
+//! removed records, and a snapshot that can't be used.
 
 use flotilla_router::cure::NO_WAY_BACK;
 use flotilla_router::{ClusterId, DecodeError, NodeId, ShardId};
@@ -14,14 +15,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// Refusal to start: the path is taken by something else.
-    #[error("{} is not a directory; give this node a directory of its own", dir.display())]
+    #[error("{} is not a directory; give this node its own directory", dir.display())]
     NotADirectory {
         /// The path that was given.
         dir: PathBuf,
     },
     /// Refusal to start: nothing can be written there.
     #[error("{} can't be written to ({why}); make it writable for this user, or give this node \
-             another directory", dir.display())]
+             its own directory", dir.display())]
     ReadOnly {
         /// The path that was given.
         dir: PathBuf,
@@ -32,7 +33,7 @@ pub enum StorageError {
     #[error(
         "{}: the disk has {free_bytes} bytes left, and this node needs {needed_bytes} to start, \
          without puts: remove something else from the disk, or copy the folder as it is to a \
-         larger one; nothing was changed", dir.display()
+         larger one; no data were changed", dir.display()
     )]
     NoRoom {
         /// The path that was given.
@@ -43,8 +44,8 @@ pub enum StorageError {
         needed_bytes: u64,
     },
     /// Refusal to start: another process works in the directory.
-    #[error("{} is in use by another process; stop that one first, or give this node a directory \
-             of its own", dir.display())]
+    #[error("{} is in use by another process; stop that one first, or give this node its own \
+             directory", dir.display())]
     InUse {
         /// The path that was given.
         dir: PathBuf,

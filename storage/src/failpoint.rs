@@ -15,7 +15,7 @@
 //! line on standard error says where, and at which pass. The grammar is that of the crate `fail`.
 //!
 //! A point between two steps stands for the death before the second as much as for the one after
-//! the first. Each has a round of its own in `node/tests/failpoints.rs`, and one that no round ever
+//! the first. Each has a round of its own in `node/tests/failpoints/`, and one that no round ever
 //! meets fails that test. What was seen is told in `docs/crashes.md`.
 
 use crate::error::StorageError;

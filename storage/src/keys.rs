@@ -3,7 +3,7 @@
 //! ```text
 //! log    shard (8) ‖ index (8)
 //! state  shard (8) ‖ tag (1)                 of a replica
-//!        0 (8) ‖ tag (1) [‖ shard (8)]       of the node: no shard has the id 0, so these stand in front and never collide
+//!        0 (8) ‖ tag (1) [‖ shard or node (8)] of the node: no shard has the id 0, so these stand in front and never collide
 //! data   1 (1) ‖ shard (8)                   up to where the shard has applied
 //!        2 (1) ‖ user key
 //!        3 (1) ‖ key of the meta shard       a space of its own, which no user key reaches
@@ -37,7 +37,7 @@ pub enum StateTag {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum NodeTag {
-    /// Cluster, node and incarnation.
+    /// Cluster, node, incarnation and the number of the directory.
     Identity = 1,
     /// The node's shards were bootstrapped.
     Founded = 2,

@@ -34,11 +34,12 @@
 //! **Rooms.** [`engine`] is the contract; [`memory`] keeps it without a disk and forgets in a crash
 //! what a disk would, `rocks` (with the feature `rocksdb`) is the real one, and `open` locks a
 //! directory and binds it to a node, `started` notices when RocksDB has forgotten, `room` fits it
-//! to its disk. [`bootstrap`](mod@bootstrap) founds, [`log`] and [`apply`] write, [`read`] looks,
-//! [`snapshot`] and [`manifest`] move a shard as a whole, [`recover`](mod@recover) starts again.
-//! [`work`] are the plain data that the core speaks. Without the feature the crate depends on no
-//! RocksDB, no file system and no thread: that is what the pure core and its simulator are built
-//! with.
+//! to its disk. [`bootstrap`](mod@bootstrap) makes the first state, [`log`] and [`apply`] write,
+//! [`read`] looks, [`snapshot`] and [`manifest`] move a shard as a whole,
+//! [`recover`](mod@recover) starts again. [`directories`] remembers which directory each other
+//! node was met with. [`work`] holds the plain data that the core speaks. At a [`failpoint`] a test
+//! stops the process. Without the feature the crate depends on no RocksDB, no file system and no
+//! thread: that is what the pure core and its simulator are built with.
 //!
 //! **Tests** stand beside what they test. The contract's suite, run on both engines, is in
 //! `engine/tests.rs`; crashes at every unsynced prefix in `apply/tests.rs`, restarts after every

@@ -8,10 +8,14 @@
 //! truncated  sealed: index (8) ‖ term (8)
 //! descriptor sealed: a router descriptor
 //! replica    sealed: replica (8)                        the tombstone too
-//! identity   sealed: cluster (8) ‖ node (8) ‖ incarnation (8)
+//! identity   sealed: cluster (8) ‖ node (8) ‖ incarnation (8) ‖ directory (8)
 //! data       format (1) ‖ revision (8) ‖ expiry (8), 0 for none ‖ value (rest)
 //! applied    format (1) ‖ index (8) ‖ term (8) ‖ revision (8)
 //! ```
+//!
+//! The other sealed records stand in the rooms that write them: the install marker in
+//! [`snapshot`](crate::snapshot), the bootstrap mark in [`bootstrap`](mod@crate::bootstrap), the
+//! other nodes' directories in [`directories`](crate::directories).
 //!
 //! The checksum covers the key, so that a record which strayed to another shard or index is told
 //! from one that belongs there. The `data` family rests on the engine's block checksums: its

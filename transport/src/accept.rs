@@ -31,14 +31,14 @@ const REASON_CHARS_MAX: usize = 400;
 
 /// Why somebody was turned away.
 enum Away {
-    /// There is no connection: TLS said no, or he did.
+    /// There is no connection: TLS said no, or the caller did.
     Connection(String),
-    /// He went away by himself before anybody said no: who has waited too long, or is stopped,
-    /// gives up. Nothing is wrong with him.
+    /// The caller left before anybody said no: a node that has waited too long, or is stopped,
+    /// gives up. Nothing is wrong with it.
     Gone,
-    /// He has a certificate of the cluster's, and is refused all the same.
+    /// The caller has a certificate of the cluster's, and is refused all the same.
     Handshake(String),
-    /// He took too long.
+    /// The caller took too long.
     Late,
 }
 
@@ -206,7 +206,7 @@ async fn carry(shared: &Arc<Shared>, connection: Connection, identity: Identity)
             },
             () = stopped(&mut stop) => {
                 let drained = async { while writers.join_next().await.is_some() {} };
-            let _ = tokio::time::timeout(FLUSH, drained).await;
+                let _ = tokio::time::timeout(FLUSH, drained).await;
                 connection.close(Close::ShuttingDown.into(), b"this node is shutting down");
                 break;
             }

@@ -4,9 +4,9 @@
 //! remember. So
 //!
 //! - as long as few handshakes are under way, everybody begins one at once;
-//! - beyond that, whoever has not shown that he gets what is sent to his address is asked to
-//!   (QUIC's Retry, which costs us a packet and no memory). A forged address never comes back; an
-//!   honest one loses a round trip;
+//! - beyond that, callers that have not shown that they get what is sent to their address are asked
+//!   to (QUIC's Retry, which costs us a packet and no memory). A forged address never comes back;
+//!   an honest one loses a round trip;
 //! - places are kept for the addresses of peers, once they are proved, and no other address may
 //!   take more than some of the rest.
 
@@ -37,11 +37,11 @@ struct Taken {
 
 /// What to do with somebody who knocks.
 pub(crate) enum Answer {
-    /// Let him in; he is in for as long as this is held.
+    /// Let the caller in, for as long as this is held.
     Enter(Place),
-    /// Have him prove his address first.
+    /// Have the caller prove its address first.
     Prove,
-    /// Turn him away.
+    /// Turn the caller away.
     Full,
 }
 

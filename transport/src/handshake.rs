@@ -10,7 +10,8 @@
 //!   claims to be this node;
 //! - leases on one end that the other end makes no promises for ([`LeaseTerms`]);
 //! - an incarnation older than one that was seen: a former self that has not noticed yet, or a copy
-//!   of a data directory.
+//!   of a data directory;
+//! - whoever [`Handler::admit`](crate::Handler::admit) does not want: that is the node's judgement.
 
 use crate::certs::NodeName;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -112,7 +113,7 @@ pub(crate) enum Refusal {
     Founding { node: NodeId },
     #[error(
         "the process says that it is node {said}, but its certificate is for node {named}: give it \
-         the certificate of its own, made by `flotilla cert node`"
+         its own certificate, made by `flotilla cert node`"
     )]
     Certificate { said: NodeId, named: NodeId },
     #[error("the certificate {0}")]

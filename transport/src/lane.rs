@@ -1,18 +1,19 @@
 //! Lanes: frames of one lane stay in order, frames of two lanes don't wait for each other.
 //!
-//! The control lane carries what is small and urgent (heartbeats, votes, read index); its stream
-//! goes before the others. Append lanes carry the log; a shard always takes the same one, so that
-//! its messages stay in order.
+//! The control lane carries what is small and urgent (heartbeats, votes); its stream goes before
+//! the others. Append lanes carry the log and the answers to it; a shard always takes the same one,
+//! so that its messages stay in order.
 
 use flotilla_router::ShardId;
 
 /// One ordered stream of frames from a node to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
-    /// Heartbeats, votes, read index, liveness of the node: small, urgent, never behind a large
-    /// append.
+    /// Heartbeats (which carry the contexts of reads), votes, liveness of the node: small, urgent,
+    /// never behind a large append.
     Control,
-    /// The log. The number is below the `append_lanes` of the sender's configuration.
+    /// The log and the answers to it. The number is below the `append_lanes` of the sender's
+    /// configuration.
     Append(u8),
 }
 

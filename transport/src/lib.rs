@@ -23,8 +23,8 @@
 //!
 //! **Invariants.** No byte passes before both ends have proved node and cluster by certificate and
 //! handshake ([`handshake`]). Whatever a peer sends, nothing panics, and memory grows only with
-//! bytes that really arrived, up to a limit. A request that fails with [`RequestError::NotSent`] or
-//! [`RequestError::TooLate`] was never handed to QUIC.
+//! bytes that really arrived, up to a limit. A request that fails with [`RequestError::NotSent`],
+//! [`RequestError::TooLate`] or [`RequestError::Full`] was never handed to QUIC.
 //!
 //! Where the tests are: units beside the code, whole endpoints on loopback in `tests/`.
 

@@ -106,7 +106,7 @@ impl Peer {
         *lock(&self.found) = found.to_vec();
     }
 
-    /// Whether it is to be found there. Whoever dials does so from where he listens.
+    /// Whether it is to be found there. A node dials from where it listens.
     pub(crate) fn is_at(&self, address: SocketAddr) -> bool {
         lock(&self.found).iter().any(|found| {
             found.ip().to_canonical() == address.ip().to_canonical()

@@ -1,8 +1,8 @@
 //! The QUIC endpoint: one UDP socket for all connections, in both directions, and how they are
 //! tuned.
 //!
-//! - Keep-alive is on and the idle timeout short: a peer that died is noticed soon, and hibernating
-//!   shards don't lose their connection. No migration, no early data.
+//! - Keep-alive is on and the idle timeout short: a peer that died is noticed soon, and a quiet
+//!   connection is not lost. No migration, no early data.
 //! - Windows: every stream may have [`STREAM_WINDOW_BYTES`] in flight, and the connection as much
 //!   as all streams together, so that a full append lane never takes the control lane's share.
 //! - MTU discovery stays at its defaults: a fixed MTU of 8,900 collapsed on loopback.

@@ -1,7 +1,7 @@
 //! How far away a peer is, for whoever asks often.
 //!
 //! Asking a connection waits for whoever sends or receives on it. So one of those who ask does that
-//! now and then; the others are told what was seen last, for as long as he waits.
+//! now and then; while it waits, the others are told what was seen last.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -13,9 +13,9 @@ const AGE_MAX: Duration = Duration::from_millis(100);
 /// A round trip, as it was last seen.
 pub(crate) struct RoundTrip {
     measure: Box<dyn Fn() -> Duration + Send + Sync>,
-    /// When somebody last went to measure. He holds it until he is back.
+    /// When somebody last went to measure. Locked for as long as that takes.
     looked_at: Mutex<Instant>,
-    /// What he saw, in nanoseconds.
+    /// What was seen, in nanoseconds.
     seen: AtomicU64,
 }
 

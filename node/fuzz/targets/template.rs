@@ -1,4 +1,4 @@
-//! What a node's disk holds at the start of a run, made once: founding one again for each of ten
+//! What a node's disk holds at the start of a run, made once: to bootstrap again for each of ten
 //! million inputs would take longer than what the inputs do to it.
 
 use bytes::Bytes;

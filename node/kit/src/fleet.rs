@@ -1,6 +1,6 @@
 //! A cluster of real processes on this machine, on ports of its own, in a folder of its own.
 //!
-//! `flotilla dev` founds it. It may go on under `dev`, as most people run it ([`Fleet::new`]), or
+//! `flotilla dev` makes it. It may go on under `dev`, as most people run it ([`Fleet::new`]), or
 //! be stopped, so that each node is started by itself with `flotilla start`, as a person would
 //! after a crash ([`Fleet::founded`]). What is done with single nodes is told in `nodes`, what they
 //! show of themselves in `admin`.
@@ -92,7 +92,7 @@ impl Fleet {
         fleet
     }
 
-    /// A cluster that was founded and stopped, and whose configuration was then changed by hand.
+    /// A cluster that was made and stopped, and whose configuration was then changed by hand.
     pub fn founded(nodes: u64, shards: u64, edit: impl Fn(&mut toml::Table)) -> Self {
         let mut fleet = Self::new(nodes, shards);
         fleet.stop_dev(Signal::INT);
@@ -100,8 +100,9 @@ impl Fleet {
         fleet
     }
 
-    /// Three nodes that were founded and stopped. Logs and memtables are small, so that snapshots
-    /// and compactions happen; elections are quick, so that many crashes fit into a minute.
+    /// Three nodes that were bootstrapped and stopped. Logs and memtables are small, so that
+    /// snapshots and compactions happen; elections are quick, so that many crashes fit into a
+    /// minute.
     pub fn for_crashes(shards: u64) -> Self {
         Self::founded(3, shards, |config| {
             // The least that it takes; logs are cut in pieces of a quarter of a mebibyte.

@@ -3,7 +3,7 @@
 /// What happened so far, and how things stand.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counters {
-    /// Commands taken in.
+    /// Writes asked of this node, those that were refused included.
     pub commands: u64,
     /// Log entries proposed.
     pub proposals: u64,

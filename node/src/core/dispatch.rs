@@ -84,7 +84,7 @@ pub trait Hands {
     /// Tells whoever asked for it that the node is drained.
     fn drained(&mut self);
 
-    /// Calls a person to a shard that was set aside.
+    /// Calls a person to a shard that was quarantined.
     fn quarantined(&mut self, shard: ShardId, why: String);
 }
 

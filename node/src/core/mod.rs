@@ -19,10 +19,10 @@
 //! **Rooms**, each of which imports only those to its left (`node/tests/tidy.rs` checks it):
 //!
 //! ```text
-//! leaves         pass         group/       operations/    replica     replicas  mod
-//! time event  ─▶ liveness  ─▶ raw node, ─▶ write read… ─▶ composes ─▶ owns   ─▶ Node: tick,
-//! effect wire    budgets      log,         one file       them, in    ranges    gathering,
-//! config …       context      Ready        each           order                 placement/
+//! leaves       pass        group/      operations/   replica/    replicas   placement/   mod
+//! time event ▶ liveness ▶ raw node, ▶ write read… ▶ composes ▶ owns     ▶ balance    ▶ Node:
+//! effect wire  budgets     log,        one file      them, in    ranges     drain        inputs,
+//! config …     context     Ready       each          order                               tick …
 //! ```
 //!
 //! **Duties of the shell.** Whoever drives a [`Node`] must
@@ -36,8 +36,8 @@
 //!    ([`dispatch::carry_out`]);
 //! 4. report [`Event::Persisted`] only once the batch, and every batch before it, is durable, in
 //!    the order of the numbers;
-//! 5. apply in order, data and applied index in one batch, and report [`Event::Applied`] for each
-//!    piece of work;
+//! 5. apply in order, data and applied index in one batch, and report each piece of work in an
+//!    [`Event::Applied`], one that takes long in an event of its own;
 //! 6. let a read look at what was applied when its pass began, or later, never at an earlier state;
 //! 7. report the end of every [`Effect::SendSnapshot`], well or not, always; and of every
 //!    [`Effect::BuildSnapshot`];
@@ -246,7 +246,7 @@ impl Node {
         self.pass.is_at_rest() && self.replicas.are_summed_up()
     }
 
-    /// Has something done with a shard's replica; `None` where there is none. The only way to one.
+    /// Has something done with one shard's replica; `None` where there is none.
     fn with<T>(
         &mut self,
         shard: ShardId,

@@ -76,8 +76,8 @@ impl Stamp {
     }
 }
 
-/// What the two ends of a message know of each other's clocks; [`freshness`](super::freshness)
-/// makes use of it.
+/// What the two ends of a message know of each other's clocks; `operations::freshness` makes
+/// use of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
     /// When the message left, on its sender's clock.

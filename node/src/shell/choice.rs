@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_was_set_aside_is_passed_over() {
+    fn a_replica_that_was_quarantined_is_passed_over() {
         for any_replica_will_do in [false, true] {
             let (shard, me, mut choice) = (on(&[1, 2, 3]), NodeId(1), Choice::default());
             let next = |choice: &mut Choice, hint| {

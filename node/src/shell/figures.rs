@@ -14,7 +14,7 @@ const OF_CORE: [OfCore; 11] = [
     (
         Kind::Counter,
         "flotilla_proposals_total",
-        "Commands proposed by leaders on this node.",
+        "Writes that came to this node's loop, those that it refused included.",
         |c| c.commands,
     ),
     (
@@ -26,7 +26,7 @@ const OF_CORE: [OfCore; 11] = [
     (
         Kind::Counter,
         "flotilla_elections_total",
-        "Elections that replicas here began (pre-votes not counted).",
+        "Elections that replicas here called, each from its pre-vote on.",
         |c| c.elections,
     ),
     (Kind::Counter, "flotilla_elections_won_total", "Elections that replicas here won.", |c| {
@@ -70,13 +70,13 @@ const OF_CORE: [OfCore; 11] = [
 type OfLane = (&'static str, &'static str, fn(&LaneStats) -> u64);
 
 const OF_LANES: [OfLane; 5] = [
-    ("flotilla_lane_messages_sent_total", "Messages sent to other nodes, by lane.", |lane| {
+    ("flotilla_lane_messages_sent_total", "Frames sent to other nodes, by lane.", |lane| {
         lane.frames_sent.get()
     }),
     ("flotilla_lane_bytes_sent_total", "Bytes sent to other nodes, by lane.", |lane| {
         lane.bytes_sent.get()
     }),
-    ("flotilla_lane_messages_received_total", "Messages from other nodes, by lane.", |lane| {
+    ("flotilla_lane_messages_received_total", "Frames from other nodes, by lane.", |lane| {
         lane.frames_received.get()
     }),
     ("flotilla_lane_bytes_received_total", "Bytes from other nodes, by lane.", |lane| {
@@ -84,7 +84,7 @@ const OF_LANES: [OfLane; 5] = [
     }),
     (
         "flotilla_lane_messages_dropped_total",
-        "Messages dropped instead of sent (full outbox, peer away), by lane.",
+        "Frames dropped instead of sent (full outbox, peer away), by lane.",
         |lane| lane.frames_dropped.get(),
     ),
 ];
@@ -109,7 +109,7 @@ const OF_TRANSPORT: [OfTransport; 3] = [
     ),
     (
         "flotilla_peer_rejects_total",
-        "Connections of other nodes refused for a wrong certificate, cluster or node.",
+        "Connections from elsewhere turned away: refused, given up, late, or no room for them.",
         |stats| stats.connections_refused.get(),
     ),
     ("flotilla_snapshot_bytes_sent_total", "Bytes of snapshots sent.", |stats| {

@@ -3,10 +3,10 @@
 //! Connections, RocksDB's files and snapshots all draw on the one number that the system allows
 //! (`ulimit -n`), and who asks last gets nothing. For a client that is a nuisance; for RocksDB,
 //! which is about to write what was acknowledged, it is the end of the process. So the number is
-//! divided at the start: first the soft limit is raised as far as the system lets us, then
-//! everybody gets a share that he can't exceed. Where that is less than was configured, it is said
-//! once, and connections beyond it are refused as if they had been configured so. Where it is too
-//! little to work with, the node does not start.
+//! divided at the start: first the soft limit is raised as far as the system lets us, then each of
+//! them gets a share that it can't exceed. Where that is less than was configured, it is said once,
+//! and connections beyond it are refused as if they had been configured so. Where it is too little
+//! to work with, the node does not start.
 
 use super::config::Config;
 use flotilla_ops::{Limits, Server};
@@ -112,8 +112,8 @@ fn raise() -> u64 {
     target
 }
 
-/// Gives everybody what he wants, or, where that is too much together, RocksDB and the clients half
-/// each of what is left.
+/// Gives everybody what was wanted, or, where that is too much together, RocksDB and the clients
+/// half each of what is left.
 fn divide(limit: u64, wanted: Wanted) -> Result<Shares, String> {
     let work = wanted.peers * PER_PEER + wanted.snapshots * PER_SNAPSHOT + wanted.jobs * PER_JOB;
     let fixed = ALWAYS + work + wanted.probes + BESIDE_CLIENTS;

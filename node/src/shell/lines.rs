@@ -3,7 +3,7 @@
 //! A shard's leader says when its line is full, and what was sent to it was sent for nothing: read
 //! from the client, encrypted, carried to another node, and dropped there. Past saturation that is
 //! most of what a node does. So for a moment, which is short beside the time for which anybody
-//! would wait in that line, whoever asks for no more time is told the same here, before his value
+//! would wait in that line, whoever asks for no more time is told the same here, before the value
 //! is read.
 
 use flotilla_router::{Refusal, ShardId};

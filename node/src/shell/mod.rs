@@ -4,8 +4,8 @@
 //!   HTTP, QUIC (tokio) ──▶ mailbox ──▶ loop thread: core.handle… core.finish_pass ──▶ effects
 //!                             ▲                                                        │
 //!          Persisted ── writer thread ◀── one batch of log entries, one fsync ─────────┤
-//!          Applied ──── applier thread ◀── committed entries, in order ────────────────┤
-//!          …Built, …Installed, …Fetched ── blocking pool ◀── files and cold entries ───┘
+//!   Applied, …Installed ── applier thread ◀── committed entries, in order ─────────────┤
+//!       …Built, …Fetched ── blocking pool ◀── files and cold entries ──────────────────┘
 //! ```
 //!
 //! - [`config`]: the configuration file and its flags. [`bootstrap`]: the shards that a new cluster
@@ -13,13 +13,14 @@
 //! - [`mailbox`]: the loop's input, a [`queue`]. [`driver`]: the loop. [`writer`], [`applier`]: its
 //!   hands. [`snapshots`]: files.
 //! - [`clock`]: the time that leases and ages rest on.
-//! - [`peers`]: frames, requests and snapshots from other nodes. [`service`]: requests, answered
-//!   here or forwarded, to whom `choice` says; [`stale`]: stale ones; [`lines`]: writes that would
-//!   be refused.
+//! - [`peers`]: frames, requests and snapshots from other nodes. `quic`: their threads.
+//! - [`service`]: requests, answered here or forwarded (`forward`), to whom `choice` says;
+//!   [`stale`]: stale ones; [`lines`]: writes that would be refused. [`reading`]: long looks at
+//!   data, for [`pages`], and the [`views`] that streams keep.
 //! - [`space`]: the disk, watched, and space on it given back. [`private`]: files that nobody else
 //!   may read.
-//! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`start`]: a node from
-//!   configuration to shutdown.
+//! - [`admin`], [`health`]: what `flotilla-ops` asks for besides keys. [`rates`], `figures`: what
+//!   is counted. [`logger`]: raft-rs's log. [`start`]: a node from configuration to shutdown.
 //!
 //! **Invariants.** Only the loop thread touches the core. Nothing here decides: who may lead, what
 //! is committed and who is told what are the core's to say. A storage error or a panic of any

@@ -69,8 +69,8 @@ fn check_member(members: &BTreeSet<NodeId>, node: NodeId) -> Result<(), String> 
     }
     Err(format!(
         "node {node} is not in `peers`: its certificate is good, but a node talks only to those \
-         that it was told of; if it belongs to the cluster, add it to `peers` on every node, and \
-         start them again"
+         that it was told of; if it is one of the cluster's first nodes, put it back into `peers` \
+         on every node that lacks it, and start those again; this version takes in no others"
     ))
 }
 
@@ -195,6 +195,6 @@ mod tests {
         let members = BTreeSet::from([NodeId(1), NodeId(3)]);
         assert_eq!(check_member(&members, NodeId(3)), Ok(()));
         let why = check_member(&members, NodeId(9)).unwrap_err();
-        assert!(why.contains("node 9 is not in `peers`") && why.contains("add it"), "{why}");
+        assert!(why.contains("node 9 is not in `peers`") && why.contains("put it back"), "{why}");
     }
 }

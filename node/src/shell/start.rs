@@ -1,8 +1,8 @@
 //! A node, from its configuration to its shutdown.
 //!
-//! Start: lock and open the directory; found the cluster, if the directory is fresh; recover every
-//! replica; start the hands, the loop, QUIC, HTTP. Stop: no new requests; hand leadership over;
-//! answer what is in flight; stop the loop; close the engine.
+//! Start: lock and open the directory; bootstrap the cluster, unless this was done before; recover
+//! every replica; start the hands, the loop, QUIC, HTTP. Stop: no new requests; hand leadership
+//! over; answer what is in flight; stop the loop; close the engine.
 
 use super::admin::Admin;
 use super::config::{Config, TlsConfig};

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_kept_until_it_is_let_go_or_its_replica_is_set_aside() {
+    fn a_view_is_kept_until_it_is_let_go_or_its_replica_is_quarantined() {
         let dir = tempfile::tempdir().unwrap();
         let (views, grant) = (Views::new(NodeId(1), 100, Duration::from_secs(60)), grants(&dir));
         let kept: Vec<_> =

@@ -101,7 +101,7 @@ pub(crate) struct Running {
 }
 
 impl Member {
-    /// A founder of the cluster that consists of these shards; down.
+    /// A first node of the cluster that consists of these shards; down.
     pub(crate) fn found(id: NodeId, shards: &[Descriptor]) -> Self {
         let engine = MemoryEngine::new();
         assert!(bootstrap(&engine, shards, id, &[]).unwrap());

@@ -83,7 +83,7 @@ impl Fault {
 pub(crate) struct Plan {
     /// How many nodes.
     pub(crate) nodes: u64,
-    /// The shards at their founding.
+    /// The shards as the cluster was bootstrapped with them.
     pub(crate) shards: Vec<Descriptor>,
     /// What every core is told.
     pub(crate) config: CoreConfig,
@@ -166,7 +166,7 @@ const LATENCIES: [u64; 9] = [MS / 10, MS / 10, MS / 2, MS, MS, 5 * MS, 20 * MS, 
 const FSYNCS: [u64; 8] = [MS / 5, MS / 5, MS, MS, 5 * MS, 20 * MS, 100 * MS, 300 * MS];
 
 impl Plan {
-    /// A shard at its founding.
+    /// A shard as it was bootstrapped.
     pub(crate) fn shard(&self, id: ShardId) -> &Descriptor {
         self.shards
             .iter()

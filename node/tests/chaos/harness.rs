@@ -1,8 +1,8 @@
 //! A cluster whose network and disks the test holds in its hands.
 //!
-//! It is founded and stopped; then every configuration is changed (where the peers are reached:
-//! through the proxy; small logs, so that snapshots happen; for one node a small disk), and every
-//! node is started by itself.
+//! It is bootstrapped and stopped; then every configuration is changed (where the peers are
+//! reached: through the proxy; small logs, so that snapshots happen; for one node a small disk),
+//! and every node is started by itself.
 //!
 //! It never outlives its test: processes end first, then namespaces, mounts and the folder go.
 //! After a failure the folder stays, with logs, histories and schedule.
@@ -159,10 +159,10 @@ impl Drop for Harness {
     }
 }
 
-/// For each node a directory as it has it after its disk was lost: founded anew, from the same
+/// For each node a directory as it has it after its disk was lost: made anew, from the same
 /// configuration, with nothing in it.
 ///
-/// Made before the configurations are changed, because a node that founds itself with other
+/// Made before the configurations are changed, because a node that bootstraps with other
 /// addresses is turned away for those already; here it is to be turned away because it has
 /// forgotten what it promised, and for nothing else.
 fn make_blanks(fleet: &Fleet) {
@@ -179,7 +179,7 @@ fn make_blanks(fleet: &Fleet) {
         (node, log, command.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap())
     });
     for (node, log, mut child) in nodes.collect::<Vec<_>>() {
-        until(&format!("node {node} founds itself"), PATIENCE, || {
+        until(&format!("node {node} bootstraps"), PATIENCE, || {
             fs::read_to_string(&log).unwrap().contains("data opened").then_some(())
         });
         child.kill().unwrap();

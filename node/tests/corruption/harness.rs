@@ -2,7 +2,7 @@
 //!
 //! [`Harness::try_damage`] takes node 3 down (SIGKILL, so that its log holds something, or
 //! SIGTERM), keeps a copy of its folder, damages a file, starts it, and watches. What must not come
-//! of it panics here. Afterharnesss the node is made well: one that never took part gets its folder
+//! of it panics here. Afterwards the node is made well: one that never took part gets its folder
 //! back from the copy; one that noticed while it ran gets the file back. One that took part with a
 //! memory that was wrong can't be helped by any copy, because the others have heard it promise
 //! things since: its cluster is given up.
@@ -71,7 +71,7 @@ impl fmt::Display for Reaction {
             Self::Right => write!(f, "started, caught up, equal by hash"),
             Self::Refused(why) => write!(f, "refused to start: {why}"),
             Self::Ended(why) => write!(f, "ended when it noticed: {why}"),
-            Self::Quarantined(why) => write!(f, "set the shard aside: {why}"),
+            Self::Quarantined(why) => write!(f, "quarantined the shard: {why}"),
             Self::KeptOut(why) => write!(f, "was kept out by the others: {why}"),
             Self::Elsewhere => write!(f, "runs as the configuration says now"),
         }
@@ -247,8 +247,8 @@ impl Harness {
         }
     }
 
-    /// Waits until all replicas are equal by hash; `false` where the node ended meanwhile, or set a
-    /// shard aside.
+    /// Waits until all replicas are equal by hash; `false` where the node ended meanwhile, or
+    /// quarantined a shard.
     fn wait_equal_or_end(&mut self) -> bool {
         self.fleet.placement().into_iter().all(|(shard, nodes)| {
             until(

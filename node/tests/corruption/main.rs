@@ -2,7 +2,7 @@
 //! emptied, removed, while the other two nodes go on.
 //!
 //! What may come of it: the node refuses to start, each time, with one line that says what to do;
-//! or it runs and is right; or it notices later and ends, or sets the shard aside, and says so; or
+//! or it runs and is right; or it notices later and ends, or quarantines the shard, and says so; or
 //! the others keep it out. Never: something acknowledged is lost without a word, a wrong value is
 //! read through it, a panic, a start that fails without a reason or succeeds at the second try.
 //!

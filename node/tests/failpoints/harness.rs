@@ -197,7 +197,7 @@ impl Harness {
     pub(crate) fn play(&mut self, scenario: Scenario, armed: &str) {
         let client = self.fleet.client.clone();
         match scenario {
-            Scenario::Founding => unreachable!("a cluster is founded once; that is another test's"),
+            Scenario::Founding => unreachable!("a cluster is made once; that is another test's"),
             Scenario::Starting | Scenario::Serving | Scenario::Stopping => {
                 self.fleet.kill(&[VICTIM]);
                 self.fleet.arm(VICTIM, armed);

@@ -98,7 +98,7 @@ mod rounds {
     }
 
     /// The first starts of a cluster, each cut short; what is there then is a node that was
-    /// founded, or one that was not.
+    /// bootstrapped, or one that was not.
     fn found(rows: &mut Vec<Row>) {
         let mut fleet = Fleet::for_crashes(4);
         let deaths = [

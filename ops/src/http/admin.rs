@@ -88,19 +88,16 @@ impl<K: Kv, A: Admin, I: Inspect> App<K, A, I> {
                 let Some((_, allow)) = SHARD_ORDERS.iter().find(|(name, _)| *name == order) else {
                     return Err(Problem::no_such_path());
                 };
-                if !allow.split(", ").any(|method| method == parts.method) {
-                    return Err(Problem::method_not_allowed(allow));
-                }
                 id::<ShardId>("shard", shard)?;
-                Err(Problem::not_implemented(&format!(
-                    "{} /v1/admin/shards/{{id}}/{order}",
-                    parts.method
-                )))
+                not_built(parts, allow, &format!("/v1/admin/shards/{{id}}/{order}"))
             }
-            ["operations"] | ["operations", _] => {
+            ["operations"] => {
                 only_get(parts)?;
                 Err(Problem::not_implemented("GET /v1/admin/operations"))
             }
+            ["operations", _] => not_built(parts, "GET, HEAD, DELETE", "/v1/admin/operations/{id}"),
+            ["settings", _] => not_built(parts, "GET, HEAD, PUT", "/v1/admin/settings/{name}"),
+            ["balance"] => not_built(parts, "POST", "/v1/admin/balance"),
             _ => Err(Problem::no_such_path()),
         }
     }
@@ -224,6 +221,14 @@ fn epoch_moved(shard: ShardId, current: Epoch) -> Problem {
     let detail =
         format!("shard {shard} is at epoch \"{current}\" now; look again before you order");
     Problem::precondition_failed(detail, Some(etag::of_epoch(current))).shard(shard).epoch(current)
+}
+
+/// 501 for what has its place in the API and nothing behind it yet; 405 for all other methods.
+fn not_built(parts: &Parts, allow: &'static str, path: &str) -> Result<Response<Body>, Problem> {
+    if !allow.split(", ").any(|method| method == parts.method) {
+        return Err(Problem::method_not_allowed(allow));
+    }
+    Err(Problem::not_implemented(&format!("{} {path}", parts.method)))
 }
 
 /// An id in a path.

@@ -7,11 +7,12 @@
 //! (with [`operations`]), [`admin`], [`health`]. What they share: [`path`] and [`query`] (decoding,
 //! never normalising), [`head`] and [`pages`] (what is refused before any route), [`etag`]
 //! (conditions), [`body`] (bodies, both ways, bounded), [`answer`] (headers, with [`date`]),
-//! [`cursor`].
+//! [`cursor`] and [`accept`] (a page or a stream).
 //!
 //! What a node has little of is bounded and shared: [`crowd`] has the connections, [`share`] the
-//! places and bytes, [`owed`] what clients were given and have not taken, [`ledger`] by when they
-//! must.
+//! places and bytes, [`room`] what the gets of a batch may find, [`owed`] what clients were given
+//! and have not taken, [`ledger`] by when they must. [`pulse`] tells what a connection is doing,
+//! [`leash`] what the server wants of it, and [`discard`] reads what is left of an unwanted body.
 //!
 //! **Invariants.** A handler returns an answer or a [`crate::Problem`]; only [`answer`] makes the
 //! latter a response. A write is handed to the node after its whole body has been read, so a

@@ -7,7 +7,7 @@
 //!
 //! [`super::guard`] looks at the bytes, and cannot answer; the service answers, and cannot see
 //! them. Between the two a refusal is a target of its own, below [`REFUSED`]: the guard writes it
-//! in the place of the one that was sent. Whoever asks for such a target himself gets the same
+//! in the place of the one that was sent. Whoever asks for such a target on purpose gets the same
 //! refusal, which does no harm.
 
 use super::head;

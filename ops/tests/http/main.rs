@@ -1,5 +1,5 @@
-//! The HTTP server from outside: every row of the API's sections 2 to 5 that exists, over real
-//! sockets, against a node made of memory.
+//! The HTTP server from outside: every call of the HTTP API that exists, over real sockets, against
+//! a node made of memory.
 //!
 //! [`fake`] is that node: three shards over one ordered map, faithful to what `Request` promises,
 //! with faults to order. [`client`] speaks HTTP/1.1 by hand, so that malformed input can be sent

@@ -120,7 +120,12 @@ async fn what_is_not_built_yet_keeps_its_place() {
         ("POST", "/v1/admin/shards/3/replicas"),
         ("PUT", "/v1/admin/shards/3/replicas"),
         ("DELETE", "/v1/admin/shards/3/replicas/1"),
+        ("GET", "/v1/admin/operations"),
         ("GET", "/v1/admin/operations/5"),
+        ("DELETE", "/v1/admin/operations/5"),
+        ("GET", "/v1/admin/settings/replicas"),
+        ("PUT", "/v1/admin/settings/replicas"),
+        ("POST", "/v1/admin/balance"),
     ] {
         rig.ask(method, target, &[], b"").await.problem(501, "not_implemented");
     }
@@ -130,6 +135,8 @@ async fn what_is_not_built_yet_keeps_its_place() {
         ("GET", "/v1/admin/shards/3/replicas", "POST, PUT"),
         ("POST", "/v1/admin/cluster", "GET, HEAD"),
         ("PUT", "/v1/admin/nodes/1", "GET, HEAD, DELETE"),
+        ("POST", "/v1/admin/operations/5", "GET, HEAD, DELETE"),
+        ("GET", "/v1/admin/balance", "POST"),
         ("POST", "/metrics", "GET, HEAD"),
         ("DELETE", "/v1/limits", "GET, HEAD"),
     ] {

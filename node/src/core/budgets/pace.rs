@@ -1,5 +1,5 @@
-//! How fast what waits is proposed, and how much may wait at that pace: whoever would spend more
-//! than a part of his time in line had better be told at once.
+//! How fast what waits is proposed, and how much may wait at that pace: a write that would spend
+//! more than a part of its time in line had better be refused at once.
 
 use crate::core::config::CoreConfig;
 use crate::core::time::Time;

@@ -2,6 +2,8 @@
 //!
 //! **Sizes.** No append has more entries than `raft.message_bytes_max`, or it has one: a message
 //! always fits into a frame.
+//!
+//! **Places.** An append names the place right below its first entry, or it does not leave.
 
 use super::Group;
 use super::log::entry_bytes;

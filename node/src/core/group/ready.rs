@@ -3,9 +3,10 @@
 //!
 //! For each group that was touched, until it has nothing more:
 //!
-//! 1. A snapshot that waits to be installed is taken up only once every scheduled entry is applied
-//!    and no Ready is unpersisted; until then the group rests. Otherwise an older conf change could
-//!    be applied on top of a newer snapshot.
+//! 1. A snapshot that waits to be installed is taken up only once every scheduled entry is applied,
+//!    no Ready is unpersisted and no write of the group is under way; until then the group rests.
+//!    Otherwise an older conf change could be applied on top of a newer snapshot, or an older write
+//!    land on the new log.
 //! 2. `ready()`. From here to `advance_append_async` nothing else is called on the group.
 //! 3. A leader's messages leave at once, before its own fsync. Read states and committed entries
 //!    are handed back.

@@ -104,7 +104,7 @@ impl Freshness {
     }
 
     /// When this leader is last shown to have led, and all that was committed by then is committed
-    /// here. `reader` is somebody who will have heard it by the time that he uses the answer.
+    /// here. `reader` is a replica that will have heard it by the time that it uses the answer.
     fn led_at(&self, group: &Group, now: Time, reader: Option<ReplicaId>) -> Option<Time> {
         if !group.leads() || !group.raw.raft.commit_to_current_term() {
             return None;

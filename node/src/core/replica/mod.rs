@@ -375,7 +375,7 @@ impl Replica {
     }
 
     /// Quarantines the replica, where going on with it would break a promise: it neither votes, nor
-    /// leads, nor applies, until a person has looked. Never the process, and no other shard.
+    /// leads, nor applies, for as long as the process runs. Other shards go on.
     pub(crate) fn quarantine(&mut self, why: String, ctx: &mut Context<'_>) {
         self.group.quarantined = Some(why.clone());
         ctx.pass.effects.push(Effect::Quarantined { shard: self.group.shard, why });

@@ -71,7 +71,7 @@ struct Client {
 pub(super) struct Cluster {
     /// What every core is told.
     pub(super) config: CoreConfig,
-    /// The shards at their founding.
+    /// The shards as the cluster was bootstrapped with them.
     pub(super) shards: Vec<Descriptor>,
     members: BTreeMap<NodeId, Member>,
     /// What connects them.
@@ -582,7 +582,7 @@ impl Surroundings for Cluster {
         self.fingerprint = fnv(&chained);
         trace::effect(id, effect, &mut self.trace);
         match effect {
-            // Whoever forges messages wants to see a shard set aside.
+            // Whoever forges messages wants to see a shard quarantined.
             Effect::Quarantined { .. } => return Ok(()),
             Effect::Send { messages, .. } => {
                 for message in messages.iter().map(|envelope| &envelope.message) {

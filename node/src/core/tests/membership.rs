@@ -356,9 +356,9 @@ fn a_change_that_does_not_fit_is_passed_over_by_all() {
 }
 
 /// The guard keeps such an entry out of followers' logs. Where it is in one all the same, the shard
-/// is set aside rather than led by other voters than those that its descriptor names.
+/// is quarantined rather than led by other voters than those that its descriptor names.
 #[test]
-fn a_shard_whose_members_and_raft_part_is_set_aside() {
+fn a_shard_whose_members_and_raft_part_is_quarantined() {
     let add = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Learner, N2)]);
     let other = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Voter, N3)]);
     let leave = |epoch| Change::leave(OperationId(1), epoch);

@@ -199,8 +199,8 @@ fn no_row_of_messages_uses_the_terms_up() {
     assert!(matches!(cluster.put(leader, "k", "it goes on"), Some(Answer::Written(_))));
 }
 
-/// Who does not lead can't have a replica set aside in the term in which somebody else does; nor
-/// claim that more is committed than it says.
+/// A node that does not lead can't have a replica quarantined in the term in which another leads;
+/// nor claim that more is committed than it says.
 #[test]
 fn whoever_does_not_lead_commits_nothing() {
     let mut cluster = Cluster::led();
@@ -484,9 +484,9 @@ fn votes_that_were_not_asked_for_are_refused() {
     assert!(!cluster.replica(N2, SHARD).unwrap().group.leads());
 }
 
-/// A shard that is set aside answers everybody who waits there, those who ordered a hand-over too.
+/// A shard that is quarantined answers everybody who waits there, also whoever ordered a hand-over.
 #[test]
-fn a_shard_that_is_set_aside_leaves_nobody_waiting() {
+fn a_shard_that_is_quarantined_leaves_nobody_waiting() {
     let mut cluster = Cluster::led();
     cluster.partition(&[N1], &[N2, N3]);
     cluster.post_put(N1, "k", "v", super::cluster::FOREVER);

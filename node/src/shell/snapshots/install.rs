@@ -1,5 +1,5 @@
 //! A staged snapshot becomes a shard's state: one at a time, since two would need twice the room,
-//! and on no thread of the runtime.
+//! and on the runtime's blocking pool.
 //!
 //! How much room it takes was asked before the core heard of it; from there on there is no way
 //! back. What others wrote since may be in the way all the same, or a compaction that has not

@@ -18,7 +18,7 @@
 //! | [`revisions_grow`] | revisions of a key only grow; one revision is one value |
 //! | [`acknowledged_stays`] | an acknowledged write is durable on a quorum at that moment, and there at the end |
 //! | [`stale_reads`] | a stale read shows the state at its index, and is no older than it says |
-//! | [`nobody_set_aside`] | a disk that keeps its promises never makes a core set a shard aside |
+//! | [`nobody_quarantined`] | a disk that keeps its promises never makes a core quarantine a shard |
 
 pub(crate) mod acknowledged_stays;
 pub(crate) mod applied_grows;
@@ -26,7 +26,7 @@ pub(crate) mod applied_once;
 pub(crate) mod committed_stays;
 pub(crate) mod equal_state;
 pub(crate) mod logs_match;
-pub(crate) mod nobody_set_aside;
+pub(crate) mod nobody_quarantined;
 pub(crate) mod one_leader;
 pub(crate) mod ranges;
 pub(crate) mod replica_ids;
@@ -144,7 +144,9 @@ impl Invariants {
                 self.ranges.published(node, descriptor)?;
                 self.replica_ids.published(node, descriptor)?;
             }
-            Effect::Quarantined { shard, why } => nobody_set_aside::set_aside(node, *shard, why)?,
+            Effect::Quarantined { shard, why } => {
+                nobody_quarantined::quarantined(node, *shard, why)?;
+            }
             _ => {}
         }
         Ok(())

@@ -46,7 +46,7 @@ pub(crate) struct Shown<'a> {
 }
 
 impl StaleReads {
-    /// For shards at their founding.
+    /// For shards as they were bootstrapped.
     pub(crate) fn new(shards: &[Descriptor]) -> Self {
         let held = |descriptor: &Descriptor| {
             let replicas = vec![Replica {
@@ -59,8 +59,8 @@ impl StaleReads {
         let engine = MemoryEngine::new();
         let shards: Vec<_> = shards.iter().map(held).collect();
         bootstrap(&engine, &shards, WITNESS, &[]).expect("memory does not fail");
-        let recovered = recover(&engine).expect("it was just founded");
-        let applier = Applier::new(&engine, &recovered).expect("it was just founded");
+        let recovered = recover(&engine).expect("it was just bootstrapped");
+        let applier = Applier::new(&engine, &recovered).expect("it was just bootstrapped");
         Self { engine, applier, states: BTreeMap::new(), told: BTreeMap::new() }
     }
 

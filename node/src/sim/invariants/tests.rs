@@ -61,7 +61,7 @@ fn command(value: &'static str) -> Command {
     Command::new(op, flotilla_router::Condition::Always)
 }
 
-/// Three founders of the same shards, on disks of their own.
+/// Three first nodes of the same shards, on disks of their own.
 fn disks() -> (Vec<Descriptor>, BTreeMap<NodeId, MemoryEngine>) {
     let shards = descriptors(3, 1, 3);
     let disk = |node| {
@@ -263,12 +263,12 @@ fn an_acknowledged_write_would_not_survive() {
 }
 
 #[test]
-fn a_shard_is_set_aside() {
+fn a_shard_is_quarantined() {
     let (shards, disks) = disks();
     let mut all = Invariants::new(&shards, disks);
     broken(
         all.effect(N1, &Effect::Quarantined { shard: SHARD, why: "it forgot".into() }),
-        "sets shard 2 aside: it forgot",
+        "quarantines shard 2: it forgot",
     );
 }
 
