@@ -22,6 +22,7 @@ const FAULTS: &[(Mutation, &str)] = &[
     (Mutation::AgeByArrival, "Pause,Clog,Isolate"),
     (Mutation::AgeBeforeApplied, "SlowDisk,Transfer"),
     (Mutation::PromiseForgotten, "Startle"),
+    (Mutation::JointKept, "Members"),
 ];
 
 /// Mistakes that take an order of events which seeds meet too seldom: the core's own harness plays

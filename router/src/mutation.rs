@@ -52,6 +52,8 @@ pub enum Mutation {
     PromiseForgotten,
     /// Entries that go to one follower go in one message, however many they are.
     AppendsUncut,
+    /// Whoever leads a joint group leaves it so.
+    JointKept,
 }
 
 impl Mutation {

@@ -141,6 +141,8 @@ pub enum Done {
     Written(WriteResult),
     /// Another node leads now; what the shard is.
     Transferred(Arc<Descriptor>),
+    /// A change of members was made; what the shard is now.
+    Changed(Arc<Descriptor>),
     /// The shards that were asked for, in the order of ids.
     Report(Vec<ShardReport>),
 }

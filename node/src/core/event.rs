@@ -3,7 +3,7 @@
 use super::time::Time;
 use super::wire::{Beat, Envelope};
 use flotilla_router::{
-    Command, Consistency, Descriptor, Incarnation, NodeId, ReplicaId, Revision, ShardId,
+    Change, Command, Consistency, Descriptor, Incarnation, NodeId, ReplicaId, Revision, ShardId,
 };
 use flotilla_storage::{Applied, LogEntry, LogPosition, SnapshotManifest};
 
@@ -38,6 +38,13 @@ pub enum Ask {
         /// The node that shall lead it.
         to: NodeId,
     },
+    /// An order to change a shard's members.
+    Change {
+        /// The shard.
+        shard: ShardId,
+        /// What is to become of whom.
+        change: Change,
+    },
     /// A question about the state of shards.
     Inspect {
         /// Which shards: those with ids above this one.
@@ -51,9 +58,10 @@ impl Ask {
     /// The one shard that it concerns.
     pub fn shard(&self) -> Option<ShardId> {
         match self {
-            Self::Write { shard, .. } | Self::Read { shard, .. } | Self::Transfer { shard, .. } => {
-                Some(*shard)
-            }
+            Self::Write { shard, .. }
+            | Self::Read { shard, .. }
+            | Self::Transfer { shard, .. }
+            | Self::Change { shard, .. } => Some(*shard),
             Self::Inspect { .. } => None,
         }
     }

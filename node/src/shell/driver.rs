@@ -164,7 +164,7 @@ impl Driver {
                 match &ask {
                     Ask::Write { shard, .. } => self.requests.entry(*shard).or_default().1 += 1,
                     Ask::Read { shard, .. } => self.requests.entry(*shard).or_default().0 += 1,
-                    Ask::Transfer { .. } | Ask::Inspect { .. } => {}
+                    Ask::Transfer { .. } | Ask::Change { .. } | Ask::Inspect { .. } => {}
                 }
                 let ticket = self.ticket(reply, matches!(ask, Ask::Write { .. }));
                 Event::Ask { ticket, ask, deadline }

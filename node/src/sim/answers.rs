@@ -41,7 +41,7 @@ impl World {
         let output = match result {
             Ok(WriteResult::Written { revision }) => {
                 let value = waiting.value.as_ref().ok_or("a delete is answered as a put")?;
-                self.invariants.acknowledged(value, now)?;
+                self.invariants.acknowledged(node, value, now)?;
                 self.clients.seen.insert(waiting.asks[0].0.clone(), revision);
                 if let Some(probed) = client.checked_sub(PROBERS).filter(|_| client < HUNTERS) {
                     self.clients.probed.entry(ShardId(probed)).or_default().written = true;

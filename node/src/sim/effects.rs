@@ -117,7 +117,12 @@ impl Surroundings for World {
         let result = match result {
             Ok(Done::Written(result)) => Ok(result),
             // Nobody waits for these.
-            _ if ticket.0 >= NOBODY => return Ok(()),
+            _ if ticket.0 >= NOBODY => {
+                if matches!(result, Ok(Done::Changed(_))) {
+                    self.meet("changes of members");
+                }
+                return Ok(());
+            }
             Ok(done) => return Err(format!("{ticket:?} wrote, and is told of {done:?}")),
             Err(refusal) => Err(refusal),
         };

@@ -45,8 +45,16 @@ pub(super) struct Faults {
     pub(super) counts: BTreeMap<Fault, u64>,
     /// What is set up for leases that are too long.
     pub(super) trap: Option<Trap>,
-    /// Orders to hand over use tickets from here on.
+    /// Orders use tickets from here on.
     next_ticket: u64,
+}
+
+impl Faults {
+    /// The next ticket of nobody.
+    pub(super) fn draw_ticket(&mut self) -> u64 {
+        self.next_ticket += 1;
+        self.next_ticket
+    }
 }
 
 /// Tickets of nobody: orders whose outcome does not matter.
@@ -296,8 +304,7 @@ impl World {
             Fault::Transfer => {
                 let shard = self.clients.hot_shard(&mut self.rng);
                 let from = self.leader(shard).unwrap_or(a);
-                self.faults.next_ticket += 1;
-                let ticket = Ticket(NOBODY + self.faults.next_ticket);
+                let ticket = Ticket(NOBODY + self.faults.draw_ticket());
                 self.post(
                     from,
                     Event::Ask { ticket, ask: Ask::Transfer { shard, to: b }, deadline: Time::MAX },
@@ -307,6 +314,10 @@ impl World {
                     let delay = self.rng.below(3 * self.plan.latency);
                     self.later(delay, Happening::Fault(Turn::Deafen { node: from, until }));
                 }
+            }
+            Fault::Members => {
+                let shard = self.clients.hot_shard(&mut self.rng);
+                self.change_members(shard, b);
             }
             Fault::Drain => {
                 self.post(a, Event::Drain);

@@ -29,6 +29,7 @@ mod answers;
 mod clients;
 mod effects;
 mod faults;
+mod members;
 mod models;
 mod rivals;
 mod world;
@@ -213,9 +214,10 @@ impl World {
         self.clients.probed.values().all(|probed| probed.written && probed.read)
     }
 
-    /// The same, and every replica has applied all that is committed.
+    /// The same, every replica has applied all that is committed, and every change of members that
+    /// was begun is complete.
     fn has_recovered(&self) -> bool {
-        self.serves() && self.behind().is_none()
+        self.serves() && self.behind().is_none() && self.invariants.joint().is_none()
     }
 
     /// A replica that has not applied all that is committed.
@@ -249,9 +251,11 @@ impl World {
             shards.collect::<Vec<_>>()
         };
         let (written, read) = (lacks(|probed| probed.written), lacks(|probed| probed.read));
+        let joint = self.invariants.joint().map(|shard| format!("; half changed: {shard:?}"));
         format!(
-            "shards without a write: {written:?}, without a read: {read:?}; {}",
-            self.behind().unwrap_or_else(|| "every replica has caught up".into())
+            "shards without a write: {written:?}, without a read: {read:?}; {}{}",
+            self.behind().unwrap_or_else(|| "every replica has caught up".into()),
+            joint.unwrap_or_default()
         )
     }
 }

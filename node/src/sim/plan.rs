@@ -42,6 +42,8 @@ pub(crate) enum Fault {
     Pause,
     /// Somebody orders a shard to be handed over.
     Transfer,
+    /// Somebody orders the members of a shard to change.
+    Members,
     /// A node is told to drain, and ends soon after.
     Drain,
     /// A disk is nearly full, for a while.
@@ -58,7 +60,7 @@ pub(crate) enum Fault {
 
 impl Fault {
     /// All of them.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::Crash,
         Self::PowerLoss,
         Self::Isolate,
@@ -70,6 +72,7 @@ impl Fault {
         Self::SlowDisk,
         Self::Pause,
         Self::Transfer,
+        Self::Members,
         Self::Drain,
         Self::DiskFull,
         Self::Unreachable,

@@ -73,6 +73,7 @@ pub(crate) fn effect(id: NodeId, effect: &Effect, out: &mut Vec<String>) {
             let words = match result {
                 Ok(Done::Written(result)) => written(result),
                 Ok(Done::Transferred(_)) => "handed over".into(),
+                Ok(Done::Changed(descriptor)) => format!("members changed, {}", descriptor.epoch),
                 Ok(Done::Report(shards)) => format!("{} shards", shards.len()),
                 Err(refusal) => refused(refusal),
             };

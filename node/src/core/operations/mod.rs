@@ -10,6 +10,7 @@ pub(crate) mod fetch;
 pub(crate) mod flow;
 pub(crate) mod freshness;
 pub(crate) mod lease;
+pub(crate) mod membership;
 pub(crate) mod read;
 pub(crate) mod snapshot_in;
 pub(crate) mod snapshot_out;
@@ -19,7 +20,7 @@ pub(crate) mod write;
 
 use super::context::Context;
 use super::group::Group;
-use flotilla_router::NodeId;
+use flotilla_router::{NodeId, Unfit};
 use flotilla_storage::WriteResult;
 
 /// What every operation owes. There are no defaults: whoever adds an operation says of each what it
@@ -47,6 +48,8 @@ pub(crate) struct Changes {
     /// For each entry whose results are waited for: its index, and one result per command. Whoever
     /// gave them out takes them.
     pub(crate) results: Vec<(u64, Vec<WriteResult>)>,
+    /// For each change of members: its index, and whether it was taken; if not, why.
+    pub(crate) conf_changes: Vec<(u64, Result<(), Unfit>)>,
 }
 
 /// How a replica's part in its group changed.

@@ -19,6 +19,7 @@ use crate::core::operations::fetch::Fetch;
 use crate::core::operations::flow::Flow;
 use crate::core::operations::freshness::Freshness;
 use crate::core::operations::lease::Lease;
+use crate::core::operations::membership::Membership;
 use crate::core::operations::read::Read;
 use crate::core::operations::snapshot_in::{Claim, SnapshotIn};
 use crate::core::operations::snapshot_out::SnapshotOut;
@@ -50,6 +51,8 @@ pub(crate) struct Replica {
     pub(crate) election: Election,
     /// The hand-over of leadership.
     pub(crate) transfer: Transfer,
+    /// Changes of the group's members.
+    membership: Membership,
     /// What is on its way to each follower.
     flow: Flow,
     /// The size of the log, and where it can be cut.
@@ -93,6 +96,7 @@ impl Replica {
             freshness: Freshness::default(),
             election: Election::new(&recovered),
             transfer: Transfer::default(),
+            membership: Membership::default(),
             flow: Flow::default(),
             truncation: Truncation::new(recovered.last, recovered.log_bytes),
             fetch: Fetch::default(),
@@ -104,14 +108,15 @@ impl Replica {
     }
 
     /// Every operation, in the order in which it hears of what concerns all.
-    fn operations(&mut self) -> (&mut Group, [&mut dyn Operation; 11]) {
-        let operations: [&mut dyn Operation; 11] = [
+    fn operations(&mut self) -> (&mut Group, [&mut dyn Operation; 12]) {
+        let operations: [&mut dyn Operation; 12] = [
             &mut self.election,
             &mut self.write,
             &mut self.read,
             &mut self.lease,
             &mut self.freshness,
             &mut self.transfer,
+            &mut self.membership,
             &mut self.flow,
             &mut self.truncation,
             &mut self.fetch,
@@ -156,6 +161,9 @@ impl Replica {
             }
             Ask::Read { consistency, .. } => self.ask_read(ticket, consistency, deadline, ctx),
             Ask::Transfer { to, .. } => self.ask_transfer(ticket, to, ctx),
+            Ask::Change { change, .. } => {
+                self.membership.ask(ticket, &change, deadline, &mut self.group, ctx)
+            }
             Ask::Inspect { .. } => {
                 unreachable!("a question about many shards is asked of none of them")
             }
@@ -238,7 +246,8 @@ impl Replica {
     /// Entries were applied. What the shard is now was set before.
     pub(crate) fn applied(&mut self, applied: Applied, ctx: &mut Context<'_>) {
         let parted = self.group.note_applied(applied.at, &applied.conf_changes, ctx);
-        let mut changes = Changes { results: applied.results };
+        let (results, conf_changes) = (applied.results, applied.conf_changes);
+        let mut changes = Changes { results, conf_changes };
         let (group, operations) = self.operations();
         operations.into_iter().for_each(|operation| operation.on_applied(group, ctx, &mut changes));
         self.cut_log(ctx);
@@ -299,7 +308,8 @@ impl Replica {
     pub(crate) fn snapshot_installed(&mut self, at: LogPosition, ctx: &mut Context<'_>) {
         let shard = self.group.shard;
         let ready = self.snapshot_in.installed(at, &mut self.group);
-        let passed_over = self.write.take_passed_over(at.index);
+        let mut passed_over = self.write.take_passed_over(at.index);
+        passed_over.extend(self.membership.take_passed_over(at.index));
         self.persisted(ready, ctx);
         self.group.raw.advance_apply_to(at.index);
         ctx.refuse_all(passed_over, &Refusal::OutcomeUnknown { shard });

@@ -96,8 +96,10 @@ impl Replica {
 
     /// Schedules committed entries to be applied, and settles proposals that were overruled.
     fn schedule(&mut self, committed: &[Entry], ctx: &mut Context<'_>) {
-        let (write, now, mut lost) = (&mut self.write, ctx.now, Vec::new());
+        let (write, membership) = (&mut self.write, &mut self.membership);
+        let (now, mut lost) = (ctx.now, Vec::new());
         let scheduled = self.group.schedule(committed, ctx, |at| {
+            lost.extend(membership.note_committed(at));
             let ours = write.is_committed(at, &mut lost);
             if ours {
                 write.moved(now);

@@ -22,13 +22,14 @@ use crate::sim::trace;
 use bytes::Bytes;
 use flotilla_router::call::Staleness;
 use flotilla_router::{
-    Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal, ReplicaId,
-    Revision, ShardId,
+    Change, Command, Condition, Consistency, Descriptor, KeySpace, NodeId, Op, Outcome, Refusal,
+    ReplicaId, Revision, ShardId,
 };
 use flotilla_storage::{WriteResult, read};
 use raft::StateRole;
 use raft::eraftpb::MessageType;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a tick lasts.
@@ -52,6 +53,8 @@ pub(super) enum Answer {
     },
     /// A hand-over ended well.
     Transferred,
+    /// The members were changed; what the shard was then.
+    Changed(Arc<Descriptor>),
     /// The node said no.
     Refused(Refusal),
     /// The node went down before it answered.
@@ -425,6 +428,13 @@ impl Cluster {
         ticket
     }
 
+    /// Posts an order to change the first user shard's members.
+    pub(super) fn post_change(&mut self, node: NodeId, change: Change, deadline: Time) -> Ticket {
+        let ticket = self.ticket(node, b"");
+        self.post(node, Event::Ask { ticket, ask: Ask::Change { shard: SHARD, change }, deadline });
+        ticket
+    }
+
     /// Puts, settles, and returns the answer, if there is one by then.
     pub(super) fn put(&mut self, node: NodeId, key: &str, value: &str) -> Option<Answer> {
         let ticket = self.post_put(node, key, value, FOREVER);
@@ -633,6 +643,7 @@ impl Surroundings for Cluster {
         let answer = match result {
             Ok(Done::Written(result)) => Answer::Written(result),
             Ok(Done::Transferred(_)) => Answer::Transferred,
+            Ok(Done::Changed(descriptor)) => Answer::Changed(descriptor),
             Ok(Done::Report(_)) => return Ok(()),
             Err(refusal) => Answer::Refused(refusal),
         };
@@ -653,6 +664,7 @@ pub(super) fn answer(answer: &Answer) -> String {
             None => "missing".into(),
         },
         Answer::Transferred => "handed over".into(),
+        Answer::Changed(descriptor) => format!("members changed, {}", descriptor.epoch),
         Answer::Refused(refusal) => trace::refused(refusal),
         Answer::Lost => "lost with its node".into(),
     }

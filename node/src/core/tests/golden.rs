@@ -19,7 +19,10 @@
 use super::cluster::{self, Cluster, FOREVER, SHARD, config};
 use crate::core::{Event, Ticket};
 use crate::sim::member::Lane;
-use flotilla_router::{Consistency, NodeId, ShardId};
+use flotilla_router::{
+    Change, ChangeKind, Consistency, Epoch, MemberChange, NodeId, OperationId, ReplicaId, ShardId,
+    Transition,
+};
 use goldenscript::Context;
 use std::error::Error;
 use std::path::Path;
@@ -91,6 +94,9 @@ enum Command {
     },
     /// A node is asked to hand a shard over: `transfer 1 3 shard=2`.
     Transfer(NodeId, NodeId, #[arg(key = "shard")] Option<ShardId>),
+    /// A node is asked to change members, simply or by way of a joint group, at the epoch that it
+    /// knows: `change 1 simple learner=3`, `change 1 joint learner=2 voter=3`.
+    Change { node: NodeId, transition: String, members: Vec<(String, String)> },
     /// A node is asked to drain.
     Drain(NodeId),
     /// What a node's disk has free, and what it is to keep free: `disk 1 10 100`.
@@ -212,6 +218,12 @@ impl Script {
             Command::Transfer(id, to, shard) => {
                 cluster.post_transfer(*id, shard.unwrap_or(SHARD), *to);
                 cluster.pass(*id);
+            }
+            Command::Change { node, transition, members } => {
+                let descriptor = cluster.replica(*node, SHARD).unwrap().group.descriptor().clone();
+                let change = change(descriptor.epoch, transition, members)?;
+                let ticket = cluster.post_change(*node, change, FOREVER);
+                return Ok(self.asked(*node, &[ticket]));
             }
             Command::Drain(id) => self.event(*id, Event::Drain),
             Command::Disk(id, free_bytes, reserve_bytes) => {
@@ -363,4 +375,29 @@ fn lane(name: &str) -> Result<Lane, String> {
         .into_iter()
         .find(of)
         .ok_or_else(|| format!("no lane {name:?}; there are {:?}", Lane::ALL))
+}
+
+/// A change of the first user shard's members, as a script writes it.
+fn change(
+    expected: Epoch,
+    transition: &str,
+    members: &[(String, String)],
+) -> Result<Change, Box<dyn Error>> {
+    let transition = match transition {
+        "simple" => Transition::Simple,
+        "joint" => Transition::EnterJoint,
+        other => return Err(format!("no transition {other:?}").into()),
+    };
+    let member = |(kind, node): &(String, String)| -> Result<_, Box<dyn Error>> {
+        let kind = match &**kind {
+            "voter" => ChangeKind::Voter,
+            "learner" => ChangeKind::Learner,
+            "remove" => ChangeKind::Remove,
+            other => return Err(format!("nobody becomes {other:?}").into()),
+        };
+        let node: NodeId = node.parse()?;
+        Ok(MemberChange { kind, replica: ReplicaId(SHARD.0 * 10 + node.0), node })
+    };
+    let members = members.iter().map(member).collect::<Result<_, _>>()?;
+    Ok(Change { operation: OperationId(1), expected, transition, members })
 }

@@ -10,7 +10,9 @@ use crate::rng::Rng;
 use crate::sim::member::Lane;
 use bytes::Bytes;
 use flotilla_router::{Change, ChangeKind, MemberChange, OperationId, Transition, Unfit};
-use flotilla_router::{Descriptor, Epoch, KeyRange, NodeId, Replica, ReplicaId, Role, ShardId};
+use flotilla_router::{
+    Descriptor, Epoch, KeyRange, NodeId, Refusal, Replica, ReplicaId, Role, ShardId,
+};
 use protobuf::Message as _;
 use raft::RawNode;
 use raft::eraftpb::{
@@ -217,68 +219,197 @@ fn change(expected: Epoch, transition: Transition, members: &[(ChangeKind, NodeI
     Change { operation: OperationId(3), expected, transition, members }
 }
 
-#[test]
-fn a_joint_group_lives_through_restarts_and_is_left() {
+/// Enters a joint group {1, 2} → {1, 3} on nodes 1 and 2, while node 3 is down: it can't be left.
+fn stuck_in_the_middle() -> (Cluster, Descriptor) {
     let mut cluster = Cluster::led();
-    let all = [N1, N2, N3];
     let founded = cluster.descriptor(N1);
     // A voter becomes a learner, in one step.
     let demote = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
-    let mut expected = demote.applied_to(&founded).unwrap();
     cluster.propose(N1, demote.encode(), to_raft(&demote));
-    cluster.check_members(&all, &expected);
+    let expected = demote.applied_to(&founded).unwrap();
+    cluster.check_members(&[N1, N2, N3], &expected);
+    cluster.crash(N3, 0);
     // It becomes a voter again, while another becomes a learner.
     let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
     let enter = change(expected.epoch, Transition::EnterJoint, &swap);
-    expected = enter.applied_to(&expected).unwrap();
-    cluster.propose(N1, enter.encode(), to_raft(&enter));
+    let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
+    replica.group.raw.propose_conf_change(enter.encode().to_vec(), to_raft(&enter)).unwrap();
+    cluster.post_put(N1, "k", "v", FOREVER);
+    cluster.run(3);
+    let expected = enter.applied_to(&expected).unwrap();
     assert!(expected.is_joint());
-    cluster.check_members(&all, &expected);
-    // Everybody goes down in the middle of it, and finds both sets of voters again.
-    for node in all {
+    cluster.check_members(&[N1, N2], &expected);
+    (cluster, expected)
+}
+
+#[test]
+fn a_joint_group_lives_through_restarts_and_is_left_by_whoever_leads_it() {
+    let (mut cluster, joint) = stuck_in_the_middle();
+    // Those who are there go down in the middle of it, and find both sets of voters again.
+    for node in [N1, N2] {
         cluster.crash(node, 0);
         cluster.start(node);
     }
-    cluster.run(60);
-    cluster.check_members(&all, &expected);
-    let leader = cluster.leader(SHARD).expect("both sets have a quorum");
+    cluster.run(100);
+    cluster.check_members(&[N1, N2], &joint);
+    assert_eq!(cluster.leader(SHARD), None, "the old voters elected a leader alone");
+    cluster.start(N3);
+    cluster.run(100);
+    cluster.leader(SHARD).expect("both sets have a quorum");
+    let leave = Change::leave(OperationId(3), joint.epoch);
     // The step out has no data, only a context.
-    let leave = Change::leave(OperationId(3), expected.epoch);
-    expected = leave.applied_to(&expected).unwrap();
     assert!(to_raft(&leave) == ConfChangeV2::default());
-    cluster.propose(leader, leave.encode(), to_raft(&leave));
-    cluster.check_members(&all, &expected);
-    let roles: Vec<_> = expected.replicas.iter().map(|replica| replica.role).collect();
+    let left = leave.applied_to(&joint).unwrap();
+    cluster.check_members(&[N1, N2, N3], &left);
+    let roles: Vec<_> = left.replicas.iter().map(|replica| replica.role).collect();
     assert_eq!(roles, [Role::Voter, Role::Learner, Role::Voter]);
 }
 
-/// A joint group needs a quorum of both sets: of the old one, node 2 is gone, and node 1 is half.
+/// A joint group needs a quorum of both sets: of the new one, node 3 is gone, and node 1 is half.
 #[test]
 fn a_joint_group_commits_nothing_without_both_quorums() {
-    let mut cluster = Cluster::led();
-    let founded = cluster.descriptor(N1);
-    let first = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
-    cluster.propose(N1, first.encode(), to_raft(&first));
-    let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
-    let enter = change(cluster.descriptor(N1).epoch, Transition::EnterJoint, &swap);
-    cluster.propose(N1, enter.encode(), to_raft(&enter));
+    let (mut cluster, _) = stuck_in_the_middle();
     let age = |cluster: &mut Cluster| {
         let now = cluster.member(N1).now;
         let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
         replica.freshness.age(&replica.group, now)
     };
     let before = age(&mut cluster).expect("it leads");
-    cluster.partition(&[N1, N3], &[N2]);
     let put = cluster.post_put(N1, "k", "w", FOREVER);
     cluster.tick(N1, 4);
     cluster.settle();
-    assert_eq!(cluster.answer(put), None, "the new voters decided alone");
-    // What it shows grows older: the new voters alone don't vouch for it either.
+    assert_eq!(cluster.answer(put), None, "the old voters decided alone");
+    // What it shows grows older: the old voters alone don't vouch for it either.
     let after = age(&mut cluster).expect("it was fresh once");
     assert!(after >= before + 3 * super::cluster::TICK, "{before:?}, and then {after:?}");
-    cluster.network.heal();
+    cluster.start(N3);
     cluster.run(60);
     assert!(cluster.answer(put).is_some());
+}
+
+/// Whoever entered may be gone: its own vote is given up here, and it dies before it has seen that.
+#[test]
+fn a_joint_group_is_left_by_a_leader_that_did_not_enter_it() {
+    let mut cluster = Cluster::led();
+    let founded = cluster.descriptor(N1);
+    let enter = change(founded.epoch, Transition::EnterJoint, &[(ChangeKind::Learner, N1)]);
+    cluster.running_mut(N1).hold(Lane::Apply);
+    let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
+    replica.group.raw.propose_conf_change(enter.encode().to_vec(), to_raft(&enter)).unwrap();
+    cluster.post_put(N1, "k", "v", FOREVER);
+    cluster.run(3);
+    let joint = enter.applied_to(&founded).unwrap();
+    cluster.check_members(&[N2, N3], &joint);
+    cluster.crash(N1, 0);
+    cluster.run(100);
+    let left = Change::leave(OperationId(0), joint.epoch).applied_to(&joint).unwrap();
+    cluster.check_members(&[N2, N3], &left);
+    cluster.start(N1);
+    cluster.run(20);
+    cluster.check_members(&[N1, N2, N3], &left);
+}
+
+#[test]
+fn whoever_orders_a_change_hears_what_the_shard_is_then() {
+    let mut cluster = Cluster::led();
+    let order = |cluster: &mut Cluster, transition, members: &[(ChangeKind, NodeId)]| {
+        let before = cluster.descriptor(N1);
+        let change = change(before.epoch, transition, members);
+        let ticket = cluster.post_change(N1, change.clone(), FOREVER);
+        cluster.settle();
+        let expected = change.applied_to(&before).unwrap();
+        assert_eq!(cluster.answer(ticket), Some(&Answer::Changed(expected.clone().into())));
+        cluster.run(5);
+        let left = Change::leave(OperationId(0), expected.epoch).applied_to(&expected);
+        cluster.check_members(&[N1, N2, N3], &left.unwrap_or(expected));
+    };
+    order(&mut cluster, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    let swap = [(ChangeKind::Voter, N3), (ChangeKind::Learner, N2)];
+    order(&mut cluster, Transition::EnterJoint, &swap);
+    order(&mut cluster, Transition::Simple, &[(ChangeKind::Voter, N2)]);
+    assert_eq!(cluster.descriptor(N1).epoch.membership, 5);
+}
+
+#[test]
+fn a_change_that_would_do_harm_is_refused_before_it_is_proposed() {
+    use ChangeKind::{Learner, Remove, Voter};
+    use Transition::{EnterJoint, LeaveJoint, Simple};
+    let refused = |cluster: &mut Cluster, node: NodeId, change: Change, why: &str| {
+        let last = |cluster: &Cluster| {
+            cluster.replica(node, SHARD).unwrap().group.raw.raft.raft_log.last_index()
+        };
+        let before = last(cluster);
+        let ticket = cluster.post_change(node, change, FOREVER);
+        cluster.pass(node);
+        let answer = format!("{:?}", cluster.answer(ticket));
+        assert!(answer.contains(why), "{answer}, which does not say {why:?}");
+        assert_eq!(last(cluster), before, "{why}: it was proposed");
+    };
+    let mut cluster = Cluster::led();
+    let epoch = cluster.descriptor(N1).epoch;
+    let simple = |kind, node| change(epoch, Simple, &[(kind, node)]);
+    refused(&mut cluster, N2, simple(Learner, N3), "NotLeader");
+    refused(&mut cluster, N1, simple(Learner, N1), "hand leadership over first");
+    refused(&mut cluster, N1, simple(Remove, N1), "hand leadership over first");
+    let stale = Epoch { membership: 9, ..epoch };
+    refused(&mut cluster, N1, change(stale, Simple, &[(Learner, N3)]), "look at it again");
+    refused(&mut cluster, N1, change(epoch, LeaveJoint, &[]), "nothing to leave");
+    let new = simple(Voter, NodeId(4));
+    refused(&mut cluster, N1, new, "add it as a learner first");
+    // One at a time.
+    let ticket = cluster.post_change(N1, simple(Learner, N3), FOREVER);
+    cluster.pass(N1);
+    refused(&mut cluster, N1, simple(Learner, N2), "another change is under way");
+    cluster.settle();
+    assert!(matches!(cluster.answer(ticket), Some(Answer::Changed(_))));
+    // A learner that is behind, or gone, would hold the quorum up.
+    let epoch = cluster.descriptor(N1).epoch;
+    let promote = |kind, node| change(epoch, Simple, &[(kind, node)]);
+    cluster.running_mut(N3).hold(Lane::Persist);
+    for n in 0..70 {
+        cluster.put(N1, "k", &n.to_string());
+    }
+    refused(&mut cluster, N1, promote(Voter, N3), "entries behind");
+    cluster.running_mut(N3).release(Lane::Persist);
+    cluster.crash(N3, 0);
+    cluster.run(60);
+    refused(&mut cluster, N1, promote(Voter, N3), "nothing was heard lately");
+    // Neither the old set of voters nor the new one may lack a quorum that is alive.
+    let mut cluster = Cluster::led();
+    cluster.crash(N2, 0);
+    cluster.run(20);
+    let epoch = cluster.descriptor(N1).epoch;
+    let why = "of 2 voters 1 would be alive, and 2 are needed";
+    refused(&mut cluster, N1, change(epoch, Simple, &[(Remove, N3)]), why);
+    refused(&mut cluster, N1, change(epoch, EnterJoint, &[(Learner, N3)]), why);
+    let ticket = cluster.post_change(N1, change(epoch, Simple, &[(Remove, N2)]), FOREVER);
+    cluster.settle();
+    assert!(matches!(cluster.answer(ticket), Some(Answer::Changed(_))), "a dead one may go");
+}
+
+/// As with a write: *not applied* only if that is certain, unknown if it is not.
+#[test]
+fn an_order_whose_leader_is_cut_off_is_answered_honestly() {
+    let mut cluster = Cluster::led();
+    let epoch = cluster.descriptor(N1).epoch;
+    let demote = change(epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    cluster.partition(&[N1], &[N2, N3]);
+    let soon = cluster.member(N1).now + 3 * super::cluster::TICK;
+    let overdue = cluster.post_change(N1, demote.clone(), soon);
+    cluster.run(5);
+    assert!(matches!(
+        cluster.answer(overdue),
+        Some(Answer::Refused(Refusal::OutcomeUnknown { .. }))
+    ));
+    let mut cluster = Cluster::led();
+    cluster.partition(&[N1], &[N2, N3]);
+    let overruled = cluster.post_change(N1, demote, FOREVER);
+    cluster.run(100);
+    assert_eq!(cluster.answer(overruled), None, "nobody can know yet");
+    cluster.network.heal();
+    cluster.run(40);
+    assert!(matches!(cluster.answer(overruled), Some(Answer::Refused(Refusal::NotLeader { .. }))));
+    assert_eq!(cluster.descriptor(N1).epoch, epoch);
 }
 
 /// What a leader may append: data and context say the same, or there is no context at all.

@@ -1,6 +1,9 @@
 //! Every acknowledged write is there. At the moment of the acknowledgement its entry must survive a
 //! crash of all nodes at once on a quorum of the shard's voters, in a joint group of both sets
 //! (this is what an fsync is for); at the end the key must be at its revision, or above.
+//!
+//! The voters are those that the node which acknowledges takes the shard to have, or those of the
+//! change before: a quorum of these has committed the entry, where the change was applied with it.
 
 use super::{Holds, hold};
 use bytes::Bytes;
@@ -12,6 +15,10 @@ use std::collections::BTreeMap;
 #[derive(Default)]
 pub(crate) struct AcknowledgedStays {
     places: BTreeMap<Bytes, (ShardId, LogPosition)>,
+    /// What every shard has been, by membership epoch.
+    ever: BTreeMap<(ShardId, u64), Descriptor>,
+    /// The membership epoch that each node takes each shard to be at.
+    epochs: BTreeMap<(NodeId, ShardId), u64>,
     /// The last acknowledged place of every shard.
     acknowledged: BTreeMap<ShardId, LogPosition>,
 }
@@ -26,24 +33,40 @@ impl AcknowledgedStays {
         }
     }
 
-    /// A client was told that `value` was written. Where it stands.
+    /// A node says what a shard is.
+    pub(crate) fn published(&mut self, node: NodeId, descriptor: &Descriptor) {
+        let (shard, epoch) = (descriptor.id, descriptor.epoch.membership);
+        self.epochs.insert((node, shard), epoch);
+        self.ever.entry((shard, epoch)).or_insert_with(|| descriptor.clone());
+    }
+
+    /// What a node last said that a shard is.
+    pub(crate) fn told_by(&self, node: NodeId, shard: ShardId) -> Option<&Descriptor> {
+        self.ever.get(&(shard, *self.epochs.get(&(node, shard))?))
+    }
+
+    /// A client was told by a node that `value` was written. Where it stands.
     pub(crate) fn acknowledged(
         &mut self,
+        node: NodeId,
         value: &Bytes,
-        descriptors: &BTreeMap<ShardId, Descriptor>,
         disks: &BTreeMap<NodeId, MemoryEngine>,
     ) -> Result<(ShardId, LogPosition), String> {
         let Some(&(shard, at)) = self.places.get(value) else {
             return Err("a write is acknowledged that no node was told to apply".into());
         };
-        let descriptor = &descriptors[&shard];
         let survives = |voter: Replica| survives(&disks[&voter.node], shard, at);
-        let (voters, durable) = descriptor.weakest_set(survives);
-        hold!(
-            durable > voters / 2,
-            "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of \
-             {voters}"
-        );
+        let epoch = self.epochs[&(node, shard)];
+        let descriptor = &self.ever[&(shard, epoch)];
+        let before = self.ever.get(&(shard, epoch - 1));
+        let survives_by = |descriptor: &Descriptor| descriptor.has_quorum(survives);
+        if !survives_by(descriptor) && !before.is_some_and(survives_by) {
+            let (voters, durable) = descriptor.weakest_set(survives);
+            return Err(format!(
+                "shard {shard}, {at:?}: acknowledged, and would survive a crash on {durable} of \
+                 {voters}"
+            ));
+        }
         let last = self.acknowledged.entry(shard).or_default();
         *last = at.max(*last);
         Ok((shard, at))

@@ -140,7 +140,12 @@ impl Invariants {
                 }
             }
             Effect::PublishDescriptor { descriptor } => {
-                self.descriptors.insert(descriptor.id, (**descriptor).clone());
+                self.acknowledged_stays.published(node, descriptor);
+                let known = self.descriptors.get_mut(&descriptor.id);
+                let known = known.ok_or_else(|| format!("nobody knows {descriptor:?}"))?;
+                if known.epoch < descriptor.epoch {
+                    *known = (**descriptor).clone();
+                }
                 self.ranges.published(node, descriptor)?;
                 self.replica_ids.published(node, descriptor)?;
             }
@@ -215,10 +220,9 @@ impl Invariants {
         self.applied_once.refused(ticket)
     }
 
-    /// A client was told, `now`, that this value was written.
-    pub(crate) fn acknowledged(&mut self, value: &Bytes, now: u64) -> Holds {
-        let (shard, at) =
-            self.acknowledged_stays.acknowledged(value, &self.descriptors, &self.disks)?;
+    /// A client was told by a node, `now`, that this value was written.
+    pub(crate) fn acknowledged(&mut self, node: NodeId, value: &Bytes, now: u64) -> Holds {
+        let (shard, at) = self.acknowledged_stays.acknowledged(node, value, &self.disks)?;
         self.stale_reads.told(shard, at.index, now);
         Ok(())
     }
@@ -235,6 +239,16 @@ impl Invariants {
         found: Option<&(flotilla_router::Revision, Bytes)>,
     ) -> Holds {
         self.revisions_grow.shown(key, found)
+    }
+
+    /// What a node last said that a shard is.
+    pub(crate) fn told_by(&self, node: NodeId, shard: ShardId) -> Option<&Descriptor> {
+        self.acknowledged_stays.told_by(node, shard)
+    }
+
+    /// A shard that is in the middle of a change of members, if any is.
+    pub(crate) fn joint(&self) -> Option<&Descriptor> {
+        self.descriptors.values().find(|descriptor| descriptor.is_joint())
     }
 
     /// The highest index that is known to be committed in a shard.

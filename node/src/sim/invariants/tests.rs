@@ -243,7 +243,8 @@ fn an_acknowledged_write_would_not_survive() {
     let (shards, disks) = disks();
     let descriptors: BTreeMap<_, _> = shards.iter().map(|d| (d.id, d.clone())).collect();
     let value = Bytes::from("a");
-    broken(stays.acknowledged(&value, &descriptors, &disks), "no node was told");
+    shards.iter().for_each(|shard| stays.published(N1, shard));
+    broken(stays.acknowledged(N1, &value, &disks), "no node was told");
     stays.committed(SHARD, at(2, 1), &[command("a")]);
     let batch = |sync| {
         let hard_state = Some(HardState { term: 1, vote: 0, commit: 1 });
@@ -254,9 +255,9 @@ fn an_acknowledged_write_would_not_survive() {
     };
     append(&disks[&N1], &batch(true)).unwrap();
     append(&disks[&N2], &batch(false)).unwrap();
-    broken(stays.acknowledged(&value, &descriptors, &disks), "would survive a crash on 1 of 3");
+    broken(stays.acknowledged(N1, &value, &disks), "would survive a crash on 1 of 3");
     append(&disks[&N3], &batch(true)).unwrap();
-    stays.acknowledged(&value, &descriptors, &disks).unwrap();
+    stays.acknowledged(N1, &value, &disks).unwrap();
     broken(stays.end(&descriptors, &disks), "was acknowledged");
     [N1, N2, N3].iter().for_each(|node| apply(&disks[node], 2, "a"));
     stays.end(&descriptors, &disks).unwrap();

@@ -1,0 +1,253 @@
+//! A change of the shard's members, and the way out of a joint group.
+//!
+//! *Propose*: only the leader, one change at a time, once an entry of its own term is committed:
+//! before that, what a predecessor changed may still be under way (the errata of the thesis's
+//! algorithm). *Apply*: every replica asks the shard's descriptor what the change comes to
+//! ([`Change::applied_to`]); raft-rs hears of those that were taken, and of no other. *On result*:
+//! whoever ordered it hears what the shard is now, or why the change did not fit.
+//!
+//! **What is refused**, beyond what does not fit the descriptor: whatever takes the leader's own
+//! vote (it hands over first), a new voter that has not been a learner and caught up (it would count
+//! for the quorum, and hold it up), and whatever leaves the group without a quorum of live voters,
+//! in the old set or the new.
+//!
+//! **Invariants.** A group that is joint is left: by whoever leads it, asked or not, again and again
+//! until it is applied, since the one who entered may be gone. Whoever waits is answered exactly
+//! once; *not applied* only if another entry was committed in the change's place, or one of a higher
+//! term below it.
+
+use super::{Changes, Operation, RoleChange};
+use crate::core::context::Context;
+use crate::core::effect::Done;
+use crate::core::event::Ticket;
+use crate::core::group::Group;
+use crate::core::group::membership::to_raft;
+use crate::core::time::Time;
+use flotilla_router::membership::{Change, ChangeKind, MemberChange};
+use flotilla_router::mutation::Mutation;
+use flotilla_router::{Descriptor, OperationId, Refusal, Replica, Role};
+use flotilla_storage::LogPosition;
+
+/// Entries by which a learner may be behind when it becomes a voter. A few more arrive while it is
+/// looked at.
+const BEHIND_MAX: u64 = 64;
+/// The step out of a joint group belongs to no operation: whoever leads takes it.
+const NOBODYS: OperationId = OperationId(0);
+
+/// The changes of one replica's group.
+#[derive(Default)]
+pub(crate) struct Membership {
+    /// The change that somebody waits for.
+    ordered: Option<Ordered>,
+    /// The group is joint, and this replica leads it.
+    must_leave: bool,
+}
+
+struct Ordered {
+    ticket: Ticket,
+    /// Where its entry stands.
+    at: LogPosition,
+    /// Whether that entry was committed.
+    is_committed: bool,
+    deadline: Time,
+}
+
+impl Membership {
+    /// Somebody orders a change: refused at once, or proposed.
+    pub(crate) fn ask(
+        &mut self,
+        ticket: Ticket,
+        change: &Change,
+        deadline: Time,
+        group: &mut Group,
+        ctx: &mut Context<'_>,
+    ) {
+        let proposed = self.judge(change, deadline, group, ctx);
+        match proposed.and_then(|()| propose(change, group, ctx)) {
+            Ok(at) => self.ordered = Some(Ordered { ticket, at, is_committed: false, deadline }),
+            Err(refusal) => ctx.reply(ticket, Err(refusal)),
+        }
+    }
+
+    /// Whether a change can be made now.
+    fn judge(
+        &self,
+        change: &Change,
+        deadline: Time,
+        group: &Group,
+        ctx: &Context<'_>,
+    ) -> Result<(), Refusal> {
+        let shard = group.shard;
+        if group.quarantined.is_some() {
+            return Err(Refusal::NotHosted { shard });
+        }
+        if !group.leads() {
+            return Err(Refusal::NotLeader { shard, leader: group.leader_node() });
+        }
+        if deadline <= ctx.now {
+            return Err(Refusal::Expired { shard });
+        }
+        let conflict =
+            |why: String| Err(Refusal::Conflict { why: format!("shard {shard}: {why}") });
+        let now = group.descriptor();
+        let after = match change.applied_to(now) {
+            Ok(after) => after,
+            Err(unfit) => return conflict(unfit.to_string()),
+        };
+        if self.ordered.is_some() || group.raw.raft.has_pending_conf() {
+            return conflict("another change is under way; try again in a moment".into());
+        }
+        if group.raw.raft.lead_transferee.is_some() {
+            return conflict("leadership is being handed over; try again in a moment".into());
+        }
+        if !after.replica(group.id).is_some_and(|own| own.role.votes_now()) {
+            let node = ctx.identity.node;
+            return conflict(format!(
+                "node {node} leads it, and would vote no more; hand leadership over first"
+            ));
+        }
+        for member in change.members.iter().filter(|member| member.kind == ChangeKind::Voter) {
+            if let Err(why) = may_vote(member, now, group) {
+                return conflict(why);
+            }
+        }
+        let is_live =
+            |voter: Replica| voter.node == ctx.identity.node || ctx.liveness.is_alive(voter.node);
+        for (when, shard) in [("are", &**now), ("would be", &after)] {
+            let (voters, live) = shard.weakest_set(is_live);
+            if live <= voters / 2 {
+                let needed = voters / 2 + 1;
+                return conflict(format!(
+                    "of {voters} voters {live} {when} alive, and {needed} are needed; wait for the \
+                     others"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// An entry was committed at `at`. Returns who waits for a change that can't be committed any
+    /// more: its place was taken, or an entry of a higher term was committed below it.
+    pub(crate) fn note_committed(&mut self, at: LogPosition) -> Option<Ticket> {
+        let ordered = self.ordered.as_mut().filter(|ordered| !ordered.is_committed)?;
+        if ordered.at == at {
+            ordered.is_committed = true;
+        } else if at.index == ordered.at.index || at.term > ordered.at.term {
+            return self.ordered.take().map(|ordered| ordered.ticket);
+        }
+        None
+    }
+
+    /// Takes whoever waits for a change that a snapshot up to `index` passed over: nobody here will
+    /// ever see what became of it.
+    pub(crate) fn take_passed_over(&mut self, index: u64) -> Option<Ticket> {
+        self.ordered.take_if(|ordered| ordered.at.index <= index).map(|ordered| ordered.ticket)
+    }
+
+    /// Leaves a joint group, if this replica leads one and nothing else is under way.
+    fn leave(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
+        let raft = &group.raw.raft;
+        if !self.must_leave || raft.has_pending_conf() || raft.lead_transferee.is_some() {
+            return;
+        }
+        if Mutation::JointKept.is_on() {
+            return;
+        }
+        // Where it can't be proposed now, the next tick tries again.
+        let _ = propose(&Change::leave(NOBODYS, group.descriptor().epoch), group, ctx);
+    }
+}
+
+/// Whether a replica may become a voter: a learner that has nearly all that the leader has.
+fn may_vote(member: &MemberChange, now: &Descriptor, group: &Group) -> Result<(), String> {
+    let MemberChange { replica, node, .. } = member;
+    if now.replica(*replica).is_none_or(|member| member.role != Role::Learner) {
+        return Err(format!("replica {replica} is new to it; add it as a learner first"));
+    }
+    let raft = &group.raw.raft;
+    let progress = raft.prs().get(replica.0).filter(|progress| progress.recent_active);
+    let Some(progress) = progress else {
+        return Err(format!("nothing was heard lately of replica {replica} on node {node}"));
+    };
+    let behind = raft.raft_log.last_index().saturating_sub(progress.matched);
+    if behind > BEHIND_MAX {
+        return Err(format!(
+            "replica {replica} on node {node} is {behind} entries behind; wait until it has them"
+        ));
+    }
+    Ok(())
+}
+
+/// Proposes a change that nothing stands in the way of; where its entry stands.
+fn propose(
+    change: &Change,
+    group: &mut Group,
+    ctx: &mut Context<'_>,
+) -> Result<LogPosition, Refusal> {
+    let shard = group.shard;
+    if !group.raw.raft.commit_to_current_term() {
+        return Err(Refusal::NoLeader { shard });
+    }
+    let context = change.encode().to_vec();
+    group.raw.propose_conf_change(context, to_raft(change)).map_err(|_| Refusal::Overloaded {
+        what: "raft.uncommitted_bytes_max".into(),
+        limit: ctx.config.raft.uncommitted_bytes_max,
+    })?;
+    group.set_timeout(ctx.config);
+    ctx.pass.touch(shard);
+    let raft = &group.raw.raft;
+    if !raft.has_pending_conf() {
+        // raft-rs says `Ok`, and puts an empty entry there, where it would rather not. What was
+        // judged before leaves it no reason, unless the two have parted: then a quarantine follows.
+        let why = format!("shard {shard}: raft passed the change over; look at the shard again");
+        return Err(Refusal::Conflict { why });
+    }
+    Ok(LogPosition { index: raft.raft_log.last_index(), term: raft.term })
+}
+
+impl Operation for Membership {
+    fn on_applied(&mut self, group: &mut Group, ctx: &mut Context<'_>, changes: &mut Changes) {
+        let outcome = |at: LogPosition| {
+            let mut outcomes = changes.conf_changes.iter();
+            outcomes.find(|(index, _)| *index == at.index).map(|(_, outcome)| outcome.clone())
+        };
+        let is_applied =
+            |ordered: &mut Ordered| ordered.is_committed && ordered.at.index <= group.applied.index;
+        if let Some(Ordered { ticket, at, .. }) = self.ordered.take_if(is_applied) {
+            let shard = group.shard;
+            let outcome = outcome(at).expect("a change that was applied has an outcome");
+            let result = match outcome {
+                Ok(()) => Ok(Done::Changed(group.descriptor().clone())),
+                Err(unfit) => Err(Refusal::Conflict { why: format!("shard {shard}: {unfit}") }),
+            };
+            ctx.reply(ticket, result);
+        }
+        self.must_leave = group.leads() && group.descriptor().is_joint();
+        self.leave(group, ctx);
+    }
+
+    /// A change that was proposed stays until the log shows what became of it.
+    fn on_role(&mut self, group: &mut Group, _: &mut Context<'_>, _: RoleChange) {
+        self.must_leave = group.leads() && group.descriptor().is_joint();
+    }
+
+    fn on_tick(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
+        let shard = group.shard;
+        let now = ctx.now;
+        if let Some(overdue) = self.ordered.take_if(|ordered| ordered.deadline <= now) {
+            ctx.reply(overdue.ticket, Err(Refusal::OutcomeUnknown { shard }));
+        }
+        self.leave(group, ctx);
+    }
+
+    fn end(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
+        self.must_leave = false;
+        if let Some(ordered) = self.ordered.take() {
+            ctx.reply(ordered.ticket, Err(Refusal::OutcomeUnknown { shard: group.shard }));
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.ordered.is_none() && !self.must_leave
+    }
+}
