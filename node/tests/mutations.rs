@@ -23,6 +23,8 @@ const FAULTS: &[(Mutation, &str)] = &[
     (Mutation::AgeBeforeApplied, "SlowDisk,Transfer"),
     (Mutation::PromiseForgotten, "Startle"),
     (Mutation::JointKept, "Members"),
+    (Mutation::RaftUntold, "Members"),
+    (Mutation::LateChangeMade, "Members,SlowDisk"),
 ];
 
 /// Mistakes that take an order of events which seeds meet too seldom: the core's own harness plays

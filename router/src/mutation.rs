@@ -54,6 +54,10 @@ pub enum Mutation {
     AppendsUncut,
     /// Whoever leads a joint group leaves it so.
     JointKept,
+    /// raft-rs does not hear of the changes of members that were taken.
+    RaftUntold,
+    /// A change that was applied late is made on top of a snapshot that holds it.
+    LateChangeMade,
 }
 
 impl Mutation {

@@ -12,8 +12,7 @@
 //!
 //! A shard's records in `state` are its hard state, truncated position, descriptor, replica,
 //! tombstone and install marker; the node's are its identity, bootstrap mark, routes, and the other
-//! nodes' directories.
-//! The keys are told byte by byte in [`keys`], the records in [`records`].
+//! nodes' directories. The keys are told byte by byte in [`keys`], the records in [`records`].
 //!
 //! Two writers, in the order in which a node does things. [`log::append`] writes what the shards of
 //! a pass must remember, synced where it must be durable before it counts. The [`Applier`] turns
@@ -35,7 +34,7 @@
 //! what a disk would, `rocks` (with the feature `rocksdb`) is the real one, and `open` locks a
 //! directory and binds it to a node, `started` notices when RocksDB has forgotten, `room` fits it
 //! to its disk. [`bootstrap`](mod@bootstrap) makes the first state, [`log`] and [`apply`] write,
-//! [`read`] looks, [`snapshot`] and [`manifest`] move a shard as a whole,
+//! [`read`] looks, [`snapshot`] and [`manifest`] move a shard as a whole, [`removal`] ends one,
 //! [`recover`](mod@recover) starts again. [`directories`] remembers which directory each other
 //! node was met with. [`work`] holds the plain data that the core speaks. At a [`failpoint`] a test
 //! stops the process. Without the feature the crate depends on no RocksDB, no file system and no
@@ -62,6 +61,7 @@ pub mod open;
 pub mod read;
 pub mod records;
 pub mod recover;
+pub mod removal;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 #[cfg(feature = "rocksdb")]
@@ -85,6 +85,7 @@ pub use memory::MemoryEngine;
 pub use open::{Identity, Opened, is_in_use, open};
 pub use read::StateHash;
 pub use recover::{recover, tombstones};
+pub use removal::remove;
 #[cfg(feature = "rocksdb")]
 pub use rocks::{GivenBack, Owed, RocksEngine, RocksOptions};
 #[cfg(feature = "rocksdb")]

@@ -2,7 +2,7 @@
 //! packets travel as the network lets them, senders hear late of their snapshots, and clients are
 //! answered.
 
-use super::faults::NOBODY;
+use super::faults::{NOBODY, ORDERS};
 use super::hands::Surroundings;
 use super::invariants::Holds;
 use super::member::Member;
@@ -12,7 +12,7 @@ use super::trace;
 use super::world::{Happening, World};
 use crate::core::{Delivery, Done, Effect, Event, Ticket};
 use flotilla_router::call::Staleness;
-use flotilla_router::{Descriptor, NodeId, Refusal, ReplicaId, ShardId};
+use flotilla_router::{Descriptor, NodeId, Outcome, Refusal, ReplicaId, ShardId};
 
 impl Surroundings for World {
     fn member(&mut self, node: NodeId) -> &mut Member {
@@ -49,6 +49,10 @@ impl Surroundings for World {
             _ => {}
         }
         Ok(())
+    }
+
+    fn pass_begins(&mut self, _: NodeId) {
+        self.invariants.pass_begins();
     }
 
     fn transmit(&mut self, link: Link, packet: Packet) {
@@ -116,13 +120,18 @@ impl Surroundings for World {
     fn reply(&mut self, node: NodeId, ticket: Ticket, result: Result<Done, Refusal>) -> Holds {
         let result = match result {
             Ok(Done::Written(result)) => Ok(result),
-            // Nobody waits for these.
-            _ if ticket.0 >= NOBODY => {
-                if matches!(result, Ok(Done::Changed(_))) {
-                    self.meet("changes of members");
-                }
-                return Ok(());
+            result if ticket.0 >= ORDERS => {
+                self.meet(match &result {
+                    Ok(_) => "changes of members",
+                    Err(refusal) if refusal.outcome() == Outcome::Unknown => {
+                        "changes of members whose outcome is unknown"
+                    }
+                    Err(_) => "refused changes of members",
+                });
+                return self.invariants.order_answered(node, ticket, &result);
             }
+            // Nobody waits for these.
+            _ if ticket.0 >= NOBODY => return Ok(()),
             Ok(done) => return Err(format!("{ticket:?} wrote, and is told of {done:?}")),
             Err(refusal) => Err(refusal),
         };

@@ -59,6 +59,8 @@ impl Faults {
 
 /// Tickets of nobody: orders whose outcome does not matter.
 pub(super) const NOBODY: u64 = 1 << 60;
+/// Tickets of orders to change members: it is looked at whether their answers are true.
+pub(super) const ORDERS: u64 = 1 << 61;
 
 impl World {
     /// Puts the first fault into the queue.

@@ -42,6 +42,9 @@ pub(crate) trait Surroundings {
     /// still lives.
     fn snapshot_sent(&mut self, sender: NodeId, shard: ShardId, to: ReplicaId, delivery: Delivery);
 
+    /// A node's pass begins.
+    fn pass_begins(&mut self, node: NodeId);
+
     /// Something lies in a node's mailbox.
     fn wake(&mut self, _node: NodeId) {}
 
@@ -66,6 +69,7 @@ pub(crate) trait Surroundings {
     where
         Self: Sized,
     {
+        self.pass_begins(node);
         let running = self.member(node).running_mut();
         running.core.handle(Event::Clock { now });
         for event in std::mem::take(&mut running.mailbox) {

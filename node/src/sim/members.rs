@@ -4,7 +4,8 @@
 //! Voters become learners, learners voters again, one by one or several at once by way of a joint
 //! group. Nobody is added or removed.
 
-use super::faults::NOBODY;
+use super::faults::ORDERS;
+use super::plan::SECOND;
 use super::world::World;
 use crate::core::{Ask, Event, Ticket, Time};
 use flotilla_router::{
@@ -22,9 +23,14 @@ impl World {
         let Some(descriptor) = self.invariants.told_by(asked, shard).cloned() else { return };
         let Some(change) = self.some_change(&descriptor, asked) else { return };
         self.say(|| format!("somebody asks n{asked} for {change:?} of s{shard}"));
-        let ticket = Ticket(NOBODY + self.faults.draw_ticket());
-        let ask = Ask::Change { shard, change };
-        self.post(asked, Event::Ask { ticket, ask, deadline: Time::MAX });
+        if !self.is_up(asked) {
+            return;
+        }
+        let ticket = Ticket(ORDERS + self.faults.draw_ticket());
+        self.invariants.orders(ticket, asked, &change);
+        let patience = Time::from_nanos(self.rng.around(SECOND));
+        let deadline = if self.rng.percent(50) { self.clock(asked) + patience } else { Time::MAX };
+        self.post(asked, Event::Ask { ticket, ask: Ask::Change { shard, change }, deadline });
     }
 
     fn some_change(&mut self, shard: &Descriptor, asked: NodeId) -> Option<Change> {

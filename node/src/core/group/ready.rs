@@ -206,22 +206,30 @@ impl Group {
 
     /// Has raft-rs make the conf changes up to `index` that apply has taken, and no other: of one
     /// that was refused it need not hear, since one that is applied is pending no more, whatever
-    /// came of it.
+    /// came of it. Nor of any, once it has taken up a snapshot that waits to be installed: with
+    /// that it has gone on to members that these have led to.
     fn change_members(&mut self, index: u64, outcomes: &[Outcome]) -> Result<(), String> {
-        let mut came_to = None;
+        let mut changed = false;
         while let Some((at, change)) = self.ready.conf_changes.pop_front_if(|(at, _)| *at <= index)
         {
-            if !outcomes.iter().any(|(of, outcome)| *of == at && outcome.is_ok()) {
+            let is_taken = outcomes.iter().any(|(of, outcome)| *of == at && outcome.is_ok());
+            let is_late = self.installing && !Mutation::LateChangeMade.is_on();
+            if !is_taken || is_late || Mutation::RaftUntold.is_on() {
                 continue;
             }
             let refused =
                 |error| format!("conf change {at} was taken, and raft refuses it: {error}");
             let conf_state = self.raw.apply_conf_change(&change).map_err(refused)?;
-            self.raw.mut_store().set_conf_state(conf_state.clone());
+            self.raw.mut_store().set_conf_state(conf_state);
             self.step_down_without_a_vote();
-            came_to = Some(conf_state);
+            changed = true;
         }
-        let Some(conf_state) = came_to else { return Ok(()) };
+        if changed { self.check_members() } else { Ok(()) }
+    }
+
+    /// Whether raft-rs has come to the members that the descriptor names; if not, how they differ.
+    pub(crate) fn check_members(&self) -> Result<(), String> {
+        let conf_state = self.raw.raft.prs().conf().to_conf_state();
         if membership::agrees(&conf_state, self.descriptor()) {
             return Ok(());
         }

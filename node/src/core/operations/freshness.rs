@@ -95,6 +95,11 @@ impl Freshness {
         self.fresh_at.map(|at| now.saturating_sub(at))
     }
 
+    /// The latest of this leader's own times that a follower has answered, in this term.
+    pub(crate) fn answered(&self, follower: ReplicaId) -> Option<Time> {
+        self.heard.get(&follower)?.answered
+    }
+
     /// What a leader knows by itself.
     fn claim_as_leader(&mut self, group: &Group, now: Time) {
         if let Some(at) = self.led_at(group, now, None) {
@@ -109,9 +114,9 @@ impl Freshness {
         if !group.leads() || !group.raw.raft.commit_to_current_term() {
             return None;
         }
-        let at = |id| match self.heard.get(&id) {
-            _ if id == group.id || Some(id) == reader => Some(now),
-            heard => heard.and_then(|heard| heard.answered),
+        let at = |id| match () {
+            () if id == group.id || Some(id) == reader => Some(now),
+            _ => self.answered(id),
         };
         // A quorum of every set of voters has answered what was sent then, or later.
         group.descriptor().agreed(|voter| at(voter.id)).flatten()

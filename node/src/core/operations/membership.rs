@@ -7,14 +7,17 @@
 //! whoever ordered it hears what the shard is now, or why the change did not fit.
 //!
 //! **What is refused**, beyond what does not fit the descriptor: whatever takes the leader's own
-//! vote (it hands over first), a new voter that has not been a learner and caught up (it would count
-//! for the quorum, and hold it up), and whatever leaves the group without a quorum of live voters,
-//! in the old set or the new.
+//! vote (it hands over first), a new voter that has not been a learner and caught up (it would
+//! count for the quorum, and hold it up), and whatever leaves the group without a quorum of voters
+//! that take part, in the old set or the new. Taking part is more than being alive: a node may give
+//! signs of life while its replica is quarantined, has no way to answer, or was never there. Who
+//! takes part has answered this leader within an election timeout, and follows entry by entry.
 //!
-//! **Invariants.** A group that is joint is left: by whoever leads it, asked or not, again and again
-//! until it is applied, since the one who entered may be gone. Whoever waits is answered exactly
-//! once; *not applied* only if another entry was committed in the change's place, or one of a higher
-//! term below it.
+//! **Invariants.** A group that is joint is left: by whoever leads it, asked or not, again and
+//! again until it is applied, since the one who entered may be gone. One whose own vote is given up
+//! hands over first, if anybody can take over: leaving, it would step down. Whoever waits is
+//! answered exactly once; *not applied* only if another entry was committed in the change's place,
+//! or one of a higher term below it.
 
 use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
@@ -25,11 +28,12 @@ use crate::core::group::membership::to_raft;
 use crate::core::time::Time;
 use flotilla_router::membership::{Change, ChangeKind, MemberChange};
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Descriptor, OperationId, Refusal, Replica, Role};
+use flotilla_router::{Descriptor, OperationId, Refusal, Replica, ReplicaId, Role};
 use flotilla_storage::LogPosition;
+use raft::ProgressState;
 
-/// Entries by which a learner may be behind when it becomes a voter. A few more arrive while it is
-/// looked at.
+/// Entries by which a learner may be behind when it becomes a voter, and whoever is handed the lead.
+/// A few more arrive while it is looked at.
 const BEHIND_MAX: u64 = 64;
 /// The step out of a joint group belongs to no operation: whoever leads takes it.
 const NOBODYS: OperationId = OperationId(0);
@@ -41,6 +45,8 @@ pub(crate) struct Membership {
     ordered: Option<Ordered>,
     /// The group is joint, and this replica leads it.
     must_leave: bool,
+    /// Who shall lead, since this replica is about to give its own vote up.
+    heir: Option<ReplicaId>,
 }
 
 struct Ordered {
@@ -53,16 +59,17 @@ struct Ordered {
 }
 
 impl Membership {
-    /// Somebody orders a change: refused at once, or proposed.
+    /// Somebody orders a change: refused at once, or proposed. `answers` tells which followers have
+    /// answered this leader lately.
     pub(crate) fn ask(
         &mut self,
-        ticket: Ticket,
+        (ticket, deadline): (Ticket, Time),
         change: &Change,
-        deadline: Time,
+        answers: impl Fn(ReplicaId) -> bool,
         group: &mut Group,
         ctx: &mut Context<'_>,
     ) {
-        let proposed = self.judge(change, deadline, group, ctx);
+        let proposed = self.judge(change, deadline, answers, group, ctx);
         match proposed.and_then(|()| propose(change, group, ctx)) {
             Ok(at) => self.ordered = Some(Ordered { ticket, at, is_committed: false, deadline }),
             Err(refusal) => ctx.reply(ticket, Err(refusal)),
@@ -74,6 +81,7 @@ impl Membership {
         &self,
         change: &Change,
         deadline: Time,
+        answers: impl Fn(ReplicaId) -> bool,
         group: &Group,
         ctx: &Context<'_>,
     ) -> Result<(), Refusal> {
@@ -100,25 +108,28 @@ impl Membership {
         if group.raw.raft.lead_transferee.is_some() {
             return conflict("leadership is being handed over; try again in a moment".into());
         }
-        if !after.replica(group.id).is_some_and(|own| own.role.votes_now()) {
+        if !keeps_its_vote(&after, group.id) {
             let node = ctx.identity.node;
             return conflict(format!(
                 "node {node} leads it, and would vote no more; hand leadership over first"
             ));
         }
+        let takes_part = |replica: ReplicaId| {
+            let follows = group.raw.raft.prs().get(replica.0);
+            let follows = follows.is_some_and(|it| it.state == ProgressState::Replicate);
+            replica == group.id || follows && answers(replica)
+        };
         for member in change.members.iter().filter(|member| member.kind == ChangeKind::Voter) {
-            if let Err(why) = may_vote(member, now, group) {
+            if let Err(why) = may_vote(member, now, takes_part, group) {
                 return conflict(why);
             }
         }
-        let is_live =
-            |voter: Replica| voter.node == ctx.identity.node || ctx.liveness.is_alive(voter.node);
-        for (when, shard) in [("are", &**now), ("would be", &after)] {
-            let (voters, live) = shard.weakest_set(is_live);
-            if live <= voters / 2 {
+        for (when, shard) in [("take part", &**now), ("would take part", &after)] {
+            let (voters, present) = shard.weakest_set(|voter| takes_part(voter.id));
+            if present <= voters / 2 {
                 let needed = voters / 2 + 1;
                 return conflict(format!(
-                    "of {voters} voters {live} {when} alive, and {needed} are needed; wait for the \
+                    "of {voters} voters {present} {when}, and {needed} are needed; wait for the \
                      others"
                 ));
             }
@@ -144,30 +155,73 @@ impl Membership {
         self.ordered.take_if(|ordered| ordered.at.index <= index).map(|ordered| ordered.ticket)
     }
 
+    /// Whether somebody waits for a change.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.ordered.is_some()
+    }
+
+    /// Takes whoever shall lead instead of this replica, if that is to be so now.
+    pub(crate) fn take_heir(&mut self) -> Option<ReplicaId> {
+        self.heir.take()
+    }
+
     /// Leaves a joint group, if this replica leads one and nothing else is under way.
     fn leave(&mut self, group: &mut Group, ctx: &mut Context<'_>) {
         let raft = &group.raw.raft;
-        if !self.must_leave || raft.has_pending_conf() || raft.lead_transferee.is_some() {
+        // A pass may have deposed it, and not told it yet.
+        let is_free = group.leads() && !raft.has_pending_conf() && raft.lead_transferee.is_none();
+        if !self.must_leave || !is_free || Mutation::JointKept.is_on() {
             return;
         }
-        if Mutation::JointKept.is_on() {
-            return;
+        // Tried once in a term: without an heir it leaves, and steps down.
+        if !keeps_its_vote(group.descriptor(), group.id) && group.transferred_in_term != raft.term {
+            self.heir = heir(group);
+            if self.heir.is_some() {
+                return;
+            }
         }
         // Where it can't be proposed now, the next tick tries again.
         let _ = propose(&Change::leave(NOBODYS, group.descriptor().epoch), group, ctx);
     }
 }
 
-/// Whether a replica may become a voter: a learner that has nearly all that the leader has.
-fn may_vote(member: &MemberChange, now: &Descriptor, group: &Group) -> Result<(), String> {
-    let MemberChange { replica, node, .. } = member;
-    if now.replica(*replica).is_none_or(|member| member.role != Role::Learner) {
+/// Whether a replica votes once the change that is under way is complete.
+fn keeps_its_vote(shard: &Descriptor, replica: ReplicaId) -> bool {
+    shard.replica(replica).is_some_and(|own| own.role.votes_now())
+}
+
+/// Who can lead instead of this replica soon: follows closely, and keeps its vote.
+fn heir(group: &Group) -> Option<ReplicaId> {
+    let raft = &group.raw.raft;
+    let follows = |replica: &Replica| {
+        let progress = raft.prs().get(replica.id.0).filter(|it| it.recent_active);
+        progress.is_some_and(|it| {
+            it.state == ProgressState::Replicate
+                && it.matched + BEHIND_MAX > raft.raft_log.last_index()
+        })
+    };
+    group.descriptor().voters_now().find(follows).map(|replica| replica.id)
+}
+
+/// Whether a replica may become a voter: a learner that takes part, and has nearly all that the
+/// leader has.
+fn may_vote(
+    member: &MemberChange,
+    now: &Descriptor,
+    takes_part: impl Fn(ReplicaId) -> bool,
+    group: &Group,
+) -> Result<(), String> {
+    let &MemberChange { replica, node, .. } = member;
+    if now.replica(replica).is_none_or(|member| member.role != Role::Learner) {
         return Err(format!("replica {replica} is new to it; add it as a learner first"));
     }
     let raft = &group.raw.raft;
-    let progress = raft.prs().get(replica.0).filter(|progress| progress.recent_active);
+    let progress = raft.prs().get(replica.0).filter(|_| takes_part(replica));
     let Some(progress) = progress else {
-        return Err(format!("nothing was heard lately of replica {replica} on node {node}"));
+        return Err(format!(
+            "replica {replica} on node {node} does not take part: it was not heard lately, or has \
+             no log yet; wait until it has"
+        ));
     };
     let behind = raft.raft_log.last_index().saturating_sub(progress.matched);
     if behind > BEHIND_MAX {
@@ -189,11 +243,15 @@ fn propose(
         return Err(Refusal::NoLeader { shard });
     }
     let context = change.encode().to_vec();
-    group.raw.propose_conf_change(context, to_raft(change)).map_err(|_| Refusal::Overloaded {
-        what: "raft.uncommitted_bytes_max".into(),
-        limit: ctx.config.raft.uncommitted_bytes_max,
-    })?;
+    let pending = group.raw.raft.pending_conf_index;
+    let proposed = group.raw.propose_conf_change(context, to_raft(change));
     group.set_timeout(ctx.config);
+    if proposed.is_err() {
+        // raft-rs notes where the entry will stand before it finds that there is no room for it.
+        group.raw.raft.pending_conf_index = pending;
+        let limit = ctx.config.raft.uncommitted_bytes_max;
+        return Err(Refusal::Overloaded { what: "raft.uncommitted_bytes_max".into(), limit });
+    }
     ctx.pass.touch(shard);
     let raft = &group.raw.raft;
     if !raft.has_pending_conf() {
@@ -223,7 +281,11 @@ impl Operation for Membership {
             ctx.reply(ticket, result);
         }
         self.must_leave = group.leads() && group.descriptor().is_joint();
-        self.leave(group, ctx);
+        // Whoever gives its own vote up leaves by the next tick: it hands over first, and raft-rs lets
+        // nobody campaign before it has applied the change.
+        if keeps_its_vote(group.descriptor(), group.id) {
+            self.leave(group, ctx);
+        }
     }
 
     /// A change that was proposed stays until the log shows what became of it.

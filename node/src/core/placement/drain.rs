@@ -18,7 +18,8 @@ pub(crate) struct Drain {
 impl Drain {
     /// Every shard that is led here, and its voter that is furthest, among nodes that stay.
     pub(crate) fn hand_overs(replicas: &Replicas, liveness: &Liveness) -> Vec<HandOver> {
-        let led = replicas.led().filter(|r| !r.transfer.is_under_way());
+        let is_free = |r: &&Replica| !r.transfer.is_under_way() && !r.membership.is_under_way();
+        let led = replicas.led().filter(is_free);
         led.filter_map(|r| {
             let takers = takers(r, liveness);
             let best = takers

@@ -31,7 +31,7 @@ use crate::core::report::ShardReport;
 use crate::core::time::Time;
 use crate::core::wire::Envelope;
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Consistency, Descriptor, NodeId, Refusal, ReplicaId};
+use flotilla_router::{Change, Consistency, Descriptor, NodeId, Refusal, ReplicaId};
 use flotilla_storage::{Applied, LogEntry, LogPosition, Recovered, SnapshotManifest};
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(crate) struct Replica {
     /// The hand-over of leadership.
     pub(crate) transfer: Transfer,
     /// Changes of the group's members.
-    membership: Membership,
+    pub(crate) membership: Membership,
     /// What is on its way to each follower.
     flow: Flow,
     /// The size of the log, and where it can be cut.
@@ -161,9 +161,7 @@ impl Replica {
             }
             Ask::Read { consistency, .. } => self.ask_read(ticket, consistency, deadline, ctx),
             Ask::Transfer { to, .. } => self.ask_transfer(ticket, to, ctx),
-            Ask::Change { change, .. } => {
-                self.membership.ask(ticket, &change, deadline, &mut self.group, ctx)
-            }
+            Ask::Change { change, .. } => self.ask_change((ticket, deadline), &change, ctx),
             Ask::Inspect { .. } => {
                 unreachable!("a question about many shards is asked of none of them")
             }
@@ -221,9 +219,30 @@ impl Replica {
 
     /// An order to hand leadership over to the replica on node `to`.
     fn ask_transfer(&mut self, ticket: Ticket, to: NodeId, ctx: &mut Context<'_>) {
+        if self.membership.is_under_way() {
+            // It might take the vote of whoever is to lead.
+            let shard = self.group.shard;
+            let why = format!("the members of shard {shard} are being changed; try again");
+            return ctx.reply(ticket, Err(Refusal::Conflict { why }));
+        }
         match self.transfer.judge(to, &self.group) {
             Ok(target) => self.start_transfer(target, Some(ticket), ctx),
             Err(result) => ctx.reply(ticket, result.map(Done::Transferred)),
+        }
+    }
+
+    /// An order to change the group's members.
+    fn ask_change(&mut self, waits: (Ticket, Time), change: &Change, ctx: &mut Context<'_>) {
+        let (freshness, since) =
+            (&self.freshness, ctx.now.saturating_sub(ctx.config.election_timeout()));
+        let answers = |follower| freshness.answered(follower).is_some_and(|at| at >= since);
+        self.membership.ask(waits, change, answers, &mut self.group, ctx);
+    }
+
+    /// Hands over to whoever shall lead instead, where its own vote is about to go.
+    fn hand_over_to_heir(&mut self, ctx: &mut Context<'_>) {
+        if let Some(heir) = self.membership.take_heir() {
+            self.start_transfer(heir, None, ctx);
         }
     }
 
@@ -245,16 +264,17 @@ impl Replica {
 
     /// Entries were applied. What the shard is now was set before.
     pub(crate) fn applied(&mut self, applied: Applied, ctx: &mut Context<'_>) {
-        let parted = self.group.note_applied(applied.at, &applied.conf_changes, ctx);
+        ctx.pass.touch(self.group.shard);
+        if let Err(why) = self.group.note_applied(applied.at, &applied.conf_changes, ctx) {
+            // Nobody is told that anything was done by a group that has two memberships.
+            return self.quarantine(why, ctx);
+        }
         let (results, conf_changes) = (applied.results, applied.conf_changes);
         let mut changes = Changes { results, conf_changes };
         let (group, operations) = self.operations();
         operations.into_iter().for_each(|operation| operation.on_applied(group, ctx, &mut changes));
+        self.hand_over_to_heir(ctx);
         self.cut_log(ctx);
-        ctx.pass.touch(self.group.shard);
-        if let Err(why) = parted {
-            self.quarantine(why, ctx);
-        }
     }
 
     /// Entries have come from disk.
@@ -314,6 +334,9 @@ impl Replica {
         self.group.raw.advance_apply_to(at.index);
         ctx.refuse_all(passed_over, &Refusal::OutcomeUnknown { shard });
         self.freshness.note_applied(&self.group);
+        if let Err(why) = self.group.check_members() {
+            self.quarantine(why, ctx);
+        }
     }
 
     /// The election clock ticks. Whether there may be something ready.
@@ -332,6 +355,7 @@ impl Replica {
             .into_iter()
             .filter(|o| !o.is_idle())
             .for_each(|operation| operation.on_tick(group, ctx));
+        self.hand_over_to_heir(ctx);
         if pinned.is_some() && self.snapshot_out.pins().is_none() {
             self.cut_log(ctx);
         }

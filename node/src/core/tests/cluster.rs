@@ -608,6 +608,10 @@ impl Surroundings for Cluster {
         self.invariants.effect(id, effect)
     }
 
+    fn pass_begins(&mut self, _: NodeId) {
+        self.invariants.pass_begins();
+    }
+
     fn transmit(&mut self, link: Link, packet: Packet) {
         if let Packet::Frame(frame) = &packet {
             assert!(frame.len() <= self.config.frame_bytes_max, "a frame of {} bytes", frame.len());

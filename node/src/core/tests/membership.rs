@@ -373,18 +373,120 @@ fn a_change_that_would_do_harm_is_refused_before_it_is_proposed() {
     cluster.running_mut(N3).release(Lane::Persist);
     cluster.crash(N3, 0);
     cluster.run(60);
-    refused(&mut cluster, N1, promote(Voter, N3), "nothing was heard lately");
+    refused(&mut cluster, N1, promote(Voter, N3), "does not take part");
     // Neither the old set of voters nor the new one may lack a quorum that is alive.
     let mut cluster = Cluster::led();
     cluster.crash(N2, 0);
     cluster.run(20);
     let epoch = cluster.descriptor(N1).epoch;
-    let why = "of 2 voters 1 would be alive, and 2 are needed";
+    let why = "of 2 voters 1 would take part, and 2 are needed";
     refused(&mut cluster, N1, change(epoch, Simple, &[(Remove, N3)]), why);
     refused(&mut cluster, N1, change(epoch, EnterJoint, &[(Learner, N3)]), why);
     let ticket = cluster.post_change(N1, change(epoch, Simple, &[(Remove, N2)]), FOREVER);
     cluster.settle();
     assert!(matches!(cluster.answer(ticket), Some(Answer::Changed(_))), "a dead one may go");
+}
+
+/// A node may give signs of life while its replica takes no part: a quorum that counts on it would
+/// never decide anything again, the way back included.
+#[test]
+fn a_replica_that_is_quarantined_counts_for_no_quorum() {
+    let mut cluster = Cluster::led();
+    let epoch = cluster.descriptor(N1).epoch;
+    // Its disk has lost what it promised, says the leader.
+    let mut envelope = heartbeat(&cluster, cluster.descriptor(N1).on_node(N1).unwrap().id, 0);
+    let group = &cluster.replica(N2, SHARD).unwrap().group;
+    (envelope.message.to, envelope.message.term) = (group.id.0, group.raw.raft.term);
+    (envelope.message.commit, envelope.committed) = (1000, 1000);
+    cluster.post(N2, Event::Message { from: N1, envelope });
+    cluster.run(30);
+    assert!(cluster.replica(N2, SHARD).unwrap().group.quarantined.is_some());
+    let demote = change(epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    let ticket = cluster.post_change(N1, demote, FOREVER);
+    cluster.pass(N1);
+    let answer = format!("{:?}", cluster.answer(ticket));
+    assert!(answer.contains("of 2 voters 1 would take part"), "{answer}");
+}
+
+/// raft-rs gives whoever is new a good start: heard lately, and hardly behind where the log is
+/// short.
+#[test]
+fn a_learner_that_was_never_there_does_not_become_a_voter() {
+    let mut cluster = Cluster::led();
+    cluster.crash(N3, 0);
+    let order = |cluster: &mut Cluster, kind, replica: u64| {
+        let members = vec![MemberChange { kind, replica: ReplicaId(replica), node: N3 }];
+        let (expected, transition) = (cluster.descriptor(N1).epoch, Transition::Simple);
+        let change = Change { operation: OperationId(3), expected, transition, members };
+        let ticket = cluster.post_change(N1, change, FOREVER);
+        cluster.settle();
+        format!("{:?}", cluster.answer(ticket))
+    };
+    assert!(order(&mut cluster, ChangeKind::Remove, SHARD.0 * 10 + N3.0).contains("Changed"));
+    assert!(order(&mut cluster, ChangeKind::Learner, 99).contains("Changed"));
+    let answer = order(&mut cluster, ChangeKind::Voter, 99);
+    assert!(answer.contains("does not take part"), "{answer}");
+}
+
+/// raft-rs takes a snapshot's members over as soon as it is offered. A change that was applied late,
+/// below the snapshot, must not be made on top of them.
+#[test]
+fn a_change_that_is_applied_late_is_not_made_on_top_of_a_snapshot() {
+    let (n4, n5) = (NodeId(4), NodeId(5));
+    let all = [N1, N2, N3, n4, n5];
+    let mut config = config();
+    config.log.bytes_per_shard_max = 1 << 16;
+    let mut cluster = Cluster::new(5, 1, config);
+    cluster.run(20);
+    let order = |cluster: &mut Cluster, kind| {
+        let change = change(cluster.descriptor(N1).epoch, Transition::Simple, &[(kind, N2)]);
+        let ticket = cluster.post_change(N1, change, FOREVER);
+        cluster.settle();
+        cluster.run(3);
+        assert!(matches!(cluster.answer(ticket), Some(Answer::Changed(_))));
+    };
+    cluster.running_mut(n5).hold(Lane::Apply);
+    order(&mut cluster, ChangeKind::Learner);
+    assert!(cluster.running_mut(n5).waiting(Lane::Apply) > 0, "the change was not handed out");
+    cluster.partition(&[n5], &[N1, N2, N3, n4]);
+    order(&mut cluster, ChangeKind::Voter);
+    // It is taken for dead, and the log is cut away above what it has.
+    cluster.run(20);
+    for n in 0..40 {
+        cluster.put(N1, "k", &format!("{n}{}", "x".repeat(8 << 10)));
+    }
+    cluster.network.heal();
+    for _ in 0..300 {
+        if cluster.replica(n5, SHARD).unwrap().group.installing {
+            break;
+        }
+        cluster.run(1);
+    }
+    assert!(cluster.replica(n5, SHARD).unwrap().group.installing, "no snapshot is accepted");
+    cluster.running_mut(n5).release(Lane::Apply);
+    cluster.settle();
+    cluster.run(60);
+    let expected = cluster.descriptor(N1);
+    cluster.check_members(&all, &expected);
+}
+
+/// Leaving, it would step down, and nobody would lead for an election timeout.
+#[test]
+fn a_leader_that_gives_its_vote_up_hands_over_before_it_leaves() {
+    let mut cluster = Cluster::led();
+    let founded = cluster.descriptor(N1);
+    let enter = change(founded.epoch, Transition::EnterJoint, &[(ChangeKind::Learner, N1)]);
+    let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
+    replica.group.raw.propose_conf_change(enter.encode().to_vec(), to_raft(&enter)).unwrap();
+    cluster.post_put(N1, "k", "v", FOREVER);
+    cluster.settle();
+    // An election would take at least twelve ticks.
+    cluster.run(2);
+    assert!([Some(N2), Some(N3)].contains(&cluster.leader(SHARD)), "{:#?}", cluster.take_trace());
+    cluster.run(10);
+    let joint = enter.applied_to(&founded).unwrap();
+    let left = Change::leave(OperationId(0), joint.epoch).applied_to(&joint).unwrap();
+    cluster.check_members(&[N1, N2, N3], &left);
 }
 
 /// As with a write: *not applied* only if that is certain, unknown if it is not.

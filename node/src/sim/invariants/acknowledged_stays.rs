@@ -2,14 +2,14 @@
 //! crash of all nodes at once on a quorum of the shard's voters, in a joint group of both sets
 //! (this is what an fsync is for); at the end the key must be at its revision, or above.
 //!
-//! The voters are those that the node which acknowledges takes the shard to have, or those of the
-//! change before: a quorum of these has committed the entry, where the change was applied with it.
+//! The voters are those that the node which acknowledges takes the shard to have. Of what it had
+//! committed when it applied the change, and of nothing above, they may be those before it.
 
 use super::{Holds, hold};
 use bytes::Bytes;
 use flotilla_router::{Command, Descriptor, NodeId, Op, Replica, ShardId};
-use flotilla_storage::{LogPosition, MemoryEngine, log, read};
-use std::collections::BTreeMap;
+use flotilla_storage::{ApplyWork, LogPosition, MemoryEngine, log, read};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Where every written value stands.
 #[derive(Default)]
@@ -19,6 +19,12 @@ pub(crate) struct AcknowledgedStays {
     ever: BTreeMap<(ShardId, u64), Descriptor>,
     /// The membership epoch that each node takes each shard to be at.
     epochs: BTreeMap<(NodeId, ShardId), u64>,
+    /// Up to where each node has handed out each shard's entries.
+    handed_out: BTreeMap<(NodeId, ShardId), u64>,
+    /// Up to where they may have been committed by the voters before the last change.
+    by_those_before: BTreeMap<(NodeId, ShardId), u64>,
+    /// The shards that changed in this pass: what it commits may have been committed before.
+    changed_now: BTreeSet<ShardId>,
     /// The last acknowledged place of every shard.
     acknowledged: BTreeMap<ShardId, LogPosition>,
 }
@@ -33,11 +39,32 @@ impl AcknowledgedStays {
         }
     }
 
+    /// A node's pass begins.
+    pub(crate) fn pass_begins(&mut self) {
+        self.changed_now.clear();
+    }
+
+    /// A node hands committed entries out.
+    pub(crate) fn handed_out(&mut self, node: NodeId, work: &ApplyWork) {
+        let place = (node, work.shard);
+        let last = work.entries.last().map_or(0, |apply| apply.entry.at.index);
+        self.handed_out.insert(place, last);
+        if self.changed_now.contains(&work.shard) {
+            self.by_those_before.insert(place, last);
+        }
+    }
+
     /// A node says what a shard is.
-    pub(crate) fn published(&mut self, node: NodeId, descriptor: &Descriptor) {
+    pub(crate) fn published(&mut self, node: NodeId, descriptor: &Descriptor) -> Holds {
         let (shard, epoch) = (descriptor.id, descriptor.epoch.membership);
         self.epochs.insert((node, shard), epoch);
-        self.ever.entry((shard, epoch)).or_insert_with(|| descriptor.clone());
+        self.changed_now.insert(shard);
+        let handed_out = self.handed_out.get(&(node, shard)).copied().unwrap_or_default();
+        self.by_those_before.insert((node, shard), handed_out);
+        let known = self.ever.entry((shard, epoch)).or_insert_with(|| descriptor.clone());
+        let (here, there) = (&descriptor.replicas, &known.replicas);
+        hold!(here == there, "shard {shard}: node {node} has {here:?}, another one {there:?}");
+        Ok(())
     }
 
     /// What a node last said that a shard is.
@@ -59,6 +86,7 @@ impl AcknowledgedStays {
         let epoch = self.epochs[&(node, shard)];
         let descriptor = &self.ever[&(shard, epoch)];
         let before = self.ever.get(&(shard, epoch - 1));
+        let before = before.filter(|_| at.index <= self.by_those_before[&(node, shard)]);
         let survives_by = |descriptor: &Descriptor| descriptor.has_quorum(survives);
         if !survives_by(descriptor) && !before.is_some_and(survives_by) {
             let (voters, durable) = descriptor.weakest_set(survives);

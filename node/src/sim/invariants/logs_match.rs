@@ -4,13 +4,12 @@
 //! For each (shard, index, term) that anybody sends or writes: one content, and one term of the
 //! entry below. By induction two logs that agree at one place agree in all places below it.
 
-use super::{Holds, hold};
+use super::{Holds, contents, hold};
 use crate::core::Envelope;
 use flotilla_router::{NodeId, ShardId};
-use flotilla_storage::LogWrite;
-use raft::eraftpb::MessageType;
+use flotilla_storage::{EntryKind, LogWrite};
+use raft::eraftpb::{EntryType, MessageType};
 use std::collections::BTreeMap;
-use xxhash_rust::xxh3::xxh3_64;
 
 /// Every entry that was seen.
 #[derive(Default)]
@@ -29,11 +28,10 @@ impl LogsMatch {
         &mut self,
         node: NodeId,
         at: (ShardId, u64, u64),
-        data: &[u8],
+        contents: u64,
         below: Option<u64>,
     ) -> Holds {
         let (shard, index, term) = at;
-        let contents = xxh3_64(data);
         let seen = self.entries.entry(at).or_insert(Seen { contents, below });
         hold!(
             seen.contents == contents,
@@ -64,7 +62,9 @@ impl LogsMatch {
         );
         let mut below = message.log_term;
         for entry in &message.entries {
-            self.entry(node, (envelope.shard, entry.index, entry.term), &entry.data, Some(below))?;
+            let is_change = entry.get_entry_type() != EntryType::EntryNormal;
+            let contents = contents(is_change, &entry.data, &entry.context);
+            self.entry(node, (envelope.shard, entry.index, entry.term), contents, Some(below))?;
             below = entry.term;
         }
         Ok(())
@@ -74,7 +74,9 @@ impl LogsMatch {
     pub(crate) fn write(&mut self, node: NodeId, write: &LogWrite) -> Holds {
         let mut below = None;
         for entry in &write.entries {
-            self.entry(node, (write.shard, entry.at.index, entry.at.term), &entry.data, below)?;
+            let is_change = entry.kind != EntryKind::Normal;
+            let contents = contents(is_change, &entry.data, &entry.context);
+            self.entry(node, (write.shard, entry.at.index, entry.at.term), contents, below)?;
             below = Some(entry.at.term);
         }
         Ok(())

@@ -17,6 +17,7 @@
 //! | [`applied_once`] | no write is applied twice, and none that was called *not applied* is applied at all |
 //! | [`revisions_grow`] | revisions of a key only grow; one revision is one value |
 //! | [`acknowledged_stays`] | an acknowledged write is durable on a quorum at that moment, and there at the end |
+//! | [`orders_answered`] | an order to change members is answered once, and truly |
 //! | [`stale_reads`] | a stale read shows the state at its index, and is no older than it says |
 //! | [`nobody_quarantined`] | a disk that keeps its promises never makes a core quarantine a shard |
 
@@ -28,19 +29,20 @@ pub(crate) mod equal_state;
 pub(crate) mod logs_match;
 pub(crate) mod nobody_quarantined;
 pub(crate) mod one_leader;
+pub(crate) mod orders_answered;
 pub(crate) mod ranges;
 pub(crate) mod replica_ids;
 pub(crate) mod revisions_grow;
 pub(crate) mod stale_reads;
 
-use crate::core::{Effect, Event, Ticket};
+use crate::core::{Done, Effect, Event, Ticket};
 use crate::sim::member::Running;
 use bytes::Bytes;
 use flotilla_router::command::Payload;
-use flotilla_router::{Command, Descriptor, NodeId, ShardId};
-use flotilla_storage::{Applied, LogPosition, MemoryEngine, Recovered};
+use flotilla_router::{Change, Command, Descriptor, NodeId, Refusal, ShardId};
+use flotilla_storage::{Applied, EntryKind, LogPosition, MemoryEngine, Recovered};
 use std::collections::BTreeMap;
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// That something holds, or a sentence about what does not.
 pub(crate) type Holds = Result<(), String>;
@@ -71,6 +73,7 @@ pub(crate) struct Invariants {
     applied_once: applied_once::AppliedOnce,
     revisions_grow: revisions_grow::RevisionsGrow,
     acknowledged_stays: acknowledged_stays::AcknowledgedStays,
+    orders_answered: orders_answered::OrdersAnswered,
     stale_reads: stale_reads::StaleReads,
 }
 
@@ -90,6 +93,7 @@ impl Invariants {
             applied_once: Default::default(),
             revisions_grow: Default::default(),
             acknowledged_stays: Default::default(),
+            orders_answered: Default::default(),
             stale_reads: stale_reads::StaleReads::new(shards),
         }
     }
@@ -113,6 +117,7 @@ impl Invariants {
             }
             Effect::Apply { work } => {
                 for work in work {
+                    self.acknowledged_stays.handed_out(node, work);
                     hold!(
                         !work.entries.is_empty(),
                         "node {node} is to apply nothing in shard {}",
@@ -124,10 +129,11 @@ impl Invariants {
                             node,
                             shard,
                             entry.at,
-                            xxh3_64(&entry.data),
+                            contents(entry.kind != EntryKind::Normal, &entry.data, &entry.context),
                         )? {
                             let commands = commands(&entry.data)?;
                             self.applied_once.committed(shard, entry.at, &commands)?;
+                            self.orders_answered.committed(shard, entry)?;
                             self.acknowledged_stays.committed(shard, entry.at, &commands);
                             let keys = self.applied_once.between(
                                 shard,
@@ -140,7 +146,7 @@ impl Invariants {
                 }
             }
             Effect::PublishDescriptor { descriptor } => {
-                self.acknowledged_stays.published(node, descriptor);
+                self.acknowledged_stays.published(node, descriptor)?;
                 let known = self.descriptors.get_mut(&descriptor.id);
                 let known = known.ok_or_else(|| format!("nobody knows {descriptor:?}"))?;
                 if known.epoch < descriptor.epoch {
@@ -172,7 +178,9 @@ impl Invariants {
     /// A node has applied entries; its engine shows them.
     fn applied(&mut self, node: NodeId, applied: &[Applied]) -> Holds {
         let disk = &self.disks[&node];
-        for Applied { shard, at, .. } in applied {
+        for all in applied {
+            self.orders_answered.applied(node, all)?;
+            let Applied { shard, at, .. } = all;
             let from = self.applied_grows.applied(node, *shard, *at)?;
             self.equal_state.compare(node, &self.descriptors[shard], disk)?;
             for entry in self.applied_once.between(*shard, from, at.index) {
@@ -193,6 +201,7 @@ impl Invariants {
     pub(crate) fn went_down(&mut self, node: NodeId) {
         self.revisions_grow.went_down(node);
         self.ranges.went_down(node);
+        self.orders_answered.went_down(node);
     }
 
     /// A node starts with what was found on its disk.
@@ -213,6 +222,26 @@ impl Invariants {
         if let Some(value) = value {
             self.applied_once.asks(ticket, value);
         }
+    }
+
+    /// A node's pass begins.
+    pub(crate) fn pass_begins(&mut self) {
+        self.acknowledged_stays.pass_begins();
+    }
+
+    /// A node is asked to change members.
+    pub(crate) fn orders(&mut self, ticket: Ticket, node: NodeId, change: &Change) {
+        self.orders_answered.asked(ticket, node, change);
+    }
+
+    /// A node answers such an order.
+    pub(crate) fn order_answered(
+        &mut self,
+        node: NodeId,
+        ticket: Ticket,
+        result: &Result<Done, Refusal>,
+    ) -> Holds {
+        self.orders_answered.answered(node, ticket, result)
     }
 
     /// A client was told that its write was not, and will not be, applied.
@@ -265,8 +294,14 @@ impl Invariants {
                 self.equal_state.compare(replica.node, descriptor, &self.disks[&replica.node])?;
             }
         }
+        self.orders_answered.end()?;
         self.acknowledged_stays.end(&self.descriptors, &self.disks)
     }
+}
+
+/// A hash of all that an entry says.
+fn contents(is_change: bool, data: &[u8], context: &[u8]) -> u64 {
+    xxh3_64_with_seed(data, xxh3_64_with_seed(context, is_change.into()))
 }
 
 /// The commands of an entry; none in what is not an entry of commands.

@@ -243,7 +243,7 @@ fn an_acknowledged_write_would_not_survive() {
     let (shards, disks) = disks();
     let descriptors: BTreeMap<_, _> = shards.iter().map(|d| (d.id, d.clone())).collect();
     let value = Bytes::from("a");
-    shards.iter().for_each(|shard| stays.published(N1, shard));
+    shards.iter().for_each(|shard| stays.published(N1, shard).unwrap());
     broken(stays.acknowledged(N1, &value, &disks), "no node was told");
     stays.committed(SHARD, at(2, 1), &[command("a")]);
     let batch = |sync| {
