@@ -74,12 +74,12 @@ pub fn bootstrap<E: Engine>(
         hash.update(key);
         hash.update(value);
     }
-    let key = keys::node(NodeTag::Founded);
+    let key = keys::node(NodeTag::Bootstrapped);
     records::seal(&mut record, &key, |body| body.put_u64(hash.digest()));
     batch.put(Family::State, &key, &record);
-    FailPoint::FoundBegun.pass()?;
+    FailPoint::BootstrapBegun.pass()?;
     engine.write(batch, true)?;
-    FailPoint::FoundWritten.pass()?;
+    FailPoint::BootstrapWritten.pass()?;
     Ok(true)
 }
 
@@ -92,7 +92,7 @@ pub fn is_bootstrapped<R: Read>(read: &R) -> Result<bool, StorageError> {
 /// agree. `None` before.
 pub fn bootstrap_mark<R: Read>(read: &R) -> Result<Option<u64>, StorageError> {
     const WHAT: &str = "bootstrap mark";
-    let key = keys::node(NodeTag::Founded);
+    let key = keys::node(NodeTag::Bootstrapped);
     let decode = |record: &[u8]| {
         let body = records::unseal(WHAT, &key, record)?;
         body.try_into()

@@ -34,9 +34,9 @@ pub enum FailPoint {
     /// The identity, with the new incarnation, is durable.
     OpenBound,
     /// A new node is about to write its first state.
-    FoundBegun,
+    BootstrapBegun,
     /// It is durable.
-    FoundWritten,
+    BootstrapWritten,
     /// Another node's data directory is about to be remembered.
     DirectoryBegun,
     /// It is durable.

@@ -40,7 +40,7 @@ pub enum NodeTag {
     /// Cluster, node, incarnation and the number of the directory.
     Identity = 1,
     /// The node's shards were bootstrapped.
-    Founded = 2,
+    Bootstrapped = 2,
     /// A descriptor of the cluster, one record per shard.
     Route = 3,
     /// The data directory that another node was met with, one record per node.

@@ -48,7 +48,7 @@ mod tests {
     use crate::recover::{recover, tombstones};
     use crate::snapshot;
     use crate::testing::{
-        SHARD, TestEngine, append_committed, descriptor, found, normal, on_both_engines,
+        SHARD, TestEngine, append_committed, bootstrapped, descriptor, normal, on_both_engines,
         put_payload, work,
     };
     use crate::work::HardState;
@@ -63,7 +63,7 @@ mod tests {
     /// Two neighbours, each with one key.
     fn filled<E: TestEngine>(dir: &Path) -> E {
         let engine = E::start(dir);
-        found(&engine, &[descriptor(7, "b", Some("m")), descriptor(8, "m", None)]);
+        bootstrapped(&engine, &[descriptor(7, "b", Some("m")), descriptor(8, "m", None)]);
         let mut applier = Applier::new(&engine, &recover(&engine).unwrap()).unwrap();
         for (shard, key) in [(SHARD, "k"), (ShardId(8), "x")] {
             let entry = normal(2, 2, put_payload(1, &[(key, "v")]));

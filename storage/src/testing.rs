@@ -30,8 +30,8 @@ pub(crate) fn descriptor(id: u64, start: &str, end: Option<&str>) -> Descriptor 
     }
 }
 
-/// Founds node 1 with these shards.
-pub(crate) fn found<E: Engine>(engine: &E, shards: &[Descriptor]) {
+/// Bootstraps node 1 with these shards.
+pub(crate) fn bootstrapped<E: Engine>(engine: &E, shards: &[Descriptor]) {
     assert!(bootstrap(engine, shards, NodeId(1), &[]).unwrap());
 }
 

@@ -110,7 +110,7 @@ pub(crate) enum Refusal {
          nodes too is wrong: correct its configuration, and give it an empty data directory if it \
          never held data, or its old one back if it did"
     )]
-    Founding { node: NodeId },
+    Bootstrap { node: NodeId },
     #[error(
         "the process says that it is node {said}, but its certificate is for node {named}: give it \
          its own certificate, made by `flotilla cert node`"
@@ -239,7 +239,7 @@ impl Hello {
             return Err(Refusal::SameNode(ours.node));
         }
         if theirs.bootstrap != ours.bootstrap {
-            return Err(Refusal::Founding { node: theirs.node });
+            return Err(Refusal::Bootstrap { node: theirs.node });
         }
         if theirs.leases != ours.leases {
             return Err(Refusal::Leases {
@@ -336,7 +336,7 @@ mod tests {
         let ours = Identity { bootstrap: 5, ..OURS };
         assert_eq!(
             hello(1, 2).check(ours, named(1, 2), None),
-            Err(Refusal::Founding { node: NodeId(2) })
+            Err(Refusal::Bootstrap { node: NodeId(2) })
         );
     }
 

@@ -28,7 +28,7 @@ pub(crate) fn answer(forwarded: Forwarded) {
         Ok(&forwarded),
         "what was in bounds is changed again"
     );
-    let Some((engine, mut applier)) = founded() else { return };
+    let Some((engine, mut applier)) = bootstrapped() else { return };
     match &forwarded.request {
         Request::Get { key, .. } => {
             let found = read::get(&engine, KeySpace::User, key).expect("nothing is spoiled");
@@ -83,7 +83,7 @@ fn leaves(answer: Answer) {
 }
 
 /// A shard of all keys, with one of them.
-fn founded() -> Option<(MemoryEngine, Applier)> {
+fn bootstrapped() -> Option<(MemoryEngine, Applier)> {
     let replicas = vec![Replica { id: ReplicaId(21), node: NODE, role: Role::Voter }];
     let descriptor = Descriptor {
         id: SHARD,

@@ -44,19 +44,19 @@ const STEPS_MAX: usize = 96;
 /// Messages that left and wait for an answer; older ones are lost.
 const SENT_MAX: usize = 32;
 /// A node that was just bootstrapped.
-struct Founded {
+struct Bootstrapped {
     disk: Template,
     /// What it finds when it starts.
     found: Vec<Recovered>,
 }
 
 /// With the meta shard, and without it.
-static FOUNDED: LazyLock<[Founded; 2]> = LazyLock::new(|| {
+static BOOTSTRAPPED: LazyLock<[Bootstrapped; 2]> = LazyLock::new(|| {
     [0, 1].map(|first| {
         let engine = MemoryEngine::new();
         bootstrap(&engine, &shards()[first..], ME, &[]).expect("memory does not fail");
         let found = recover(&engine).expect("it was just bootstrapped");
-        Founded { disk: Template::of(&engine), found }
+        Bootstrapped { disk: Template::of(&engine), found }
     })
 });
 
@@ -162,10 +162,10 @@ impl World {
         config.validate().expect("these options are allowed");
         // Without the meta shard, mostly: it is a group like the others, and takes a third of the
         // time.
-        let founded = &FOUNDED[usize::from(options & 64 == 0)];
-        let engine = founded.disk.engine();
-        let applier = Applier::new(&engine, &founded.found).expect("it was recovered");
-        let core = node(&config, 1, founded.found.clone());
+        let bootstrapped = &BOOTSTRAPPED[usize::from(options & 64 == 0)];
+        let engine = bootstrapped.disk.engine();
+        let applier = Applier::new(&engine, &bootstrapped.found).expect("it was recovered");
+        let core = node(&config, 1, bootstrapped.found.clone());
         let mut world = Self {
             config,
             engine,

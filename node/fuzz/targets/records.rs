@@ -37,12 +37,12 @@ const CHANGES_MAX: usize = 24;
 const SHARDS: [ShardId; 4] = [ShardId::META, ShardId(2), ShardId(3), ShardId(9)];
 
 /// A node that has lived for a moment.
-static FOUNDED: LazyLock<Template> = LazyLock::new(|| Template::of(&found()));
+static BOOTSTRAPPED: LazyLock<Template> = LazyLock::new(|| Template::of(&bootstrapped()));
 
 /// Runs one input.
 pub(crate) fn run(data: &[u8]) {
     let mut script = Script::new(data);
-    let engine = if script.u8() & 1 == 0 { FOUNDED.engine() } else { MemoryEngine::new() };
+    let engine = if script.u8() & 1 == 0 { BOOTSTRAPPED.engine() } else { MemoryEngine::new() };
     for _ in 0..CHANGES_MAX {
         if script.is_empty() {
             break;
@@ -79,7 +79,7 @@ fn payload(commands: &[Command]) -> Bytes {
 }
 
 /// Three shards, a few entries, some of them applied, another node known.
-fn found() -> MemoryEngine {
+fn bootstrapped() -> MemoryEngine {
     let engine = MemoryEngine::new();
     let shards = [
         shard(ShardId::META, "", None),
@@ -192,12 +192,16 @@ fn change(engine: &MemoryEngine, s: &mut Script<'_>) {
             sealed(engine, Family::State, &key, s.bytes());
         }
         10 => {
-            let tag =
-                s.pick(&[NodeTag::Identity, NodeTag::Founded, NodeTag::Route, NodeTag::Directory]);
+            let tag = s.pick(&[
+                NodeTag::Identity,
+                NodeTag::Bootstrapped,
+                NodeTag::Route,
+                NodeTag::Directory,
+            ]);
             let key = match tag {
                 NodeTag::Route => keys::route(s.pick(&SHARDS)).to_vec(),
                 NodeTag::Directory => keys::directory(NodeId(s.number(2))).to_vec(),
-                NodeTag::Identity | NodeTag::Founded => keys::node(tag).to_vec(),
+                NodeTag::Identity | NodeTag::Bootstrapped => keys::node(tag).to_vec(),
             };
             sealed(engine, Family::State, &key, s.bytes());
         }

@@ -2,7 +2,7 @@
 //!
 //! `flotilla dev` makes it. It may go on under `dev`, as most people run it ([`Fleet::new`]), or
 //! be stopped, so that each node is started by itself with `flotilla start`, as a person would
-//! after a crash ([`Fleet::founded`]). What is done with single nodes is told in `nodes`, what they
+//! after a crash ([`Fleet::bootstrapped`]). What is done with single nodes is told in `nodes`, what they
 //! show of themselves in `admin`.
 //!
 //! All runs on a copy of the binary, so that a build in between does not put another one in its
@@ -87,13 +87,13 @@ impl Fleet {
 
     /// The same, with every node's configuration changed by hand after its folder was made.
     pub fn with_config(nodes: u64, shards: u64, edit: impl Fn(&mut toml::Table)) -> Self {
-        let mut fleet = Self::founded(nodes, shards, edit);
+        let mut fleet = Self::bootstrapped(nodes, shards, edit);
         fleet.start_dev();
         fleet
     }
 
     /// A cluster that was made and stopped, and whose configuration was then changed by hand.
-    pub fn founded(nodes: u64, shards: u64, edit: impl Fn(&mut toml::Table)) -> Self {
+    pub fn bootstrapped(nodes: u64, shards: u64, edit: impl Fn(&mut toml::Table)) -> Self {
         let mut fleet = Self::new(nodes, shards);
         fleet.stop_dev(Signal::INT);
         fleet.edit_config(edit);
@@ -104,7 +104,7 @@ impl Fleet {
     /// snapshots and compactions happen; elections are quick, so that many crashes fit into a
     /// minute.
     pub fn for_crashes(shards: u64) -> Self {
-        Self::founded(3, shards, |config| {
+        Self::bootstrapped(3, shards, |config| {
             // The least that it takes; logs are cut in pieces of a quarter of a mebibyte.
             set(config, "log", "bytes_per_shard_max", 64 << 10);
             set(config, "raft", "tick_ms", 25);

@@ -102,7 +102,7 @@ pub(crate) struct Running {
 
 impl Member {
     /// A first node of the cluster that consists of these shards; down.
-    pub(crate) fn found(id: NodeId, shards: &[Descriptor]) -> Self {
+    pub(crate) fn bootstrapped(id: NodeId, shards: &[Descriptor]) -> Self {
         let engine = MemoryEngine::new();
         assert!(bootstrap(&engine, shards, id, &[]).unwrap());
         Self {

@@ -28,7 +28,7 @@ pub(super) fn check(seed: u64) -> Holds {
     tombstone(&mut rng).map_err(|why| format!("tombstones: {why}"))
 }
 
-fn founded() -> Result<(MemoryEngine, Descriptor), String> {
+fn bootstrapped() -> Result<(MemoryEngine, Descriptor), String> {
     let replicas =
         vec![flotilla_router::Replica { id: ReplicaId(21), node: NodeId(1), role: Role::Voter }];
     let range = KeyRange::new(&b"b"[..], Some(Bytes::from_static(b"y")));
@@ -42,7 +42,7 @@ fn founded() -> Result<(MemoryEngine, Descriptor), String> {
 /// Entries proposed at the present range epoch and at others, of keys inside the range and beyond
 /// it, with every condition.
 fn apply(rng: &mut Rng) -> Holds {
-    let (engine, descriptor) = founded()?;
+    let (engine, descriptor) = bootstrapped()?;
     let words = |error: flotilla_storage::StorageError| error.to_string();
     let mut applier = Applier::new(&engine, &recover(&engine).map_err(words)?).map_err(words)?;
     let mut model = BTreeMap::<Bytes, (Revision, Bytes)>::new();
@@ -121,7 +121,7 @@ fn command(rng: &mut Rng, model: &BTreeMap<Bytes, (Revision, Bytes)>, n: u64) ->
 
 /// A replica that was removed is remembered by a restart, beside those that live on.
 fn tombstone(rng: &mut Rng) -> Holds {
-    let (engine, _) = founded()?;
+    let (engine, _) = bootstrapped()?;
     let (shard, replica) = (ShardId(rng.within(3..=999)), ReplicaId(rng.within(30..=9999)));
     let (key, mut record) = (keys::state(shard, keys::StateTag::Tombstone), Vec::new());
     records::encode_replica(&mut record, &key, replica);

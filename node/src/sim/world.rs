@@ -92,9 +92,9 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Founds and starts the cluster of a plan.
+    /// Bootstraps and starts the cluster of a plan.
     pub(super) fn new(plan: Plan, rng: Rng, tell: bool) -> Result<Self, String> {
-        let members = (1..=plan.nodes).map(|id| Member::found(NodeId(id), &plan.shards));
+        let members = (1..=plan.nodes).map(|id| Member::bootstrapped(NodeId(id), &plan.shards));
         let seats: BTreeMap<_, _> = members
             .zip(&plan.clock_permille)
             .map(|(member, permille)| {

@@ -79,10 +79,10 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// Founds a cluster and starts it anew under our hands; says which mode it is, and what is left
+    /// Bootstraps a cluster and starts it anew under our hands; says which mode it is, and what is left
     /// out.
     pub(crate) fn new(plan: Plan) -> Self {
-        let mut fleet = Fleet::founded(plan.nodes, plan.shards, |_| {});
+        let mut fleet = Fleet::bootstrapped(plan.nodes, plan.shards, |_| {});
         make_blanks(&fleet);
 
         let spaces = (plan.mode == Mode::Namespaces).then(|| Namespaces::new(plan.nodes));

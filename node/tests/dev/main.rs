@@ -128,7 +128,7 @@ fn every_address_may_be_listened_on_and_what_is_taken_is_told() {
 /// A log that can't be written (here: nobody reads the pipe that it goes into) ends no node.
 #[test]
 fn a_node_lives_on_when_its_log_can_not_be_written() {
-    let mut cluster = Fleet::founded(1, 2, |_| {});
+    let mut cluster = Fleet::bootstrapped(1, 2, |_| {});
     let mut node = Dev(cluster
         .start_command(1)
         .stdout(Stdio::piped())

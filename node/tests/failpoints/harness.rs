@@ -26,7 +26,7 @@ const FOLLOWER: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scenario {
     /// The very first start of a cluster.
-    Founding,
+    Bootstrap,
     /// Any start.
     Starting,
     /// Load.
@@ -46,8 +46,8 @@ impl Scenario {
     pub(crate) fn of(point: FailPoint) -> (Self, u64) {
         use FailPoint::*;
         match point {
-            OpenCreated | FoundBegun | FoundWritten | DirectoryBegun | DirectoryWritten => {
-                (Self::Founding, 0)
+            OpenCreated | BootstrapBegun | BootstrapWritten | DirectoryBegun | DirectoryWritten => {
+                (Self::Bootstrap, 0)
             }
             OpenLocked | OpenReplayed | OpenBound => (Self::Starting, 0),
             LogBegun | LogWritten | ApplyBegun | ApplyWritten => (Self::Serving, 50),
@@ -197,7 +197,7 @@ impl Harness {
     pub(crate) fn play(&mut self, scenario: Scenario, armed: &str) {
         let client = self.fleet.client.clone();
         match scenario {
-            Scenario::Founding => unreachable!("a cluster is made once; that is another test's"),
+            Scenario::Bootstrap => unreachable!("a cluster is made once; that is another test's"),
             Scenario::Starting | Scenario::Serving | Scenario::Stopping => {
                 self.fleet.kill(&[VICTIM]);
                 self.fleet.arm(VICTIM, armed);

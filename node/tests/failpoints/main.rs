@@ -106,15 +106,17 @@ mod rounds {
             FailPoint::OpenCreated,
             FailPoint::OpenReplayed,
             FailPoint::OpenBound,
-            FailPoint::FoundBegun,
-            FailPoint::FoundWritten,
+            FailPoint::BootstrapBegun,
+            FailPoint::BootstrapWritten,
             FailPoint::DirectoryBegun,
             FailPoint::DirectoryWritten,
         ];
         let deaths = deaths
             .map(|point| (point, End::Dies, 1 + u64::from(point == FailPoint::OpenCreated) * 2));
-        let errors =
-            [(FailPoint::FoundBegun, End::Refuses, 1), (FailPoint::DirectoryBegun, End::Aborts, 1)];
+        let errors = [
+            (FailPoint::BootstrapBegun, End::Refuses, 1),
+            (FailPoint::DirectoryBegun, End::Aborts, 1),
+        ];
         for (point, end, times) in deaths.into_iter().chain(errors) {
             let nodes = fleet.all();
             for node in &nodes {
@@ -135,16 +137,16 @@ mod rounds {
             }
             let recovered_in = fleet.wait_ready(&[VICTIM]);
             fleet.wait_ready(&nodes);
-            fleet.client.put(VICTIM, "founded", point.name().as_bytes());
+            fleet.client.put(VICTIM, "bootstrapped", point.name().as_bytes());
             for node in &nodes {
                 assert_eq!(
-                    fleet.client.get(*node, "/v1/kv/founded").expect(200).text(),
+                    fleet.client.get(*node, "/v1/kv/bootstrapped").expect(200).text(),
                     point.name()
                 );
             }
             fleet.wait_equal(Duration::from_secs(20));
             fleet.kill(&nodes);
-            rows.push(Row { point, scenario: Scenario::Founding, end, pass, times, recovered_in });
+            rows.push(Row { point, scenario: Scenario::Bootstrap, end, pass, times, recovered_in });
         }
     }
 
@@ -161,7 +163,7 @@ mod rounds {
         registers.under_load(&client, &Targets::new(&[1, 2, 3]), load, || {
             for point in FailPoint::iter() {
                 let (scenario, _) = Scenario::of(point);
-                if scenario != Scenario::Founding {
+                if scenario != Scenario::Bootstrap {
                     played.push(harness.round(
                         point,
                         scenario,

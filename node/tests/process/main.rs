@@ -68,7 +68,7 @@ fn is_open(stream: &mut TcpStream) -> bool {
 fn idle_clients_leave_the_files_that_the_database_needs() {
     const FILES: u64 = 300;
     // Small memtables, so that a few writes need new files.
-    let mut cluster = Fleet::founded(3, 2, |config| {
+    let mut cluster = Fleet::bootstrapped(3, 2, |config| {
         set(config, "storage", "data_memtable_bytes", 1 << 20);
         set(config, "storage", "log_memtable_bytes", 1 << 20);
     });

@@ -7,7 +7,7 @@ use crate::memory::MemoryEngine;
 use crate::read;
 use crate::recover::recover;
 use crate::testing::{
-    SHARD, append_committed, delete, delete_range, descriptor, found, normal, payload, put,
+    SHARD, append_committed, bootstrapped, delete, delete_range, descriptor, normal, payload, put,
     put_payload, work,
 };
 use crate::work::{HardState, LogBatch, LogWrite};
@@ -19,7 +19,7 @@ use flotilla_router::{Command, Condition, Epoch, Revision};
 
 fn started() -> (MemoryEngine, Applier) {
     let engine = MemoryEngine::new();
-    found(
+    bootstrapped(
         &engine,
         &[descriptor(7, "b", Some("y")), descriptor(8, "y", None), descriptor(1, "", None)],
     );

@@ -6,11 +6,11 @@ use crate::engine::WriteBatch;
 use crate::log::append;
 use crate::memory::MemoryEngine;
 use crate::testing::{
-    SHARD, append_committed, descriptor, found as bootstrap_node, normal, put_payload, work,
+    SHARD, append_committed, bootstrapped as bootstrap_node, descriptor, normal, put_payload, work,
 };
 use crate::work::{LogBatch, LogWrite, Truncate};
 
-/// Founded, with entries 2 to 9 in terms 2, 2, 2, 3, 3, 5, 5, 5, of which those up to 5 are
+/// Bootstrapped, with entries 2 to 9 in terms 2, 2, 2, 3, 3, 5, 5, 5, of which those up to 5 are
 /// applied.
 fn filled() -> MemoryEngine {
     let engine = MemoryEngine::new();

@@ -280,13 +280,13 @@ fn removed_records_do_not_stay_in_the_way() {
 /// by range, which RocksDB steps over without counting them.
 #[test]
 fn a_deletion_over_removed_records_keeps_nobody() {
-    use crate::testing::{SHARD, delete_range, descriptor, found, normal, payload, work};
+    use crate::testing::{SHARD, bootstrapped, delete_range, descriptor, normal, payload, work};
     const REMOVED: u32 = 300_000;
     for by_range in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let engine =
             RocksEngine::open(&dir.path().join("db"), &RocksOptions::default(), None).unwrap();
-        found(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
+        bootstrapped(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
         let mut applier =
             crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
         let mut record = Vec::new();
@@ -322,10 +322,10 @@ fn a_deletion_over_removed_records_keeps_nobody() {
 /// What empties files of many bytes is told from what does not.
 #[test]
 fn a_deletion_of_much_is_among_the_longest() {
-    use crate::testing::{SHARD, delete_range, descriptor, found, normal, payload, work};
+    use crate::testing::{SHARD, bootstrapped, delete_range, descriptor, normal, payload, work};
     let dir = tempfile::tempdir().unwrap();
     let engine = RocksEngine::start(dir.path());
-    found(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
+    bootstrapped(&engine, &[descriptor(SHARD.0, "", None), descriptor(1, "", None)]);
     let mut applier =
         crate::Applier::new(&engine, &crate::recover::recover(&engine).unwrap()).unwrap();
     for n in 0..320 {

@@ -6,8 +6,8 @@ use crate::apply::Applier;
 use crate::read;
 use crate::recover::recover;
 use crate::testing::{
-    SHARD, Tampering, TestEngine, append_committed, descriptor, found, normal, on_both_engines,
-    payload, put, work,
+    SHARD, Tampering, TestEngine, append_committed, bootstrapped, descriptor, normal,
+    on_both_engines, payload, put, work,
 };
 use crate::work::{LogEntry, LogPosition};
 use flotilla_router::{Descriptor, KeySpace};
@@ -43,7 +43,7 @@ fn entry(index: u64, term: u64, tag: &str) -> LogEntry {
 /// the neighbour.
 fn filled<E: TestEngine>(dir: &Path, last: LogPosition, tag: &str) -> E {
     let engine = E::start(dir);
-    found(&engine, &shards());
+    bootstrapped(&engine, &shards());
     let mut applier = Applier::new(&engine, &recover(&engine).unwrap()).unwrap();
     let entries: Vec<_> = (2..=last.index).map(|index| entry(index, last.term, tag)).collect();
     append_committed(&engine, SHARD, entries.clone());
@@ -350,7 +350,7 @@ fn an_install_without_its_files_is_named<E: TestEngine>() {
 fn an_empty_shard_travels_too<E: TestEngine>() {
     let dir = tempfile::tempdir().unwrap();
     let source = E::start(&dir.path().join("source"));
-    found(&source, &shards());
+    bootstrapped(&source, &shards());
     let manifest = build(&source, &source.view(), SHARD, &dir.path().join("built")).unwrap();
     assert_eq!((manifest.files.len(), manifest.at), (0, crate::work::INITIAL));
     let target = filled::<E>(&dir.path().join("target"), AT, "old");

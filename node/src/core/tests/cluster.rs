@@ -102,12 +102,12 @@ pub(super) fn config() -> CoreConfig {
 }
 
 impl Cluster {
-    /// Founds and starts a cluster in which every node holds every shard.
+    /// Bootstraps and starts a cluster in which every node holds every shard.
     pub(super) fn new(nodes: u64, shards: u64, config: CoreConfig) -> Self {
         config.validate().unwrap();
         let shards = descriptors(nodes, shards, nodes);
         let members: BTreeMap<_, _> =
-            (1..=nodes).map(|id| (NodeId(id), Member::found(NodeId(id), &shards))).collect();
+            (1..=nodes).map(|id| (NodeId(id), Member::bootstrapped(NodeId(id), &shards))).collect();
         let disk = |(id, member): (&NodeId, &Member)| (*id, member.engine.clone());
         let invariants = Invariants::new(&shards, members.iter().map(disk).collect());
         let mut cluster = Self {

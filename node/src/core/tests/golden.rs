@@ -134,7 +134,7 @@ impl Script {
     fn command(&mut self, command: &Command) -> Result<Vec<String>, Box<dyn Error>> {
         let cluster = &mut self.cluster;
         match command {
-            Command::Cluster(options) => self.cluster = founded(options)?,
+            Command::Cluster(options) => self.cluster = bootstrapped(options)?,
             Command::Tick(who, ticks) => {
                 let nodes = if who == "all" { cluster.nodes() } else { vec![who.parse()?] };
                 for _ in 0..ticks.unwrap_or(1) {
@@ -350,7 +350,7 @@ impl Script {
 }
 
 /// The cluster that options describe.
-fn founded(options: &[(String, String)]) -> Result<Cluster, Box<dyn Error>> {
+fn bootstrapped(options: &[(String, String)]) -> Result<Cluster, Box<dyn Error>> {
     let (mut nodes, mut shards, mut config) = (3, 1, config());
     for (key, value) in options {
         match key.as_str() {

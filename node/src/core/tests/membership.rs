@@ -222,11 +222,11 @@ fn change(expected: Epoch, transition: Transition, members: &[(ChangeKind, NodeI
 /// Enters a joint group {1, 2} → {1, 3} on nodes 1 and 2, while node 3 is down: it can't be left.
 fn stuck_in_the_middle() -> (Cluster, Descriptor) {
     let mut cluster = Cluster::led();
-    let founded = cluster.descriptor(N1);
+    let original = cluster.descriptor(N1);
     // A voter becomes a learner, in one step.
-    let demote = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    let demote = change(original.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
     cluster.propose(N1, demote.encode(), to_raft(&demote));
-    let expected = demote.applied_to(&founded).unwrap();
+    let expected = demote.applied_to(&original).unwrap();
     cluster.check_members(&[N1, N2, N3], &expected);
     cluster.crash(N3, 0);
     // It becomes a voter again, while another becomes a learner.
@@ -291,14 +291,14 @@ fn a_joint_group_commits_nothing_without_both_quorums() {
 #[test]
 fn a_joint_group_is_left_by_a_leader_that_did_not_enter_it() {
     let mut cluster = Cluster::led();
-    let founded = cluster.descriptor(N1);
-    let enter = change(founded.epoch, Transition::EnterJoint, &[(ChangeKind::Learner, N1)]);
+    let original = cluster.descriptor(N1);
+    let enter = change(original.epoch, Transition::EnterJoint, &[(ChangeKind::Learner, N1)]);
     cluster.running_mut(N1).hold(Lane::Apply);
     let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
     replica.group.raw.propose_conf_change(enter.encode().to_vec(), to_raft(&enter)).unwrap();
     cluster.post_put(N1, "k", "v", FOREVER);
     cluster.run(3);
-    let joint = enter.applied_to(&founded).unwrap();
+    let joint = enter.applied_to(&original).unwrap();
     cluster.check_members(&[N2, N3], &joint);
     cluster.crash(N1, 0);
     cluster.run(100);
@@ -474,8 +474,8 @@ fn a_change_that_is_applied_late_is_not_made_on_top_of_a_snapshot() {
 #[test]
 fn a_leader_that_gives_its_vote_up_hands_over_before_it_leaves() {
     let mut cluster = Cluster::led();
-    let founded = cluster.descriptor(N1);
-    let enter = change(founded.epoch, Transition::EnterJoint, &[(ChangeKind::Learner, N1)]);
+    let original = cluster.descriptor(N1);
+    let enter = change(original.epoch, Transition::EnterJoint, &[(ChangeKind::Learner, N1)]);
     let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
     replica.group.raw.propose_conf_change(enter.encode().to_vec(), to_raft(&enter)).unwrap();
     cluster.post_put(N1, "k", "v", FOREVER);
@@ -484,7 +484,7 @@ fn a_leader_that_gives_its_vote_up_hands_over_before_it_leaves() {
     cluster.run(2);
     assert!([Some(N2), Some(N3)].contains(&cluster.leader(SHARD)), "{:#?}", cluster.take_trace());
     cluster.run(10);
-    let joint = enter.applied_to(&founded).unwrap();
+    let joint = enter.applied_to(&original).unwrap();
     let left = Change::leave(OperationId(0), joint.epoch).applied_to(&joint).unwrap();
     cluster.check_members(&[N1, N2, N3], &left);
 }
@@ -564,28 +564,28 @@ fn an_entry_whose_data_and_context_differ_is_not_let_into_the_log() {
 fn a_change_that_does_not_fit_is_passed_over_by_all() {
     let mut cluster = Cluster::led();
     let all = [N1, N2, N3];
-    let founded = cluster.descriptor(N1);
-    let stale = Epoch { membership: founded.epoch.membership + 1, ..founded.epoch };
+    let original = cluster.descriptor(N1);
+    let stale = Epoch { membership: original.epoch.membership + 1, ..original.epoch };
     let remove = |epoch| change(epoch, Transition::Simple, &[(ChangeKind::Remove, N3)]);
     // raft-rs would take all of these.
     let late = remove(stale);
     cluster.propose(N1, late.encode(), to_raft(&late));
-    cluster.check_members(&all, &founded);
-    cluster.propose(N1, Bytes::new(), to_raft(&remove(founded.epoch)));
-    cluster.check_members(&all, &founded);
+    cluster.check_members(&all, &original);
+    cluster.propose(N1, Bytes::new(), to_raft(&remove(original.epoch)));
+    cluster.check_members(&all, &original);
     let twice = [(ChangeKind::Remove, N2), (ChangeKind::Learner, N2)];
-    let twice = change(founded.epoch, Transition::EnterJoint, &twice);
+    let twice = change(original.epoch, Transition::EnterJoint, &twice);
     cluster.propose(N1, twice.encode(), to_raft(&twice));
-    cluster.check_members(&all, &founded);
-    let fits = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
+    cluster.check_members(&all, &original);
+    let fits = change(original.epoch, Transition::Simple, &[(ChangeKind::Learner, N3)]);
     cluster.propose(N1, fits.encode(), to_raft(&fits));
-    cluster.check_members(&all, &fits.applied_to(&founded).unwrap());
+    cluster.check_members(&all, &fits.applied_to(&original).unwrap());
     for node in all {
         cluster.crash(node, 0);
         cluster.start(node);
     }
     cluster.run(60);
-    cluster.check_members(&all, &fits.applied_to(&founded).unwrap());
+    cluster.check_members(&all, &fits.applied_to(&original).unwrap());
 }
 
 /// The guard keeps such an entry out of followers' logs. Where it is in one all the same, the shard
@@ -739,12 +739,12 @@ fn a_change_that_is_applied_while_a_snapshot_is_built_does_not_spoil_it() {
     assert!(cluster.work(N1, Lane::Build), "no snapshot is asked for");
     let built = cluster.running_mut(N1).mailbox.pop_back().expect("the build is reported");
     assert!(matches!(built, Event::SnapshotBuilt { .. }), "{built:?}");
-    let founded = cluster.descriptor(N1);
-    let demote = change(founded.epoch, Transition::Simple, &[(ChangeKind::Learner, N2)]);
+    let original = cluster.descriptor(N1);
+    let demote = change(original.epoch, Transition::Simple, &[(ChangeKind::Learner, N2)]);
     let replica = cluster.running_mut(N1).core.replicas.get_mut(SHARD).unwrap();
     replica.group.raw.propose_conf_change(demote.encode().to_vec(), to_raft(&demote)).unwrap();
     cluster.put(N1, "k", "v");
-    let expected = demote.applied_to(&founded).unwrap();
+    let expected = demote.applied_to(&original).unwrap();
     assert_eq!(cluster.descriptor(N1), expected);
     cluster.post(N1, built);
     cluster.running_mut(N1).release(Lane::Build);

@@ -383,7 +383,7 @@ struct Lonely {
 impl Lonely {
     fn new() -> Self {
         let cluster = Cluster::new(3, 1, config());
-        let engine = Member::found(N1, &cluster.shards).engine;
+        let engine = Member::bootstrapped(N1, &cluster.shards).engine;
         let identity = Identity { node: N1, incarnation: Incarnation(1) };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let recovered = recover(&engine).unwrap();

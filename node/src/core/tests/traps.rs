@@ -289,7 +289,7 @@ fn trap_05_a_wiped_disk_under_an_old_replica_id() {
     cluster.put(N1, "k", "v");
     cluster.crash(N2, 0);
     let shards = cluster.shards.clone();
-    *cluster.member_mut(N2) = Member::found(N2, &shards);
+    *cluster.member_mut(N2) = Member::bootstrapped(N2, &shards);
     cluster.start(N2);
     cluster.take_trace();
     cluster.run(6);

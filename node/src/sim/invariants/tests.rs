@@ -150,13 +150,13 @@ fn applied_goes_back() {
     broken(grows.installed(N1, SHARD, at(3, 1)), "installs a snapshot at 3");
     // A new life may have forgotten what was not synced.
     let (_, disks) = disks();
-    let founded = recover(&disks[&N1]).unwrap();
-    grows.starts(N1, &founded).unwrap();
+    let recovered = recover(&disks[&N1]).unwrap();
+    grows.starts(N1, &recovered).unwrap();
     grows.applied(N1, SHARD, at(2, 1)).unwrap();
     // But not what it had found when it last started.
     apply(&disks[&N1], 2, "one");
     grows.starts(N1, &recover(&disks[&N1]).unwrap()).unwrap();
-    broken(grows.starts(N1, &founded), "started with 2 applied");
+    broken(grows.starts(N1, &recovered), "started with 2 applied");
 }
 
 #[test]
