@@ -28,7 +28,7 @@ use crate::core::group::membership::to_raft;
 use crate::core::time::Time;
 use flotilla_router::membership::{Change, ChangeKind, MemberChange};
 use flotilla_router::mutation::Mutation;
-use flotilla_router::{Descriptor, OperationId, Refusal, Replica, ReplicaId, Role};
+use flotilla_router::{Descriptor, OperationId, Refusal, ReplicaId, Role};
 use flotilla_storage::LogPosition;
 use raft::ProgressState;
 
@@ -193,14 +193,14 @@ fn keeps_its_vote(shard: &Descriptor, replica: ReplicaId) -> bool {
 /// Who can lead instead of this replica soon: follows closely, and keeps its vote.
 fn heir(group: &Group) -> Option<ReplicaId> {
     let raft = &group.raw.raft;
-    let follows = |replica: &Replica| {
-        let progress = raft.prs().get(replica.id.0).filter(|it| it.recent_active);
+    let follows = |id: &ReplicaId| {
+        let progress = raft.prs().get(id.0).filter(|it| it.recent_active);
         progress.is_some_and(|it| {
             it.state == ProgressState::Replicate
                 && it.matched + BEHIND_MAX > raft.raft_log.last_index()
         })
     };
-    group.descriptor().voters_now().find(follows).map(|replica| replica.id)
+    group.descriptor().voters_now().map(|voter| voter.id).find(follows)
 }
 
 /// Whether a replica may become a voter: a learner that takes part, and has nearly all that the
