@@ -101,6 +101,7 @@ fn no_file_grows_into_a_giant() {
 fn no_line_is_wider_than_a_page() {
     let docs = docs().into_iter().map(|(name, text)| (name, text, ""));
     let files = all().into_iter().map(|(name, text)| (name, text, "//"));
+    let mut wide = Vec::new();
     for (name, text, marker) in docs.chain(files) {
         let (mut in_sample, mut in_raw_string) = (false, false);
         for (number, line) in text.lines().enumerate() {
@@ -115,14 +116,12 @@ fn no_line_is_wider_than_a_page() {
                 || said.starts_with('|')
                 || said.starts_with("[") && said.contains("](")
                 || !said.contains(' ');
-            let columns = line.chars().count();
-            assert!(
-                may_be_wide || columns <= COLUMNS_MAX,
-                "{name}:{}: {columns} columns; {COLUMNS_MAX} are a page: {line}",
-                number + 1
-            );
+            if !may_be_wide && line.chars().count() > COLUMNS_MAX {
+                wide.push(format!("{name}:{}: {line}", number + 1));
+            }
         }
     }
+    assert!(wide.is_empty(), "{COLUMNS_MAX} columns are a page: {wide:#?}");
 }
 
 #[test]

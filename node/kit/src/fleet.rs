@@ -1,8 +1,8 @@
 //! A cluster of real processes on this machine, on ports of its own, in a folder of its own.
 //!
-//! `flotilla dev` makes it. It may go on under `dev`, as most people run it ([`Fleet::new`]), or
-//! be stopped, so that each node is started by itself with `flotilla start`, as a person would
-//! after a crash ([`Fleet::bootstrapped`]). What is done with single nodes is told in `nodes`, what they
+//! `flotilla dev` makes it. It may go on under `dev`, as most people run it ([`Fleet::new`]), or be
+//! stopped, so that each node is started by itself with `flotilla start`, as a person would after a
+//! crash ([`Fleet::bootstrapped`]). What is done with single nodes is told in `nodes`, what they
 //! show of themselves in `admin`.
 //!
 //! All runs on a copy of the binary, so that a build in between does not put another one in its

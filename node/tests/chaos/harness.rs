@@ -79,8 +79,8 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// Bootstraps a cluster and starts it anew under our hands; says which mode it is, and what is left
-    /// out.
+    /// Bootstraps a cluster and starts it anew under our hands; says which mode it is, and what is
+    /// left out.
     pub(crate) fn new(plan: Plan) -> Self {
         let mut fleet = Fleet::bootstrapped(plan.nodes, plan.shards, |_| {});
         make_blanks(&fleet);

@@ -32,8 +32,8 @@ use flotilla_router::{Descriptor, OperationId, Refusal, ReplicaId, Role};
 use flotilla_storage::LogPosition;
 use raft::ProgressState;
 
-/// Entries by which a learner may be behind when it becomes a voter, and whoever is handed the lead.
-/// A few more arrive while it is looked at.
+/// Entries by which a learner may be behind when it becomes a voter, and whoever is handed the
+/// lead. A few more arrive while it is looked at.
 const BEHIND_MAX: u64 = 64;
 /// The step out of a joint group belongs to no operation: whoever leads takes it.
 const NOBODYS: OperationId = OperationId(0);
@@ -281,8 +281,8 @@ impl Operation for Membership {
             ctx.reply(ticket, result);
         }
         self.must_leave = group.leads() && group.descriptor().is_joint();
-        // Whoever gives its own vote up leaves by the next tick: it hands over first, and raft-rs lets
-        // nobody campaign before it has applied the change.
+        // Whoever gives its own vote up leaves by the next tick: it hands over first, and raft-rs
+        // lets nobody campaign before it has applied the change.
         if keeps_its_vote(group.descriptor(), group.id) {
             self.leave(group, ctx);
         }

@@ -2,9 +2,9 @@
 //! operation, and the order in which they hear of what happens.
 //!
 //! What comes in is a function here, which asks one operation, or tells several in order; what
-//! somebody asks for is judged in `asks.rs`, and what the group has ready is handled in `ready.rs`. What every operation is told (an apply, a change of
-//! role, a tick, the end) goes through the trait [`Operation`]. After each visit the replica is
-//! summed up anew ([`Tally`]).
+//! somebody asks for is judged in `asks.rs`, and what the group has ready is handled in `ready.rs`.
+//! What every operation is told (an apply, a change of role, a tick, the end) goes through the
+//! trait [`Operation`]. After each visit the replica is summed up anew ([`Tally`]).
 
 mod asks;
 mod ready;

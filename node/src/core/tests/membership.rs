@@ -428,8 +428,8 @@ fn a_learner_that_was_never_there_does_not_become_a_voter() {
     assert!(answer.contains("does not take part"), "{answer}");
 }
 
-/// raft-rs takes a snapshot's members over as soon as it is offered. A change that was applied late,
-/// below the snapshot, must not be made on top of them.
+/// raft-rs takes a snapshot's members over as soon as it is offered. A change that was applied
+/// late, below the snapshot, must not be made on top of them.
 #[test]
 fn a_change_that_is_applied_late_is_not_made_on_top_of_a_snapshot() {
     let (n4, n5) = (NodeId(4), NodeId(5));

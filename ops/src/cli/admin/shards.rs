@@ -85,7 +85,8 @@ pub enum Command {
         #[arg(value_delimiter = ',', value_parser = crate::cli::in_list)]
         voters: Vec<NodeId>,
         /// The nodes that only receive the log afterwards
-        #[arg(long, value_name = "NODES", value_delimiter = ',', value_parser = crate::cli::in_list)]
+        #[arg(long, value_name = "NODES")]
+        #[arg(value_delimiter = ',', value_parser = crate::cli::in_list)]
         learners: Vec<NodeId>,
     },
 }
