@@ -105,10 +105,10 @@ pub(crate) enum Refusal {
     )]
     Cluster { node: NodeId, theirs: ClusterId, ours: ClusterId },
     #[error(
-        "node {node} was bootstrapped with other shards or nodes than this one: `bootstrap` and \
-         `peers` must be the same on every first node. The one that differs from the other first \
-         nodes too is wrong: correct its configuration, and give it an empty data directory if it \
-         never held data, or its old one back if it did"
+        "node {node} was bootstrapped with other shards or nodes than this one: `bootstrap` \
+         (`founding` in older files) and `peers` must be the same on every first node. The one \
+         that differs from the other first nodes too is wrong: correct its configuration, and give \
+         it an empty data directory if it never held data, or its old one back if it did"
     )]
     Bootstrap { node: NodeId },
     #[error(
