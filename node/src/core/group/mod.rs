@@ -25,7 +25,7 @@ use log::LogView;
 use membership::conf_state;
 use queue::ReadyQueue;
 use raft::eraftpb::{Message, MessageType};
-use raft::{RawNode, StateRole};
+use raft::{ProgressState, RawNode, StateRole};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -73,6 +73,9 @@ pub(crate) enum Sender {
     Stranger,
 }
 
+/// Entries by which a replica may be behind and yet follow closely. A few more arrive while it is
+/// looked at.
+pub(crate) const CLOSE_ENTRIES: u64 = 64;
 /// A group changes few members at a time.
 const NEWCOMERS_MAX: usize = 8;
 /// How many changes of members a replica may have missed: one a second for more than a month. A
@@ -168,6 +171,17 @@ impl Group {
             return None;
         }
         self.node_of(ReplicaId(self.raw.raft.leader_id))
+    }
+
+    /// Whether a follower of this leader follows closely: entry by entry, heard of lately, and
+    /// behind by little more than what is on its way.
+    pub(crate) fn follows_closely(&self, follower: ReplicaId) -> bool {
+        let raft = &self.raw.raft;
+        raft.prs().get(follower.0).is_some_and(|progress| {
+            progress.state == ProgressState::Replicate
+                && progress.recent_active
+                && progress.matched + CLOSE_ENTRIES > raft.raft_log.last_index()
+        })
     }
 
     /// Gives a message to raft-rs. An error is its way to say that a response came from nobody it

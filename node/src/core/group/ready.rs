@@ -5,8 +5,8 @@
 //!
 //! 1. A snapshot that waits to be installed is taken up only once every scheduled entry is applied,
 //!    no Ready is unpersisted and no write of the group is under way; until then the group rests.
-//!    Otherwise an older conf change could be applied on top of a newer snapshot, or an older write
-//!    land on the new log.
+//!    Otherwise an older write could land on the new log. Its members raft-rs has taken over long
+//!    before, when the snapshot was stepped: what is applied until then makes no conf change.
 //! 2. `ready()`. From here to `advance_append_async` nothing else is called on the group.
 //! 3. A leader's messages leave at once, before its own fsync. Read states and committed entries
 //!    are handed back.

@@ -114,9 +114,9 @@ impl Freshness {
         if !group.leads() || !group.raw.raft.commit_to_current_term() {
             return None;
         }
-        let at = |id| match () {
-            () if id == group.id || Some(id) == reader => Some(now),
-            _ => self.answered(id),
+        let at = |id| {
+            let is_here = id == group.id || Some(id) == reader;
+            if is_here { Some(now) } else { self.answered(id) }
         };
         // A quorum of every set of voters has answered what was sent then, or later.
         group.descriptor().agreed(|voter| at(voter.id)).flatten()

@@ -23,8 +23,8 @@ use super::{Changes, Operation, RoleChange};
 use crate::core::context::Context;
 use crate::core::effect::Done;
 use crate::core::event::Ticket;
-use crate::core::group::Group;
 use crate::core::group::membership::to_raft;
+use crate::core::group::{CLOSE_ENTRIES, Group};
 use crate::core::time::Time;
 use flotilla_router::membership::{Change, ChangeKind, MemberChange};
 use flotilla_router::mutation::Mutation;
@@ -32,9 +32,6 @@ use flotilla_router::{Descriptor, OperationId, Refusal, ReplicaId, Role};
 use flotilla_storage::LogPosition;
 use raft::ProgressState;
 
-/// Entries by which a learner may be behind when it becomes a voter, and whoever is handed the
-/// lead. A few more arrive while it is looked at.
-const BEHIND_MAX: u64 = 64;
 /// The step out of a joint group belongs to no operation: whoever leads takes it.
 const NOBODYS: OperationId = OperationId(0);
 
@@ -192,15 +189,8 @@ fn keeps_its_vote(shard: &Descriptor, replica: ReplicaId) -> bool {
 
 /// Who can lead instead of this replica soon: follows closely, and keeps its vote.
 fn heir(group: &Group) -> Option<ReplicaId> {
-    let raft = &group.raw.raft;
-    let follows = |id: &ReplicaId| {
-        let progress = raft.prs().get(id.0).filter(|it| it.recent_active);
-        progress.is_some_and(|it| {
-            it.state == ProgressState::Replicate
-                && it.matched + BEHIND_MAX > raft.raft_log.last_index()
-        })
-    };
-    group.descriptor().voters_now().map(|voter| voter.id).find(follows)
+    let mut voters = group.descriptor().voters_now().map(|voter| voter.id);
+    voters.find(|voter| group.follows_closely(*voter))
 }
 
 /// Whether a replica may become a voter: a learner that takes part, and has nearly all that the
@@ -224,7 +214,7 @@ fn may_vote(
         ));
     };
     let behind = raft.raft_log.last_index().saturating_sub(progress.matched);
-    if behind > BEHIND_MAX {
+    if behind > CLOSE_ENTRIES {
         return Err(format!(
             "replica {replica} on node {node} is {behind} entries behind; wait until it has them"
         ));

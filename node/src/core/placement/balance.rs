@@ -17,7 +17,6 @@ use crate::core::replica::Replica;
 use crate::core::replicas::Replicas;
 use crate::core::wire::Beat;
 use flotilla_router::{NodeId, ReplicaId};
-use raft::ProgressState;
 use std::collections::BTreeMap;
 
 /// Hand-overs started at once, or an eighth of what is to be given away, where that is more.
@@ -112,11 +111,8 @@ fn to_give(replicas: &Replicas, mine: usize, mut takers: BTreeMap<NodeId, usize>
 
 /// The replica, if it is a voter that follows closely and nothing is in the way.
 fn can_take_over(replica: &Replica, to: ReplicaId) -> Option<ReplicaId> {
-    let raft = &replica.group.raw.raft;
-    let progress = raft.prs().get(to.0)?;
-    let follows = progress.state == ProgressState::Replicate
-        && progress.recent_active
-        && progress.matched + 64 > raft.raft_log.last_index();
-    let votes = replica.group.descriptor().replica(to)?.role.votes_now();
-    (follows && votes && !replica.transfer.is_under_way() && !raft.has_pending_conf()).then_some(to)
+    let group = &replica.group;
+    let votes = group.descriptor().replica(to)?.role.votes_now();
+    let is_free = !replica.transfer.is_under_way() && !group.raw.raft.has_pending_conf();
+    (group.follows_closely(to) && votes && is_free).then_some(to)
 }

@@ -65,7 +65,7 @@ impl Replica {
 
     /// An order to hand leadership over to the replica on node `to`.
     fn ask_transfer(&mut self, ticket: Ticket, to: NodeId, ctx: &mut Context<'_>) {
-        if self.membership.is_under_way() {
+        if self.group.leads() && self.membership.is_under_way() {
             // It might take the vote of whoever is to lead.
             let shard = self.group.shard;
             let why = format!("the members of shard {shard} are being changed; try again");

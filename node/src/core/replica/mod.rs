@@ -179,7 +179,6 @@ impl Replica {
         let mut changes = Changes { results, conf_changes };
         let (group, operations) = self.operations();
         operations.into_iter().for_each(|operation| operation.on_applied(group, ctx, &mut changes));
-        self.hand_over_to_heir(ctx);
         self.cut_log(ctx);
     }
 

@@ -506,8 +506,15 @@ fn an_order_whose_leader_is_cut_off_is_answered_honestly() {
     let mut cluster = Cluster::led();
     cluster.partition(&[N1], &[N2, N3]);
     let overruled = cluster.post_change(N1, demote, FOREVER);
+    cluster.pass(N1);
+    // It might take the vote of whoever is to lead; but only a leader can say so.
+    let early = cluster.post_transfer(N1, SHARD, N3);
     cluster.run(100);
+    assert!(matches!(cluster.answer(early), Some(Answer::Refused(Refusal::Conflict { .. }))));
     assert_eq!(cluster.answer(overruled), None, "nobody can know yet");
+    let late = cluster.post_transfer(N1, SHARD, N3);
+    cluster.pass(N1);
+    assert!(matches!(cluster.answer(late), Some(Answer::Refused(Refusal::NotLeader { .. }))));
     cluster.network.heal();
     cluster.run(40);
     assert!(matches!(cluster.answer(overruled), Some(Answer::Refused(Refusal::NotLeader { .. }))));
